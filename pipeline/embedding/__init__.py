@@ -1,0 +1,1 @@
+"""Embedding models behind one protocol, batch planning and vector reuse."""

@@ -1,0 +1,71 @@
+"""The Embedder protocol and the identity of a model.
+
+What belongs here: what the rest of the pipeline may know of any model. Implementations are modules beside this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.documents.tokens import TokenCounter
+
+Vectors = npt.NDArray[np.float32]
+"""Shape (n, dimension), dtype float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelIdentity:
+    """Which vectors may stand beside each other.
+
+    ``name`` is what people call the model; ``fingerprint`` also covers everything that changes a vector (weights digest,
+    pooling, normalisation, prefix, requested dimensions), so equal fingerprints mean interchangeable vectors.
+    """
+
+    name: str
+    fingerprint: str
+    dimension: int
+
+    @property
+    def slug(self) -> str:
+        """Lower-case ``[a-z0-9-]`` name for collections, tables and namespaces; ends with 8 hex digits of the fingerprint.
+
+        At most 48 characters, so that a prefix still fits the tightest store (Pinecone index names: 45 to 52).
+        """
+        base = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:32].rstrip("-")
+        return f"{base}-{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:8]}"
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors. Implementations run blocking work in threads."""
+
+    @property
+    def identity(self) -> ModelIdentity: ...
+
+    @property
+    def max_tokens(self) -> int:
+        """The model's own input limit, special tokens included; a longer text would be cut silently."""
+        ...
+
+    @property
+    def tokens(self) -> TokenCounter: ...
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        """Embed passages; row i belongs to ``texts[i]``. Batching and ordering are the embedder's business.
+
+        Raises EmbedderUnavailable when the model cannot answer, ValueError when a text exceeds ``max_tokens``.
+        A vector that is not finite comes back as it is: the caller knows which file it belongs to.
+        """
+        ...
+
+    async def embed_query(self, text: str) -> Vectors:
+        """Embed a search query (some models prefix queries); shape (dimension,)."""
+        ...
+
+    async def close(self) -> None: ...

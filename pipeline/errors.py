@@ -1,0 +1,74 @@
+"""The tree of errors Indexport raises.
+
+What belongs here: every typed error that crosses a package border. The caller's question decides the branch: is it the
+configuration (``ConfigError``), one file (``FileError``: the file is poison, its batch goes on), or something every file
+depends on (``Unavailable``: back off and try again later)?
+
+Messages name the file or setting and the remedy. They never hold a secret or a presigned URL.
+"""
+
+from __future__ import annotations
+
+
+class IndexportError(Exception):
+    """Base of everything Indexport raises on purpose."""
+
+
+class ConfigError(IndexportError):
+    """A setting is wrong or missing; the message names it and says what to do."""
+
+
+class FileError(IndexportError):
+    """One file cannot be processed; every other file of its batch can.
+
+    ``file_id`` is the parsed file's directory-file id, ``reason`` the text without it.
+    """
+
+    def __init__(self, file_id: str, reason: str) -> None:
+        super().__init__(f"{file_id}: {reason}")
+        self.file_id = file_id
+        self.reason = reason
+
+
+class PayloadError(FileError):
+    """The parsed payload is missing, too large, not JSON or of an unknown shape."""
+
+
+class EmptyEmbeddingError(FileError):
+    """The model answered with a vector that is empty, of the wrong size or not finite for a chunk of this file."""
+
+
+class RecordRefused(FileError):
+    """A sink cannot hold a record of this file (a documented limit, a type it has no room for)."""
+
+
+class Unavailable(IndexportError):
+    """A service does not answer, throttles or refuses our credentials; nothing is wrong with any file."""
+
+
+class SourceUnavailable(Unavailable):
+    """LlamaCloud (or its stand-in) cannot be reached or refuses us."""
+
+
+class SinkUnavailable(Unavailable):
+    """A sink cannot be reached, refuses our credentials or is out of quota."""
+
+
+class EmbedderUnavailable(Unavailable):
+    """The embedding model or endpoint cannot be loaded or reached."""
+
+
+class IncompleteListing(SourceUnavailable):
+    """A directory listing stopped half way; it is evidence of what it shows, never of what it lacks."""
+
+
+class SyncFailed(SourceUnavailable):
+    """The index reports ``failed``; the message is the vendor's."""
+
+
+class SinkConflict(ConfigError):
+    """What exists in the store is not ours or does not fit (dimension, metric, model); the message says what to do."""
+
+
+class LakeError(IndexportError):
+    """The lake refused a read or a write (disk full, read-only, corrupt object)."""

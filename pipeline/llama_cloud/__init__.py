@@ -1,0 +1,1 @@
+"""The source: LlamaCloud Index V2 through the real SDK, and the normaliser of its payloads."""

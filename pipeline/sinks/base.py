@@ -1,0 +1,203 @@
+"""The Exporter protocol: what every sink promises.
+
+What belongs here: the protocol, its data types and the behaviour all sinks share. The four methods of LlamaCloud's
+reference exporters keep their names and keyword arguments, so an exporter written for those can be plugged in here and
+ours can be used elsewhere.
+
+Two ways in, one protocol: ``replace_files`` is what the pipeline calls (Arrow, many files at once); ``export`` is the
+reference entry point and ends in ``replace_files``.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import ClassVar, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.documents.models import MetadataValue
+from pipeline.embedding.base import ModelIdentity
+from pipeline.errors import RecordRefused
+from pipeline.sinks.records import (
+    ChunkRecord,
+    FileProvenance,
+    FileRecords,
+    from_records,
+    record_set_hash,
+)
+
+SearchMode = Literal["vector", "text", "hybrid"]
+MetadataType = Literal["string", "integer", "float", "boolean", "string_list"]
+Filters = Mapping[str, MetadataValue | Mapping[str, MetadataValue | Sequence[MetadataValue]]]
+"""``{key: value}`` for equality or ``{key: {operator: value}}`` with operator eq, ne, in, nin, gt, gte, lt or lte, all keys
+together (AND). Keys are ``parsed_directory_file_id``, ``file_name`` or metadata keys declared for the sink."""
+
+
+class SinkSettings(BaseModel):
+    """Base of every sink's settings. Secrets are never settings: a sink reads them from the environment."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+@dataclass(frozen=True, slots=True)
+class SinkContext:
+    """What binds an exporter to one tenant, one model and the metadata keys it must be able to filter on."""
+
+    tenant_id: str
+    model: ModelIdentity
+    metadata_fields: Mapping[str, MetadataType] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a sink holds of one file, read from its chunk 0.
+
+    A half-finished replace never answers like a finished one: ``record_set_hash`` is then ``pending:`` and the rest.
+    """
+
+    parsed_directory_file_id: str
+    export_config_id: str
+    content_fingerprint_hash: str
+    source_modified_at: datetime | None
+    chunk_count: int
+    embedding_model: str
+    record_set_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceReport:
+    """What ``replace_files`` did: record and byte counts of what was written; refused files keep their old version."""
+
+    records_written: int
+    bytes_written: int
+    refused: tuple[RecordRefused, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchRequest:
+    """``vector`` (shape (dimension,)) for modes vector and hybrid, ``text`` for text and hybrid."""
+
+    export_config_id: str
+    mode: SearchMode = "vector"
+    vector: npt.NDArray[np.float32] | None = None
+    text: str | None = None
+    k: int = 10
+    filters: Filters = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SearchHit:
+    """``score`` is larger for better hits; cosine similarity in mode vector, store-defined otherwise."""
+
+    record: ChunkRecord
+    score: float
+
+
+class Exporter(ABC):
+    """A sink bound to one tenant and one model.
+
+    Every read and every delete is scoped by (tenant_id, export_config_id). All methods are async and safe to run again
+    after any failure. They raise SinkUnavailable when the store cannot be used at all and SinkConflict when what exists
+    there is not ours or does not fit.
+    """
+
+    settings_type: ClassVar[type[SinkSettings]] = SinkSettings
+    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector"})
+    atomic_replace: ClassVar[bool] = False
+    """True when readers see a file's old version or its new one, never a mix."""
+
+    def __init__(self, settings: SinkSettings, context: SinkContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    async def provision(self) -> None:
+        """Create what is missing, idempotently, and validate what exists (dimension, metric, model). Called before first use."""
+
+    @abstractmethod
+    async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
+        """Make the store hold exactly these record sets for these files; an empty set removes the file's records.
+
+        Never touches another file. A file the store cannot hold is reported as refused and keeps its old version.
+        """
+
+    @abstractmethod
+    async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
+        """Remove every record of these files, whatever wrote them; a missing file is no error."""
+
+    async def delete_file(self, *, parsed_directory_file_id: str, export_config_id: str) -> None:
+        """``delete_files`` of one file."""
+        await self.delete_files(parsed_directory_file_ids=[parsed_directory_file_id], export_config_id=export_config_id)
+
+    @abstractmethod
+    async def list_snapshots(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> list[Snapshot]:
+        """One snapshot a file, in a bounded number of requests; all files of the config unless some are named."""
+
+    @abstractmethod
+    def fetch_records(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> AsyncIterator[pa.Table]:
+        """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together."""
+
+    @abstractmethod
+    async def search(self, request: SearchRequest) -> list[SearchHit]:
+        """The best ``request.k`` records, best first. ValueError for a mode outside ``search_modes`` or an undeclared filter key."""
+
+    async def optimize(self) -> None:  # noqa: B027 - most stores look after themselves
+        """Compact and index what a run has written; called once at the end of a run."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release connections and threads."""
+
+    async def export(
+        self,
+        outputs: Sequence[ChunkRecord],
+        *,
+        project_id: str,
+        embeddings: Sequence[Sequence[float]] | None = None,
+        embedding_model: str | None = None,
+    ) -> ReplaceReport:
+        """The reference entry point: complete record sets of one or more files, with their vectors, row i to row i.
+
+        Raises ValueError for a foreign project, a foreign model or missing embeddings.
+        """
+        if project_id != self.context.tenant_id:
+            raise ValueError(f"this exporter serves project {self.context.tenant_id!r}, not {project_id!r}")
+        if embedding_model not in (None, self.context.model.name, self.context.model.fingerprint):
+            raise ValueError(f"this exporter holds vectors of {self.context.model.name!r}, not of {embedding_model!r}")
+        if embeddings is None or len(embeddings) != len(outputs):
+            raise ValueError(f"{len(outputs)} outputs need as many embeddings, got {len(embeddings or ())}")
+        table = from_records(outputs, embeddings, self.context.model.dimension)
+        return await self.replace_files(split_files(table))
+
+
+def split_files(table: pa.Table) -> list[FileRecords]:
+    """One FileRecords a file from rows of ``record_schema``; provenance is read off each file's first row."""
+    files = []
+    keys = ("tenant_id", "export_config_id", "parsed_directory_file_id")
+    for key in table.select(keys).group_by(list(keys)).aggregate([]).to_pylist():
+        mask = pc.and_(
+            pc.equal(table["export_config_id"], key["export_config_id"]),
+            pc.equal(table["parsed_directory_file_id"], key["parsed_directory_file_id"]),
+        )
+        rows = table.filter(mask).sort_by("chunk_index")
+        first = rows.slice(0, 1).to_pylist()[0]
+        provenance = FileProvenance(
+            **key,
+            file_name=first["file_name"],
+            content_fingerprint_hash=first["content_fingerprint_hash"],
+            source_modified_at=first["source_modified_at"],
+            metadata=json.loads(first["metadata"]),
+        )
+        files.append(FileRecords(provenance, record_set_hash(rows), rows))
+    return files

@@ -1,0 +1,29 @@
+"""Which sinks there are. A new store is one module and one line here."""
+
+from __future__ import annotations
+
+import importlib
+
+from pipeline.errors import ConfigError
+from pipeline.sinks.base import Exporter
+
+SINKS: dict[str, str] = {
+    "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
+}
+"""Name -> ``module:Class``. Modules are imported on first use: most of them need an extra."""
+
+
+def exporter_class(name: str) -> type[Exporter]:
+    """The exporter of a sink by its registered name.
+
+    Raises ConfigError for an unknown name, or when the store's SDK is not installed (names the extra).
+    """
+    if name not in SINKS:
+        raise ConfigError(f"unknown sink {name!r}; known: {', '.join(sorted(SINKS))}")
+    module, _, attribute = SINKS[name].partition(":")
+    try:
+        loaded = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"sink {name!r} needs {error.name!r}; install it with: pip install 'indexport[{name}]'") from error
+    found: type[Exporter] = getattr(loaded, attribute)
+    return found
