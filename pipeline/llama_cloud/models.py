@@ -33,7 +33,7 @@ class IndexState:
 
 @dataclass(frozen=True, slots=True)
 class DirectoryFile:
-    """One parsed file of the payload directory. ``id`` (``dfl-...``) is the partition key; ``file_id`` is ``None`` until stored."""
+    """One parsed file. ``id`` (``dfl-...``) is the partition key; ``file_id`` is ``None`` until the payload is stored."""
 
     id: str
     display_name: str

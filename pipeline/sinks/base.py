@@ -115,6 +115,7 @@ class Exporter(ABC):
     """True when readers see a file's old version or its new one, never a mix."""
 
     def __init__(self, settings: SinkSettings, context: SinkContext) -> None:
+        self.settings = settings
         self.context = context
 
     @abstractmethod
@@ -150,7 +151,10 @@ class Exporter(ABC):
 
     @abstractmethod
     async def search(self, request: SearchRequest) -> list[SearchHit]:
-        """The best ``request.k`` records, best first. ValueError for a mode outside ``search_modes`` or an undeclared filter key."""
+        """The best ``request.k`` records, best first.
+
+        Raises ValueError for a mode outside ``search_modes`` or an undeclared filter key.
+        """
 
     async def optimize(self) -> None:  # noqa: B027 - most stores look after themselves
         """Compact and index what a run has written; called once at the end of a run."""
