@@ -18,26 +18,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.documents.arrow import ATTACHMENT_TYPE as ATTACHMENT_TYPE
+from pipeline.documents.arrow import CHUNK_FIELDS as CHUNK_FIELDS
 from pipeline.documents.models import Attachment, MetadataValue
 from pipeline.embedding.base import ModelIdentity
 
 _ID_NAMESPACE = uuid.UUID("6f1c2e0a-5d0b-5b0e-9f57-0f3a1d6f7c11")
-
-ATTACHMENT_TYPE = pa.struct([("attachment_name", pa.string()), ("source_id", pa.string()), ("type", pa.string())])
-
-CHUNK_FIELDS: tuple[pa.Field, ...] = (
-    pa.field("chunk_index", pa.int32(), nullable=False),
-    pa.field("content", pa.string(), nullable=False),
-    pa.field("context", pa.string(), nullable=False),
-    pa.field("chunk_start_char", pa.int64(), nullable=False),
-    pa.field("chunk_end_char", pa.int64(), nullable=False),
-    pa.field("chunk_token_count", pa.int32(), nullable=False),
-    pa.field("page_range_start", pa.int32()),
-    pa.field("page_range_end", pa.int32()),
-    pa.field("attachments", pa.list_(ATTACHMENT_TYPE), nullable=False),
-    pa.field("content_hash", pa.string(), nullable=False),
-)
-"""The columns of the lake's ``chunks`` dataset; the first columns of a record."""
 
 _FILE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("tenant_id", pa.string(), nullable=False),
