@@ -9,19 +9,24 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.documents.arrow import ATTACHMENT_TYPE as ATTACHMENT_TYPE
 from pipeline.documents.arrow import CHUNK_FIELDS as CHUNK_FIELDS
 from pipeline.documents.models import Attachment, MetadataValue
 from pipeline.embedding.base import ModelIdentity
+
+RECORD_VERSION = "1"
+"""Changes when the fields of a record, or what they mean, change: every file is then written again, none embedded."""
 
 _ID_NAMESPACE = uuid.UUID("6f1c2e0a-5d0b-5b0e-9f57-0f3a1d6f7c11")
 
@@ -36,6 +41,8 @@ _FILE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("embedding_model", pa.string(), nullable=False),
     pa.field("metadata", pa.string(), nullable=False),
 )
+
+_FILE_KEY = ("tenant_id", "export_config_id", "parsed_directory_file_id")
 
 HASHED_FIELDS: tuple[str, ...] = tuple(f.name for f in (*CHUNK_FIELDS, *_FILE_FIELDS))
 """What ``record_set_hash`` covers: every field but ids, vectors and the hash itself."""
@@ -118,13 +125,24 @@ def ref_doc_id(export_config_id: str, file_id: str) -> str:
 
 def chunk_id(tenant_id: str, export_config_id: str, file_id: str, chunk_index: int, generation: str | None = None) -> str:
     """uuid5 of the chunk's address. Stores without atomic replace pass ``generation`` (the record_set_hash)."""
-    name = json.dumps([tenant_id, export_config_id, file_id, *([] if generation is None else [generation]), chunk_index])
-    return str(uuid.uuid5(_ID_NAMESPACE, name))
+    return chunk_ids(tenant_id, export_config_id, file_id, [chunk_index], generation)[0]
+
+
+def chunk_ids(
+    tenant_id: str, export_config_id: str, file_id: str, chunk_indices: Iterable[int], generation: str | None = None
+) -> list[str]:
+    """``chunk_id`` of many chunks of one file."""
+    address = json.dumps([tenant_id, export_config_id, file_id, *([] if generation is None else [generation])])[:-1]
+    return [str(uuid.uuid5(_ID_NAMESPACE, f"{address}, {index}]")) for index in chunk_indices]
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and no escapes beyond the required: equal values, equal bytes."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_iso)
+
+
+json_string: Callable[[str], str] = json.encoder.encode_basestring
+"""One string as ``canonical_json`` writes it: the C encoder behind ``json.dumps``, without a call's set-up."""
 
 
 def _iso(value: Any) -> str:
@@ -136,16 +154,31 @@ def _iso(value: Any) -> str:
 def record_set_hash(table: pa.Table) -> str:
     """Hex SHA-256 over HASHED_FIELDS of every row, in chunk_index order; of no rows for an empty file.
 
-    Two tables with equal hashes hold equal records, whatever store they were read from.
+    A row is hashed as the canonical JSON array of its fields and a line feed. Two tables with equal hashes hold equal
+    records, whatever store they were read from.
     """
     ordered = table.select(HASHED_FIELDS)
     if table.num_rows > 1 and not _is_ascending(table["chunk_index"].to_numpy()):
         ordered = ordered.sort_by("chunk_index")
     digest = hashlib.sha256()
-    for row in ordered.to_pylist():
-        digest.update(canonical_json([row[name] for name in HASHED_FIELDS]).encode("utf-8", "surrogatepass"))
-        digest.update(b"\n")
+    for row in zip(*(_json_values(column) for column in ordered.columns), strict=True):
+        digest.update(f"[{','.join(row)}]\n".encode())
     return digest.hexdigest()
+
+
+def _json_values(column: pa.ChunkedArray) -> Sequence[str]:
+    """Canonical JSON of every value; a column of one value, as most are, is encoded once."""
+    count = len(column)
+    if pa.types.is_integer(column.type):
+        return ["null" if value is None else str(value) for value in column.to_pylist()]
+    if count > 1 and not pa.types.is_nested(column.type):
+        first = column[0]
+        constant = pc.all(pc.equal(column, first)).as_py() if first.is_valid else column.null_count == count
+        if constant and (column.null_count in (0, count)):
+            return [canonical_json(first.as_py())] * count
+    if pa.types.is_string(column.type) and not column.null_count:
+        return [json_string(value) for value in column.to_pylist()]
+    return ["[]" if value == [] else canonical_json(value) for value in column.to_pylist()]
 
 
 def _is_ascending(values: npt.NDArray[np.int32]) -> bool:
@@ -179,17 +212,55 @@ def build_file_records(
     columns: dict[str, pa.Array | pa.ChunkedArray] = {field.name: chunks[field.name] for field in CHUNK_FIELDS}
     for name, value in shared.items():
         columns[name] = pa.repeat(pa.scalar(value, schema.field(name).type), count)
-    digest = record_set_hash(pa.table(columns))
-    columns["record_set_hash"] = pa.repeat(pa.scalar(digest), count)
     columns["embedding"] = vectors
-    columns["id"] = pa.array(
-        [
-            chunk_id(provenance.tenant_id, provenance.export_config_id, provenance.parsed_directory_file_id, index)
-            for index in chunks["chunk_index"].to_pylist()
-        ],
-        pa.string(),
+    return _sealed(provenance, columns, schema)
+
+
+def _sealed(provenance: FileProvenance, columns: Mapping[str, pa.Array | pa.ChunkedArray], schema: pa.Schema) -> FileRecords:
+    """The file's records with their ids and their digest, which follow from the other columns."""
+    digest = record_set_hash(pa.table({name: columns[name] for name in HASHED_FIELDS}))
+    indices = columns["chunk_index"].to_pylist()
+    ids = chunk_ids(provenance.tenant_id, provenance.export_config_id, provenance.parsed_directory_file_id, indices)
+    complete = {**columns, "id": pa.array(ids, pa.string()), "record_set_hash": pa.repeat(pa.scalar(digest), len(ids))}
+    return FileRecords(provenance, digest, pa.table([complete[f.name] for f in schema], schema=schema))
+
+
+def group_files(table: pa.Table) -> Iterator[pa.Table]:
+    """The rows of each file (tenant, config, file id), by chunk_index, as slices of one sorted copy of ``table``."""
+    ordered = table.sort_by([(name, "ascending") for name in (*_FILE_KEY, "chunk_index")])
+    if not ordered.num_rows:
+        return
+    changed = np.zeros(ordered.num_rows - 1, bool)
+    for name in _FILE_KEY:
+        codes = ordered[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        changed |= codes[1:] != codes[:-1]
+    starts = [0, *(np.flatnonzero(changed) + 1).tolist(), ordered.num_rows]
+    for start, end in pairwise(starts):
+        yield ordered.slice(start, end - start)
+
+
+def split_files(table: pa.Table) -> list[FileRecords]:
+    """One FileRecords a file from rows of ``record_schema``; ids and ``record_set_hash`` are computed anew.
+
+    Raises ValueError, naming the file, when its rows are not a complete record set: chunk_index 0 to chunk_count - 1,
+    each once, and the same provenance in every row.
+    """
+    return [_checked_file(rows) for rows in group_files(table)]
+
+
+def _checked_file(rows: pa.Table) -> FileRecords:
+    first = {name: rows[name][0].as_py() for name in (f.name for f in _FILE_FIELDS)}
+    file_id = first["parsed_directory_file_id"]
+    if first["chunk_count"] != rows.num_rows or rows["chunk_index"].to_pylist() != list(range(rows.num_rows)):
+        raise ValueError(f"{file_id}: {rows.num_rows} records are not the chunks 0 to {first['chunk_count'] - 1}, each once")
+    for name in first:
+        if pc.count_distinct(rows[name], mode="all").as_py() != 1:
+            raise ValueError(f"{file_id}: its records differ in {name}, which one file has once")
+    provenance = FileProvenance(
+        **{name: first[name] for name in (*_FILE_KEY, "file_name", "content_fingerprint_hash", "source_modified_at")},
+        metadata=json.loads(first["metadata"]),
     )
-    return FileRecords(provenance, digest, pa.table([columns[f.name] for f in schema], schema=schema))
+    return _sealed(provenance, {name: rows[name] for name in rows.column_names}, rows.schema)
 
 
 def to_records(table: pa.Table) -> list[ChunkRecord]:
@@ -206,8 +277,14 @@ def to_records(table: pa.Table) -> list[ChunkRecord]:
     ]
 
 
-def from_records(records: Sequence[ChunkRecord], embeddings: Iterable[Sequence[float]], dimension: int) -> pa.Table:
-    """The reverse of ``to_records``: rows of ``record_schema`` in chunk_index order within each file."""
+def from_records(records: Sequence[ChunkRecord], embeddings: Sequence[Sequence[float]], dimension: int) -> pa.Table:
+    """The reverse of ``to_records``: rows of ``record_schema``, row i with embedding i.
+
+    Raises ValueError when there are not as many embeddings or they are not of the dimension.
+    """
+    vectors = np.asarray(embeddings, np.float32).reshape(len(embeddings), -1) if records else np.empty((0, dimension), np.float32)
+    if vectors.shape != (len(records), dimension):
+        raise ValueError(f"{len(records)} records need {len(records)} embeddings of dimension {dimension}, got {vectors.shape}")
     rows = [
         {
             **{name: getattr(record, name) for name in ("id", *HASHED_FIELDS, "record_set_hash")},
@@ -215,8 +292,10 @@ def from_records(records: Sequence[ChunkRecord], embeddings: Iterable[Sequence[f
                 {"attachment_name": a.attachment_name, "source_id": a.source_id, "type": a.type} for a in record.attachments
             ],
             "metadata": canonical_json(dict(record.metadata)),
-            "embedding": np.asarray(embedding, np.float32),
         }
-        for record, embedding in zip(records, embeddings, strict=True)
+        for record in records
     ]
-    return pa.Table.from_pylist(rows, schema=record_schema(dimension))
+    schema = record_schema(dimension)
+    table = pa.Table.from_pylist(rows, schema=pa.schema([f for f in schema if f.name != "embedding"]))
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension)
+    return table.append_column(schema.field("embedding"), column)

@@ -1,0 +1,46 @@
+"""Where one installation keeps its local state.
+
+What belongs here: paths and URLs under ``INDEXPORT_HOME`` and the environment variables that move them elsewhere. Two
+homes never share a file.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The directory of one installation (``INDEXPORT_HOME``, default ``.indexport`` in the working directory)."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        return cls(Path(os.environ.get("INDEXPORT_HOME", ".indexport")).expanduser().resolve())
+
+    @property
+    def dagster_home(self) -> Path:
+        """Dagster's own home; ``DAGSTER_HOME`` wins, so that a deployment keeps the one it has."""
+        return Path(os.environ.get("DAGSTER_HOME") or self.root / "dagster")
+
+    @property
+    def lake_uri(self) -> str:
+        """Any fsspec URL; ``INDEXPORT_LAKE_URI`` moves it to an object store."""
+        return os.environ.get("INDEXPORT_LAKE_URI") or str(self.root / "lake")
+
+    @property
+    def ledger_url(self) -> str:
+        """A SQLAlchemy URL; ``INDEXPORT_LEDGER_URL`` moves it to PostgreSQL when several machines share it."""
+        return os.environ.get("INDEXPORT_LEDGER_URL") or f"sqlite:///{self.root / 'ledger.sqlite'}"
+
+    @property
+    def lancedb_uri(self) -> str:
+        return os.environ.get("INDEXPORT_LANCEDB_URI") or str(self.root / "lancedb")
+
+    @property
+    def local_cloud(self) -> Path:
+        """State of the LlamaCloud stand-in."""
+        return self.root / "local_cloud"

@@ -1,0 +1,142 @@
+"""The lake: ``{uri}/{export}/{dataset}/{partition}.parquet``, zstd, written whole or not at all.
+
+What belongs here: naming, atomic writes and reads of single objects. What the tables mean is their stage's business.
+Every object carries string metadata (digests of what it was made from), so the ledger can be rebuilt from the lake.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, unquote
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.errors import LakeError
+
+Dataset = Literal["parsed_payloads", "chunks", "embeddings"]
+DATASETS: tuple[Dataset, ...] = ("parsed_payloads", "chunks", "embeddings")
+
+_SUFFIX = ".parquet"
+_LONGEST_NAME = 200
+_THREADS = 8
+
+
+class Lake:
+    """The datasets of one export. Safe to use from several threads and processes: objects are replaced, never edited."""
+
+    def __init__(self, uri: str, export: str) -> None:
+        self._fs: Any
+        self._fs, root = fsspec.core.url_to_fs(uri)
+        self._root = f"{root.rstrip('/')}/{_object_name(export)}"
+        self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
+
+    def write(self, dataset: Dataset, partition: str, table: pa.Table, metadata: Mapping[str, str]) -> int:
+        """Replace a partition atomically; answers its size in bytes. Raises LakeError (disk full, read-only, refused)."""
+        buffer = io.BytesIO()
+        stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+        pq.write_table(stamped, buffer, compression="zstd", compression_level=1, write_statistics=False, use_dictionary=False)
+        path = self._path(dataset, partition)
+        try:
+            if self._local:
+                _write_atomically(Path(path), buffer.getbuffer())
+            else:
+                self._fs.pipe_file(path, buffer.getvalue())
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise LakeError(f"the lake cannot write {dataset} of {partition}: {reason}; check its space and rights") from error
+        return buffer.tell()
+
+    def read(self, dataset: Dataset, partition: str, columns: Sequence[str] | None = None) -> pa.Table | None:
+        """A partition's table with its metadata; ``None`` when there is none or it is damaged (it is then made again)."""
+        data = self._bytes(dataset, partition)
+        if data is None:
+            return None
+        try:
+            return pq.read_table(pa.BufferReader(data), columns=list(columns) if columns else None, use_threads=False)
+        except pa.ArrowInvalid:
+            return None
+
+    def read_many(self, dataset: Dataset, partitions: Iterable[str], columns: Sequence[str] | None = None) -> dict[str, pa.Table]:
+        """The tables of those partitions that are there, read in threads."""
+        names = list(partitions)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            tables = pool.map(lambda name: self.read(dataset, name, columns), names)
+            return {name: table for name, table in zip(names, tables, strict=True) if table is not None}
+
+    def metadata(self, dataset: Dataset, partition: str) -> dict[str, str] | None:
+        """The string metadata a partition was written with."""
+        table = self.read(dataset, partition, columns=[])
+        if table is None:
+            return None
+        return {
+            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW:")
+        }
+
+    def delete(self, partition: str) -> None:
+        """Remove a partition from every dataset; a missing one is no error."""
+        for dataset in DATASETS:
+            path = self._path(dataset, partition)
+            try:
+                self._fs.rm_file(path)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                raise LakeError(f"the lake cannot delete {dataset} of {partition}: {type(error).__name__}") from error
+
+    def partitions(self, dataset: Dataset) -> list[str]:
+        """Every partition of a dataset, sorted. Names longer than the file system allows come back as their digest."""
+        try:
+            paths = self._fs.ls(f"{self._root}/{dataset}", detail=False)
+        except FileNotFoundError:
+            return []
+        names = (path.rsplit("/", 1)[-1] for path in paths)
+        return sorted(unquote(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
+
+    def uri(self, dataset: Dataset) -> str:
+        """Where a dataset lies, for people."""
+        return str(self._fs.unstrip_protocol(f"{self._root}/{dataset}"))
+
+    def _path(self, dataset: Dataset, partition: str) -> str:
+        return f"{self._root}/{dataset}/{_object_name(partition)}{_SUFFIX}"
+
+    def _bytes(self, dataset: Dataset, partition: str) -> bytes | None:
+        path = self._path(dataset, partition)
+        try:
+            if self._local:
+                return Path(path).read_bytes()
+            data: bytes = self._fs.cat_file(path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LakeError(f"the lake cannot read {dataset} of {partition}: {error.strerror or type(error).__name__}") from error
+        return data
+
+
+def _object_name(name: str) -> str:
+    """A name that cannot leave its folder: separators and a leading dot are escaped, over-long names digested."""
+    escaped = quote(name, safe=" ")
+    if escaped.startswith("."):
+        escaped = "%2E" + escaped[1:]
+    return escaped if len(escaped) <= _LONGEST_NAME else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _write_atomically(path: Path, data: memoryview) -> None:
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        try:
+            temporary.write_bytes(data)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,387 @@
+"""Reads and writes of the ledger for one export.
+
+What belongs here: SQL, in bulk, one transaction a call. Deciding what to do with the rows is the planner's business.
+All calls block; async callers use threads.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from pipeline.ledger import schema
+from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
+from pipeline.llama_cloud.models import DirectoryFile
+
+_FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
+_STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fields__]
+_IN_LIMIT = 900
+"""Values in one IN list: SQLite's default limit is 999 variables a statement."""
+
+
+class Ledger:
+    """The ledger of one export at a SQLAlchemy URL; creates its tables on first use.
+
+    Safe for several processes: SQLite runs in WAL mode with a busy timeout, and every write is one transaction.
+    """
+
+    def __init__(self, url: str, export: str, *, clock: Callable[[], float] = time.time) -> None:
+        self.export = export
+        self._clock = clock
+        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _tune_sqlite)
+            if self._engine.url.database:
+                _make_parent(self._engine.url.database)
+        schema.metadata.create_all(self._engine)
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def state(self) -> ExportState:
+        """The export's own row; defaults when there is none yet."""
+        with self._engine.connect() as connection:
+            row = connection.execute(sa.select(*_STATE_COLUMNS).where(schema.exports.c.export == self.export)).one_or_none()
+        return ExportState(*row) if row else ExportState()
+
+    def update_state(self, **values: Any) -> None:
+        """Set columns of the export's own row."""
+        with self._engine.begin() as connection:
+            self._upsert(connection, schema.exports, [{"export": self.export, **values}])
+
+    def files(self, file_ids: Collection[str] | None = None) -> dict[str, FileRow]:
+        """Rows by file id, all of them or those named (unknown ids are absent), in file id order."""
+        query = sa.select(*_FILE_COLUMNS).where(schema.files.c.export == self.export).order_by(schema.files.c.file_id)
+        with self._engine.connect() as connection:
+            if file_ids is None:
+                return {row[0]: FileRow(*row) for row in connection.execute(query)}
+            return {
+                row[0]: FileRow(*row)
+                for batch in _batches(sorted(set(file_ids)))
+                for row in connection.execute(query.where(schema.files.c.file_id.in_(batch)))
+            }
+
+    def record_listing(self, listed: Iterable[DirectoryFile], listing_id: int) -> tuple[int, int]:
+        """Take in a page of a listing; answers (new, changed). A changed file is no longer failed or parked."""
+        now = self._clock()
+        by_id = {file.id: file for file in listed}
+        new: dict[str, dict[str, Any]] = {}
+        changed: dict[str, dict[str, Any]] = {}
+        seen: list[str] = []
+        with self._engine.begin() as connection:
+            known = self._known_tokens(connection, list(by_id))
+            for file in by_id.values():
+                values = {
+                    "export": self.export,
+                    "file_id": file.id,
+                    "display_name": file.display_name,
+                    "storage_id": file.file_id,
+                    "metadata": json.dumps(file.metadata, sort_keys=True),
+                    "updated_at": file.updated_at.timestamp() if file.updated_at else None,
+                    "change_token": file.change_token,
+                    "listing_id": listing_id,
+                    "missing_since": None,
+                }
+                token, status = known.get(file.id, (None, None))
+                if token is None or status in ("removing", "removed"):
+                    new[file.id] = {**values, "status": "new", "attempts": 0}
+                elif token != file.change_token:
+                    reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in ("failed", "parked") else {}
+                    changed[file.id] = {**values, "status": status, **reset}
+                else:
+                    seen.append(file.id)
+            self._upsert(connection, schema.files, list(new.values()))
+            for row in changed.values():
+                self._upsert(connection, schema.files, [row])
+            for batch in _batches(seen):
+                connection.execute(
+                    sa.update(schema.files)
+                    .where(schema.files.c.export == self.export, schema.files.c.file_id.in_(batch))
+                    .values(listing_id=listing_id, missing_since=None)
+                )
+            self._log(connection, [(file_id, "listed", {}) for file_id in new], None, now)
+            self._log(connection, [(file_id, "changed", {}) for file_id in changed], None, now)
+        return len(new), len(changed)
+
+    def complete_listing(self, listing_id: int) -> int:
+        """A complete listing ended: what it did not show is missing from now on. Answers how many are missing in all."""
+        now = self._clock()
+        mine = schema.files.c.export == self.export
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.update(schema.files)
+                .where(mine, schema.files.c.listing_id != listing_id, schema.files.c.missing_since.is_(None))
+                .values(missing_since=now)
+            )
+            self._upsert(connection, schema.exports, [{"export": self.export, "complete_at": now}])
+            missing = connection.execute(
+                sa.select(sa.func.count()).select_from(schema.files).where(mine, schema.files.c.missing_since.is_not(None))
+            )
+            return int(missing.scalar_one())
+
+    def update_files(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Set columns of known files; every row has ``file_id`` and the same columns as the others."""
+        if not rows:
+            return
+        columns = [name for name in rows[0] if name != "file_id"]
+        statement = (
+            sa.update(schema.files)
+            .where(schema.files.c.export == self.export, schema.files.c.file_id == sa.bindparam("_file_id"))
+            .values({name: sa.bindparam(f"_{name}") for name in columns})
+        )
+        with self._engine.begin() as connection:
+            connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
+
+    def request(self, file_ids: Sequence[str], wave: str) -> None:
+        """Note that a wave has asked for these files."""
+        self.update_files([{"file_id": file_id, "status": "requested", "wave": wave} for file_id in file_ids])
+
+    def release(self, file_ids: Sequence[str]) -> None:
+        """Give failed and parked files a fresh start."""
+        self.update_files([{"file_id": f, "status": "new", "attempts": 0, "next_retry_at": None} for f in file_ids])
+
+    def claim(self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = ()) -> list[str]:
+        """Lease files to a run; answers those it holds now. Another run's lease is taken over only when it is over.
+
+        ``dead_runs`` are holders the caller knows to have ended; ``holders`` lists whom to ask about.
+        """
+        now = self._clock()
+        c = schema.files.c
+        free = sa.or_(c.run_id.is_(None), c.run_id == run_id, c.lease_until < now, c.run_id.in_(sorted(dead_runs)))
+        held: list[str] = []
+        with self._engine.begin() as connection:
+            for batch in _batches(file_ids):
+                mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
+                connection.execute(sa.update(schema.files).where(mine, free).values(run_id=run_id, lease_until=now + seconds))
+                held += [row[0] for row in connection.execute(sa.select(c.file_id).where(mine, c.run_id == run_id))]
+        order = {file_id: position for position, file_id in enumerate(file_ids)}
+        return sorted(held, key=order.__getitem__)
+
+    def holders(self, file_ids: Sequence[str]) -> set[str]:
+        """Runs that hold an unexpired lease on any of these files."""
+        c = schema.files.c
+        found: set[str] = set()
+        with self._engine.connect() as connection:
+            for batch in _batches(file_ids):
+                query = (
+                    sa.select(c.run_id)
+                    .distinct()
+                    .where(c.export == self.export, c.file_id.in_(batch), c.lease_until > self._clock())
+                )
+                found |= {row[0] for row in connection.execute(query) if row[0]}
+        return found
+
+    def drop_leases(self, run_id: str) -> None:
+        """Give back what a run holds, for runs whose end nobody else records."""
+        c = schema.files.c
+        with self._engine.begin() as connection:
+            connection.execute(
+                sa.update(schema.files).where(c.export == self.export, c.run_id == run_id).values(run_id=None, lease_until=None)
+            )
+
+    def record_failures(
+        self,
+        failures: Mapping[str, str],
+        *,
+        run_id: str,
+        max_attempts: int,
+        backoff: Callable[[int], float],
+        settings_digest: str,
+    ) -> None:
+        """Count a failed attempt for each file with its reason; park those that have had ``max_attempts``."""
+        if not failures:
+            return
+        now = self._clock()
+        rows = self.files(list(failures))
+        updates, events = [], []
+        for file_id, reason in failures.items():
+            if file_id not in rows:
+                continue
+            attempts = rows[file_id].attempts + 1
+            status = "parked" if attempts >= max_attempts else "failed"
+            updates.append(
+                {
+                    "file_id": file_id,
+                    "status": status,
+                    "attempts": attempts,
+                    "next_retry_at": now + backoff(attempts),
+                    "last_error": reason,
+                    "settings_digest": settings_digest,
+                }
+            )
+            events.append((file_id, status, {"reason": reason, "attempt": attempts}))
+        self.update_files(updates)
+        self.log(events, run_id=run_id)
+
+    def record_done(self, file_ids: Sequence[str], settings_digest: str) -> None:
+        """Mark files whose records stand in every sink."""
+        done = {"status": "done", "attempts": 0, "next_retry_at": None, "last_error": None, "refetch": False}
+        self.update_files([{"file_id": file_id, **done, "settings_digest": settings_digest} for file_id in file_ids])
+
+    def record_sink(self, sink: str, hashes: Mapping[str, str], model: str) -> None:
+        """Note which record set of each file a sink holds."""
+        now = self._clock()
+        rows = [
+            {"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h, "model": model, "updated_at": now}
+            for f, h in hashes.items()
+        ]
+        with self._engine.begin() as connection:
+            self._upsert(connection, schema.file_sinks, rows)
+
+    def sink_hashes(self, file_ids: Collection[str] | None = None) -> dict[str, dict[str, str]]:
+        """``{sink: {file id: record_set_hash}}`` as last recorded, of all files or those named."""
+        c = schema.file_sinks.c
+        query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self.export)
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        with self._engine.connect() as connection:
+            for part in [query] if file_ids is None else [query.where(c.file_id.in_(b)) for b in _batches(list(file_ids))]:
+                for sink, file_id, digest in connection.execute(part):
+                    found[sink][file_id] = digest
+        return dict(found)
+
+    def sink_states(self) -> dict[str, SinkState]:
+        """Sinks that have ever been down, by name."""
+        c = schema.sinks.c
+        query = sa.select(c.sink, c.attempts, c.down_until, c.last_error).where(c.export == self.export)
+        with self._engine.connect() as connection:
+            return {row[0]: SinkState(*row) for row in connection.execute(query)}
+
+    def record_sink_state(self, sink: str, *, error: str | None, backoff: Callable[[int], float]) -> None:
+        """A sink failed as a whole (``error``) or answered again (``None``)."""
+        attempts = 0 if error is None else self.sink_states().get(sink, SinkState(sink)).attempts + 1
+        down_until = None if error is None else self._clock() + backoff(attempts)
+        row = {"export": self.export, "sink": sink, "attempts": attempts, "down_until": down_until, "last_error": error}
+        with self._engine.begin() as connection:
+            self._upsert(connection, schema.sinks, [row])
+
+    def known_vectors(self, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
+        """For each digest that has a vector in the lake, one partition that holds it."""
+        c = schema.vectors.c
+        found: dict[bytes, str] = {}
+        with self._engine.connect() as connection:
+            for batch in _batches(sorted(digests)):
+                query = sa.select(c.digest, c.file_id).where(c.export == self.export, c.model == model, c.digest.in_(batch))
+                found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
+        return found
+
+    def replace_vectors(self, model: str, digests: Mapping[str, Iterable[bytes]]) -> None:
+        """Note the vectors each partition holds now, and only those."""
+        rows = [
+            {"export": self.export, "model": model, "digest": digest, "file_id": file_id}
+            for file_id, of_file in digests.items()
+            for digest in set(of_file)
+        ]
+        with self._engine.begin() as connection:
+            self._delete_of_files(connection, schema.vectors, list(digests))
+            if rows:
+                connection.execute(sa.insert(schema.vectors), rows)
+
+    def record_removed(self, file_ids: Sequence[str], *, run_id: str) -> None:
+        """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""
+        c = schema.files.c
+        empty = dict.fromkeys(
+            (
+                "fetched_token",
+                "payload_digest",
+                "text_digest",
+                "provenance",
+                "chunks_key",
+                "vectors_key",
+                "records_key",
+                "record_set_hash",
+            )
+        )
+        with self._engine.begin() as connection:
+            for table in (schema.file_sinks, schema.vectors):
+                self._delete_of_files(connection, table, file_ids)
+            for batch in _batches(file_ids):
+                mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
+                connection.execute(sa.update(schema.files).where(mine).values(**empty))
+                connection.execute(sa.update(schema.files).where(mine, c.status == "removing").values(status="removed"))
+            self._log(connection, [(file_id, "removed", {}) for file_id in file_ids], run_id, self._clock())
+
+    def forget(self, file_ids: Sequence[str], *, run_id: str | None) -> None:
+        """Drop everything known of removed files but their history."""
+        with self._engine.begin() as connection:
+            for table in (schema.files, schema.file_sinks, schema.vectors):
+                self._delete_of_files(connection, table, file_ids)
+            self._log(connection, [(file_id, "forgotten", {}) for file_id in file_ids], run_id, self._clock())
+
+    def log(self, events: Sequence[tuple[str, str, Mapping[str, Any]]], *, run_id: str | None) -> None:
+        """Append ``(file id, event, details)`` to the history."""
+        with self._engine.begin() as connection:
+            self._log(connection, events, run_id, self._clock())
+
+    def history(self, file_id: str) -> list[HistoryEvent]:
+        """A file's history, oldest first."""
+        c = schema.history.c
+        query = sa.select(c.file_id, c.at, c.event, c.run_id, c.details).where(c.export == self.export, c.file_id == file_id)
+        with self._engine.connect() as connection:
+            return [HistoryEvent(*row) for row in connection.execute(query.order_by(c.id))]
+
+    def count_events(self, event: str, since: float) -> int:
+        """How often an event was logged since a time."""
+        c = schema.history.c
+        query = sa.select(sa.func.count()).select_from(schema.history)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query.where(c.export == self.export, c.event == event, c.at >= since)).scalar_one())
+
+    def _known_tokens(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+        c = schema.files.c
+        query = sa.select(c.file_id, c.change_token, c.status).where(c.export == self.export)
+        return {
+            row[0]: (row[1], row[2])
+            for batch in _batches(file_ids)
+            for row in connection.execute(query.where(c.file_id.in_(batch)))
+        }
+
+    def _log(
+        self, connection: sa.Connection, events: Sequence[tuple[str, str, Mapping[str, Any]]], run_id: str | None, now: float
+    ) -> None:
+        rows = [
+            {
+                "export": self.export,
+                "file_id": file_id,
+                "at": now,
+                "event": event,
+                "run_id": run_id,
+                "details": json.dumps(details),
+            }
+            for file_id, event, details in events
+        ]
+        if rows:
+            connection.execute(sa.insert(schema.history), rows)
+
+    def _upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows:
+            return
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        statement = dialect.insert(table)
+        keys = [column.name for column in table.primary_key]
+        changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+    def _delete_of_files(self, connection: sa.Connection, table: sa.Table, file_ids: Sequence[str]) -> None:
+        for batch in _batches(file_ids):
+            connection.execute(sa.delete(table).where(table.c.export == self.export, table.c.file_id.in_(batch)))
+
+
+def _batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(values), _IN_LIMIT):
+        yield values[start : start + _IN_LIMIT]
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _make_parent(database: str) -> None:
+    Path(database).parent.mkdir(parents=True, exist_ok=True)

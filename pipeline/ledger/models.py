@@ -1,0 +1,83 @@
+"""Rows of the ledger as the rest of the pipeline sees them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+FileStatus = Literal["new", "requested", "done", "failed", "parked", "removing", "removed"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """What is known of one file. Times are Unix seconds; ``metadata`` and ``provenance`` are JSON.
+
+    ``change_token`` is what the listing says now, ``fetched_token`` what the stored payload was fetched at; ``run_id``
+    holds the file's lease until ``lease_until``.
+    """
+
+    file_id: str
+    display_name: str
+    storage_id: str | None
+    metadata: str
+    updated_at: float | None
+    change_token: str
+    listing_id: int
+    missing_since: float | None
+    status: FileStatus
+    wave: str | None
+    run_id: str | None
+    lease_until: float | None
+    attempts: int
+    next_retry_at: float | None
+    last_error: str | None
+    fetched_token: str | None
+    payload_digest: str | None
+    text_digest: str | None
+    provenance: str | None
+    chunks_key: str | None
+    vectors_key: str | None
+    records_key: str | None
+    record_set_hash: str | None
+    settings_digest: str | None
+    chunk_count: int | None
+    token_count: int | None
+    refetch: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExportState:
+    """What is known of the export as a whole; see ``schema.exports``."""
+
+    tenant_id: str | None = None
+    export_config_id: str | None = None
+    index_status: str | None = None
+    index_error: str | None = None
+    change_key: str | None = None
+    listing_id: int = 0
+    listed_at: float | None = None
+    complete_at: float | None = None
+    refetch_cursor: str | None = None
+    sync_requested_at: float | None = None
+    allowed_deletes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SinkState:
+    """Back-off of a sink that is down; ``down_until`` is ``None`` while it is up."""
+
+    sink: str
+    attempts: int = 0
+    down_until: float | None = None
+    last_error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryEvent:
+    """One line of a file's history; ``details`` is JSON."""
+
+    file_id: str
+    at: float
+    event: str
+    run_id: str | None
+    details: str

@@ -1,0 +1,181 @@
+"""An Export: the settings of one export together with everything that does its work.
+
+What belongs here: putting the parts together, and the keys that say what an output was made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from pipeline.documents.chunking import chunker_fingerprint
+from pipeline.embedding.base import Embedder
+from pipeline.embedding.settings import load_embedder
+from pipeline.errors import ConfigError
+from pipeline.home import Home
+from pipeline.lake import Lake
+from pipeline.ledger import Ledger
+from pipeline.ledger.models import FileRow
+from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.sinks.base import Exporter, SinkContext
+from pipeline.sinks.records import RECORD_VERSION, canonical_json
+from pipeline.sinks.registry import exporter_class
+from pipeline.stages.settings import ExportSettings
+
+
+class Progress(Protocol):
+    """Told how far a stage has come, in files (fetch, chunk, load) or chunks (embed)."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None: ...
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Tell nobody."""
+
+
+@dataclass
+class Export:
+    """One export and its working parts, made on first use and kept for the life of the process."""
+
+    settings: ExportSettings
+    home: Home
+    progress: Progress = silent
+    run_is_live: Callable[[str], bool] = field(default=lambda _run_id: True)
+    """Whether a run that holds a lease is still going; the orchestrator knows."""
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @cached_property
+    def lake(self) -> Lake:
+        return Lake(self.home.lake_uri, self.name)
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(self.home.ledger_url, self.name)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        return load_embedder(self.settings.embedding)
+
+    def source(self) -> LlamaCloudSource:
+        """A new client of the index; use it as an async context manager."""
+        return LlamaCloudSource(self.settings.index)
+
+    @cached_property
+    def chunker(self) -> str:
+        """Fingerprint of the chunker as set."""
+        return chunker_fingerprint(self.settings.chunking, self.embedder.max_tokens)
+
+    @cached_property
+    def settings_digest(self) -> str:
+        """Digest of everything but the payload that decides a file's records: chunker, model, record schema."""
+        return _digest(self.chunker, self.embedder.identity.fingerprint, RECORD_VERSION)
+
+    async def scope(self) -> tuple[str, str]:
+        """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""
+        state = self.ledger.state()
+        if state.tenant_id and state.export_config_id:
+            return state.tenant_id, state.export_config_id
+        async with self.source() as source:
+            index = await source.get_index()
+        self.ledger.update_state(tenant_id=index.project_id, export_config_id=index.export_config_id)
+        return index.project_id, index.export_config_id
+
+    def sink(self, name: str, tenant_id: str) -> Exporter:
+        """The exporter of a sink of this export, bound to the tenant and the model. Raises ConfigError."""
+        if name not in self.settings.sinks:
+            raise ConfigError(f"export {self.name!r} has no sink {name!r}; it has: {', '.join(self.settings.sinks)}")
+        given: dict[str, Any] = dict(self.settings.sinks[name])
+        kind = given.pop("type", name)
+        found = _plug_in(kind) if ":" in kind else exporter_class(kind)
+        if kind == "lancedb":
+            given.setdefault("uri", self.home.lancedb_uri)
+        try:
+            sink_settings = found.settings_type(**given)
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"sink {name!r} of export {self.name!r}: {problems}") from error
+        return found(sink_settings, SinkContext(tenant_id, self.embedder.identity, self.settings.metadata_fields))
+
+    def chunks_key(self, row: FileRow) -> str | None:
+        """What the chunks of this file should have been made from; ``None`` without a payload."""
+        return _digest(row.text_digest, self.chunker) if row.text_digest else None
+
+    def vectors_key(self, row: FileRow) -> str | None:
+        """The same for its vectors; ``None`` while its chunks are not what they should be."""
+        key = self.chunks_key(row)
+        return _digest(key, self.embedder.identity.fingerprint) if key and key == row.chunks_key else None
+
+    def records_key(self, row: FileRow, scope: tuple[str, str]) -> str | None:
+        """The same for its records; ``None`` while its vectors are not what they should be."""
+        key = self.vectors_key(row)
+        if not key or key != row.vectors_key or row.provenance is None:
+            return None
+        return _digest(key, row.provenance, *scope, RECORD_VERSION)
+
+    def claim(self, file_ids: list[str], run_id: str) -> list[str]:
+        """Lease the files to a run, taking over from runs that have ended; answers those it holds now."""
+        dead = {holder for holder in self.ledger.holders(file_ids) if holder != run_id and not self.run_is_live(holder)}
+        return self.ledger.claim(file_ids, run_id, seconds=LEASE_SECONDS, dead_runs=dead)
+
+    def record_failures(self, failures: dict[str, str], run_id: str) -> None:
+        """Count a failed attempt of each file."""
+        self.ledger.record_failures(
+            failures,
+            run_id=run_id,
+            max_attempts=self.settings.detection.max_attempts,
+            backoff=file_backoff,
+            settings_digest=self.settings_digest,
+        )
+
+    def settle(self, file_ids: list[str], scope: tuple[str, str]) -> int:
+        """Mark as done those files whose current records stand in every sink; answers how many."""
+        rows = self.ledger.files(file_ids)
+        held = self.ledger.sink_hashes(file_ids)
+        done = [
+            file_id
+            for file_id, row in rows.items()
+            if row.fetched_token == row.change_token
+            and row.status not in ("removing", "removed")
+            and row.records_key is not None
+            and row.records_key == self.records_key(row, scope)
+            and all(held.get(sink, {}).get(file_id) == row.record_set_hash for sink in self.settings.sinks)
+        ]
+        self.ledger.record_done(done, self.settings_digest)
+        return len(done)
+
+
+LEASE_SECONDS = 900.0
+"""A stage renews its leases when it starts; a holder that stays silent for longer has died with its machine."""
+
+
+def file_backoff(attempts: int) -> float:
+    """Seconds to the next attempt of a poison file: one minute, doubling to at most a day, with jitter."""
+    return min(60.0 * 2 ** (attempts - 1), 86_400.0) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+
+
+def sink_backoff(attempts: int) -> float:
+    """Seconds to the next attempt of a sink that is down: 30 s, doubling to at most 30 minutes, with jitter."""
+    return min(30.0 * 2 ** (attempts - 1), 1_800.0) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _plug_in(path: str) -> type[Exporter]:
+    module, _, name = path.partition(":")
+    try:
+        found: type[Exporter] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"the sink type {path!r} cannot be imported: {error}") from error
+    return found

@@ -1,0 +1,147 @@
+"""Records: vectors and provenance into one sink, file by file replaced, files whose snapshot matches skipped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+from pipeline.errors import SinkUnavailable
+from pipeline.ledger.models import FileRow
+from pipeline.sinks.base import Exporter, Snapshot
+from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records
+from pipeline.stages.export import Export, sink_backoff
+from pipeline.stages.report import StageReport
+
+GROUP_RECORDS = 8_192
+"""Records held in memory at once."""
+
+
+async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -> StageReport:
+    """Make a sink hold the current records of these files; a file whose vectors are not current is left as it is.
+
+    Raises SinkUnavailable when the sink as a whole fails; it then backs off and no file's attempts are counted.
+    """
+    report = StageReport(f"load {sink}", files=len(file_ids))
+    held = await asyncio.to_thread(export.claim, file_ids, run_id)
+    report.held_elsewhere = sorted(set(file_ids) - set(held))
+    scope = await export.scope()
+    try:
+        exporter = await asyncio.to_thread(export.sink, sink, scope[0])
+        try:
+            await exporter.provision()
+            await _load(export, sink, exporter, scope, held, report)
+            await exporter.optimize()
+        finally:
+            await exporter.close()
+    except SinkUnavailable as error:
+        await asyncio.to_thread(export.ledger.record_sink_state, sink, error=str(error), backoff=sink_backoff)
+        raise
+    await asyncio.to_thread(export.ledger.record_sink_state, sink, error=None, backoff=sink_backoff)
+    await asyncio.to_thread(export.record_failures, report.failures, run_id)
+    report.numbers["files_settled"] = await asyncio.to_thread(export.settle, held, scope)
+    await asyncio.to_thread(_log, export, sink, report, run_id)
+    return report.finish()
+
+
+async def _load(
+    export: Export, sink: str, exporter: Exporter, scope: tuple[str, str], held: list[str], report: StageReport
+) -> None:
+    rows = await asyncio.to_thread(export.ledger.files, held)
+    ready = [row for row in rows.values() if export.records_key(row, scope)]
+    listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
+    snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
+    for group in _groups(ready):
+        unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
+        built = await asyncio.to_thread(_build, export, unknown, scope, report)
+        stale = [file for file in built if not _holds(snapshots.get(file.file_id), file.record_set_hash, file.table.num_rows)]
+        outcome = await exporter.replace_files(stale) if stale else None
+        refused = {error.file_id: error.reason for error in outcome.refused} if outcome else {}
+        report.failures.update(refused)
+        if outcome:
+            report.numbers["records"] += outcome.records_written
+            report.numbers["bytes"] += outcome.bytes_written
+        written = {file.file_id for file in stale} - refused.keys()
+        report.worked += len(written)
+        report.rows += [
+            {"file": file.provenance.file_name, "file_id": file.file_id, "records": file.table.num_rows}
+            for file in stale
+            if file.file_id in written
+        ]
+        hashes = {row.file_id: row.record_set_hash or "" for row in group} | {f.file_id: f.record_set_hash for f in built}
+        standing = {file_id: digest for file_id, digest in hashes.items() if digest and file_id not in report.failures}
+        await asyncio.to_thread(export.ledger.record_sink, sink, standing, export.embedder.identity.slug)
+        export.progress(f"load {sink}", report.worked, len(ready))
+
+
+def _groups(rows: list[FileRow]) -> Iterator[list[FileRow]]:
+    group: list[FileRow] = []
+    records = 0
+    for row in rows:
+        count = row.chunk_count or 0
+        if group and records + count > GROUP_RECORDS:
+            yield group
+            group, records = [], 0
+        group.append(row)
+        records += count
+    if group:
+        yield group
+
+
+def _matches(export: Export, row: FileRow, scope: tuple[str, str], snapshot: Snapshot | None) -> bool:
+    """The sink holds this file's records as the ledger last digested them: nothing needs to be read."""
+    current = row.records_key == export.records_key(row, scope) and row.record_set_hash is not None
+    return current and _holds(snapshot, row.record_set_hash or "", row.chunk_count or 0)
+
+
+def _holds(snapshot: Snapshot | None, record_set_hash: str, records: int) -> bool:
+    return snapshot.record_set_hash == record_set_hash if snapshot else records == 0
+
+
+def _build(export: Export, rows: list[FileRow], scope: tuple[str, str], report: StageReport) -> list[FileRecords]:
+    """Record sets from the lake; notes their digests in the ledger for the other sinks."""
+    tables = export.lake.read_many("embeddings", [row.file_id for row in rows])
+    built: list[FileRecords] = []
+    updates: list[dict[str, Any]] = []
+    lost: list[dict[str, Any]] = []
+    for row in rows:
+        table = tables.get(row.file_id)
+        if table is None:
+            lost.append({"file_id": row.file_id, "vectors_key": None})
+            report.failures[row.file_id] = "its vectors are gone from the lake; they will be made again"
+            continue
+        vectors = table["embedding"].combine_chunks()
+        records = build_file_records(_provenance(row, scope), table, vectors, export.embedder.identity)
+        built.append(records)
+        updates.append(
+            {
+                "file_id": row.file_id,
+                "records_key": export.records_key(row, scope),
+                "record_set_hash": records.record_set_hash,
+            }
+        )
+    export.ledger.update_files(updates)
+    export.ledger.update_files(lost)
+    return built
+
+
+def _provenance(row: FileRow, scope: tuple[str, str]) -> FileProvenance:
+    values = json.loads(row.provenance or "{}")
+    modified = values["source_modified_at"]
+    return FileProvenance(
+        tenant_id=scope[0],
+        export_config_id=scope[1],
+        parsed_directory_file_id=row.file_id,
+        file_name=values["file_name"],
+        content_fingerprint_hash=values["content_fingerprint_hash"],
+        source_modified_at=datetime.fromisoformat(modified) if modified else None,
+        metadata=values["metadata"],
+    )
+
+
+def _log(export: Export, sink: str, report: StageReport, run_id: str) -> None:
+    model = export.embedder.identity.name
+    events = [(row["file_id"], f"loaded into {sink}", {"records": row["records"], "model": model}) for row in report.rows]
+    export.ledger.log(events, run_id=run_id)

@@ -1,0 +1,37 @@
+"""Removal: a file's records leave every sink, then its tables leave the lake."""
+
+from __future__ import annotations
+
+import asyncio
+
+from pipeline.stages.export import Export
+from pipeline.stages.report import StageReport
+
+
+async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
+    """Delete these files from every sink and from the lake; can be run again after any failure.
+
+    A file that another live run holds, or that has been listed again meanwhile, is left alone.
+    Raises SinkUnavailable when a sink cannot be reached: the files then stay marked for removal.
+    """
+    report = StageReport("remove", files=len(file_ids))
+    held = await asyncio.to_thread(export.claim, file_ids, run_id)
+    report.held_elsewhere = sorted(set(file_ids) - set(held))
+    rows = await asyncio.to_thread(export.ledger.files, held)
+    marked = [row for row in rows.values() if row.status == "removing"]
+    tenant_id, config = await export.scope()
+    doomed = [row.file_id for row in marked]
+    for sink in export.settings.sinks if doomed else ():
+        exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
+        try:
+            await exporter.provision()
+            await exporter.delete_files(parsed_directory_file_ids=doomed, export_config_id=config)
+        finally:
+            await exporter.close()
+    for row in marked:
+        await asyncio.to_thread(export.lake.delete, row.file_id)
+        report.rows.append({"file": row.display_name, "file_id": row.file_id, "records": row.chunk_count or 0})
+        report.numbers["records"] += row.chunk_count or 0
+    await asyncio.to_thread(export.ledger.record_removed, doomed, run_id=run_id)
+    report.worked = len(doomed)
+    return report.finish()

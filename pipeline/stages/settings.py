@@ -1,0 +1,57 @@
+"""Settings of one export, as written in its ``defs.yaml``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.documents.models import ChunkingSettings
+from pipeline.embedding.settings import EmbeddingSettings
+from pipeline.llama_cloud.settings import LlamaCloudSettings
+from pipeline.sinks.base import MetadataType
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DetectionSettings(_Settings):
+    """How changes are found and handed out as runs."""
+
+    files_per_run: int = Field(default=500, ge=1, le=5000, description="Most files one run carries.")
+    minimum_interval_seconds: int = Field(default=30, ge=1, description="Time between two looks at the index.")
+    reconcile_interval_seconds: int = Field(default=21_600, ge=0, description="A complete listing at least this often.")
+    max_wait_seconds: int = Field(
+        default=900,
+        ge=0,
+        description="How long scattered changes wait for a quiet moment before small ranges go out as they are.",
+    )
+    sync_every_seconds: int | None = Field(default=None, ge=60, description="Ask LlamaCloud to sync this often. Default: never.")
+    max_attempts: int = Field(default=5, ge=1, description="A file that failed this often is parked until it changes.")
+
+
+class RemovalSettings(_Settings):
+    """When a file that the index no longer lists may be deleted from the sinks."""
+
+    grace_period_seconds: int = Field(default=3600, ge=0, description="How long a file must have been missing.")
+    max_delete_fraction: float = Field(
+        default=0.2, ge=0, le=1, description="More than this part of the directory within the grace window waits for approval."
+    )
+
+
+class ExportSettings(_Settings):
+    """One export: an index, how to cut and embed it, and the sinks that hold the records."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
+    index: LlamaCloudSettings = LlamaCloudSettings()
+    chunking: ChunkingSettings = ChunkingSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    sinks: dict[str, dict[str, Any]] = Field(
+        default={"lancedb": {}}, description="Sink name -> its settings. ``type`` names a registered sink or ``module:Class``."
+    )
+    metadata_fields: dict[str, MetadataType] = Field(
+        default={}, description="File metadata keys that searches filter on, with their types; the rest travels as JSON."
+    )
+    detection: DetectionSettings = DetectionSettings()
+    removal: RemovalSettings = RemovalSettings()
