@@ -10,7 +10,7 @@ reference entry point and ends in ``replace_files``.
 
 from __future__ import annotations
 
-import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,25 +20,29 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.documents.models import MetadataValue
 from pipeline.embedding.base import ModelIdentity
-from pipeline.errors import RecordRefused
-from pipeline.sinks.records import (
-    ChunkRecord,
-    FileProvenance,
-    FileRecords,
-    from_records,
-    record_set_hash,
-)
+from pipeline.errors import ConfigError, RecordRefused
+from pipeline.sinks.records import ChunkRecord, FileRecords, from_records, record_schema, split_files
 
 SearchMode = Literal["vector", "text", "hybrid"]
 MetadataType = Literal["string", "integer", "float", "boolean", "string_list"]
 Filters = Mapping[str, MetadataValue | Mapping[str, MetadataValue | Sequence[MetadataValue]]]
-"""``{key: value}`` for equality or ``{key: {operator: value}}`` with operator eq, ne, in, nin, gt, gte, lt or lte, all keys
-together (AND). Keys are ``parsed_directory_file_id``, ``file_name`` or metadata keys declared for the sink."""
+"""``{key: value}`` for equality or ``{key: {operator: value}}`` with operator eq, ne, in, nin, gt, gte, lt or lte, all
+together (AND). Keys are ``parsed_directory_file_id``, ``file_name`` or metadata keys declared for the sink.
+``pipeline.sinks.filters`` says what they mean."""
+
+_RESERVED_KEYS = frozenset(field.name for field in record_schema(1)) | {
+    "text",
+    "vector",
+    "document_id",
+    "doc_id",
+    "ref_doc_id",
+    "metadata_json",
+}
+_METADATA_KEY = re.compile(r"[^\W_][\w \-]{0,63}")
 
 
 class SinkSettings(BaseModel):
@@ -54,6 +58,15 @@ class SinkContext:
     tenant_id: str
     model: ModelIdentity
     metadata_fields: Mapping[str, MetadataType] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a metadata field no store could keep beside a record's own fields."""
+        for key in self.metadata_fields:
+            if key in _RESERVED_KEYS or not _METADATA_KEY.fullmatch(key):
+                raise ConfigError(
+                    f"metadata field {key!r} cannot be declared for filtering: use a letter or digit, then up to 63 letters, "
+                    f"digits, spaces, '_' or '-', and none of the names of a record's own fields"
+                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,11 +166,18 @@ class Exporter(ABC):
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """The best ``request.k`` records, best first.
 
-        Raises ValueError for a mode outside ``search_modes`` or an undeclared filter key.
+        Raises ValueError for a mode outside ``search_modes``, a request without what its mode needs, or filters
+        ``parse_filters`` refuses.
         """
 
     async def optimize(self) -> None:  # noqa: B027 - most stores look after themselves
         """Compact and index what a run has written; called once at the end of a run."""
+
+    async def purge_history(self) -> None:  # noqa: B027 - most stores keep no old versions
+        """Remove the old versions a store keeps, so that an erased file cannot be read back from them.
+
+        Ends readers of old versions; called after an erasure, while no run writes.
+        """
 
     @abstractmethod
     async def close(self) -> None:
@@ -184,24 +204,31 @@ class Exporter(ABC):
         table = from_records(outputs, embeddings, self.context.model.dimension)
         return await self.replace_files(split_files(table))
 
+    def check_files(self, files: Sequence[FileRecords]) -> None:
+        """What ``replace_files`` may be given: this tenant's files, this model's vectors, no file twice.
 
-def split_files(table: pa.Table) -> list[FileRecords]:
-    """One FileRecords a file from rows of ``record_schema``; provenance is read off each file's first row."""
-    files = []
-    keys = ("tenant_id", "export_config_id", "parsed_directory_file_id")
-    for key in table.select(keys).group_by(list(keys)).aggregate([]).to_pylist():
-        mask = pc.and_(
-            pc.equal(table["export_config_id"], key["export_config_id"]),
-            pc.equal(table["parsed_directory_file_id"], key["parsed_directory_file_id"]),
-        )
-        rows = table.filter(mask).sort_by("chunk_index")
-        first = rows.slice(0, 1).to_pylist()[0]
-        provenance = FileProvenance(
-            **key,
-            file_name=first["file_name"],
-            content_fingerprint_hash=first["content_fingerprint_hash"],
-            source_modified_at=first["source_modified_at"],
-            metadata=json.loads(first["metadata"]),
-        )
-        files.append(FileRecords(provenance, record_set_hash(rows), rows))
-    return files
+        Raises ValueError otherwise: a caller's mistake, never one file's.
+        """
+        schema = record_schema(self.context.model.dimension)
+        seen: set[tuple[str, str]] = set()
+        for file in files:
+            if file.provenance.tenant_id != self.context.tenant_id:
+                raise ValueError(f"{file.file_id} belongs to project {file.provenance.tenant_id!r}, not to this exporter's")
+            if not file.table.schema.equals(schema):
+                raise ValueError(f"{file.file_id}: its table is not of record_schema({self.context.model.dimension})")
+            address = (file.provenance.export_config_id, file.file_id)
+            if address in seen:
+                raise ValueError(f"{file.file_id} is given twice in one replace")
+            seen.add(address)
+
+    def check_search(self, request: SearchRequest) -> None:
+        """Raises ValueError for a mode this sink lacks, or a request without what its mode needs."""
+        if request.mode not in self.search_modes:
+            raise ValueError(f"search mode {request.mode!r} is not one of {', '.join(sorted(self.search_modes))}")
+        if request.k < 1:
+            raise ValueError(f"k must be at least 1, not {request.k}")
+        dimension = self.context.model.dimension
+        if request.mode != "text" and (request.vector is None or request.vector.shape != (dimension,)):
+            raise ValueError(f"search mode {request.mode!r} needs a vector of shape ({dimension},)")
+        if request.mode != "vector" and not (request.text or "").strip():
+            raise ValueError(f"search mode {request.mode!r} needs a text")

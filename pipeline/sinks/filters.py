@@ -1,0 +1,127 @@
+"""Metadata fields declared for filtering, and the conditions a search puts on them.
+
+What belongs here: what a filter means and which values fit a declared type. How a store spells a condition is that
+store's own module; it renders ``Condition`` and never looks at the mapping a caller wrote.
+
+Meaning, in every store: conditions hold together (AND). On a list field, ``eq`` and ``in`` ask whether the list contains
+the value or one of the values. ``ne`` and ``nin`` are the exact opposites of ``eq`` and ``in``, so they also hold for a
+record without the key; the other operators never do. Order is defined for numbers only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, cast, get_args
+
+from pipeline.errors import RecordRefused
+from pipeline.sinks.base import Filters, MetadataType
+from pipeline.sinks.records import FileRecords
+
+Operator = Literal["eq", "ne", "in", "nin", "gt", "gte", "lt", "lte"]
+FilterValue = str | int | float | bool
+FieldValue = FilterValue | list[str] | None
+
+RECORD_FIELDS: Mapping[str, MetadataType] = {"parsed_directory_file_id": "string", "file_name": "string"}
+"""Fields of every record that can be filtered on without being declared."""
+
+_OPERATORS: frozenset[str] = frozenset(get_args(Operator))
+_ORDERING = frozenset({"gt", "gte", "lt", "lte"})
+_INT64 = range(-(2**63), 2**63)
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One checked condition. ``values`` has exactly one element unless the operator is ``in`` or ``nin``, then at least one.
+
+    Values have the type of ``type`` exactly: ``float`` for a float field even where the caller wrote an integer, ``str`` for
+    a ``string_list`` field.
+    """
+
+    field: str
+    type: MetadataType
+    operator: Operator
+    values: tuple[FilterValue, ...]
+
+    @property
+    def is_metadata(self) -> bool:
+        """Whether ``field`` is a declared metadata key rather than a field of the record."""
+        return self.field not in RECORD_FIELDS
+
+    @property
+    def negated(self) -> bool:
+        return self.operator in ("ne", "nin")
+
+
+def parse_filters(filters: Filters, declared: Mapping[str, MetadataType]) -> tuple[Condition, ...]:
+    """The conditions of a filter mapping, checked against the declared metadata fields.
+
+    Raises ValueError, naming the key, for an undeclared key, an unknown operator or a value of another type.
+    """
+    fields = {**declared, **RECORD_FIELDS}
+    conditions = []
+    for key, written in filters.items():
+        if key not in fields:
+            raise ValueError(
+                f"cannot filter on {key!r}: declare it in the sink's metadata_fields; known: {', '.join(sorted(fields))}"
+            )
+        operations = written if isinstance(written, Mapping) else {"eq": written}
+        conditions += [_condition(key, fields[key], operator, value) for operator, value in operations.items()]
+    return tuple(conditions)
+
+
+def _condition(key: str, kind: MetadataType, operator: str, written: Any) -> Condition:
+    if operator not in _OPERATORS:
+        raise ValueError(f"filter on {key!r}: unknown operator {operator!r}; known: {', '.join(get_args(Operator))}")
+    if operator in _ORDERING and kind not in ("integer", "float"):
+        raise ValueError(f"filter on {key!r}: {operator!r} compares numbers, not values of type {kind}")
+    if operator not in ("in", "nin"):
+        written = [written]
+    elif isinstance(written, str) or not isinstance(written, Sequence) or not written:
+        raise ValueError(f"filter on {key!r}: {operator!r} needs a list of at least one value")
+    element: MetadataType = "string" if kind == "string_list" else kind
+    values = tuple(_typed(value, element, f"filter on {key!r}") for value in written)
+    return Condition(key, kind, cast(Operator, operator), values)
+
+
+def _typed(value: Any, kind: MetadataType, where: str) -> FilterValue:
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if kind == "string" and isinstance(value, str):
+        value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError
+    fits = {
+        "string": isinstance(value, str),
+        "integer": isinstance(value, int) and not isinstance(value, bool) and value in _INT64,
+        "float": isinstance(value, float) and math.isfinite(value),
+        "boolean": isinstance(value, bool),
+    }
+    if not fits[kind]:
+        raise ValueError(f"{where}: {value!r} is not of type {kind}")
+    return cast(FilterValue, value)
+
+
+def declared_values(metadata: Mapping[str, Any], declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """The value of every declared field, ``None`` where the metadata lacks it.
+
+    Raises ValueError, naming the field, for a value of another type than the declared one.
+    """
+    return {key: _field_value(metadata.get(key), kind, f"metadata field {key!r}") for key, kind in declared.items()}
+
+
+def _field_value(value: Any, kind: MetadataType, where: str) -> FieldValue:
+    if value is None:
+        return None
+    if kind != "string_list":
+        return _typed(value, kind, where)
+    if not isinstance(value, list):
+        raise ValueError(f"{where}: {value!r} is not of type string_list")
+    return [cast(str, _typed(element, "string", where)) for element in value]
+
+
+def fields_of_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """``declared_values`` of a file; raises RecordRefused, which names the file and the remedy, where they do not fit."""
+    try:
+        return declared_values(file.provenance.metadata, declared)
+    except ValueError as error:
+        raise RecordRefused(file.file_id, f"{error}; correct the file's metadata or the type declared for it") from error

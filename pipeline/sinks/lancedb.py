@@ -1,0 +1,337 @@
+"""The LanceDB sink: a directory (local or in an object store), many reading and writing processes, no server.
+
+What belongs here: talking to LanceDB. How the table lies on disk is ``lancedb_table``'s. Credentials of an object store are
+read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and its kin, documented by the vendor).
+
+``lancedb`` takes seconds to import, so it is imported where it is used: first in a thread, when the database is opened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import fields
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from pipeline.errors import RecordRefused
+from pipeline.sinks import lancedb_table as layout
+from pipeline.sinks.base import (
+    Exporter,
+    MetadataType,
+    ReplaceReport,
+    SearchHit,
+    SearchMode,
+    SearchRequest,
+    SinkContext,
+    SinkSettings,
+    Snapshot,
+)
+from pipeline.sinks.filters import FieldValue, declared_values, fields_of_file, parse_filters
+from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.lancedb_store import LanceStore
+from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
+from pipeline.sinks.slicing import one_ahead, slices
+
+if TYPE_CHECKING:
+    from lancedb.query import AsyncStandardQuery
+    from lancedb.table import AsyncTable
+
+_FILES_PER_COMMIT: Final = 500
+"""Bounds the delete predicate, which names every file of the commit."""
+
+_BYTES_PER_COMMIT: Final = 64 * 2**20
+_BYTES_PER_FETCH: Final = 32 * 2**20
+_TEXT_BYTES_GUESSED: Final = 4096
+_REFINE_FACTOR: Final = 10
+"""Candidates per result that are scored again with the exact vectors, once an ANN index exists."""
+
+_HYBRID_DEPTH: Final = 50
+
+
+class LanceDBSettings(SinkSettings):
+    """Where the table lies and when it is indexed."""
+
+    uri: str = Field(description="Directory of the database: a local path, s3://, gs:// or az:// URL.", min_length=1)
+    table_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    index_threshold_rows: int = Field(
+        default=100_000, ge=256, description="From this size on vectors get an approximate index; below, search is exact."
+    )
+    keep_versions_minutes: int = Field(
+        default=60, ge=1, description="Old versions younger than this survive optimize(), for readers still using them."
+    )
+
+
+class LanceDBExporter(Exporter):
+    """One table a model, ``{table_prefix}_{model.slug}``, shared by all tenants, configs and processes."""
+
+    settings_type: ClassVar[type[SinkSettings]] = LanceDBSettings
+    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    atomic_replace: ClassVar[bool] = True
+    settings: LanceDBSettings
+
+    def __init__(self, settings: LanceDBSettings, context: SinkContext) -> None:
+        super().__init__(settings, context)
+        self._store = LanceStore(settings.uri, f"{settings.table_prefix}_{context.model.slug}")
+        self._dimension = context.model.dimension
+
+    @property
+    def table_name(self) -> str:
+        return self._store.table_name
+
+    async def provision(self) -> None:
+        """Create the table and its indexes, add metadata fields declared since, and fill these from what the rows hold."""
+        declared = self.context.metadata_fields
+        table = await self._store.create(layout.table_schema(self.context.model, declared))
+        await self._store.commit("add metadata fields", partial(self._add_missing_fields, table))
+        await self._fill_added_fields(table)
+        await self._store.commit("create the indexes", partial(self._create_indexes, table))
+
+    async def _add_missing_fields(self, table: AsyncTable) -> None:
+        missing = layout.check_schema(await table.schema(), self.table_name, self.context.model, self.context.metadata_fields)
+        if missing:
+            await table.add_columns(layout.metadata_addition(missing))
+
+    async def _fill_added_fields(self, table: AsyncTable) -> None:
+        """Fill declared fields that are null in rows whose metadata has a value: rows older than the declaration.
+
+        What is missing is read off the rows, so a crash on the way is made good by the next call.
+        """
+        declared = self.context.metadata_fields
+        if not declared:
+            return
+        lacking = " OR ".join(layout.unfilled(key) for key in declared)
+        where = f"tenant_id = {layout.literal(self.context.tenant_id)} AND chunk_index = 0 AND ({lacking})"
+        columns = ["export_config_id", "parsed_directory_file_id", "metadata_json"]
+        first_rows = await self._store.read(table.query().where(where).select(columns))
+        files: dict[str, list[str]] = {}
+        for row in first_rows.to_pylist():
+            values = _fitting_values(row["metadata_json"], declared)
+            if any(value is not None for value in values.values()):
+                files.setdefault(row["export_config_id"], []).append(row["parsed_directory_file_id"])
+        for export_config_id, file_ids in files.items():
+            async for rows in self.fetch_records(export_config_id=export_config_id, parsed_directory_file_ids=file_ids):
+                await self._store.commit("fill metadata fields", partial(self._rewrite, table, rows))
+
+    async def _rewrite(self, table: AsyncTable, records: pa.Table) -> None:
+        """Encode rows anew where nobody has replaced them since they were read."""
+        rows = await asyncio.to_thread(self._encode, records, await table.schema())
+        unchanged = "target.record_set_hash = source.record_set_hash"
+        await table.merge_insert("id").when_matched_update_all(where=unchanged).execute(rows)
+
+    async def _create_indexes(self, table: AsyncTable, *, replace: bool = False) -> None:
+        from lancedb.index import FTS, BTree
+
+        wanted: dict[str, Any] = {"text": FTS(base_tokenizer="icu"), "parsed_directory_file_id": BTree()}
+        held = {column for index in await table.list_indices() for column in index.columns}
+        for column, config in wanted.items():
+            if replace or column not in held:
+                await table.create_index(column, config=config, replace=replace)
+
+    async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
+        """One commit, a merge, for up to 500 files and 64 MB: upserts by id, and deletes what these files had beyond it."""
+        self.check_files(files)
+        table = await self._store.table()
+        accepted, refused = await asyncio.to_thread(self._sift, files)
+        schema = await self._store.call("read the schema", table.schema)
+        batches = list(slices(accepted, count=_FILES_PER_COMMIT, size=_BYTES_PER_COMMIT, size_of=lambda file: file.table.nbytes))
+        encoders = [partial(self._encode, pa.concat_tables([file.table for file in batch]), schema) for batch in batches]
+        records, size = 0, 0
+        async for batch, rows in one_ahead(batches, encoders):
+            await self._store.commit("replace files", partial(self._merge, table, batch, rows))
+            records += rows.num_rows
+            size += rows.nbytes
+        return ReplaceReport(records, size, tuple(refused))
+
+    def _sift(self, files: Sequence[FileRecords]) -> tuple[list[FileRecords], list[RecordRefused]]:
+        accepted, refused = [], []
+        for file in files:
+            try:
+                fields_of_file(file, self.context.metadata_fields)
+                _check_vectors(file)
+                accepted.append(file)
+            except RecordRefused as error:
+                refused.append(error)
+        return accepted, refused
+
+    def _encode(self, records: pa.Table, schema: pa.Schema) -> pa.Table:
+        """Fill every metadata field the table has, also those only another export of it declared, as far as values fit."""
+        declared = layout.declared_in(schema)
+        distinct: dict[str, Mapping[str, FieldValue]] = {}
+        values = []
+        for metadata in records["metadata"].to_pylist():
+            if metadata not in distinct:
+                distinct[metadata] = _fitting_values(metadata, declared)
+            values.append(distinct[metadata])
+        return layout.encode(records, values, schema)
+
+    async def _merge(self, table: AsyncTable, files: Sequence[FileRecords], rows: pa.Table) -> None:
+        leftovers = self._rows_of(files)
+        if not rows.num_rows:
+            await table.delete(leftovers)
+            return
+        schema = await table.schema()
+        if schema != rows.schema:  # another process has added a metadata field since
+            rows = await asyncio.to_thread(self._encode, pa.concat_tables([file.table for file in files]), schema)
+        await (
+            table.merge_insert("id")
+            .when_matched_update_all()
+            .when_not_matched_insert_all()
+            .when_not_matched_by_source_delete(leftovers)
+            .execute(rows)
+        )
+
+    def _rows_of(self, files: Sequence[FileRecords]) -> str:
+        configs: dict[str, list[str]] = {}
+        for file in files:
+            configs.setdefault(file.provenance.export_config_id, []).append(file.file_id)
+        return " OR ".join(f"({self._scope(config, file_ids)})" for config, file_ids in configs.items())
+
+    def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> str:
+        whole = layout.scope(self.context.tenant_id, export_config_id)
+        return whole if file_ids is None else f"{whole} AND {layout.one_of('parsed_directory_file_id', file_ids)}"
+
+    async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
+        table = await self._store.table()
+        for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
+            await self._store.commit("delete files", partial(table.delete, self._scope(export_config_id, file_ids)))
+
+    async def list_snapshots(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> list[Snapshot]:
+        """One scan for all files, or one for every 500 named ones."""
+        table = await self._store.table()
+        columns = [field.name for field in fields(Snapshot)]
+        snapshots = []
+        for file_ids in _named(parsed_directory_file_ids):
+            where = f"{self._scope(export_config_id, file_ids)} AND chunk_index = 0"
+            rows = await self._store.read(table.query().where(where).select(columns))
+            snapshots += await asyncio.to_thread(_snapshots, rows)
+        return snapshots
+
+    async def fetch_records(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> AsyncIterator[pa.Table]:
+        """Tables of about 32 MB (more only for a file that alone is larger), all of one version of the table."""
+        columns = layout.record_columns(self._dimension, vectors=True)
+        row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
+        async with self._store.pinned() as table:
+            for wanted in _named(parsed_directory_file_ids):
+                counts = await self._row_counts(table, self._scope(export_config_id, wanted))
+                for group in slices(
+                    counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes
+                ):
+                    where = self._scope(export_config_id, [file_id for file_id, _ in group])
+                    rows = await self._store.read(table.query().where(where).select(columns))
+                    yield await asyncio.to_thread(_ordered, layout.decode(rows, self._dimension))
+
+    async def _row_counts(self, table: AsyncTable, where: str) -> list[tuple[str, int]]:
+        """File ids with their numbers of rows, in the order the table holds them."""
+        rows = await self._store.read(table.query().where(where).select(["parsed_directory_file_id"]))
+        counted = pc.value_counts(rows["parsed_directory_file_id"].combine_chunks())
+        return list(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
+
+    async def search(self, request: SearchRequest) -> list[SearchHit]:
+        """Vector search by cosine, text search by BM25, hybrid by reciprocal rank fusion of the two."""
+        self.check_search(request)
+        conditions = parse_filters(request.filters, self.context.metadata_fields)
+        where = " AND ".join([self._scope(request.export_config_id), *map(layout.render, conditions)])
+        table = await self._store.table()
+        if request.mode == "vector":
+            return await self._by_vector(table, request, where, request.k)
+        if request.mode == "text":
+            return await self._by_text(table, request, where, request.k)
+        depth = max(request.k, _HYBRID_DEPTH)
+        found = await asyncio.gather(self._by_vector(table, request, where, depth), self._by_text(table, request, where, depth))
+        records = {hit.record.id: hit.record for hits in found for hit in hits}
+        fused = reciprocal_rank_fusion([[hit.record.id for hit in hits] for hits in found], request.k)
+        return [SearchHit(records[name], score) for name, score in fused]
+
+    async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
+        query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")
+        rows = await self._nearest(query.refine_factor(_REFINE_FACTOR), "_distance", k)
+        similarity = np.clip(1.0 - rows["_distance"].to_numpy(), -1.0, 1.0).tolist()
+        return self._hits(rows, similarity)
+
+    async def _by_text(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
+        query = table.query().where(where).nearest_to_text(cast(str, request.text), columns=["text"])
+        rows = await self._nearest(query, "_score", k)
+        return self._hits(rows, rows["_score"].to_pylist())
+
+    async def _nearest(self, query: AsyncStandardQuery, score: str, k: int) -> pa.Table:
+        columns = layout.record_columns(self._dimension, vectors=False)
+        return await self._store.read(query.select([*columns, score]).limit(k))
+
+    def _hits(self, rows: pa.Table, scores: Sequence[float]) -> list[SearchHit]:
+        records: list[ChunkRecord] = to_records(layout.decode(rows, self._dimension))
+        return [SearchHit(record, score) for record, score in zip(records, scores, strict=True)]
+
+    async def optimize(self) -> None:
+        """Compact, bring the indexes up to date, build the vector index once it pays, and drop versions past their time."""
+        table = await self._store.table()
+        await self._store.commit("build the vector index", partial(self._create_vector_index, table))
+        await self._tidy(table, timedelta(minutes=self.settings.keep_versions_minutes))
+
+    async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
+        await self._store.commit("optimize the table", partial(table.optimize, cleanup_older_than=keep))
+
+    async def _create_vector_index(self, table: AsyncTable) -> None:
+        from lancedb.index import IvfFlat, IvfRq
+
+        if await table.count_rows() < self.settings.index_threshold_rows:
+            return
+        if any("vector" in index.columns for index in await table.list_indices()):
+            return
+        config = IvfFlat if self._dimension % 8 else IvfRq  # RaBitQ packs eight dimensions into a byte
+        await table.create_index("vector", config=config(distance_type="cosine"))
+
+    async def purge_history(self) -> None:
+        """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in."""
+        table = await self._store.table()
+        await self._store.commit("rewrite the table", partial(table.update, updates_sql={"chunk_count": "chunk_count"}))
+        await self._store.commit("rebuild the indexes", partial(self._create_indexes, table, replace=True))
+        await self._tidy(table, timedelta(0))
+
+    async def close(self) -> None:
+        self._store.close()
+
+
+def _named(file_ids: Sequence[str] | None) -> Iterator[list[str] | None]:
+    """What to name in each of the requests for these files; one request that names none for all files."""
+    if file_ids is None:
+        yield None
+    else:
+        yield from slices(file_ids, count=_FILES_PER_COMMIT)
+
+
+def _fitting_values(metadata_json: str, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """Declared values as far as they have the declared type; another export's files need not."""
+    metadata = json.loads(metadata_json)
+    fitting: dict[str, FieldValue] = dict.fromkeys(declared)
+    for key, kind in declared.items():
+        with suppress(ValueError):
+            fitting |= declared_values(metadata, {key: kind})
+    return fitting
+
+
+def _check_vectors(file: FileRecords) -> None:
+    values = file.table["embedding"].combine_chunks().flatten().to_numpy()
+    if not np.isfinite(values).all():
+        raise RecordRefused(file.file_id, "a vector holds NaN or infinity, which LanceDB cannot search; embed the file again")
+
+
+def _snapshots(rows: pa.Table) -> list[Snapshot]:
+    names = [field.name for field in fields(Snapshot)]
+    return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in names), strict=True)]
+
+
+def _ordered(records: pa.Table) -> pa.Table:
+    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

@@ -1,0 +1,154 @@
+"""A LanceDB table that may be locked, missing, full or written by others: opening it, trying again, typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from pipeline.errors import SinkUnavailable
+
+if TYPE_CHECKING:
+    from lancedb import AsyncConnection
+    from lancedb.table import AsyncTable
+
+T = TypeVar("T")
+
+_ATTEMPTS: Final = 10
+_FIRST_WAIT: Final = 0.05
+_LONGEST_WAIT: Final = 2.0
+_CONFLICT: Final = re.compile(r"conflict|concurrent", re.IGNORECASE)
+"""How Lance says that another writer's commit came first; it has no error class for it."""
+
+_SOURCE_LOCATION: Final = re.compile(r",? ?\S+/(registry|src|rustc)/\S+\.rs(:\d+){0,2}")
+
+
+class _Query(Protocol):
+    async def to_arrow(self) -> pa.Table: ...
+
+
+class LanceStore:
+    """One table of one database. Reads always see the newest version."""
+
+    def __init__(self, uri: str, table_name: str) -> None:
+        self.table_name = table_name
+        self._uri = uri
+        self._connection: AsyncConnection | None = None
+        self._table: AsyncTable | None = None
+        self._opening = asyncio.Lock()
+
+    async def create(self, schema: pa.Schema) -> AsyncTable:
+        """The table, created when missing; of processes that create it at once one does and the others open."""
+        database = await self._database()
+        with self._errors("open or create the table"):
+            if not await self._exists(database):
+                try:
+                    await database.create_table(self.table_name, schema=schema)
+                except ValueError:
+                    if not await self._exists(database):
+                        raise
+        return await self.table()
+
+    async def _exists(self, database: AsyncConnection) -> bool:
+        try:
+            _release(await database.open_table(self.table_name))
+        except ValueError:
+            return False
+        return True
+
+    async def table(self) -> AsyncTable:
+        """The table. Raises SinkUnavailable when it is missing."""
+        async with self._opening:
+            if self._table is None:
+                self._table = await self._open()
+            return self._table
+
+    @asynccontextmanager
+    async def pinned(self) -> AsyncIterator[AsyncTable]:
+        """A handle of its own that stays at the present version."""
+        table = await self._open()
+        try:
+            await self.call("pin a version", lambda: _pin(table))
+            yield table
+        finally:
+            _release(table)
+
+    async def _open(self) -> AsyncTable:
+        database = await self._database()
+        with self._errors("open the table"):
+            try:
+                return await database.open_table(self.table_name)
+            except ValueError:
+                raise SinkUnavailable(
+                    f"LanceDB at {self._shown_uri} has no table {self.table_name!r}; provision the sink first"
+                ) from None
+
+    async def _database(self) -> AsyncConnection:
+        if self._connection is None:
+            connect = await asyncio.to_thread(_import_connect)
+            with self._errors("open the database"):
+                self._connection = await connect(self._uri, read_consistency_interval=timedelta(0))
+        return self._connection
+
+    async def call(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """One request; its failure is SinkUnavailable."""
+        with self._errors(action):
+            return await attempt()
+
+    async def read(self, query: _Query) -> pa.Table:
+        return await self.call("read", query.to_arrow)
+
+    async def commit(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """One commit, tried again as long as another writer's came first, ten times in all."""
+        with self._errors(action):
+            for wait in (*(_FIRST_WAIT * 2**number for number in range(_ATTEMPTS - 1)), None):
+                try:
+                    return await attempt()
+                except (RuntimeError, OSError) as error:
+                    if wait is None or not _CONFLICT.search(str(error)):
+                        raise
+                    await asyncio.sleep(random.uniform(0, min(wait, _LONGEST_WAIT)))  # noqa: S311 - jitter, no secret
+        raise AssertionError("the last attempt returns or raises")
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        """Lance knows RuntimeError and OSError for everything that goes wrong in the store."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self._table = None  # a table dropped and made anew is opened anew
+            reason = _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
+            raise SinkUnavailable(f"LanceDB at {self._shown_uri} cannot {action}: {reason}") from None
+
+    @property
+    def _shown_uri(self) -> str:
+        """The address without what may be a secret."""
+        parts = urlsplit(self._uri)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else self._uri
+
+    def close(self) -> None:
+        for handle in (self._table, self._connection):
+            if handle is not None:
+                _release(handle)
+        self._table = self._connection = None
+
+
+def _release(handle: Any) -> None:
+    handle.close()
+
+
+async def _pin(table: AsyncTable) -> None:
+    await table.checkout(await table.version())
+
+
+def _import_connect() -> Any:
+    from lancedb import connect_async
+
+    return connect_async

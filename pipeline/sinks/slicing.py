@@ -1,0 +1,45 @@
+"""Cutting work into requests a store accepts, and preparing the next one while the present one is on its way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def _no_size(_: object) -> int:
+    return 0
+
+
+def slices(items: Sequence[T], *, count: int, size: int = 0, size_of: Callable[[T], int] = _no_size) -> Iterator[list[T]]:
+    """Runs of at most ``count`` items that together have at most ``size``; an item larger than that comes alone."""
+    held: list[T] = []
+    total = 0
+    for item in items:
+        own = size_of(item)
+        if held and (len(held) == count or total + own > size):
+            yield held
+            held, total = [], 0
+        held.append(item)
+        total += own
+    if held:
+        yield held
+
+
+async def one_ahead(items: Sequence[T], jobs: Sequence[Callable[[], R]]) -> AsyncIterator[tuple[T, R]]:
+    """Each item with its job's result; the next job runs in a thread while the caller works on the present result."""
+    coming: asyncio.Task[R] | None = None
+    try:
+        for number, item in enumerate(items):
+            ready = coming or asyncio.create_task(asyncio.to_thread(jobs[number]))
+            coming = None
+            result = await ready
+            if number + 1 < len(jobs):
+                coming = asyncio.create_task(asyncio.to_thread(jobs[number + 1]))
+            yield item, result
+    finally:
+        if coming:
+            await asyncio.gather(coming, return_exceptions=True)
