@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pyarrow as pa
 
@@ -99,7 +99,6 @@ def _attachment_tuples(column: pa.ChunkedArray) -> list[tuple[Attachment, ...]]:
     for array in column.chunks:
         values = array.flatten()
         flat = [Attachment(*row) for row in zip(*(part.to_pylist() for part in values.flatten()), strict=True)]
-        ends = accumulate(array.value_lengths().to_pylist(), initial=0)
-        bounds = list(ends)
-        rows.extend(tuple(flat[start:end]) for start, end in zip(bounds, bounds[1:], strict=False))
+        bounds = accumulate(array.value_lengths().to_pylist(), initial=0)
+        rows.extend(tuple(flat[start:end]) for start, end in pairwise(bounds))
     return rows

@@ -1,0 +1,54 @@
+"""Cutting a sequence where its content says so.
+
+What belongs here: content-chosen anchors and the packing between them. A cut that depends on content near it, and not on
+how much text stands before it, survives edits elsewhere; that is what keeps vectors of unchanged text in use.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from itertools import accumulate
+
+_KEY_LENGTH = 64
+
+
+def content_key(text: str, start: int) -> int:
+    """A number that depends on nothing but the text right after ``start``."""
+    return zlib.crc32(text[start : start + _KEY_LENGTH].encode("utf-8", "surrogatepass"))
+
+
+def find_anchors(keys: Sequence[int], positions: Sequence[int], reach: int) -> list[int]:
+    """Indices whose key is the smallest within ``reach`` on both sides; of equal keys the first counts.
+
+    ``positions`` ascend, in any unit; the first one is where the sequence starts, and nothing within reach of it is an
+    anchor. Anchors are at least ``reach`` apart, about twice as far on average. An edit moves only anchors within reach.
+    """
+    is_anchor = [False] * len(keys)
+    ascending: list[int] = []
+    for index, (key, position) in enumerate(zip(keys, positions, strict=True)):
+        while ascending and keys[ascending[-1]] > key:
+            larger = ascending.pop()
+            is_anchor[larger] = is_anchor[larger] and position - positions[larger] > reach
+        left = positions[ascending[-1]] if ascending else positions[0]
+        is_anchor[index] = position - left >= reach
+        ascending.append(index)
+    return [index for index, value in enumerate(is_anchor) if value]
+
+
+def pack(sizes: Sequence[int], rooms: Sequence[int], keys: Sequence[int], reach: int) -> list[tuple[int, int]]:
+    """Partition units into ranges ``[first, last)`` that fit, never across an anchor, as full as possible in between.
+
+    ``rooms[i]`` is what a range starting at unit i may hold; a unit larger than its room is a range of its own.
+    """
+    anchors = set(find_anchors(keys, [0, *accumulate(sizes[:-1])], reach))
+    ranges: list[tuple[int, int]] = []
+    first, total = 0, 0
+    for index, size in enumerate(sizes):
+        if index > first and (index in anchors or total + size > rooms[first]):
+            ranges.append((first, index))
+            first, total = index, 0
+        total += size
+    if sizes:
+        ranges.append((first, len(sizes)))
+    return ranges

@@ -1,0 +1,165 @@
+"""A document to chunks.
+
+What belongs here: ``chunk_document``, its promises (exact slices, nothing over the limit, every non-blank character) and
+the fingerprint of everything that decides where it cuts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from importlib.metadata import version
+from itertools import pairwise
+
+from pipeline.documents.blocks import scan_markdown, scan_paragraphs
+from pipeline.documents.drafts import Draft, Drafter
+from pipeline.documents.models import Chunk, ChunkingSettings, Document
+from pipeline.documents.pages import PageLookup
+from pipeline.documents.splitting import TextSizer, split_long
+from pipeline.documents.tokens import TokenCounter
+from pipeline.errors import ConfigError
+
+CHUNKER_VERSION = "1"
+"""Goes up with every change to this package that may move a cut or change a context."""
+
+_LEAST_TOKENS = 32
+_WORD_START = re.compile(r"(?<!\S)\S")
+_LINE_START = re.compile(r"(?m)^")
+
+
+def token_limit(settings: ChunkingSettings, model_max_tokens: int) -> int:
+    """What a chunk with its context may have, special tokens included: the model's limit or the lower one set.
+
+    Raises ConfigError when the setting is above the model's limit, the overlap takes half of it or more, or the model's
+    window is too small for any context.
+    """
+    limit = settings.max_tokens or model_max_tokens
+    if limit > model_max_tokens:
+        raise ConfigError(
+            f"chunking.max_tokens is {limit}, but the embedding model reads {model_max_tokens} tokens at most and would cut "
+            f"the rest; set it to {model_max_tokens} or less, or leave it out"
+        )
+    if limit < _LEAST_TOKENS:
+        raise ConfigError(f"the embedding model reads only {limit} tokens; chunks need a model with {_LEAST_TOKENS} or more")
+    if settings.overlap * 2 >= limit:
+        raise ConfigError(
+            f"chunking.overlap is {settings.overlap}, which must be less than half of the {limit} tokens a chunk may have; "
+            f"set it below {limit / 2:g}"
+        )
+    return limit
+
+
+def chunker_fingerprint(settings: ChunkingSettings, max_tokens: int) -> str:
+    """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit.
+
+    The tokenizer is part of the model's own fingerprint.
+    """
+    parts = {
+        **settings.model_dump(mode="json"),
+        "max_tokens": token_limit(settings, max_tokens),
+        "chunker": CHUNKER_VERSION,
+        "semantic-text-splitter": version("semantic-text-splitter"),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def chunk_document(document: Document, settings: ChunkingSettings, tokens: TokenCounter, max_tokens: int) -> list[Chunk]:
+    """Cut a document into chunks of at most ``max_tokens`` (the embedding model's limit) or ``settings.max_tokens``.
+
+    Pure: same input, same chunks. A document without a non-blank character gives none. Raises ConfigError for settings
+    that do not fit the model.
+    """
+    text = document.text
+    limit = token_limit(settings, max_tokens)
+    sizer = TextSizer(tokens)
+    markdown = settings.strategy == "markdown"
+    blocks = scan_markdown(text) if markdown else scan_paragraphs(text)
+    drafter = Drafter(text, blocks, sizer, limit - sizer.special_tokens - settings.overlap, markdown=markdown)
+    counted = _mend(text, _trim(text, drafter.drafts()), sizer, limit)
+    if settings.overlap:
+        counted = _overlap(text, counted, sizer, settings.overlap, limit)
+    pages = PageLookup(document)
+    return [_chunk(text, index, draft, count, pages) for index, (draft, count) in enumerate(counted)]
+
+
+def _chunk(text: str, index: int, draft: Draft, count: int, pages: PageLookup) -> Chunk:
+    content = text[draft.start : draft.end]
+    touched = pages.touched(draft.start, draft.end)
+    return Chunk(
+        chunk_index=index,
+        content=content,
+        context=draft.context,
+        chunk_start_char=draft.start,
+        chunk_end_char=draft.end,
+        chunk_token_count=count,
+        page_range_start=touched[0] if touched else None,
+        page_range_end=touched[-1] if touched else None,
+        attachments=pages.attachments(touched),
+        content_hash=hashlib.sha256(content.encode()).hexdigest(),
+    )
+
+
+def _trim(text: str, drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """Leave out blank drafts and the white space around the others."""
+    for draft in drafts:
+        content = text[draft.start : draft.end]
+        start = draft.end - len(content.lstrip())
+        if start < draft.end:
+            yield draft._replace(start=start, end=draft.start + len(content.rstrip()))
+
+
+def _count(text: str, drafts: Sequence[Draft], sizer: TextSizer) -> list[tuple[Draft, int]]:
+    """Drafts with the exact token count of what will be embedded."""
+    counts = sizer.tokens.count([draft.context + text[draft.start : draft.end] for draft in drafts])
+    return list(zip(drafts, counts, strict=True))
+
+
+def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
+    """Count the drafts and cut again what is over the limit although its parts' sizes add up to less."""
+    mended: list[tuple[Draft, int]] = []
+    for draft, count in _count(text, list(drafts), sizer):
+        mended.extend([(draft, count)] if count <= limit else _fit(text, draft, sizer, limit))
+    return mended
+
+
+def _fit(text: str, draft: Draft, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
+    """Pieces of a draft that are within the limit for certain; the context goes when not even a character fits beside it."""
+    for context in (draft.context, ""):
+        room = limit - sizer.special_tokens
+        while room > 0:
+            ranges = split_long(text, draft.start, draft.end, room, sizer, markdown=draft.markdown)
+            pieces = list(_trim(text, (draft._replace(start=start, end=end, context=context) for start, end in ranges)))
+            counted = _count(text, pieces, sizer)
+            if all(count <= limit for _, count in counted):
+                return counted
+            room = room * 3 // 4
+    raise ConfigError(f"a single character does not fit the {limit} tokens a chunk may have; raise chunking.max_tokens")
+
+
+def _overlap(
+    text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, overlap: int, limit: int
+) -> list[tuple[Draft, int]]:
+    """Let each draft begin with the tail of the one before, within its section and the limit."""
+    drafts = [draft for draft, _ in counted]
+    widened = drafts[:1] + [
+        draft._replace(start=_overlap_start(text, max(previous.start, draft.floor), draft, sizer, overlap))
+        for previous, draft in pairwise(drafts)
+    ]
+    recounted = _count(text, widened, sizer)
+    return [wider if wider[1] <= limit else plain for plain, wider in zip(counted, recounted, strict=True)]
+
+
+def _overlap_start(text: str, floor: int, draft: Draft, sizer: TextSizer, overlap: int) -> int:
+    """The first word (in a table: row) from ``floor`` on with no more than ``overlap`` tokens between it and the draft."""
+    boundary = _LINE_START if draft.in_table else _WORD_START
+    starts = [match.start() for match in boundary.finditer(text, floor, draft.start)]
+    low, high = 0, len(starts)
+    while low < high:
+        middle = (low + high) // 2
+        if sizer.sizes([text[starts[middle] : draft.start]])[0] <= overlap:
+            high = middle
+        else:
+            low = middle + 1
+    return starts[low] if low < len(starts) else draft.start

@@ -1,0 +1,43 @@
+"""Pages to a document.
+
+What belongs here: joining page bodies into one text and keeping where each page lies in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pipeline.documents.models import Attachment, Document, Page, PageSpan
+
+_JOINER = "\n\n"
+
+
+def build_document(
+    pages: Sequence[Page], attachments: Iterable[Attachment] = (), *, include_headers_footers: bool = False
+) -> Document:
+    """Join the pages' bodies by a blank line, in page order.
+
+    With ``include_headers_footers`` a page contributes its header, body and footer, those it has, joined the same way; its
+    span covers all of them. ``attachments`` are those of the whole file.
+    """
+    ordered = sorted(pages, key=lambda page: page.page_number)
+    bodies = [_body(page, include_headers_footers) for page in ordered]
+    spans = []
+    position = 0
+    for page, body in zip(ordered, bodies, strict=True):
+        spans.append(PageSpan(page.page_number, position, position + len(body)))
+        position += len(body) + len(_JOINER)
+    return Document(
+        text=_JOINER.join(bodies),
+        page_spans=tuple(spans),
+        attachments=(
+            *((page.page_number, attachment) for page in ordered for attachment in page.attachments),
+            *((None, attachment) for attachment in attachments),
+        ),
+    )
+
+
+def _body(page: Page, include_headers_footers: bool) -> str:
+    if not include_headers_footers:
+        return page.text
+    return _JOINER.join(part for part in (page.header, page.text, page.footer) if part)

@@ -1,0 +1,161 @@
+"""From blocks to drafts of chunks: where to cut and what context each piece needs.
+
+What belongs here: the structural part of chunking. Nothing here is final: sizes are sums of block sizes, which come close
+to the size of the whole; the chunker counts what it gets and mends what does not fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+from pipeline.documents.anchors import content_key, pack
+from pipeline.documents.blocks import Block, BlockKind, lines
+from pipeline.documents.outline import Outline, heading_context
+from pipeline.documents.splitting import TextSizer, split_long
+
+_REACH_IN_CHUNKS = 2
+_MOST_PATH = 1 / 4
+_MOST_TABLE_HEADER = 2 / 3
+"""Shares of a chunk's tokens that a heading path and a repeated table header may take; a larger one is left out."""
+
+
+class Draft(NamedTuple):
+    """``text[start:end]`` with its context. An overlap may reach back to ``floor``; inside a table only to whole rows."""
+
+    start: int
+    end: int
+    context: str
+    floor: int
+    in_table: bool = False
+    markdown: bool = True
+
+
+class Drafter:
+    """Cuts one text. ``room`` is what context and content of a chunk may have together, in tokens of the sizer."""
+
+    def __init__(self, text: str, blocks: Sequence[Block], sizer: TextSizer, room: int, *, markdown: bool) -> None:
+        self._text = text
+        self._blocks = blocks
+        self._sizer = sizer
+        self._room = room
+        self._markdown = markdown
+        self._outline = Outline(blocks)
+        self._ends = [0, *accumulate(sizer.sizes([text[block.start : block.end] for block in blocks]))]
+        self._floors = _floors(blocks)
+        self._contexts: dict[tuple[str, ...], tuple[str, int]] = {(): ("", 0)}
+
+    def drafts(self) -> Iterator[Draft]:
+        """All of the text's non-blank characters, in order."""
+        if self._blocks:
+            yield from self._divide(0, len(self._blocks))
+
+    def _size(self, first: int, last: int) -> int:
+        return self._ends[last] - self._ends[first]
+
+    def _context(self, block: int) -> tuple[str, int]:
+        """The heading path in force at a block, and its size."""
+        path = self._outline.paths[block]
+        if path not in self._contexts:
+            context = heading_context(path, int(self._room * _MOST_PATH), self._sizer.sizes)
+            self._contexts[path] = context, self._sizer.sizes([context])[0] if context else 0
+        return self._contexts[path]
+
+    def _room_at(self, block: int) -> int:
+        return self._room - self._context(block)[1]
+
+    def _divide(self, first: int, last: int) -> Iterator[Draft]:
+        if self._size(first, last) <= self._room_at(first):
+            yield self._draft(first, last)
+            return
+        parts = self._outline.parts(first, last)
+        if len(parts) == 1:
+            yield from self._split_block(first, last)
+            return
+        ranges = pack(
+            sizes=[self._size(*part) for part in parts],
+            rooms=[self._room_at(part[0]) for part in parts],
+            keys=[content_key(self._text, self._blocks[part[0]].start) for part in parts],
+            reach=_REACH_IN_CHUNKS * self._room,
+        )
+        for low, high in ranges:
+            yield from self._divide(parts[low][0], parts[high - 1][1])
+
+    def _draft(self, first: int, last: int) -> Draft:
+        start, end = self._blocks[first].start, self._blocks[last - 1].end
+        return Draft(start, end, self._context(first)[0], self._floors[first], markdown=self._markdown)
+
+    def _split_block(self, first: int, last: int) -> Iterator[Draft]:
+        """One block that is too large, with the headings right before it."""
+        body = self._outline.body_start(first, last)
+        if body < last and self._blocks[body].kind is BlockKind.TABLE:
+            yield from self._split_table(first, body)
+            return
+        room = min(self._room_at(first) - self._size(first, body), self._room_at(body)) if body < last else 0
+        if room >= self._room // 2:
+            opening, *rest = self._text_pieces(body, room)
+            yield opening._replace(start=self._blocks[first].start, context=self._context(first)[0])
+            yield from rest
+        else:
+            for block in range(first, last):
+                yield from self._text_pieces(block, self._room_at(block))
+
+    def _text_pieces(self, block: int, room: int) -> list[Draft]:
+        """The block in pieces of at most ``room`` tokens."""
+        markdown = self._markdown and self._blocks[block].kind is not BlockKind.CODE
+        start, end = self._blocks[block].start, self._blocks[block].end
+        ranges = split_long(self._text, start, end, room, self._sizer, markdown=markdown)
+        context, floor = self._context(block)[0], self._floors[block]
+        return [Draft(*piece, context, floor, markdown=markdown) for piece in ranges]
+
+    def _split_table(self, first: int, body: int) -> Iterator[Draft]:
+        """Cut between rows; every piece that starts at a row repeats the table's header in its context."""
+        table = self._blocks[body]
+        header = self._text[table.start : table.rows_start].rstrip() + "\n"
+        context, room = self._row_context(body, header)
+        units = [(self._blocks[first].start, table.rows_start), *lines(self._text, table.rows_start, table.end)]
+        sizes = self._sizer.sizes([self._text[slice(*unit)] for unit in units])
+        ranges = pack(
+            sizes=sizes,
+            rooms=[self._room_at(first), *[room] * (len(units) - 1)],
+            keys=[content_key(self._text, start) for start, _ in units],
+            reach=_REACH_IN_CHUNKS * self._room,
+        )
+        opening = Draft(0, 0, self._context(first)[0], self._blocks[first].start, in_table=True, markdown=self._markdown)
+        rows = Draft(0, 0, context, table.rows_start, in_table=True, markdown=self._markdown)
+        for low, high in ranges:
+            template, limit = (opening, self._room_at(first)) if low == 0 else (rows, room)
+            start, end = units[low][0], units[high - 1][1]
+            if high - low > 1 or sizes[low] <= limit:
+                yield template._replace(start=start, end=end)
+                continue
+            pieces = split_long(self._text, start, end, limit, self._sizer, markdown=self._markdown)
+            yield from (template._replace(start=piece_start, end=piece_end) for piece_start, piece_end in pieces)
+
+    def _row_context(self, block: int, header: str) -> tuple[str, int]:
+        """Heading path and table header, as much as may be repeated, and the room they leave for rows."""
+        path, path_size = self._context(block)
+        header_size = self._sizer.sizes([header])[0]
+        limit = int(self._room * _MOST_TABLE_HEADER)
+        if header_size > limit:
+            return path, self._room - path_size
+        if path_size + header_size > limit:
+            return header, self._room - header_size
+        return path + header, self._room - path_size - header_size
+
+
+def _floors(blocks: Sequence[Block]) -> list[int]:
+    """Where the run of blocks that are neither headings nor tables begins that each block stands in or ends."""
+    floors: list[int] = []
+    run_start: int | None = None
+    for block in blocks:
+        if block.kind is BlockKind.HEADING:
+            run_start = None
+            floors.append(block.start)
+            continue
+        run_start = block.start if run_start is None else run_start
+        floors.append(run_start)
+        if block.kind is BlockKind.TABLE:
+            run_start = None
+    return floors

@@ -1,0 +1,52 @@
+"""Seeded documents and edits for the chunker's tests."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+_SYLLABLES = "ka lo mi ren tos ver dal pun gri sho el nar tiv qua bes om fli dra con per sal ute rin".split()
+
+
+def words(rng: random.Random, count: int) -> str:
+    return " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 3))) for _ in range(count))
+
+
+def sentence(rng: random.Random) -> str:
+    return words(rng, rng.randint(6, 16)).capitalize() + "."
+
+
+def paragraph(rng: random.Random) -> str:
+    return " ".join(sentence(rng) for _ in range(rng.randint(1, 5)))
+
+
+def plain_paragraphs(rng: random.Random, count: int) -> list[str]:
+    return [paragraph(rng) for _ in range(count)]
+
+
+def headed_paragraphs(rng: random.Random, count: int) -> list[str]:
+    """Paragraphs under headings of three levels, a heading about every third block."""
+    blocks = ["# " + words(rng, 3)]
+    while len(blocks) < count:
+        blocks.append("#" * rng.choice([2, 2, 3]) + " " + words(rng, 3))
+        blocks.extend(paragraph(rng) for _ in range(rng.randint(1, 5)))
+    return blocks
+
+
+def edit_one(rng: random.Random, blocks: Sequence[str]) -> list[str]:
+    """The blocks with one paragraph made longer or shorter somewhere inside."""
+    edited = list(blocks)
+    index = rng.choice([i for i, block in enumerate(blocks) if not block.startswith("#")])
+    parts = edited[index].split()
+    position = rng.randint(0, len(parts))
+    if rng.random() < 0.5:
+        parts[position:position] = words(rng, rng.randint(1, 25)).split()
+    else:
+        del parts[position : position + rng.randint(1, 15)]
+    edited[index] = " ".join(parts) or "Gone."
+    return edited
+
+
+def table(rows: int) -> str:
+    header = "| Item | Unit price | In stock | Remark |\n|---|---:|:---:|---|\n"
+    return header + "".join(f"| part {i} | {i * 3}.50 | {i % 7} | ships from hall {i % 13} |\n" for i in range(rows))
