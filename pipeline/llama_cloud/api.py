@@ -1,0 +1,209 @@
+"""Calls of the LlamaCloud API through the vendor's SDK, with our errors.
+
+What belongs here: sending a request, reading its JSON, following pages, and the mapping of everything that can go wrong to
+``pipeline.errors``. Retries of throttling and server errors are the SDK's own (five, jittered, ``Retry-After``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any, TypeVar
+
+import httpx
+from llama_cloud import (
+    DEFAULT_MAX_RETRIES,
+    APIConnectionError,
+    APIStatusError,
+    AsyncAPIResponse,
+    AsyncLlamaCloud,
+    AuthenticationError,
+    DefaultAsyncHttpxClient,
+    LlamaCloudError,
+    PermissionDeniedError,
+)
+from pydantic import SecretStr
+
+from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
+from pipeline.llama_cloud.decoding import clean_text
+from pipeline.llama_cloud.rate_limit import RateLimiter
+from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
+
+T = TypeVar("T")
+_MAX_DETAIL_CHARS = 300
+_THROTTLED = 429
+
+
+class Rejected(ConfigError):
+    """The API understood the request and said no (4xx); ``status`` is its answer's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class NotThere(Rejected):
+    """404: what was asked for does not exist, or not for this key and project."""
+
+
+class ServerFailed(SourceUnavailable):
+    """The API failed (5xx) or throttles (429) after the SDK's retries; ``status`` is its last answer's."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class CloudApi:
+    """The SDK's client and the project it asks about. ``client`` retries (``max_retries`` times), ``once`` never."""
+
+    def __init__(
+        self,
+        *,
+        api_key: SecretStr | None,
+        base_url: str | None,
+        project_id: str | None,
+        requests_per_second: float | None,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        hooks: dict[str, list[Callable[[httpx.Request], Awaitable[None]]]] = {}
+        if requests_per_second is not None:
+            limiter = RateLimiter(requests_per_second)
+
+            async def take_turn(_: httpx.Request) -> None:
+                await limiter.wait()
+
+            hooks = {"request": [take_turn]}
+        try:
+            self.client = AsyncLlamaCloud(
+                api_key=api_key.get_secret_value() if api_key else None,
+                base_url=base_url,
+                max_retries=max_retries,
+                http_client=DefaultAsyncHttpxClient(transport=transport, event_hooks=hooks),
+            )
+        except LlamaCloudError:
+            raise ConfigError("no LlamaCloud API key: set the environment variable LLAMA_CLOUD_API_KEY") from None
+        except httpx.InvalidURL:
+            raise ConfigError("LLAMA_CLOUD_BASE_URL is not a URL") from None
+        _check_key(self.client.api_key)
+        self.once = self.client.with_options(max_retries=0)
+        self.project_id = project_id
+        url = httpx.URL(str(self.client.base_url))
+        if url.scheme not in {"http", "https"} or not url.host:
+            raise ConfigError("LLAMA_CLOUD_BASE_URL must start with https:// (or http://) and name a host")
+        self.host = url.host
+        self._shown_url = str(url.copy_with(userinfo=None))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+    async def call(
+        self, request: Awaitable[AsyncAPIResponse[Any]], read: Callable[[object], T], *, doing: str, setting: str | None = None
+    ) -> T:
+        """Send ``request`` and ``read`` its JSON. ``doing`` and ``setting`` (what a 404 points at) go into error messages.
+
+        Raises ``NotThere``, ``Rejected``, ``ServerFailed`` or ``SourceUnavailable``.
+        """
+        try:
+            response = await request
+            return read(await response.json())
+        except UnexpectedAnswer as error:
+            raise self._not_llama_cloud(doing, str(error)) from None
+        except (ValueError, RecursionError):
+            raise self._not_llama_cloud(doing, "something that is not JSON") from None
+        except LlamaCloudError as error:
+            raise self._translated(error, doing, setting) from None
+
+    async def attempt(
+        self,
+        request: Awaitable[AsyncAPIResponse[Any]],
+        *,
+        refusals: frozenset[int],
+        doing: str,
+        setting: str | None = None,
+    ) -> bool:
+        """Send ``request``; ``False`` when the answer's status is one of ``refusals``. Errors as ``call``'s."""
+        try:
+            await request
+        except APIStatusError as error:
+            if error.status_code in refusals:
+                return False
+            raise self._translated(error, doing, setting) from None
+        except LlamaCloudError as error:
+            raise self._translated(error, doing, setting) from None
+        return True
+
+    async def pages(
+        self,
+        send: Callable[[str | None], Awaitable[AsyncAPIResponse[Any]]],
+        *,
+        what: str,
+        setting: str | None = None,
+        token: str | None = None,
+    ) -> AsyncIterator[tuple[list[Mapping[str, Any]], str | None]]:
+        """``(items, token of the next page)`` until there is no next page, from ``token`` on.
+
+        The tokens are followed here because the SDK's own paging takes an empty page for the last one, and a listing that ends
+        early would look like removals. Raises ``IncompleteListing`` for any failure after the first page.
+        """
+        seen: set[str] = set()
+        while True:
+            try:
+                items, following = await self.call(
+                    send(token), lambda answer: read_items(answer, what), doing=f"listing {what}", setting=setting
+                )
+            except IndexportError as error:
+                if token is None:
+                    raise
+                raise IncompleteListing(f"the listing of {what} stopped half way: {error}") from None
+            yield items, following
+            if following is None:
+                return
+            if following in seen or following == token:
+                raise IncompleteListing(f"the listing of {what} does not end: LlamaCloud repeats a page token")
+            seen.add(following)
+            token = following
+
+    def _not_llama_cloud(self, doing: str, got: str) -> SourceUnavailable:
+        return SourceUnavailable(
+            f"{self._shown_url} answered {doing} with {got}: check that LLAMA_CLOUD_BASE_URL is a LlamaCloud API and its state"
+        )
+
+    def _translated(self, error: LlamaCloudError, doing: str, setting: str | None) -> IndexportError:
+        if isinstance(error, AuthenticationError | PermissionDeniedError):
+            return SourceUnavailable(
+                f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}): set LLAMA_CLOUD_API_KEY to a key of "
+                f"the index's project, and LLAMA_CLOUD_BASE_URL to its region ({self._shown_url} now)"
+            )
+        if isinstance(error, APIStatusError):
+            return self._translated_status(error, doing, setting)
+        if isinstance(error, APIConnectionError):
+            cause = type(error.__cause__ or error).__name__
+            return SourceUnavailable(
+                f"LlamaCloud cannot be reached at {self._shown_url} while {doing} ({cause}): "
+                "check the network and LLAMA_CLOUD_BASE_URL"
+            )
+        return SourceUnavailable(f"the LlamaCloud SDK failed while {doing}: {type(error).__name__}")
+
+    def _translated_status(self, error: APIStatusError, doing: str, setting: str | None) -> IndexportError:
+        status, detail = error.status_code, _detail(error)
+        if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == _THROTTLED:
+            return ServerFailed(f"LlamaCloud at {self._shown_url} failed while {doing}: HTTP {status}{detail}", status)
+        if status == httpx.codes.NOT_FOUND:
+            remedy = f"; check {setting} and project_id" if setting else ""
+            return NotThere(f"LlamaCloud does not know what was asked for while {doing} (HTTP 404{detail}){remedy}", status)
+        return Rejected(f"LlamaCloud refused the request while {doing}: HTTP {status}{detail}", status)
+
+
+def _check_key(key: str) -> None:
+    """A header cannot hold anything else, and the error of the HTTP library would quote the key."""
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError("LLAMA_CLOUD_API_KEY holds white space (a line break at its end?) or characters that are not ASCII")
+
+
+def _detail(error: APIStatusError) -> str:
+    """The vendor's own words, bounded."""
+    body = error.body
+    detail = body.get("detail") if isinstance(body, dict) else None
+    return f": {clean_text(str(detail))[:_MAX_DETAIL_CHARS]}" if detail else ""

@@ -1,0 +1,213 @@
+"""Fetching the bytes behind presigned URLs.
+
+What belongs here: plain HTTP GETs without our API key, their limits and their retries. A presigned URL is a credential: it
+is in no exception, log record or ``repr`` made here. Attempts therefore *return* their failures; an exception raised while
+another one is handled would carry it along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+from enum import Enum, auto
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+from pipeline.errors import FileError, PayloadError, SourceUnavailable, Unavailable
+from pipeline.llama_cloud.addresses import AddressPolicy, AddressRefused, GuardedTransport
+from pipeline.llama_cloud.models import DirectoryFile
+from pipeline.llama_cloud.normalise import DEFAULT_MAX_PAYLOAD_BYTES
+from pipeline.llama_cloud.quiet_logs import urls_are_secret
+from pipeline.llama_cloud.wire import PresignedUrl
+
+ResolveUrl = Callable[[DirectoryFile], Awaitable[PresignedUrl]]
+
+_EXPIRY_MARGIN = timedelta(seconds=30)
+_MAX_REDIRECTS = 5
+_MAX_LENGTH_DIGITS = 18
+_MAX_RETRY_AFTER_SECONDS = 60.0
+_TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
+_TOTAL_SECONDS = 900.0
+"""For one attempt: a server that sends a byte a minute defeats every other time limit."""
+_STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
+"""How object stores answer an expired URL, or one for an object that has been replaced or is not visible yet."""
+_OVERLOADED_STATUSES = frozenset({429, 502, 503, 504})
+_READABLE_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """``attempts`` in all; pauses of ``base_seconds`` doubling up to ``max_seconds``, each cut by up to a quarter at random."""
+
+    attempts: int = 5
+    base_seconds: float = 0.5
+    max_seconds: float = 8.0
+
+    def pause(self, attempt: int, retry_after: float | None) -> float:
+        """Seconds to wait after failed attempt number ``attempt`` (from 0); what the server asked for wins, up to a minute."""
+        if retry_after is not None:
+            return min(retry_after, _MAX_RETRY_AFTER_SECONDS)
+        jitter = 1 - 0.25 * random.random()  # noqa: S311 - spreads retries, guards nothing
+        return min(self.base_seconds * 2.0**attempt, self.max_seconds) * jitter
+
+
+class _Kind(Enum):
+    STALE = auto()
+    """The URL is refused: ask for another one."""
+    TRANSIENT = auto()
+    """This answer may be different in a moment."""
+    UNAVAILABLE = auto()
+    """The store cannot be reached or throttles: as ``TRANSIENT``, and no fault of the file."""
+    FINAL = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    kind: _Kind
+    reason: str
+    retry_after: float | None = None
+
+    def error(self, file: DirectoryFile) -> FileError | Unavailable:
+        if self.kind is _Kind.UNAVAILABLE:
+            return SourceUnavailable(f"the storage behind LlamaCloud's presigned URLs does not answer: {self.reason}")
+        return PayloadError(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {self.reason}")
+
+
+class PayloadDownloader:
+    """Downloads payloads, at most ``max_concurrent`` at a time. An async context manager.
+
+    ``resolve`` asks the API for a fresh presigned URL of a file. ``transport`` replaces the network (and the address guard).
+    """
+
+    def __init__(
+        self,
+        resolve: ResolveUrl,
+        *,
+        addresses: AddressPolicy,
+        max_payload_bytes: int = DEFAULT_MAX_PAYLOAD_BYTES,
+        max_concurrent: int = 16,
+        retries: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._resolve = resolve
+        self._max_bytes = max_payload_bytes
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._retries = retries or RetryPolicy()
+        limits = httpx.Limits(max_connections=max_concurrent, max_keepalive_connections=max_concurrent)
+        self._client = httpx.AsyncClient(
+            transport=transport or GuardedTransport(addresses, limits=limits),
+            headers={"Accept": "*/*", "Accept-Encoding": "identity"},
+            timeout=_TIMEOUT,
+            follow_redirects=False,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    async def download(self, file: DirectoryFile, url: PresignedUrl | None = None) -> bytes:
+        """The stored bytes of one file, as they are (possibly gzip). ``url`` saves a request when it is still usable.
+
+        Raises ``PayloadError`` when this file cannot be had, ``SourceUnavailable`` when the store does not answer, and
+        whatever ``resolve`` raises.
+        """
+        async with self._slots:
+            outcome = await self._fetch(url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
+            if isinstance(outcome, _Failure) and outcome.kind is _Kind.STALE:
+                await asyncio.sleep(self._retries.pause(0, None))
+                outcome = await self._fetch(await self._resolve(file))
+        if isinstance(outcome, _Failure):
+            raise outcome.error(file)
+        return outcome
+
+    async def _fetch(self, url: PresignedUrl) -> bytes | _Failure:
+        """Attempts until one succeeds, fails for good, or there were enough."""
+        for attempt in range(self._retries.attempts):
+            outcome = await self._attempt(url)
+            if isinstance(outcome, bytes) or outcome.kind in {_Kind.STALE, _Kind.FINAL}:
+                break
+            if attempt + 1 < self._retries.attempts:
+                await asyncio.sleep(self._retries.pause(attempt, outcome.retry_after))
+        return outcome
+
+    async def _attempt(self, url: PresignedUrl) -> bytes | _Failure:
+        with urls_are_secret():
+            try:
+                async with asyncio.timeout(_TOTAL_SECONDS):
+                    return await self._follow(self._client.build_request("GET", url.url))
+            except AddressRefused as error:
+                return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
+            except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+                return _Failure(_Kind.UNAVAILABLE, type(error).__name__)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+                return _Failure(_Kind.FINAL, "its URL is not an HTTP URL")
+            except (httpx.RequestError, TimeoutError) as error:
+                return _Failure(_Kind.TRANSIENT, f"the connection broke ({type(error).__name__})")
+
+    async def _follow(self, request: httpx.Request) -> bytes | _Failure:
+        """The answer at the end of the redirects. The bodies of redirects are never read: they have no size limit."""
+        for _ in range(_MAX_REDIRECTS + 1):
+            response = await self._client.send(request, stream=True)
+            try:
+                if response.next_request is None:
+                    return await self._read(response)
+                if request.url.scheme == "https" and response.next_request.url.scheme != "https":
+                    return _Failure(_Kind.FINAL, "the storage redirects from https to http")
+                request = response.next_request
+            finally:
+                await response.aclose()
+        return _Failure(_Kind.FINAL, f"the storage redirects more than {_MAX_REDIRECTS} times")
+
+    async def _read(self, response: httpx.Response) -> bytes | _Failure:
+        if response.status_code != httpx.codes.OK:
+            return _failed_status(response)
+        encoding = response.headers.get("Content-Encoding", "").strip().lower()
+        if encoding not in _READABLE_ENCODINGS:
+            return _Failure(_Kind.FINAL, f"it is stored with Content-Encoding {encoding[:40]!r}; only gzip is understood")
+        too_large = _Failure(_Kind.FINAL, f"it is larger than max_payload_bytes ({self._max_bytes:,} bytes)")
+        length = response.headers.get("Content-Length", "")
+        if length.isdecimal() and (len(length) > _MAX_LENGTH_DIGITS or int(length) > self._max_bytes):
+            return too_large
+        pieces: list[bytes] = []
+        received = 0
+        async for piece in response.aiter_raw():
+            received += len(piece)
+            if received > self._max_bytes:
+                return too_large
+            pieces.append(piece)
+        return b"".join(pieces)
+
+
+def _failed_status(response: httpx.Response) -> _Failure:
+    status = response.status_code
+    if status in _STALE_STATUSES:
+        return _Failure(_Kind.STALE, f"the storage refused a fresh presigned URL as well (HTTP {status})")
+    if status in _OVERLOADED_STATUSES:
+        return _Failure(_Kind.UNAVAILABLE, f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+    if status in {408, 425} or status >= 500:
+        return _Failure(_Kind.TRANSIENT, f"the storage answered HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+    return _Failure(_Kind.FINAL, f"the storage answered HTTP {status}")
+
+
+def _retry_after(header: str | None) -> float | None:
+    """Seconds, from either form of the header; ``None`` when absent, unreadable or past."""
+    if not header:
+        return None
+    if header.strip().isdecimal():
+        return float(header)
+    try:
+        moment = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    seconds = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
+    return seconds if seconds > 0 else None

@@ -1,0 +1,260 @@
+"""The source: one LlamaCloud index and the payloads of its files.
+
+What belongs here: the face of this package. Everything else in the project reads LlamaCloud through ``LlamaCloudSource``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from datetime import datetime
+from types import TracebackType
+from typing import Self
+
+import httpx
+from llama_cloud import DEFAULT_MAX_RETRIES
+from llama_cloud.types.index_create_params import Product
+from pydantic import SecretStr
+
+from pipeline.errors import ConfigError, PayloadError, SourceUnavailable, SyncFailed
+from pipeline.llama_cloud.addresses import AddressPolicy
+from pipeline.llama_cloud.api import CloudApi, NotThere, Rejected, ServerFailed
+from pipeline.llama_cloud.bulk import batches_with_urls, in_completion_order
+from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
+from pipeline.llama_cloud.indexes import IndexClient
+from pipeline.llama_cloud.listing import FileEntry, directory_pages
+from pipeline.llama_cloud.models import DirectoryFile, IndexState, ListingPage, Payload
+from pipeline.llama_cloud.normalise import normalise_payload
+from pipeline.llama_cloud.settings import LlamaCloudSettings
+from pipeline.llama_cloud.wire import PresignedUrl, read_file, read_object, read_url
+
+_NORMALISED_INLINE_BYTES = 128 * 1024
+"""Below this a thread costs more than the parsing it takes off the event loop (a millisecond or two)."""
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class LlamaCloudSource:
+    """An async context manager, for one event loop.
+
+    ``api_key`` and ``base_url`` default to the environment (``LLAMA_CLOUD_API_KEY``, ``LLAMA_CLOUD_BASE_URL``).
+    ``max_retries`` is for API requests, ``download_retries`` for presigned URLs.
+    ``transport`` replaces the network of both the API and the downloads, and with it the guard on addresses.
+
+    Every method may raise ``SourceUnavailable`` (unreachable, throttled, key refused) and ``ConfigError`` (a setting names
+    something that does not exist).
+    """
+
+    def __init__(
+        self,
+        settings: LlamaCloudSettings,
+        *,
+        api_key: SecretStr | None = None,
+        base_url: str | None = None,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        download_retries: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._settings = settings
+        self._api = CloudApi(
+            api_key=api_key,
+            base_url=base_url,
+            project_id=settings.project_id,
+            requests_per_second=settings.requests_per_second,
+            max_retries=max_retries,
+            transport=transport,
+        )
+        self._index = IndexClient(self._api, settings)
+        self._downloader = PayloadDownloader(
+            self._presigned_url,
+            addresses=AddressPolicy(settings.allow_private_addresses, trusted_host=self._api.host),
+            max_payload_bytes=settings.max_payload_bytes,
+            max_concurrent=settings.max_concurrent_downloads,
+            retries=download_retries,
+            transport=transport,
+        )
+        self._directory_id: str | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._downloader.__aexit__(exc_type, exc, traceback)
+        await self._api.close()
+
+    async def get_index(self) -> IndexState:
+        """The index as it is now (one request). Listings made after it use the directory it names."""
+        return self._settle_directory(await self._index.get())
+
+    async def create_index(
+        self,
+        source_directory_id: str,
+        name: str,
+        *,
+        description: str | None = None,
+        products: Sequence[Product] = (),
+        store_attachments: Sequence[str] = (),
+    ) -> IndexState:
+        """The index of that name over that directory; made, without the vendor's vector export, unless it exists.
+
+        ``store_attachments``: any of ``screenshots`` and ``items``. The vendor starts the first sync by itself. The source
+        reads this index from then on.
+        """
+        state = await self._index.create(
+            source_directory_id, name, description=description, products=products, store_attachments=store_attachments
+        )
+        return self._settle_directory(state)
+
+    async def start_sync(self) -> bool:
+        """Ask for a sync of the index; ``False``: one is running already."""
+        return await self._index.start_sync()
+
+    async def cancel_sync(self) -> bool:
+        """Ask for the running sync to stop; ``False``: none is running."""
+        return await self._index.cancel_sync()
+
+    async def wait_until_ready(self, timeout: float, poll: float = 2.0) -> IndexState:  # noqa: ASYNC109 - a limit on LlamaCloud
+        """Poll every ``poll`` seconds until the index is ready and not syncing.
+
+        Raises ``SyncFailed`` with the vendor's message when it reports ``failed``, ``SourceUnavailable`` after ``timeout``
+        seconds.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        while not (state := await self.get_index()).settled:
+            if state.status == "failed" and not state.sync_in_progress:
+                raise SyncFailed(f"index {state.name!r} failed: {state.error_message or 'LlamaCloud gives no reason'}")
+            left = deadline - clock()
+            if left <= 0:
+                raise SourceUnavailable(f"index {state.name!r} is not ready after {timeout:g} seconds (status {state.status})")
+            await asyncio.sleep(min(poll, left))
+        return state
+
+    async def list_files(
+        self, *, updated_since: datetime | None = None, page_token: str | None = None
+    ) -> AsyncGenerator[ListingPage]:
+        """Page after page of the payload directory; resumable from the token of the last page seen.
+
+        ``updated_since`` is inclusive. Soft-deleted files are left out. The API gives no snapshot and no order: a file may be on
+        two pages, and one that moves meanwhile on none. Raises ``IncompleteListing`` when it stops half way, also when
+        LlamaCloud no longer accepts ``page_token``.
+        """
+        pages = directory_pages(
+            self._api,
+            await self._directory(),
+            page_size=self._settings.page_size,
+            page_token=page_token,
+            updated_from=updated_since,
+        )
+        async for entries, following in pages:
+            yield ListingPage(files=tuple(entry.file for entry in entries), next_page_token=following)
+
+    async def list_all_files(self) -> dict[str, DirectoryFile]:
+        """Every file by id, the latest state of each; complete, or ``IncompleteListing`` is raised."""
+        files: dict[str, DirectoryFile] = {}
+        async for page in self.list_files():
+            for file in page.files:
+                known = files.get(file.id)
+                if known is None or _is_newer(file, known):
+                    files[file.id] = file
+        return files
+
+    async def get_file(self, file_id: str) -> DirectoryFile | None:
+        """One file by its directory-file id; ``None`` when the directory does not know it. A soft-deleted one says so."""
+        request = self._api.client.beta.directories.files.with_raw_response.get(
+            file_id, directory_id=await self._directory(), project_id=self._api.project_id
+        )
+        try:
+            return await self._api.call(
+                request, lambda answer: read_file(read_object(answer, "a directory file")), doing="reading a file"
+            )
+        except NotThere:
+            return None
+
+    async def fetch_payload(self, file: DirectoryFile) -> Payload:
+        """The parsed payload of one file. Raises ``PayloadError`` when it cannot be had or read."""
+        return await self._fetch(FileEntry(file, None))
+
+    async def fetch_payloads(
+        self, files: Sequence[DirectoryFile]
+    ) -> AsyncGenerator[tuple[DirectoryFile, Payload | PayloadError]]:
+        """The payloads of many files, in the order they arrive; what is wrong with one file takes its payload's place.
+
+        At most ``max_concurrent_downloads`` are in flight. ``SourceUnavailable`` ends it: no other file would fare better.
+        """
+
+        async def outcome(entry: FileEntry) -> tuple[DirectoryFile, Payload | PayloadError]:
+            try:
+                return entry.file, await self._fetch(entry)
+            except PayloadError as error:
+                return entry.file, error
+
+        batches = batches_with_urls(files, self._pages_with_urls)
+        async with aclosing(in_completion_order(batches, outcome, limit=self._settings.max_concurrent_downloads)) as pairs:
+            async for pair in pairs:
+                yield pair
+
+    async def _pages_with_urls(self, start: datetime | None, end: datetime | None) -> AsyncGenerator[list[FileEntry]]:
+        pages = directory_pages(
+            self._api,
+            await self._directory(),
+            page_size=self._settings.page_size,
+            updated_from=start,
+            updated_to=end,
+            with_urls=True,
+        )
+        async for entries, _ in pages:
+            yield entries
+
+    async def _fetch(self, entry: FileEntry) -> Payload:
+        body = await self._downloader.download(entry.file, entry.url)
+        limit = self._settings.max_payload_bytes
+        if len(body) <= _NORMALISED_INLINE_BYTES and not body.startswith(_GZIP_MAGIC):
+            return normalise_payload(body, entry.file, max_bytes=limit)
+        return await asyncio.to_thread(normalise_payload, body, entry.file, max_bytes=limit)
+
+    async def _presigned_url(self, file: DirectoryFile) -> PresignedUrl:
+        """A fresh URL of one file's payload."""
+        if file.file_id is None:
+            raise PayloadError(
+                file.id, f"the payload of {file.display_name!r} is not stored yet: LlamaCloud lists it without a file_id"
+            )
+        request = self._api.client.files.with_raw_response.content(file.file_id, project_id=self._api.project_id)
+        try:
+            url = await self._api.call(request, read_url, doing="asking for a download URL")
+        except Rejected as error:
+            raise PayloadError(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {error}") from None
+        except ServerFailed as error:
+            if error.status != httpx.codes.INTERNAL_SERVER_ERROR:
+                raise
+            raise PayloadError(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {error}") from None
+        if url is None:
+            raise PayloadError(file.id, f"LlamaCloud answered without a download URL for {file.display_name!r}")
+        return url
+
+    async def _directory(self) -> str:
+        if self._directory_id is None:
+            self._settle_directory(await self._index.get())
+        if self._directory_id is None:
+            raise ConfigError(
+                "the index has no output directory (yet): wait for its first sync, or set payload_directory to 'source'"
+            )
+        return self._directory_id
+
+    def _settle_directory(self, state: IndexState) -> IndexState:
+        match self._settings.payload_directory:
+            case "output":
+                self._directory_id = state.output_directory_id
+            case "source":
+                self._directory_id = state.source_directory_id
+            case "auto":
+                self._directory_id = state.output_directory_id or state.source_directory_id
+        return state
+
+
+def _is_newer(file: DirectoryFile, known: DirectoryFile) -> bool:
+    if file.updated_at is None or known.updated_at is None:
+        return known.updated_at is None
+    return file.updated_at >= known.updated_at
