@@ -37,7 +37,7 @@ def find_anchors(keys: Sequence[int], positions: Sequence[int], reach: int) -> l
 
 
 def pack(sizes: Sequence[int], rooms: Sequence[int], keys: Sequence[int], reach: int) -> list[tuple[int, int]]:
-    """Partition units into ranges ``[first, last)`` that fit, never across an anchor, as full as possible in between.
+    """Partition one or more units into ranges ``[first, last)`` that fit, never across an anchor, as full as possible in between.
 
     ``rooms[i]`` is what a range starting at unit i may hold; a unit larger than its room is a range of its own.
     """
@@ -49,6 +49,4 @@ def pack(sizes: Sequence[int], rooms: Sequence[int], keys: Sequence[int], reach:
             ranges.append((first, index))
             first, total = index, 0
         total += size
-    if sizes:
-        ranges.append((first, len(sizes)))
-    return ranges
+    return [*ranges, (first, len(sizes))]

@@ -144,7 +144,7 @@ def _overlap(
     """Let each draft begin with the tail of the one before, within its section and the limit."""
     drafts = [draft for draft, _ in counted]
     widened = drafts[:1] + [
-        draft._replace(start=_overlap_start(text, max(previous.start, draft.floor), draft, sizer, overlap))
+        draft._replace(start=_overlap_start(text, max(previous.start + 1, draft.floor), draft, sizer, overlap))
         for previous, draft in pairwise(drafts)
     ]
     recounted = _count(text, widened, sizer)

@@ -72,7 +72,10 @@ class Drafter:
         parts = self._outline.parts(first, last)
         if len(parts) == 1:
             yield from self._split_block(first, last)
-            return
+        else:
+            yield from self._divide_parts(parts)
+
+    def _divide_parts(self, parts: Sequence[tuple[int, int]]) -> Iterator[Draft]:
         ranges = pack(
             sizes=[self._size(*part) for part in parts],
             rooms=[self._room_at(part[0]) for part in parts],
@@ -92,14 +95,15 @@ class Drafter:
         if body < last and self._blocks[body].kind is BlockKind.TABLE:
             yield from self._split_table(first, body)
             return
-        room = min(self._room_at(first) - self._size(first, body), self._room_at(body)) if body < last else 0
+        room = min(self._room_at(first) - self._size(first, body), self._room_at(body)) if first < body < last else 0
         if room >= self._room // 2:
             opening, *rest = self._text_pieces(body, room)
             yield opening._replace(start=self._blocks[first].start, context=self._context(first)[0])
             yield from rest
+        elif last - first > 1:
+            yield from self._divide_parts([(block, block + 1) for block in range(first, last)])
         else:
-            for block in range(first, last):
-                yield from self._text_pieces(block, self._room_at(block))
+            yield from self._text_pieces(first, self._room_at(first))
 
     def _text_pieces(self, block: int, room: int) -> list[Draft]:
         """The block in pieces of at most ``room`` tokens."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-_SYLLABLES = "ka lo mi ren tos ver dal pun gri sho el nar tiv qua bes om fli dra con per sal ute rin".split()
+_SYLLABLES = ("ka", "lo", "mi", "ren", "tos", "ver", "dal", "pun", "gri", "sho", "el", "nar", "tiv", "qua", "bes", "om", "fli")
 
 
 def words(rng: random.Random, count: int) -> str:

@@ -1,0 +1,48 @@
+"""Content-chosen cuts."""
+
+from __future__ import annotations
+
+import random
+from itertools import accumulate, pairwise
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.documents.anchors import find_anchors, pack
+
+_UNITS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), min_size=1, max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(units=_UNITS, reach=st.integers(1, 120))
+def test_an_anchor_is_the_first_smallest_key_within_reach(units: list[tuple[int, int]], reach: int) -> None:
+    keys = [key for key, _ in units]
+    positions = [0, *accumulate(size for _, size in units[:-1])]
+
+    def is_anchor(index: int) -> bool:
+        before = [keys[i] for i in range(index) if positions[index] - positions[i] < reach]
+        after = [keys[i] for i in range(index + 1, len(keys)) if positions[i] - positions[index] <= reach]
+        return positions[index] >= reach and all(k > keys[index] for k in before) and all(k >= keys[index] for k in after)
+
+    assert find_anchors(keys, positions, reach) == [index for index in range(len(keys)) if is_anchor(index)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(units=_UNITS, room=st.integers(1, 100))
+def test_packing_partitions_the_units_and_only_a_lone_unit_exceeds_its_room(units: list[tuple[int, int]], room: int) -> None:
+    sizes = [size for _, size in units]
+    ranges = pack(sizes, [room] * len(units), [key for key, _ in units], 2 * room)
+    assert [index for first, last in ranges for index in range(first, last)] == list(range(len(units)))
+    assert all(last - first == 1 or sum(sizes[first:last]) <= room for first, last in ranges)
+
+
+def test_anchors_far_from_an_insertion_stay() -> None:
+    rng = random.Random(5)
+    keys = [rng.getrandbits(32) for _ in range(400)]
+    changed = [*keys[:200], 1, *keys[200:]]
+    reach = 10
+    before = find_anchors(keys, list(range(400)), reach)
+    after = find_anchors(changed, list(range(401)), reach)
+    assert [a for a in before if a < 200 - reach] == [a for a in after if a < 200 - reach]
+    assert [a + 1 for a in before if a > 200 + reach] == [a for a in after if a > 201 + reach]
+    assert all(right - left >= reach for left, right in pairwise(before))

@@ -1,0 +1,75 @@
+"""Pages and chunks survive the way through Arrow."""
+
+from __future__ import annotations
+
+import time
+
+import pyarrow as pa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.documents.arrow import (
+    CHUNK_FIELDS,
+    PAGE_FIELDS,
+    chunks_from_table,
+    chunks_to_table,
+    pages_from_table,
+    pages_to_table,
+)
+from pipeline.documents.models import Attachment, Chunk, Page
+
+_ATTACHMENTS = st.lists(st.builds(Attachment, *[st.text(max_size=4)] * 3), max_size=3).map(tuple)
+_JSON = st.dictionaries(
+    st.text(max_size=3), st.none() | st.booleans() | st.integers() | st.text(max_size=5) | st.just([1.5]), max_size=3
+)
+_PAGES = st.builds(
+    Page,
+    st.integers(1, 9999),
+    st.text(max_size=20),
+    st.none() | st.text(max_size=5),
+    st.none() | st.text(max_size=5),
+    st.lists(_JSON, max_size=2).map(tuple),
+    _ATTACHMENTS,
+)
+_COUNTS = st.integers(0, 2**31 - 1)
+_CHUNKS = st.builds(
+    Chunk,
+    _COUNTS,
+    st.text(),
+    st.text(),
+    _COUNTS,
+    _COUNTS,
+    _COUNTS,
+    st.none() | _COUNTS,
+    st.none() | _COUNTS,
+    _ATTACHMENTS,
+    st.text(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(chunks=st.lists(_CHUNKS, max_size=6), offset=st.integers(0, 6))
+def test_chunks_come_back_as_they_were_from_a_table_and_from_a_slice_of_one(chunks: list[Chunk], offset: int) -> None:
+    table = chunks_to_table(chunks)
+    assert table.schema == pa.schema(CHUNK_FIELDS)
+    table.validate(full=True)
+    assert chunks_from_table(table) == chunks
+    assert chunks_from_table(table.slice(offset)) == chunks[offset:]
+    assert chunks_from_table(pa.concat_tables([table, table])) == chunks * 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(pages=st.lists(_PAGES, max_size=6))
+def test_pages_come_back_as_they_were(pages: list[Page]) -> None:
+    table = pages_to_table(pages)
+    assert table.schema == pa.schema(PAGE_FIELDS)
+    table.validate(full=True)
+    assert pages_from_table(table) == pages
+
+
+def test_a_wave_of_chunks_converts_in_a_moment() -> None:
+    attachment = Attachment("page_1.png", "src", "screenshot")
+    chunks = [Chunk(i, "content " * 100, "Guide\n\n", i, i + 800, 200, 1, 2, (attachment,), "0" * 64) for i in range(15_000)]
+    started = time.process_time()
+    assert chunks_from_table(chunks_to_table(chunks)) == chunks
+    assert time.process_time() - started < 3

@@ -1,0 +1,233 @@
+"""Where the chunker cuts, what context it gives, and how little an edit changes."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import pytest
+from tokenizers import Tokenizer
+
+from pipeline.documents.chunking import chunk_document, chunker_fingerprint, token_limit
+from pipeline.documents.document import build_document
+from pipeline.documents.models import Chunk, ChunkingSettings, Page
+from pipeline.documents.tokens import HuggingFaceTokens
+from pipeline.errors import ConfigError
+from pipeline_tests.documents import corpus
+
+Chunk_ = Callable[..., list[Chunk]]
+
+
+@pytest.fixture
+def chunk(minilm: HuggingFaceTokens) -> Chunk_:
+    def chunk_text(text: str, **chosen: object) -> list[Chunk]:
+        return chunk_document(build_document([Page(1, text)]), ChunkingSettings.model_validate(chosen), minilm, 256)
+
+    return chunk_text
+
+
+def prose(count: int, seed: int = 0) -> str:
+    return corpus.words(random.Random(seed), count)
+
+
+def test_a_short_document_is_one_chunk_without_context(chunk: Chunk_) -> None:
+    [only] = chunk("# Title\n\n## Part\n\nText.\n\n## Other\n\nMore.\n")
+    assert (only.context, only.content) == ("", "# Title\n\n## Part\n\nText.\n\n## Other\n\nMore.")
+
+
+def test_context_is_the_heading_path_without_the_headings_in_the_content(chunk: Chunk_) -> None:
+    text = f"# Guide\n\nIntro.\n\n## Install\n\n{prose(60)}\n\n{prose(60, 1)}\n\n{prose(60, 2)}\n\n## Use\n\n{prose(80, 3)}"
+    contexts = [(c.context, c.content.split("\n")[0]) for c in chunk(text)]
+    assert contexts[0] == ("", "# Guide")
+    assert ("Guide\n\n", "## Install") in contexts
+    assert ("Guide\n\n", "## Use") in contexts
+    assert any(context == "Guide > Install\n\n" and not line.startswith("#") for context, line in contexts)
+
+
+def test_a_heading_stays_with_its_text_when_that_is_too_long(chunk: Chunk_) -> None:
+    chunks = chunk(f"# Guide\n\n## Install\n\n{prose(600)}")
+    assert chunks[0].content.startswith("# Guide\n\n## Install\n\n")
+    assert chunks[0].chunk_token_count > 128
+    assert {c.context for c in chunks[1:]} == {"Guide > Install\n\n"}
+
+
+def test_small_sections_are_merged_up_to_the_limit_under_their_common_parent(chunk: Chunk_) -> None:
+    sections = [f"## Part {i}\n\n{prose(12, i)}" for i in range(40)]
+    chunks = chunk("# Guide\n\n" + "\n\n".join(sections))
+    assert statistics.mean(c.chunk_token_count for c in chunks) > 128
+    assert {c.context for c in chunks[1:]} == {"Guide\n\n"}
+    assert all(c.content.startswith("#") for c in chunks)
+
+
+@pytest.mark.parametrize("after", ["", "\n\nText."])
+def test_a_long_run_of_headings_is_packed_too(chunk: Chunk_, after: str) -> None:
+    chunks = chunk("\n".join(f"{'#' * (1 + i % 3)} Entry {i}" for i in range(400)) + after)
+    assert statistics.mean(c.chunk_token_count for c in chunks) > 128
+
+
+def test_outer_titles_of_a_long_heading_path_go_first(chunk: Chunk_) -> None:
+    chunks = chunk(f"# {prose(80)}\n\n## Near\n\n{prose(600, 1)}")
+    assert {c.context for c in chunks[-2:]} == {"Near\n\n"}
+
+
+def test_lines_inside_code_are_no_headings(chunk: Chunk_) -> None:
+    code = "```\n" + "".join(f"# comment {i} {prose(6, i)}\n" for i in range(60)) + "```"
+    chunks = chunk("# Guide\n\n" + code)
+    assert len(chunks) > 1
+    assert {c.context for c in chunks[1:]} == {"Guide\n\n"}
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("before", ["", "# Stock\n\n## Parts\n\n", "Intro.\n\n", "Table 1:\n"])
+def test_every_chunk_with_rows_of_a_split_table_has_the_header_and_whole_rows(chunk: Chunk_, before: str, newline: str) -> None:
+    table = corpus.table(200)
+    header = table.splitlines()[:2]
+    rows = set(table.splitlines()[2:])
+    chunks = chunk((before + table + "\nAfter.").replace("\n", newline))
+    holders = [c for c in chunks if "| part " in c.content]
+    assert len(holders) > 5
+    for c in holders:
+        assert all(c.embedding_text.count(line) == 1 for line in header)
+        assert all(line in rows for line in c.content.splitlines() if line.startswith("| part"))
+    if "Stock" in before:
+        assert holders[1].context.startswith("Stock > Parts\n\n| Item |")
+
+
+def test_a_row_over_the_limit_is_cut_but_keeps_its_header(chunk: Chunk_) -> None:
+    table = f"| Name | Remark |\n|---|---|\n| a | short |\n| b | {prose(500)} |\n| c | short |\n"
+    chunks = chunk(table)
+    assert len(chunks) > 3
+    assert all(c.embedding_text.count("| Name | Remark |") == 1 for c in chunks)
+
+
+def test_a_table_header_that_leaves_no_room_for_rows_is_not_repeated(chunk: Chunk_) -> None:
+    chunks = chunk(f"| {prose(150)} |\n|---|\n" + f"| {prose(20)} |\n" * 30)
+    assert {c.context for c in chunks[1:]} == {""}
+
+
+def test_strategy_text_knows_no_headings_or_tables(chunk: Chunk_) -> None:
+    chunks = chunk("# Title\n\n" + corpus.table(100) + "\n\n" + prose(500), strategy="text")
+    assert len(chunks) > 4
+    assert {c.context for c in chunks} == {""}
+
+
+def test_overlap_repeats_whole_words_of_the_previous_chunk_within_the_section(chunk: Chunk_, minilm: HuggingFaceTokens) -> None:
+    text = f"# One\n\n{prose(700)}\n\n# Two\n\n{prose(300, 1)}"
+    chunks = chunk(text, overlap=20)
+    overlapping = 0
+    for previous, current in pairwise(chunks):
+        assert current.chunk_token_count <= 256
+        if current.content.startswith("# Two"):
+            assert current.chunk_start_char >= previous.chunk_end_char
+            continue
+        repeated = text[current.chunk_start_char : previous.chunk_end_char]
+        assert 0 < minilm.count([repeated])[0] - 2 <= 20
+        assert text[current.chunk_start_char - 1].isspace()
+        overlapping += 1
+    assert overlapping > 3
+
+
+def test_overlap_in_a_table_repeats_whole_rows(chunk: Chunk_) -> None:
+    table = corpus.table(100)
+    chunks = chunk(table, overlap=40)
+    assert any(b.chunk_start_char < a.chunk_end_char for a, b in pairwise(chunks))
+    assert all(line in table.splitlines() for c in chunks for line in c.content.splitlines())
+
+
+def _new_chunks_per_edit(chunk: Chunk_, make: Callable[[random.Random, int], list[str]], count: int) -> list[int]:
+    rng = random.Random(11)
+    changed = []
+    for _ in range(15):
+        blocks = make(rng, count)
+        before = {c.embedding_text for c in chunk("\n\n".join(blocks))}
+        assert 90 <= len(before) <= 130
+        after = chunk("\n\n".join(corpus.edit_one(rng, blocks)))
+        changed.append(sum(c.embedding_text not in before for c in after))
+    return changed
+
+
+def test_an_edit_in_a_hundred_chunks_with_headings_makes_few_new_ones(chunk: Chunk_) -> None:
+    changed = _new_chunks_per_edit(chunk, corpus.headed_paragraphs, 270)
+    assert statistics.median(changed) <= 2
+    assert max(changed) <= 6
+
+
+def test_an_edit_in_a_hundred_chunks_without_headings_makes_few_new_ones(chunk: Chunk_) -> None:
+    changed = _new_chunks_per_edit(chunk, corpus.plain_paragraphs, 250)
+    assert statistics.median(changed) <= 4
+    assert max(changed) <= 12
+
+
+def test_an_edit_in_one_endless_line_stays_in_its_neighbourhood(chunk: Chunk_) -> None:
+    rng = random.Random(2)
+    sentences = [corpus.sentence(rng) for _ in range(1200)]
+    before = {c.embedding_text for c in chunk(" ".join(sentences))}
+    changed = []
+    for _ in range(9):
+        edited = corpus.edit_one(rng, sentences)
+        changed.append(sum(c.embedding_text not in before for c in chunk(" ".join(edited))))
+    assert len(before) > 90
+    assert statistics.median(changed) <= 6
+
+
+def test_a_row_added_to_a_large_table_makes_few_new_chunks(chunk: Chunk_) -> None:
+    rows = corpus.table(1500).splitlines(keepends=True)
+    before = {c.embedding_text for c in chunk("".join(rows))}
+    after = chunk("".join([*rows[:40], "| new part | 1.00 | 1 | first of its kind |\n", *rows[40:]]))
+    assert len(before) > 90
+    assert sum(c.embedding_text not in before for c in after) <= 8
+
+
+def test_a_megabyte_is_cut_in_well_under_a_second_of_processor_time(chunk: Chunk_) -> None:
+    text = "\n\n".join(corpus.headed_paragraphs(random.Random(3), 6000))
+    started = time.process_time()
+    chunks = chunk(text)
+    assert len(text) / 1e6 / (time.process_time() - started) > 1
+    assert len(chunks) > 1000
+
+
+def test_threads_that_share_a_counter_get_the_same_chunks(minilm_tokenizer: Tokenizer) -> None:
+    tokens = HuggingFaceTokens(minilm_tokenizer)
+    rng = random.Random(4)
+    documents = [build_document([Page(1, "\n\n".join(corpus.headed_paragraphs(rng, 60)))]) for _ in range(20)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda document: chunk_document(document, ChunkingSettings(), tokens, 256), documents))
+    alone = HuggingFaceTokens(minilm_tokenizer)
+    assert together == [chunk_document(document, ChunkingSettings(), alone, 256) for document in documents]
+
+
+def test_a_limit_above_the_models_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"chunking\.max_tokens is 512"):
+        token_limit(ChunkingSettings(max_tokens=512), 256)
+
+
+def test_an_overlap_of_half_the_limit_is_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match=r"chunking\.overlap is 32"):
+        token_limit(ChunkingSettings(max_tokens=64, overlap=32), 256)
+    assert token_limit(ChunkingSettings(max_tokens=64, overlap=31), 256) == 64
+
+
+def test_a_model_with_no_window_to_speak_of_is_refused() -> None:
+    with pytest.raises(ConfigError, match="reads only 16 tokens"):
+        token_limit(ChunkingSettings(), 16)
+
+
+def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else() -> None:
+    base = chunker_fingerprint(ChunkingSettings(), 256)
+    assert (
+        base
+        == chunker_fingerprint(ChunkingSettings(max_tokens=256), 256)
+        == chunker_fingerprint(ChunkingSettings(max_tokens=256), 512)
+    )
+    variants = [
+        chunker_fingerprint(ChunkingSettings(), 512),
+        chunker_fingerprint(ChunkingSettings(max_tokens=128), 256),
+        chunker_fingerprint(ChunkingSettings(overlap=10), 256),
+        chunker_fingerprint(ChunkingSettings(strategy="text"), 256),
+        chunker_fingerprint(ChunkingSettings(include_headers_footers=True), 256),
+    ]
+    assert len({base, *variants}) == 6
