@@ -1,0 +1,68 @@
+"""Digests of large files, and the user's cache directory that remembers them.
+
+What belongs here: hashing a model file once, not at every start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from pipeline.errors import ConfigError
+
+CACHE_VARIABLE = "INDEXPORT_MODEL_CACHE"
+
+
+def model_cache() -> Path:
+    """The directory of converted models and remembered digests; created on first use.
+
+    Raises ConfigError when it cannot be created.
+    """
+    cache = _cache_path()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cache_error(cache, error) from error
+    return cache
+
+
+def cache_error(cache: Path, error: OSError) -> ConfigError:
+    """The error of a cache directory that cannot be written."""
+    return ConfigError(
+        f"The model cache {cache} cannot be used ({error.strerror}); point {CACHE_VARIABLE} at a writable directory"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The hex SHA-256 of a file, read in full."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """The hex SHA-256 of a file, read again only when its path, size or modification time changes."""
+    stat = path.stat()
+    identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
+    note = _cache_path() / "digests" / hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
+    try:
+        return note.read_text("ascii")
+    except OSError:
+        digest = file_sha256(path)
+    with contextlib.suppress(OSError):  # A cache baked read-only into an image costs a re-read at each start, nothing else.
+        _write_atomically(note, digest)
+    return digest
+
+
+def _cache_path() -> Path:
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "indexport" / "models")
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as work:
+        draft = Path(work) / path.name
+        draft.write_text(text, "ascii")
+        draft.replace(path)

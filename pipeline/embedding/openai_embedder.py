@@ -1,0 +1,173 @@
+"""Embedding over HTTP with any OpenAI-compatible endpoint.
+
+What belongs here: requests, their sizes, their concurrency and their retries. What an answer means is openai_wire's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import os
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import numpy as np
+from tokenizers import Tokenizer
+
+from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
+from pipeline.embedding.base import ModelIdentity, Vectors
+from pipeline.embedding.batching import check_inputs, plan_requests
+from pipeline.embedding.openai_wire import EncodingRefused, TryAgain, read_vectors
+from pipeline.embedding.settings import OpenAISettings
+from pipeline.errors import ConfigError, EmbedderUnavailable
+
+_log = logging.getLogger(__name__)
+
+NATIVE_DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
+"""Vector sizes documented by the vendor."""
+_LONGEST_WAIT_SECONDS = 60.0
+
+
+class OpenAIEmbedder:
+    """``POST {base_url}/embeddings`` in requests of bounded size, a few at a time. Safe to share between event loops.
+
+    The key is read from the environment when the embedder is made and appears in no message. Raises ConfigError when the
+    variable is empty, the vector size is unknown or the tokenizer file cannot be read.
+    """
+
+    def __init__(self, model: str, settings: OpenAISettings, *, first_wait_seconds: float = 0.5) -> None:
+        self._model = model
+        self._settings = settings
+        self._first_wait = first_wait_seconds
+        self._key = _read_key(settings.api_key_env)
+        self._tokens = _token_counter(settings)
+        self._identity = _identity(model, settings)
+        self._encoding = "base64"
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return self._identity
+
+    @property
+    def max_tokens(self) -> int:
+        return self._settings.max_tokens
+
+    @property
+    def tokens(self) -> TokenCounter:
+        return self._tokens
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        """See ``Embedder.embed``. The first request that fails for good cancels the others."""
+        check_inputs(texts, token_counts, max_tokens=self.max_tokens)
+        settings = self._settings
+        requests = plan_requests(token_counts, max_tokens=settings.request_tokens, max_items=settings.request_items)
+        vectors = np.empty((len(texts), self._identity.dimension), np.float32)
+        slots = asyncio.Semaphore(settings.concurrency)
+
+        async def embed_one(client: httpx.AsyncClient, request: list[int]) -> None:
+            async with slots:
+                vectors[request] = await self._request(client, [texts[index] for index in request])
+
+        try:
+            async with self._client() as client, asyncio.TaskGroup() as group:
+                for request in requests:
+                    group.create_task(embed_one(client, request))
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return vectors
+
+    async def embed_query(self, text: str) -> Vectors:
+        check_inputs([text], self._tokens.count([text]), max_tokens=self.max_tokens)
+        async with self._client() as client:
+            vectors: Vectors = (await self._request(client, [text]))[0]
+        return vectors
+
+    async def close(self) -> None:
+        """Connections live as long as the call that opened them."""
+
+    def _client(self) -> httpx.AsyncClient:
+        headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
+        limits = httpx.Limits(max_connections=self._settings.concurrency)
+        return httpx.AsyncClient(headers=headers, timeout=self._settings.timeout_seconds, limits=limits)
+
+    async def _request(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
+        attempts = self._settings.max_attempts
+        for attempt in range(1, attempts + 1):
+            try:
+                return await self._attempt(client, texts)
+            except TryAgain as verdict:
+                wait = self._wait_seconds(attempt, verdict.after)
+                if attempt == attempts or wait > _LONGEST_WAIT_SECONDS:
+                    raise EmbedderUnavailable(
+                        f"{self._settings.base_url} did not answer in {attempt} attempts: {verdict}"
+                    ) from None
+                _log.warning("embedding request %d of %d failed (%s); next in %.1f s", attempt, attempts, verdict, wait)
+            await asyncio.sleep(wait)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _attempt(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
+        try:
+            return await self._post(client, texts)
+        except EncodingRefused as refusal:
+            if self._encoding == "float":
+                raise ConfigError(f"{self._settings.base_url} refuses encoding_format: {refusal}") from None
+            self._encoding = "float"
+        return await self._attempt(client, texts)
+
+    async def _post(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
+        body: dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": self._encoding}
+        if self._settings.dimensions is not None:
+            body["dimensions"] = self._settings.dimensions
+        try:
+            response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
+        except httpx.TransportError as error:
+            raise TryAgain(f"{type(error).__name__} {error}".rstrip()) from None
+        return read_vectors(
+            response,
+            count=len(texts),
+            dimension=self._identity.dimension,
+            key_hint=f"check the key in {self._settings.api_key_env or 'api_key_env (none is set)'}",
+            secret=self._key,
+        )
+
+    def _wait_seconds(self, attempt: int, asked: float | None) -> float:
+        """The server's wish when it has one, else doubling with full jitter of the upper half."""
+        backoff = min(_LONGEST_WAIT_SECONDS, self._first_wait * 2.0 ** (attempt - 1))
+        jittered = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
+        return jittered if asked is None else asked + jittered / 10
+
+
+def _read_key(variable: str | None) -> str:
+    if variable is None:
+        return ""
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"{variable} is empty; put the embedding endpoint's API key there, or set embedding.openai.api_key_env to null"
+        )
+    return key
+
+
+def _token_counter(settings: OpenAISettings) -> TokenCounter:
+    path = settings.tokenizer_file
+    if path is None:
+        return EstimatedTokens()
+    if not path.is_file():
+        raise ConfigError(f"embedding.openai.tokenizer_file: {path} is not a file")
+    try:
+        return HuggingFaceTokens(Tokenizer.from_str(path.read_text("utf-8")))
+    except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
+        raise ConfigError(f"embedding.openai.tokenizer_file: {path} is not a Hugging Face tokenizer.json ({error})") from error
+
+
+def _identity(model: str, settings: OpenAISettings) -> ModelIdentity:
+    """The endpoint is part of it: two servers may call different weights by one name."""
+    dimension = settings.dimensions or settings.native_dimension or NATIVE_DIMENSIONS.get(model)
+    if dimension is None:
+        raise ConfigError(f"The vector size of {model} is unknown; set embedding.openai.native_dimension")
+    parts = json.dumps([model, dimension, settings.base_url])
+    return ModelIdentity(model, f"{model}@{hashlib.sha256(parts.encode()).hexdigest()[:16]}", dimension)

@@ -1,0 +1,133 @@
+"""The embeddings wire format of OpenAI-compatible servers, and the ways they break it.
+
+What belongs here: turning one HTTP response into vectors or into a verdict (try again, give up, settings are wrong).
+Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import Any
+
+import httpx
+import numpy as np
+
+from pipeline.embedding.base import Vectors
+from pipeline.errors import ConfigError, EmbedderUnavailable
+
+RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+_LONGEST_MESSAGE = 300
+
+
+class TryAgain(Exception):
+    """The same request may succeed later; ``after`` is the server's own wish in seconds, if it has one."""
+
+    def __init__(self, reason: str, after: float | None = None) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class EncodingRefused(Exception):
+    """The server does not know ``encoding_format: base64``."""
+
+
+def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hint: str, secret: str) -> Vectors:
+    """The vectors of a response in request order, shape (count, dimension).
+
+    A text whose embedding came back empty or null becomes a row of NaN: the caller knows which file it belongs to.
+    Raises TryAgain, EncodingRefused, EmbedderUnavailable (credentials, quota) or ConfigError (anything the settings
+    caused, another vector size included). ``secret`` is removed from what the server said.
+    """
+    body = _json(response)
+    error = body.get("error") if isinstance(body, Mapping) else None
+    if response.status_code != 200 or error:
+        _refuse(response, error, key_hint=key_hint, secret=secret)
+    data = body.get("data") if isinstance(body, Mapping) else None
+    if not isinstance(data, list):
+        raise TryAgain("the answer holds no data")
+    return _stack(_in_request_order(data, count), dimension)
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds a server asks to wait: ``Retry-After`` as a number or an HTTP date; None when absent or unreadable."""
+    value = headers.get("retry-after", "").strip()
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except (ValueError, TypeError, IndexError):
+        return None
+
+
+def _json(response: httpx.Response) -> Any:
+    try:
+        return response.json()
+    except ValueError:
+        if response.status_code == 200:
+            raise TryAgain("the answer is not JSON") from None
+        return {}
+
+
+def _refuse(response: httpx.Response, error: Any, *, key_hint: str, secret: str) -> None:
+    details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
+    code = details.get("code")
+    status = response.status_code
+    if status == 200:  # Gateways report an upstream's failure inside a success.
+        status = int(str(code)) if str(code).isdecimal() else 500
+    message = str(details.get("message") or response.reason_phrase or "no reason given")
+    message = (message.replace(secret, "***") if secret else message)[:_LONGEST_MESSAGE]
+    if status in (401, 403):
+        raise EmbedderUnavailable(f"The embedding endpoint refuses the credentials (HTTP {status}); {key_hint}")
+    if status == 402 or "insufficient_quota" in (code, details.get("type")):
+        raise EmbedderUnavailable(f"The embedding endpoint is out of quota (HTTP {status}): {message}")
+    if status in RETRYABLE_STATUS:
+        raise TryAgain(f"HTTP {status}: {message}", retry_after(response.headers))
+    if status in (400, 422) and "encoding_format" in f"{message} {details.get('param')}":
+        raise EncodingRefused(message)
+    raise ConfigError(
+        f"The embedding endpoint refused the request (HTTP {status}): {message}; check embedding.model and embedding.openai"
+    )
+
+
+def _in_request_order(data: list[Any], count: int) -> list[Any]:
+    if len(data) != count:
+        raise TryAgain(f"{count} texts were sent, {len(data)} vectors came back")
+    ordered: dict[int, Any] = {}
+    for position, item in enumerate(data):
+        if not isinstance(item, Mapping) or "embedding" not in item:
+            raise TryAgain("an item of the answer holds no embedding")
+        ordered[item.get("index", position)] = item["embedding"]
+    if ordered.keys() != set(range(count)):
+        raise TryAgain("the answer's indices are not those of the texts sent")
+    return [ordered[index] for index in range(count)]
+
+
+def _stack(embeddings: list[Any], dimension: int) -> Vectors:
+    vectors = np.full((len(embeddings), dimension), np.nan, np.float32)
+    for row, embedding in enumerate(embeddings):
+        values = _values(embedding)
+        if values.size == 0:
+            continue
+        if values.shape != (dimension,):
+            raise ConfigError(
+                f"The embedding endpoint answers vectors of {values.size} dimensions where {dimension} are configured; "
+                "correct embedding.openai.dimensions or native_dimension"
+            )
+        vectors[row] = values
+    return vectors
+
+
+def _values(embedding: Any) -> Vectors:
+    """One vector: a list of numbers, or base64 of little-endian float32."""
+    try:
+        if isinstance(embedding, str):
+            return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
+        return np.asarray([] if embedding is None else embedding, np.float32)
+    except (binascii.Error, ValueError, TypeError) as error:
+        raise TryAgain(f"an embedding is neither base64 nor numbers: {error}") from None

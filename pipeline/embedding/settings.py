@@ -1,0 +1,76 @@
+"""What a user may say about embedding.
+
+What belongs here: the validated settings of every provider, as they stand in an export's YAML. Secrets are not among
+them: an API key is named by the environment variable that holds it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+OPENAI_URL = "https://api.openai.com/v1"
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class OpenAISettings(_Settings):
+    """An OpenAI-compatible ``POST {base_url}/embeddings``: OpenAI, Azure's v1 API, vLLM, TEI, Ollama, LiteLLM and the like."""
+
+    base_url: str = OPENAI_URL
+    api_key_env: str | None = Field(
+        default="OPENAI_API_KEY", description="Variable that holds the key; null for an open endpoint."
+    )
+    dimensions: PositiveInt | None = Field(
+        default=None, description="Vector size asked of the endpoint (Matryoshka models only)."
+    )
+    native_dimension: PositiveInt | None = Field(default=None, description="Vector size of a model Indexport does not know.")
+    tokenizer_file: Path | None = Field(
+        default=None, description="The model's Hugging Face tokenizer.json; else tokens are bounded by bytes."
+    )
+    max_tokens: PositiveInt = Field(default=8191, description="The model's input limit.")
+    request_tokens: PositiveInt = Field(default=100_000, description="Tokens a request; OpenAI documents a limit of 300,000.")
+    request_items: PositiveInt = Field(
+        default=512, description="Texts a request; OpenAI documents 2,048, other servers as few as 32."
+    )
+    concurrency: PositiveInt = Field(default=4, description="Requests under way at once.")
+    timeout_seconds: PositiveFloat = 60.0
+    max_attempts: PositiveInt = Field(default=6, description="Tries of one request, the first included.")
+
+    @field_validator("base_url")
+    @classmethod
+    def _plain_http_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be an http(s) URL such as https://api.openai.com/v1")
+        if "@" in parts.netloc or parts.query or parts.fragment:
+            raise ValueError("must hold no credentials, query or fragment; name the key's variable in api_key_env")
+        return url.rstrip("/")
+
+
+class EmbeddingSettings(_Settings):
+    """Which model embeds, and how.
+
+    ``pooling`` and ``normalize`` describe a model in ``model_path`` whose name fastembed does not know; for every other
+    model fastembed knows them.
+    """
+
+    provider: Literal["fastembed", "openai", "constant"] = "fastembed"
+    model: str = Field(
+        default=MINILM, min_length=1, description="A model fastembed supports, or the endpoint's name for its model."
+    )
+    model_path: Path | None = Field(
+        default=None, description="A folder with the ONNX model and its tokenizer, used instead of a download."
+    )
+    pooling: Literal["mean", "cls", "last_token"] = "mean"
+    normalize: bool = True
+    threads: PositiveInt | None = Field(default=None, description="CPU threads of the model; default: one a physical core.")
+    batch_tokens: PositiveInt = Field(default=1024, description="Padded tokens a model run; raise it on a GPU.")
+    openai: OpenAISettings = OpenAISettings()
+    constant_dimension: PositiveInt = 384
