@@ -17,20 +17,20 @@ from pipeline.documents.models import Attachment
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
+from pipeline.stages.work import begin
 
 _LEDGER_AT_ONCE = 200
 
 
 async def chunk(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
     """Cut the documents of these files whose chunks were made from another text or by another chunker."""
-    return await asyncio.to_thread(_chunk, export, file_ids, run_id)
+    report, rows = await begin(export, "chunk", file_ids, run_id)
+    await asyncio.to_thread(_chunk, export, rows, report)
+    await asyncio.to_thread(export.record_failures, report.failures, run_id)
+    return report.finish()
 
 
-def _chunk(export: Export, file_ids: list[str], run_id: str) -> StageReport:
-    report = StageReport("chunk", files=len(file_ids))
-    held = export.claim(file_ids, run_id)
-    report.held_elsewhere = sorted(set(file_ids) - set(held))
-    rows = export.ledger.files(held)
+def _chunk(export: Export, rows: dict[str, FileRow], report: StageReport) -> None:
     stale = [row for row in rows.values() if (key := export.chunks_key(row)) and key != row.chunks_key]
     if stale:
         _ = export.embedder, export.chunker
@@ -56,8 +56,6 @@ def _chunk(export: Export, file_ids: list[str], run_id: str) -> StageReport:
                 updates = []
     export.ledger.update_files(updates)
     export.ledger.update_files(lost)
-    export.record_failures(report.failures, run_id)
-    return report.finish()
 
 
 def _chunk_file(export: Export, row: FileRow) -> dict[str, Any] | None:

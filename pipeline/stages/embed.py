@@ -7,7 +7,6 @@ to order texts across files.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +18,7 @@ from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
-
-GROUP_CHUNKS = 8_192
-"""Chunks held in memory at once: about 40 MB of text and 384-dimensional vectors."""
+from pipeline.stages.work import begin, groups_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +34,10 @@ async def embed(export: Export, file_ids: list[str], *, run_id: str, dry_run: bo
     With ``dry_run`` nothing is embedded or written: the numbers say what would be.
     Raises EmbedderUnavailable when the model cannot answer; groups finished until then are kept.
     """
-    report = StageReport("embed", files=len(file_ids))
-    held = await asyncio.to_thread(export.claim, file_ids, run_id)
-    report.held_elsewhere = sorted(set(file_ids) - set(held))
-    rows = await asyncio.to_thread(export.ledger.files, held)
+    report, rows = await begin(export, "embed", file_ids, run_id)
     stale = [row for row in rows.values() if (key := export.vectors_key(row)) and key != row.vectors_key]
     seen: set[bytes] = set()
-    for group in _groups(stale):
+    for group in groups_of(stale):
         files = await asyncio.to_thread(_read, export, group, report)
         known = await asyncio.to_thread(_known_vectors, export, files)
         if dry_run:
@@ -54,20 +48,6 @@ async def embed(export: Export, file_ids: list[str], *, run_id: str, dry_run: bo
         export.progress("embed", report.worked, len(stale))
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
     return report.finish()
-
-
-def _groups(rows: Sequence[FileRow]) -> Iterator[list[FileRow]]:
-    group: list[FileRow] = []
-    chunks = 0
-    for row in rows:
-        count = row.chunk_count or 0
-        if group and chunks + count > GROUP_CHUNKS:
-            yield group
-            group, chunks = [], 0
-        group.append(row)
-        chunks += count
-    if group:
-        yield group
 
 
 def _read(export: Export, group: list[FileRow], report: StageReport) -> list[_FileChunks]:

@@ -20,6 +20,7 @@ from pipeline.llama_cloud.normalise import payload_digest, text_digest
 from pipeline.sinks.records import canonical_json
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
+from pipeline.stages.work import begin
 
 _STORE_AT_ONCE = 64
 
@@ -29,10 +30,7 @@ async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bo
 
     Raises SourceUnavailable when LlamaCloud cannot be used; what was fetched until then is kept.
     """
-    report = StageReport("fetch", files=len(file_ids))
-    held = await asyncio.to_thread(export.claim, file_ids, run_id)
-    report.held_elsewhere = sorted(set(file_ids) - set(held))
-    rows = await asyncio.to_thread(export.ledger.files, held)
+    report, rows = await begin(export, "fetch", file_ids, run_id)
     wanted = [_listed(row) for row in rows.values() if refetch or row.refetch or row.fetched_token != row.change_token]
     batch: list[tuple[DirectoryFile, Payload]] = []
     async with export.source() as source:

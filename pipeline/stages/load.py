@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
 
@@ -14,9 +13,7 @@ from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.report import StageReport
-
-GROUP_RECORDS = 8_192
-"""Records held in memory at once."""
+from pipeline.stages.work import begin, groups_of
 
 
 async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -> StageReport:
@@ -24,15 +21,13 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
 
     Raises SinkUnavailable when the sink as a whole fails; it then backs off and no file's attempts are counted.
     """
-    report = StageReport(f"load {sink}", files=len(file_ids))
-    held = await asyncio.to_thread(export.claim, file_ids, run_id)
-    report.held_elsewhere = sorted(set(file_ids) - set(held))
+    report, rows = await begin(export, f"load {sink}", file_ids, run_id)
     scope = await export.scope()
     try:
         exporter = await asyncio.to_thread(export.sink, sink, scope[0])
         try:
             await exporter.provision()
-            await _load(export, sink, exporter, scope, held, report)
+            await _load(export, sink, exporter, scope, rows, report)
             await exporter.optimize()
         finally:
             await exporter.close()
@@ -41,19 +36,18 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
         raise
     await asyncio.to_thread(export.ledger.record_sink_state, sink, error=None, backoff=sink_backoff)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
-    report.numbers["files_settled"] = await asyncio.to_thread(export.settle, held, scope)
+    report.numbers["files_settled"] = await asyncio.to_thread(export.settle, list(rows), scope)
     await asyncio.to_thread(_log, export, sink, report, run_id)
     return report.finish()
 
 
 async def _load(
-    export: Export, sink: str, exporter: Exporter, scope: tuple[str, str], held: list[str], report: StageReport
+    export: Export, sink: str, exporter: Exporter, scope: tuple[str, str], rows: dict[str, FileRow], report: StageReport
 ) -> None:
-    rows = await asyncio.to_thread(export.ledger.files, held)
     ready = [row for row in rows.values() if export.records_key(row, scope)]
     listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
     snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
-    for group in _groups(ready):
+    for group in groups_of(ready):
         unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
         built = await asyncio.to_thread(_build, export, unknown, scope, report)
         stale = [file for file in built if not _holds(snapshots.get(file.file_id), file.record_set_hash, file.table.num_rows)]
@@ -74,20 +68,6 @@ async def _load(
         standing = {file_id: digest for file_id, digest in hashes.items() if digest and file_id not in report.failures}
         await asyncio.to_thread(export.ledger.record_sink, sink, standing, export.embedder.identity.slug)
         export.progress(f"load {sink}", report.worked, len(ready))
-
-
-def _groups(rows: list[FileRow]) -> Iterator[list[FileRow]]:
-    group: list[FileRow] = []
-    records = 0
-    for row in rows:
-        count = row.chunk_count or 0
-        if group and records + count > GROUP_RECORDS:
-            yield group
-            group, records = [], 0
-        group.append(row)
-        records += count
-    if group:
-        yield group
 
 
 def _matches(export: Export, row: FileRow, scope: tuple[str, str], snapshot: Snapshot | None) -> bool:

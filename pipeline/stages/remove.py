@@ -6,6 +6,7 @@ import asyncio
 
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
+from pipeline.stages.work import begin
 
 
 async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
@@ -14,10 +15,7 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     A file that another live run holds, or that has been listed again meanwhile, is left alone.
     Raises SinkUnavailable when a sink cannot be reached: the files then stay marked for removal.
     """
-    report = StageReport("remove", files=len(file_ids))
-    held = await asyncio.to_thread(export.claim, file_ids, run_id)
-    report.held_elsewhere = sorted(set(file_ids) - set(held))
-    rows = await asyncio.to_thread(export.ledger.files, held)
+    report, rows = await begin(export, "remove", file_ids, run_id)
     marked = [row for row in rows.values() if row.status == "removing"]
     tenant_id, config = await export.scope()
     doomed = [row.file_id for row in marked]

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
+from pipeline.errors import ConfigError
 from pipeline.llama_cloud.settings import LlamaCloudSettings
 from pipeline.sinks.base import MetadataType
+
+_COMPONENT = "pipeline.components.IndexExport"
 
 
 class _Settings(BaseModel):
@@ -55,3 +60,22 @@ class ExportSettings(_Settings):
     )
     detection: DetectionSettings = DetectionSettings()
     removal: RemovalSettings = RemovalSettings()
+
+
+def load_exports(folder: Path) -> dict[str, ExportSettings]:
+    """Every export written under a ``defs`` folder, by name, without loading Dagster.
+
+    Raises ConfigError naming the file and the setting.
+    """
+    exports: dict[str, ExportSettings] = {}
+    for path in sorted(folder.glob("**/defs.yaml")):
+        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        if document.get("type") != _COMPONENT:
+            continue
+        try:
+            settings = ExportSettings(**document.get("attributes", {}))
+        except ValidationError as error:
+            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+            raise ConfigError(f"{path}: {problems}") from error
+        exports[settings.name] = settings
+    return exports

@@ -1,0 +1,391 @@
+"""``indexport``: a thin face over the stages and the same Dagster assets the UI runs.
+
+What belongs here: arguments, output and exit codes. 0: everything stands; 1: something is left over or failed; 2: the
+question or the configuration is wrong. Results go to stdout, everything else to stderr.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pipeline.errors import ConfigError, IndexportError
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="LlamaCloud indexes in databases you own.")
+index_app = typer.Typer(no_args_is_help=True, help="The LlamaCloud index itself.")
+app.add_typer(index_app, name="index")
+
+out = Console()
+err = Console(stderr=True)
+
+T = TypeVar("T")
+
+ExportOption = Annotated[str, typer.Option("--export", help="Which export, by its name.")]
+SinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; the export's first by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+DocumentsOption = Annotated[
+    str | None,
+    typer.Option("--documents", help="A folder or fsspec URL to serve through a local LlamaCloud for this command."),
+]
+
+
+class Mode(StrEnum):
+    """How to search."""
+
+    vector = "vector"
+    text = "text"
+    hybrid = "hybrid"
+
+
+def main() -> None:
+    """Run the command line; known errors become one line and an exit code."""
+    try:
+        app()
+    except ConfigError as error:
+        err.print(f"[red]configuration:[/red] {error}", highlight=False, markup=True)
+        sys.exit(2)
+    except IndexportError as error:
+        err.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(1)
+
+
+@app.command()
+def sync(
+    export: ExportOption = "default",
+    documents: DocumentsOption = None,
+    refresh: Annotated[bool, typer.Option(help="Ask LlamaCloud to sync the index first, and wait.")] = False,
+    allow_deletes: Annotated[int, typer.Option(help="Approve up to this many deletes beyond the fuse.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """One shot, for cron and CI: detect, materialize, remove."""
+    from pipeline.cli_output import SyncView, print_sync, sync_summary
+    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.launcher import sync as run_sync
+
+    with _cloud(documents):
+        opened = _open(export)
+        if allow_deletes:
+            opened.ledger.update_state(allowed_deletes=allow_deletes)
+        if refresh or documents:
+            _await(_refresh(opened))
+        with SyncView(err) as view, open_instance(opened.home) as instance:
+            report = run_sync(opened.settings, instance, progress=view.progress)
+    if as_json:
+        out.print_json(data=sync_summary(report))
+    else:
+        print_sync(out, opened, report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
+    """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
+    from pipeline.stages.plan import make_plan
+
+    with _cloud(documents):
+        opened = _open(export)
+        if documents:
+            _await(_refresh(opened))
+        made = _await(make_plan(opened))
+    needs = made.needs
+    counts = {
+        "new": len(needs.new),
+        "changed": len(needs.changed),
+        "stale": len(needs.stale),
+        "retried": len(needs.alone),
+        "removed": len(needs.removable) + len(needs.removing),
+        "awaiting_approval": len(needs.awaiting_approval),
+        "awaiting_grace": len(needs.awaiting_grace),
+        "parked": len(needs.parked),
+        "lagging": {sink: len(files) for sink, files in needs.lagging.items()},
+        "failing": made.failures,
+        "chunks_to_embed": made.chunks,
+        "chunks_reused": made.reused,
+        "tokens_to_embed": made.tokens,
+    }
+    if as_json:
+        out.print_json(data=counts)
+        return
+    table = Table("what", "count", title=f"Plan of {export}")
+    for name, count in counts.items():
+        if isinstance(count, dict):
+            for part, value in count.items():
+                table.add_row(f"{name} {part}", str(value))
+        else:
+            table.add_row(name.replace("_", " "), f"{count:,}")
+    out.print(table)
+
+
+@app.command()
+def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
+    """What is known of the index, its files and its sinks."""
+    from pipeline.cli_output import when
+
+    opened = _open(export)
+    state, rows = opened.ledger.state(), opened.ledger.files()
+    hashes, sinks = opened.ledger.sink_hashes(), opened.ledger.sink_states()
+    by_status: dict[str, int] = {}
+    for row in rows.values():
+        by_status[row.status] = by_status.get(row.status, 0) + 1
+    current = {
+        sink: sum(hashes.get(sink, {}).get(f) == row.record_set_hash is not None for f, row in rows.items())
+        for sink in opened.settings.sinks
+    }
+    behind = {f: row.last_error or "" for f, row in rows.items() if row.status in ("failed", "parked")}
+    if as_json:
+        out.print_json(
+            data={
+                "index": asdict(state),
+                "files": by_status,
+                "sinks": {s: {"files": n, "down": sinks[s].last_error if s in sinks else None} for s, n in current.items()},
+                "left_behind": behind,
+            }
+        )
+        return
+    out.print(f"index {state.index_status or 'never looked at'}; last complete listing {when(state.complete_at)}")
+    table = Table("files", "count")
+    for name, count in sorted(by_status.items()):
+        table.add_row(name, str(count))
+    for sink, count in current.items():
+        down = sinks[sink].last_error if sink in sinks else None
+        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {down})[/red]" if down else ""))
+    out.print(table)
+    for file_id, reason in behind.items():
+        out.print(f"[yellow]{rows[file_id].status}[/yellow] {rows[file_id].display_name} ({file_id}): {reason}")
+
+
+@app.command()
+def search(
+    query: str,
+    export: ExportOption = "default",
+    sink: SinkOption = None,
+    k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many results.")] = 5,
+    mode: Annotated[Mode, typer.Option(help="vector, text or hybrid.")] = Mode.vector,
+    where: Annotated[list[str] | None, typer.Option(help="Filter as key=value; may be repeated.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Search a sink; every hit cites its file and pages."""
+    from pipeline.cli_output import print_hits, record_json
+    from pipeline.stages.search import search as run_search
+
+    opened = _open(export)
+    filters: dict[str, Any] = dict(_filter(condition) for condition in where or [])
+    try:
+        hits = _await(run_search(opened, _sink(opened, sink), query, mode=mode.value, k=k, filters=filters))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if as_json:
+        out.print_json(data=[{"score": hit.score, **record_json(hit.record)} for hit in hits])
+        return
+    print_hits(out, hits)
+
+
+@app.command()
+def records(
+    export: ExportOption = "default",
+    sink: SinkOption = None,
+    file: Annotated[str | None, typer.Option(help="Only this file, by its id or its name.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What a sink holds: one line a record, as JSON lines with --json."""
+    from pipeline.cli_output import pages, record_json, snippet
+    from pipeline.stages.search import records as held
+
+    opened = _open(export)
+    wanted = None if file is None else _file_ids(opened, file)
+
+    async def show() -> None:
+        async for record in held(opened, _sink(opened, sink), wanted):
+            if as_json:
+                sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
+            else:
+                out.print(f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}", markup=False)
+
+    _await(show())
+
+
+@app.command()
+def history(file: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
+    """Everything that happened to a file, by its id or its name."""
+    from pipeline.cli_output import when
+
+    opened = _open(export)
+    for file_id in _file_ids(opened, file):
+        for event in opened.ledger.history(file_id):
+            if as_json:
+                sys.stdout.write(json.dumps(asdict(event)) + "\n")
+            else:
+                out.print(f"{when(event.at)}  {event.event}  {event.details}  run {event.run_id or '-'}", markup=False)
+
+
+@app.command()
+def release(files: list[str], export: ExportOption = "default") -> None:
+    """Give failed or parked files a fresh start at the next look."""
+    opened = _open(export)
+    found = [file_id for name in files for file_id in _file_ids(opened, name)]
+    opened.ledger.release(found)
+    out.print(f"{len(found)} files released")
+
+
+@app.command("local-cloud")
+def local_cloud(
+    documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.")] = "samples",
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8800,
+) -> None:
+    """Serve a folder of documents the way LlamaCloud would."""
+    from pipeline.home import Home
+    from pipeline.local_cloud.server import serve
+    from pipeline.local_cloud.settings import LocalCloudSettings
+
+    err.print(f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local")
+    serve(LocalCloudSettings(documents=documents, state_dir=Home.from_environment().local_cloud, port=port))
+
+
+@app.command()
+def demo(
+    documents: Annotated[str | None, typer.Option("--documents", help="Your own folder instead of the samples.")] = None,
+) -> None:
+    """The whole journey on this machine: sync, search with citations, edit, sync again."""
+    from pipeline.demo import run_demo
+
+    run_demo(out, err, documents)
+
+
+@app.command()
+def dev(
+    documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.")] = "samples",
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+) -> None:
+    """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
+    from pipeline.orchestration.launcher import run_dagster_dev
+
+    with _cloud(None if os.environ.get("LLAMA_CLOUD_API_KEY") else documents):
+        sys.exit(run_dagster_dev(port))
+
+
+@index_app.command("create")
+def index_create(
+    source_directory_id: Annotated[str, typer.Argument(help="The directory that holds your documents (dir-...).")],
+    name: Annotated[str, typer.Option(help="Name of the new index.")],
+    export: ExportOption = "default",
+) -> None:
+    """Create the index (or find it by name) with vector_target=DISABLED."""
+    opened = _open(export)
+
+    async def create() -> Any:
+        async with opened.source() as source:
+            return await source.create_index(source_directory_id, name)
+
+    index = _await(create())
+    out.print_json(data={"index_id": index.index_id, "export_config_id": index.export_config_id, "status": index.status})
+
+
+@index_app.command("sync")
+def index_sync(
+    export: ExportOption = "default",
+    wait: Annotated[bool, typer.Option(help="Wait until the index is ready.")] = False,
+) -> None:
+    """Ask LlamaCloud to sync its index."""
+    opened = _open(export)
+
+    async def start() -> bool:
+        async with opened.source() as source:
+            started: bool = await source.start_sync()
+            if wait:
+                await source.wait_until_ready()
+            return started
+
+    out.print("sync started" if _await(start()) else "a sync is already running")
+
+
+@index_app.command("status")
+def index_status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
+    """What LlamaCloud says of the index now."""
+    opened = _open(export)
+
+    async def get() -> Any:
+        async with opened.source() as source:
+            return await source.get_index()
+
+    index = _await(get())
+    if as_json:
+        out.print_json(data=asdict(index))
+    else:
+        syncing = ", syncing" if index.sync_in_progress else ""
+        message = f": {index.error_message}" if index.error_message else ""
+        out.print(f"{index.name} ({index.index_id}): {index.status}{syncing}{message}", markup=False)
+    if index.status == "failed":
+        raise typer.Exit(1)
+
+
+def _open(name: str) -> Any:
+    from pipeline.home import Home
+    from pipeline.stages.export import Export
+    from pipeline.stages.settings import load_exports
+
+    exports = load_exports(Path(__file__).parent / "defs")
+    if name not in exports:
+        raise ConfigError(f"there is no export {name!r}; defs/ has: {', '.join(sorted(exports)) or 'none'}")
+    return Export(exports[name], Home.from_environment())
+
+
+@contextmanager
+def _cloud(documents: str | None) -> Iterator[None]:
+    """A local cloud over these documents for the time of a command; nothing without them."""
+    if documents is None:
+        yield
+        return
+    from pipeline.home import Home
+    from pipeline.local_cloud.server import local_cloud_environment
+
+    with local_cloud_environment(documents, Home.from_environment().local_cloud):
+        yield
+
+
+async def _refresh(opened: Any) -> None:
+    async with opened.source() as source:
+        await source.start_sync()
+        await source.wait_until_ready()
+
+
+def _await(coroutine: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(coroutine)
+
+
+def _sink(opened: Any, name: str | None) -> str:
+    return name or next(iter(opened.settings.sinks))
+
+
+def _file_ids(opened: Any, file: str) -> list[str]:
+    rows = opened.ledger.files()
+    found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
+    if not found:
+        raise ConfigError(f"no file of {opened.name!r} has the id or name {file!r}")
+    return found
+
+
+def _filter(condition: str) -> tuple[str, Any]:
+    key, separator, value = condition.partition("=")
+    if not separator:
+        raise ConfigError(f"a filter reads key=value, not {condition!r}")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""How the CLI shows things: progress on stderr, citations, sync summaries.
+
+What belongs here: formatting only; nothing here reads a store.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from pipeline.sinks.base import SearchHit
+from pipeline.sinks.records import ChunkRecord
+from pipeline.stages.export import Export
+
+if TYPE_CHECKING:
+    from pipeline.orchestration.launcher import SyncReport
+
+_SNIPPET = 240
+
+
+class SyncView:
+    """One progress bar a stage, on stderr; use it as a context manager and hand ``progress`` to an export."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self._bars = Progress(*columns, console=console, transient=True)
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bars.stop()
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """Move a stage's bar."""
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+
+def pages(record: ChunkRecord) -> str:
+    """The page range a record cites."""
+    first, last = record.page_range_start, record.page_range_end
+    if first is None:
+        return "no page"
+    return f"page {first}" if first == last else f"pages {first}-{last}"
+
+
+def snippet(text: str) -> str:
+    """The beginning of a text on one line."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _SNIPPET else flat[: _SNIPPET - 1] + "…"
+
+
+def when(seconds: float | None) -> str:
+    """Unix seconds as UTC for people."""
+    return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def record_json(record: ChunkRecord) -> dict[str, Any]:
+    """A record as JSON values."""
+    values = asdict(record)
+    modified = record.source_modified_at
+    return {**values, "source_modified_at": modified.isoformat() if modified else None}
+
+
+def print_hits(console: Console, hits: list[SearchHit]) -> None:
+    """Search results with their citations, best first."""
+    for rank, hit in enumerate(hits, 1):
+        name = escape(hit.record.file_name)
+        console.print(f"[bold]{rank}. {name}[/bold], {pages(hit.record)} [dim]score {hit.score:.3f}[/dim]", highlight=False)
+        console.print(f"   {snippet(hit.record.content)}", markup=False, highlight=False)
+
+
+def sync_summary(report: SyncReport) -> dict[str, Any]:
+    """What a sync did and left behind, as JSON values."""
+    return {
+        "ingested": report.ingested,
+        "removed": report.removed,
+        "runs": report.runs,
+        "failed_runs": report.failed_runs,
+        "parked": report.needs.parked,
+        "backing_off": report.needs.backing_off,
+        "awaiting_approval": report.needs.awaiting_approval,
+        "ok": report.ok,
+    }
+
+
+def print_sync(console: Console, export: Export, report: SyncReport) -> None:
+    """The same for people."""
+    rows = export.ledger.files()
+    console.print(
+        f"{len(report.ingested)} files worked on, {len(report.removed)} removed, {len(rows)} known; "
+        f"{report.runs} runs, {report.failed_runs} failed"
+    )
+    for row in rows.values():
+        if row.status in ("failed", "parked"):
+            console.print(f"[yellow]{row.status}[/yellow] {escape(row.display_name)}: {escape(row.last_error or '')}")
+    for sink, state in export.ledger.sink_states().items():
+        if state.last_error:
+            console.print(f"[yellow]{sink} is down[/yellow]: {escape(state.last_error)}")
+    if report.needs.awaiting_approval:
+        count = len(report.needs.awaiting_approval)
+        console.print(f"[yellow]{count} files wait for approval to be deleted[/yellow]: indexport sync --allow-deletes {count}")

@@ -1,0 +1,47 @@
+"""The IndexExport component: validated YAML in, the definitions of one export out."""
+
+from __future__ import annotations
+
+import dagster as dg
+from pydantic import BaseModel
+
+from pipeline.orchestration.assets import export_assets
+from pipeline.orchestration.checks import export_checks
+from pipeline.orchestration.jobs import ingest_job, removal_job
+from pipeline.orchestration.resources import Exports
+from pipeline.orchestration.sensors import directory_changes
+from pipeline.stages.settings import ExportSettings
+
+
+class IndexExport(dg.Component):
+    """Exports one LlamaCloud index into the sinks it names; the YAML's attributes are ``ExportSettings``."""
+
+    def __init__(self, settings: ExportSettings) -> None:
+        self.settings = settings
+
+    @classmethod
+    def get_model_cls(cls) -> type[BaseModel]:
+        return ExportSettings
+
+    @classmethod
+    def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> IndexExport:
+        """From validated attributes; a YAML without any is refused by the model, which asks for a name."""
+        if not isinstance(attributes, ExportSettings):
+            raise TypeError(f"{context.path} has no attributes; an IndexExport needs at least a name")
+        return cls(attributes)
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002 - Dagster's signature
+        """Assets, jobs, checks and the sensor of this export."""
+        return export_definitions(self.settings)
+
+
+def export_definitions(settings: ExportSettings) -> dg.Definitions:
+    """The same definitions from settings made in code: what tests and benchmarks use."""
+    ingest, removal = ingest_job(settings), removal_job(settings)
+    return dg.Definitions(
+        assets=export_assets(settings),
+        asset_checks=export_checks(settings),
+        jobs=[ingest, removal],
+        sensors=[directory_changes(settings, ingest, removal)],
+        resources={"exports": Exports()},
+    )

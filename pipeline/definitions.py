@@ -1,0 +1,17 @@
+"""The code location Dagster loads: composition only. Exports are YAML files under ``defs/``."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import dagster as dg
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+
+@dg.definitions
+def defs() -> dg.Definitions:
+    """Every export of this installation."""
+    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)

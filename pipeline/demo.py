@@ -1,0 +1,104 @@
+"""``indexport demo``: the whole journey on one machine, with no account and no key.
+
+What belongs here: the story and what is printed. Every step is what a user would do: the real CLI functions, a real
+Dagster run, the real SDK against the local cloud.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from pathlib import Path
+
+from rich.console import Console
+
+from pipeline.cli_output import SyncView, print_hits, print_sync
+from pipeline.errors import ConfigError
+from pipeline.home import Home
+from pipeline.local_cloud.server import local_cloud_environment
+from pipeline.orchestration.launcher import SyncReport, open_instance, sync
+from pipeline.stages.export import Export
+from pipeline.stages.search import records, search
+from pipeline.stages.settings import load_exports
+
+SAMPLES = Path(__file__).parents[1] / "samples"
+QUESTIONS = (
+    "How often must the level sensor be calibrated?",
+    "Who approves travel expenses above the limit?",
+    "What happens when the battery runs low?",
+)
+_EDITED = Path("handbook/onboarding.md")
+_ADDED = Path("support/field-notes.md")
+_REMOVED = Path("support/glossary.txt")
+
+
+def run_demo(out: Console, err: Console, documents: str | None) -> None:
+    """Sync a folder, search it, and, over the samples, change it and sync again. Raises ConfigError for a missing folder."""
+    if documents is not None and not Path(documents).is_dir():
+        raise ConfigError(f"{documents!r} is no folder; give --documents (make demo DOCS=...) a folder of documents")
+    home = Home(Home.from_environment().root / "demo")
+    shutil.rmtree(home.root, ignore_errors=True)
+    os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
+    folder = Path(documents) if documents else home.root / "documents"
+    if documents is None:
+        shutil.copytree(SAMPLES, folder)
+    with local_cloud_environment(str(folder), home.local_cloud):
+        export = _open(home)
+        out.rule(f"1. A local LlamaCloud parses {folder}; one Dagster run exports it")
+        _sync(out, err, export)
+        out.rule("2. Search, with citations")
+        for question in QUESTIONS if documents is None else asyncio.run(_headings(export)):
+            out.print(f"\n[bold cyan]{question}[/bold cyan]", highlight=False)
+            print_hits(out, asyncio.run(search(export, next(iter(export.settings.sinks)), question, k=3)))
+        if documents is None:
+            _change(out, folder)
+        out.rule("3. Sync again: only what changed is worked on")
+        _sync(out, err, export)
+    out.print(f"\nEverything is in {home.root}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
+
+
+def _open(home: Home) -> Export:
+    return Export(load_exports(Path(__file__).parent / "defs")["default"], home)
+
+
+def _sync(out: Console, err: Console, export: Export) -> SyncReport:
+    asyncio.run(_refresh(export))
+    with SyncView(err) as view, open_instance(export.home) as instance:
+        report = sync(export.settings, instance, progress=view.progress)
+    print_sync(out, export, report)
+    names = {file_id: row.display_name for file_id, row in export.ledger.files().items()}
+    for file_id in report.ingested:
+        out.print(f"  worked on {names.get(file_id, file_id)}", markup=False, highlight=False)
+    if report.removed:
+        out.print(f"  removed {len(report.removed)}", highlight=False)
+    return report
+
+
+async def _refresh(export: Export) -> None:
+    async with export.source() as source:
+        await source.start_sync()
+        await source.wait_until_ready()
+
+
+async def _headings(export: Export) -> list[str]:
+    """Three headings of the user's own documents, as questions nobody had to write."""
+    found: list[str] = []
+    async for record in records(export, next(iter(export.settings.sinks))):
+        heading = record.context.strip().splitlines()[0] if record.context.strip() else record.content.strip().splitlines()[0]
+        if heading[:80] not in found:
+            found.append(heading[:80])
+        if len(found) == 3:
+            break
+    return found
+
+
+def _change(out: Console, folder: Path) -> None:
+    """One paragraph more, one file more, one file less."""
+    edited = folder / _EDITED
+    edited.write_text(
+        edited.read_text(encoding="utf-8") + "\n\nNew colleagues get their river boots on the first day.\n", encoding="utf-8"
+    )
+    (folder / _ADDED).write_text("# Field notes\n\nStation 7 was moved upstream after the flood.\n", encoding="utf-8")
+    (folder / _REMOVED).unlink()
+    out.print(f"\nedited {_EDITED}, added {_ADDED}, removed {_REMOVED}\n", highlight=False)

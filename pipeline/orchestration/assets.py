@@ -1,0 +1,175 @@
+"""The partitioned-by-file assets of an export: thin faces of the stages.
+
+Every asset reads its partition keys once, fails on an empty or unexpected set, and carries the same backfill policy, so
+that people can backfill any selection and Dagster never splits a run by policy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
+from pipeline.documents.chunking import CHUNKER_VERSION
+from pipeline.errors import ConfigError, Unavailable
+from pipeline.orchestration.metadata import column_schema, report_metadata
+from pipeline.orchestration.partitions import FILES_TAG, files_partitions
+from pipeline.orchestration.resources import Exports
+from pipeline.sinks.records import RECORD_VERSION, record_schema
+from pipeline.stages.chunk import chunk
+from pipeline.stages.embed import embed
+from pipeline.stages.export import Export
+from pipeline.stages.fetch import fetch
+from pipeline.stages.load import load
+from pipeline.stages.report import StageReport
+from pipeline.stages.settings import ExportSettings
+
+OWNERS = ["team:data-platform"]
+DIRECTORY_FILES = "directory_files"
+
+Stage = Callable[[Export, list[str], str], Awaitable[StageReport]]
+
+
+class FetchConfig(dg.Config):
+    """Launch-time choice of ``parsed_payloads``."""
+
+    refetch: bool = False
+    """Fetch payloads again even where the listing has not moved."""
+
+
+def export_assets(settings: ExportSettings) -> list[dg.AssetsDefinition | dg.AssetSpec]:
+    """Every asset of one export, from the external listing to one asset a sink."""
+    return [_directory_files(settings), _parsed_payloads(settings), _chunks(settings), _embeddings(settings)] + [
+        _sink_asset(settings, sink) for sink in settings.sinks
+    ]
+
+
+def asset_key(settings: ExportSettings, asset: str) -> dg.AssetKey:
+    """``[<export>, <asset>]``."""
+    return dg.AssetKey([settings.name, asset])
+
+
+def _directory_files(settings: ExportSettings) -> dg.AssetSpec:
+    return dg.AssetSpec(
+        asset_key(settings, DIRECTORY_FILES),
+        description="What the LlamaCloud index lists. Observed by the sensor once a changed look; never materialized by hand.",
+        group_name=settings.name,
+        kinds={"llamaindex"},
+        owners=OWNERS,
+    )
+
+
+def _spec(
+    settings: ExportSettings, name: str, deps: list[str], kinds: set[str], code: Any, columns: list[pa.Field]
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "key_prefix": [settings.name],
+        "deps": [asset_key(settings, dep) for dep in deps],
+        "group_name": settings.name,
+        "kinds": kinds,
+        "owners": OWNERS,
+        "partitions_def": files_partitions(settings.name),
+        "backfill_policy": dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.detection.files_per_run),
+        "code_version": hashlib.sha256(repr(code).encode()).hexdigest()[:12],
+        "metadata": {"dagster/column_schema": column_schema(columns)},
+    }
+
+
+def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
+    spec = _spec(settings, "parsed_payloads", [DIRECTORY_FILES], {"llamaindex", "parquet"}, settings.index, list(PAGE_FIELDS))
+
+    @dg.asset(**spec)
+    async def parsed_payloads(
+        context: dg.AssetExecutionContext, exports: Exports, config: FetchConfig
+    ) -> dg.MaterializeResult[Any]:
+        """One row a page: text, header, footer, items, attachments, as LlamaCloud parsed the file."""
+
+        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
+            return await fetch(export, keys, run_id=run_id, refetch=config.refetch)
+
+        return await _run(context, exports, settings, stage, dataset="parsed_payloads")
+
+    return parsed_payloads
+
+
+def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
+    code = (CHUNKER_VERSION, settings.chunking, settings.embedding)
+    spec = _spec(settings, "chunks", ["parsed_payloads"], {"python", "parquet"}, code, list(CHUNK_FIELDS))
+
+    @dg.asset(**spec)
+    async def chunks(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+        """One row a chunk: an exact slice of the document with its pages, tokens and context."""
+
+        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
+            return await chunk(export, keys, run_id=run_id)
+
+        return await _run(context, exports, settings, stage, dataset="chunks")
+
+    return chunks
+
+
+def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
+    columns = [*CHUNK_FIELDS, pa.field("embedding_digest", pa.binary(16)), pa.field("embedding", pa.list_(pa.float32()))]
+    spec = _spec(settings, "embeddings", ["chunks"], {"python", "parquet"}, settings.embedding, columns)
+
+    @dg.asset(**spec, pool="embedding")
+    async def embeddings(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+        """Chunk rows with their vectors; a text embedded before under the same model is not embedded again."""
+
+        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
+            return await embed(export, keys, run_id=run_id)
+
+        return await _run(context, exports, settings, stage, dataset="embeddings")
+
+    return embeddings
+
+
+def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
+    kind = str(settings.sinks[sink].get("type", sink)).split(":")[0].rsplit(".", 1)[-1]
+    spec = _spec(settings, sink, ["embeddings"], {kind}, (RECORD_VERSION, settings.sinks[sink]), list(record_schema(1)))
+
+    @dg.asset(**spec, pool=kind, description=f"The records of every file in {sink}, replaced file by file.")
+    async def sink_asset(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
+            return await load(export, sink, keys, run_id=run_id)
+
+        return await _run(context, exports, settings, stage)
+
+    return sink_asset
+
+
+async def _run(
+    context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Any = None
+) -> dg.MaterializeResult[Any]:
+    keys = _partition_keys(context)
+    export = exports.open(settings, context.instance)
+    try:
+        report = await stage(export, keys, context.run_id)
+    except (Unavailable, ConfigError) as error:
+        raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
+    if len(keys) == 1 and report.failures:
+        raise dg.Failure(f"{keys[0]}: {report.failures[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
+    for file_id, reason in report.failures.items():
+        context.log.warning("left out of the batch: %s: %s", file_id, reason)
+    metadata = report_metadata(report)
+    if dataset:
+        metadata["dagster/uri"] = export.lake.uri(dataset)
+    return dg.MaterializeResult(metadata=metadata)
+
+
+def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
+    """The run's keys, read once: each access asks the database. Fails where reordering has emptied or changed a range."""
+    keys = list(context.partition_keys)
+    expected = context.run.tags.get(FILES_TAG)
+    if not keys or (expected is not None and len(keys) != int(expected)):
+        raise dg.Failure(
+            f"this run was asked for {expected or 'some'} files but its range now holds {len(keys)}; "
+            "the next look at the directory asks for them again",
+            allow_retries=False,
+        )
+    return keys

@@ -1,0 +1,158 @@
+"""One-shot syncs without daemon or webserver: the sensor's decisions, executed in this process.
+
+The runs are real Dagster runs in the same instance, so the UI shows them beside the sensor's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from pipeline.components.index_export import export_definitions
+from pipeline.errors import SyncFailed
+from pipeline.home import Home
+from pipeline.orchestration.assets import asset_key
+from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
+from pipeline.orchestration.resources import Exports
+from pipeline.orchestration.sensors import removal_config
+from pipeline.orchestration.waves import RunSpec, dispatch
+from pipeline.stages.detect import Detection, detect
+from pipeline.stages.export import Export, Progress, silent
+from pipeline.stages.needs import Needs, needs_of
+from pipeline.stages.settings import ExportSettings
+
+_QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+
+
+@dataclass(slots=True)
+class SyncReport:
+    """What a sync did. ``needs`` is what it leaves behind."""
+
+    detection: Detection
+    ingested: list[str] = field(default_factory=list)
+    removed: list[str] = field(default_factory=list)
+    runs: int = 0
+    failed_runs: int = 0
+    needs: Needs = field(default_factory=Needs)
+
+    @property
+    def ok(self) -> bool:
+        """Everything the directory shows stands in every sink."""
+        left = self.needs
+        return not (self.failed_runs or left.work or left.parked or left.backing_off or left.awaiting_approval)
+
+
+def open_instance(home: Home) -> dg.DagsterInstance:
+    """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none."""
+    folder = home.dagster_home
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = folder / "dagster.yaml"
+    if not settings.exists():
+        shutil.copyfile(_dagster_yaml(), settings)
+    os.environ["DAGSTER_HOME"] = str(folder)
+    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
+    return dg.DagsterInstance.get()
+
+
+def _dagster_yaml() -> Path:
+    """In an installed wheel beside the package's modules, in a checkout at its top."""
+    packaged = Path(__file__).parents[1] / "dagster.yaml"
+    return packaged if packaged.exists() else Path(__file__).parents[2] / "dagster.yaml"
+
+
+def sync(
+    settings: ExportSettings,
+    instance: dg.DagsterInstance,
+    *,
+    progress: Progress = silent,
+    told: Callable[[RunSpec], None] = lambda _spec: None,
+) -> SyncReport:
+    """Detect, materialize, remove, until nothing is left that can be done now.
+
+    A file or sink that fails backs off, so it is tried once. Raises SourceUnavailable when the index cannot be read and
+    SyncFailed with the vendor's message when the index has failed.
+    """
+    export = Exports().open(settings, instance, progress)
+    definitions = export_definitions(settings)
+    ingest = definitions.resolve_job_def(f"{settings.name}_ingest")
+    removal = definitions.resolve_job_def(f"{settings.name}_removal")
+    detection = asyncio.run(_look(export))
+    scope = (detection.index.project_id, detection.index.export_config_id)
+    report = SyncReport(detection)
+    tried: set[tuple[str, tuple[str, ...] | None]] = set()
+    while True:
+        decided = dispatch(instance, export, scope)
+        fresh = [spec for spec in decided.runs if any((key, spec.assets) not in tried for key in spec.keys)]
+        if not (fresh or decided.removals):
+            break
+        for spec in fresh:
+            tried |= {(key, spec.assets) for key in spec.keys}
+            told(spec)
+            _execute(ingest, spec, settings, instance, report)
+        if decided.removals:
+            _remove(removal, decided.removals, settings, instance, report)
+    report.needs = needs_of(export, scope)
+    return report
+
+
+async def _look(export: Export) -> Detection:
+    """A complete look, resumed until it is whole."""
+    detection = await detect(export, complete=True)
+    while detection.look == "incomplete" and detection.cursor:
+        detection = await detect(export, cursor=detection.cursor)
+    if detection.look == "failed":
+        raise SyncFailed(f"the index {detection.index.name!r} has failed: {detection.index.error_message or 'no reason given'}")
+    return detection
+
+
+def _execute(
+    job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, report: SyncReport
+) -> None:
+    result = job.execute_in_process(
+        instance=instance,
+        run_config=_QUIET,
+        partition_key=spec.keys[0] if spec.alone else None,
+        tags=spec.tags(settings.name),
+        asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
+        raise_on_error=False,
+    )
+    report.runs += 1
+    report.failed_runs += not result.success
+    report.ingested += spec.keys
+
+
+def _remove(
+    job: dg.JobDefinition,
+    file_ids: tuple[str, ...],
+    settings: ExportSettings,
+    instance: dg.DagsterInstance,
+    report: SyncReport,
+) -> None:
+    result = job.execute_in_process(
+        instance=instance,
+        run_config={**_QUIET, **removal_config(settings, file_ids)},
+        tags={EXPORT_TAG: settings.name, LANE_TAG: "removal"},
+        raise_on_error=False,
+    )
+    report.runs += 1
+    report.failed_runs += not result.success
+    if result.success:
+        report.removed += file_ids
+
+
+def run_dagster_dev(port: int) -> int:
+    """Dagster's webserver and daemon over this project, until they are stopped; answers their exit code."""
+    open_instance(Home.from_environment()).dispose()
+    workspace = Path(__file__).parents[2] / "workspace.yaml"
+    location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipeline.definitions"]
+    command = [sys.executable, "-m", "dagster", "dev", *location, "-h", "127.0.0.1", "-p", str(port)]
+    return subprocess.run(command, check=False).returncode

@@ -1,0 +1,70 @@
+"""What a stage did, as Dagster metadata: counts, a per-file table, a histogram of chunk sizes as an image."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pyarrow as pa
+from PIL import Image, ImageDraw
+
+from pipeline.stages.report import StageReport
+
+_TABLE_ROWS = 200
+_BINS = 24
+
+
+def report_metadata(report: StageReport) -> dict[str, Any]:
+    """Metadata of one materialization. Batch totals have their own names: every file of a run shares them."""
+    metadata: dict[str, Any] = {
+        "files_in_run": report.files,
+        "files_worked_on": report.worked,
+        "files_already_current": report.skipped,
+        "files_failed": len(report.failures),
+        "seconds": dg.MetadataValue.float(round(report.seconds, 3)),
+    }
+    metadata |= {f"run_{name}": count for name, count in sorted(report.numbers.items())}
+    if report.rows:
+        metadata["files"] = dg.MetadataValue.table([dg.TableRecord(row) for row in report.rows[:_TABLE_ROWS]])
+    if report.failures:
+        metadata["failures"] = dg.MetadataValue.table(
+            [dg.TableRecord({"file_id": f, "reason": reason}) for f, reason in list(report.failures.items())[:_TABLE_ROWS]]
+        )
+    if report.held_elsewhere:
+        metadata["files_held_by_another_run"] = len(report.held_elsewhere)
+    if report.sizes:
+        metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
+    return metadata
+
+
+def column_schema(schema: Sequence[pa.Field]) -> dg.TableSchema:
+    """An Arrow schema as Dagster shows it."""
+    return dg.TableSchema(
+        columns=[
+            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            for field in schema
+        ]
+    )
+
+
+def histogram(values: Sequence[int], *, width: int = 480, height: int = 160) -> str:
+    """A Markdown image: how many chunks have how many tokens."""
+    counts, edges = np.histogram(values, bins=_BINS)
+    image = Image.new("RGB", (width, height), "white")
+    draw = ImageDraw.Draw(image)
+    base, top = height - 22, 18
+    step = width / _BINS
+    for position, count in enumerate(counts):
+        bar = (base - top) * int(count) / max(int(counts.max()), 1)
+        draw.rectangle((position * step + 1, base - bar, (position + 1) * step - 1, base), fill="#4f6bed")
+    draw.line((0, base, width, base), fill="#555555")
+    draw.text((2, base + 5), str(int(edges[0])), fill="#333333")
+    draw.text((width - 34, base + 5), str(int(edges[-1])), fill="#333333")
+    draw.text((2, 2), f"{len(values)} chunks by tokens, median {int(np.median(values))}", fill="#333333")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return f"![chunk sizes](data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()})"

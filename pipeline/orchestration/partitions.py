@@ -1,0 +1,90 @@
+"""Partitions and the tags that say what a run carries.
+
+A run carries one key or one contiguous range of dynamic keys. Ranges are resolved against the store's order when a step
+executes, so keys are reordered or deleted only while nothing that carries a range is unfinished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import dagster as dg
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+PARTITION = "dagster/partition"
+EXPORT_TAG = "indexport/export"
+WAVE_TAG = "indexport/wave"
+FILES_TAG = "indexport/files"
+LANE_TAG = "indexport/lane"
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+_ADD_AT_ONCE = 50_000
+"""SQLite refuses statements with several hundred thousand variables."""
+
+
+def files_partitions(export: str) -> dg.DynamicPartitionsDefinition:
+    """One partition a file of the export; the key is the parsed file's directory-file id."""
+    return dg.DynamicPartitionsDefinition(name=f"{export}_files")
+
+
+def contiguous_ranges(order: Sequence[str], wanted: Iterable[str], size: int) -> Iterator[list[str]]:
+    """Runs of neighbouring keys of ``order`` that are all wanted, at most ``size`` keys each."""
+    wanted = set(wanted)
+    keys: list[str] = []
+    for key in order:
+        if key in wanted and len(keys) < size:
+            keys.append(key)
+            continue
+        if keys:
+            yield keys
+        keys = [key] if key in wanted else []
+    if keys:
+        yield keys
+
+
+def unfinished_runs(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRun]:
+    """Runs of this export that may still do something."""
+    return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags={EXPORT_TAG: export})))
+
+
+def run_is_live(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a run is known and unfinished."""
+    run = instance.get_run_by_id(run_id)
+    return run is not None and not run.is_finished
+
+
+def is_quiet(instance: dg.DagsterInstance) -> bool:
+    """Nothing unfinished carries a partition and no backfill is active: keys may be reordered or deleted now."""
+    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1000)
+    if any(PARTITION in run.tags or RANGE_START in run.tags for run in runs):
+        return False
+    active = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
+    return not instance.get_backfills(filters=active, limit=1)
+
+
+def add_keys(instance: dg.DagsterInstance, export: str, keys: Sequence[str]) -> None:
+    """Append keys in bulk, in order; known ones stay where they are."""
+    name = files_partitions(export).name or ""
+    for start in range(0, len(keys), _ADD_AT_ONCE):
+        instance.add_dynamic_partitions(name, list(keys[start : start + _ADD_AT_ONCE]))
+
+
+def delete_keys(instance: dg.DagsterInstance, export: str, keys: Iterable[str]) -> None:
+    """Remove keys; only in a quiet moment."""
+    name = files_partitions(export).name or ""
+    for key in keys:
+        instance.delete_dynamic_partition(name, key)
+
+
+def key_order(instance: dg.DagsterInstance, export: str) -> list[str]:
+    """Every key, in the order ranges are resolved in."""
+    return list(instance.get_dynamic_partitions(files_partitions(export).name or ""))

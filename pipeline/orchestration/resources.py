@@ -1,0 +1,29 @@
+"""The resource that opens exports: where the installation lives, read from the environment when a run starts."""
+
+from __future__ import annotations
+
+from functools import lru_cache, partial
+
+import dagster as dg
+
+from pipeline.home import Home
+from pipeline.orchestration.partitions import run_is_live
+from pipeline.stages.export import Export, Progress, silent
+from pipeline.stages.settings import ExportSettings
+
+
+class Exports(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's own annotation leaves it open
+    """Opens exports by their settings; each is opened once a process, so a model is loaded once."""
+
+    def open(self, settings: ExportSettings, instance: dg.DagsterInstance, progress: Progress = silent) -> Export:
+        """The working parts of one export, asking this instance which runs are live."""
+        export = _open(settings.model_dump_json(), Home.from_environment())
+        export.run_is_live = partial(run_is_live, instance)
+        if progress is not silent:
+            export.progress = progress
+        return export
+
+
+@lru_cache(maxsize=32)
+def _open(settings: str, home: Home) -> Export:
+    return Export(ExportSettings.model_validate_json(settings), home)

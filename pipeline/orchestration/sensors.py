@@ -1,0 +1,138 @@
+"""The sensor that turns directory changes into runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import dagster as dg
+
+from pipeline.errors import SourceUnavailable
+from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
+from pipeline.orchestration.checks import INDEX_CHECK, index_metadata
+from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
+from pipeline.orchestration.resources import Exports
+from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
+from pipeline.stages.detect import Detection, detect
+from pipeline.stages.export import Export
+from pipeline.stages.settings import ExportSettings
+
+
+def directory_changes(
+    settings: ExportSettings, ingest: dg.UnresolvedAssetJobDefinition, removal: dg.JobDefinition
+) -> dg.SensorDefinition:
+    """A level-triggered sensor: it compares the whole directory with the ledger, so lost ticks heal.
+
+    Ticks change partition keys and the ledger themselves (Dagster has no bulk request for that); "Test sensor" in the UI
+    does so too, harmlessly: every step can be repeated.
+    """
+
+    @dg.sensor(
+        name=f"{settings.name}_directory_changes",
+        jobs=[ingest, removal],
+        minimum_interval_seconds=settings.detection.minimum_interval_seconds,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Looks at the LlamaCloud index and asks for what differs from the ledger.",
+    )
+    def sensor(context: dg.SensorEvaluationContext, exports: Exports) -> dg.SensorResult | dg.SkipReason:
+        export = exports.open(settings, context.instance)
+        cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+        try:
+            detection = asyncio.run(look(export, cursor=cursor.get("listing")))
+        except SourceUnavailable as error:
+            return dg.SkipReason(f"nothing is decided without the index: {error}")
+        scope = (detection.index.project_id, detection.index.export_config_id)
+        decided = dispatch(context.instance, export, scope, waiting_since=cursor.get("waiting_since"))
+        context.update_cursor(json.dumps({"listing": detection.cursor, "waiting_since": decided.waiting_since}))
+        observed = detection.new or detection.changed or detection.look in ("failed", "complete")
+        if not (decided.runs or decided.removals or observed):
+            return dg.SkipReason(_reason(detection, decided))
+        return dg.SensorResult(
+            run_requests=[_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]
+            + ([_removal(settings, decided.removals)] if decided.removals else []),
+            asset_events=_events(settings, detection, decided) if observed else [],
+        )
+
+    return sensor
+
+
+async def look(export: Export, *, cursor: str | None = None, complete: bool = False) -> Detection:
+    """Ask for a sync when one is due, then look at the index."""
+    every = export.settings.detection.sync_every_seconds
+    if every is not None:
+        await _sync_when_due(export, every)
+    return await detect(export, cursor=cursor, complete=complete)
+
+
+async def _sync_when_due(export: Export, every: int) -> None:
+    import time
+
+    state = await asyncio.to_thread(export.ledger.state)
+    if state.sync_requested_at is not None and time.time() - state.sync_requested_at < every:
+        return
+    async with export.source() as source:
+        await source.start_sync()
+    await asyncio.to_thread(export.ledger.update_state, sync_requested_at=time.time())
+
+
+def _request(settings: ExportSettings, spec: RunSpec, job: str) -> dg.RunRequest:
+    return dg.RunRequest(
+        job_name=job,
+        partition_key=spec.keys[0] if spec.alone else None,
+        asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
+        tags=spec.tags(settings.name),
+    )
+
+
+def _removal(settings: ExportSettings, file_ids: tuple[str, ...]) -> dg.RunRequest:
+    return dg.RunRequest(
+        job_name=f"{settings.name}_removal",
+        run_config=removal_config(settings, file_ids),
+        tags={EXPORT_TAG: settings.name, LANE_TAG: "removal"},
+    )
+
+
+def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:
+    """Run config of the removal job."""
+    return {"ops": {f"{settings.name}_remove_files": {"config": {"file_ids": list(file_ids)}}}}
+
+
+def _events(
+    settings: ExportSettings, detection: Detection, decided: Dispatch
+) -> list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation]:
+    key = asset_key(settings, DIRECTORY_FILES)
+    needs = decided.needs
+    return [
+        dg.AssetObservation(
+            key,
+            metadata={
+                "look": detection.look,
+                "new": detection.new,
+                "changed": detection.changed,
+                "missing": detection.missing,
+                "runs": len(decided.runs),
+                "parked": len(needs.parked),
+                "awaiting_approval": len(needs.awaiting_approval),
+            },
+        ),
+        dg.AssetCheckEvaluation(
+            asset_key=key,
+            check_name=INDEX_CHECK,
+            passed=detection.look != "failed",
+            metadata=index_metadata(detection.index.status, detection.index.error_message),
+        ),
+    ]
+
+
+def _reason(detection: Detection, decided: Dispatch) -> str:
+    needs = decided.needs
+    waiting = {
+        "in flight": needs.in_flight,
+        "backing off": needs.backing_off,
+        "parked": needs.parked,
+        "awaiting the grace period": needs.awaiting_grace,
+        "awaiting approval to delete": needs.awaiting_approval,
+    }
+    parts = [f"{len(files)} files {name}" for name, files in waiting.items() if files]
+    return "; ".join([f"the index is {detection.look}", *parts])

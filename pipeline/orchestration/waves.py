@@ -1,0 +1,152 @@
+"""Waves: needs turned into runs that carry many files each.
+
+Appending keys is always safe; moving or deleting them waits for a quiet moment, because a queued range would otherwise
+resolve to other keys. Everything here can be repeated: a crash between two lines is healed by the next look.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import dagster as dg
+
+from pipeline.orchestration.partitions import (
+    EXPORT_TAG,
+    FILES_TAG,
+    LANE_TAG,
+    RANGE_END,
+    RANGE_START,
+    WAVE_TAG,
+    add_keys,
+    contiguous_ranges,
+    delete_keys,
+    is_quiet,
+    key_order,
+    unfinished_runs,
+)
+from pipeline.stages.export import Export
+from pipeline.stages.needs import Needs, needs_of
+
+SHARED_ASSETS = ("parsed_payloads", "chunks", "embeddings")
+MAX_RANGES = 8
+"""More ranges than this cost more in run starts than moving the keys together does."""
+_MAX_RUNS = 50
+"""Runs handed out at once; the next look hands out more."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """One run: these files through these assets (``None``: every asset of the export)."""
+
+    keys: tuple[str, ...]
+    assets: tuple[str, ...] | None
+    wave: str
+    lane: str
+    alone: bool = False
+
+    def tags(self, export: str) -> dict[str, str]:
+        """The run's tags; a lone file is a plain partition, so that its failure is a failed partition anyone can see."""
+        tags = {EXPORT_TAG: export, WAVE_TAG: self.wave, LANE_TAG: self.lane, FILES_TAG: str(len(self.keys))}
+        return tags if self.alone else {**tags, RANGE_START: self.keys[0], RANGE_END: self.keys[-1]}
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What a look hands out. ``waiting_since`` is when scattered changes began to wait for a quiet moment."""
+
+    needs: Needs
+    runs: tuple[RunSpec, ...]
+    removals: tuple[str, ...]
+    waiting_since: float | None
+
+
+def dispatch(
+    instance: dg.DagsterInstance, export: Export, scope: tuple[str, str], *, waiting_since: float | None = None
+) -> Dispatch:
+    """Decide which runs to start now, and note in the ledger what they carry. Changes the order of partition keys."""
+    running = unfinished_runs(instance, export.name)
+    needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
+    quiet = is_quiet(instance)
+    if quiet and needs.removed:
+        delete_keys(instance, export.name, needs.removed)
+        export.ledger.forget(needs.removed, run_id=None)
+    removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
+    ingest = needs.ingest
+    if not (ingest or needs.alone or any(needs.lagging.values())):
+        return Dispatch(needs, (), removals, None)
+    order = _with_new_keys(instance, export.name, ingest + needs.alone)
+    ranges, waiting_since = _arrange(instance, export, ingest, order, quiet=quiet, waiting_since=waiting_since)
+    wave = uuid.uuid4().hex
+    lagging = needs.lagging
+    up = None if len(lagging) == len(export.settings.sinks) else (*SHARED_ASSETS, *lagging)
+    runs = [RunSpec(tuple(keys), up, wave, "incremental") for keys in ranges]
+    runs += [RunSpec((key,), up, wave, "retry", alone=True) for key in needs.alone]
+    order = key_order(instance, export.name)
+    for sinks, files in _by_sinks(lagging).items():
+        runs += [
+            RunSpec(tuple(keys), sinks, wave, "sinks")
+            for keys in contiguous_ranges(order, files, export.settings.detection.files_per_run)
+        ]
+    runs = runs[:_MAX_RUNS]
+    export.ledger.request(sorted({key for run in runs for key in run.keys}), wave)
+    return Dispatch(needs, tuple(runs), removals, waiting_since)
+
+
+def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
+    """Files by the set of sinks they lag in, so that one run serves them all."""
+    sinks_of: dict[str, list[str]] = defaultdict(list)
+    for sink, files in lagging.items():
+        for file_id in files:
+            sinks_of[file_id].append(sink)
+    groups: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    for file_id, sinks in sinks_of.items():
+        groups[tuple(sinks)].append(file_id)
+    return groups
+
+
+def _mark_removals(export: Export, needs: Needs, running: bool) -> tuple[str, ...]:
+    """Mark what may go; answers what a removal run should take now."""
+    if needs.removable:
+        export.ledger.update_files([{"file_id": file_id, "status": "removing"} for file_id in needs.removable])
+        export.ledger.update_state(allowed_deletes=0)
+    return () if running else (*needs.removing, *needs.removable)
+
+
+def _with_new_keys(instance: dg.DagsterInstance, export: str, wanted: Sequence[str]) -> list[str]:
+    order = key_order(instance, export)
+    have = set(order)
+    missing = [key for key in wanted if key not in have]
+    if missing:
+        add_keys(instance, export, missing)
+        order = key_order(instance, export)
+    return order
+
+
+def _arrange(
+    instance: dg.DagsterInstance,
+    export: Export,
+    wanted: Sequence[str],
+    order: Sequence[str],
+    *,
+    quiet: bool,
+    waiting_since: float | None,
+) -> tuple[list[list[str]], float | None]:
+    """Contiguous ranges of the wanted keys: as they lie when there are few, else moved to the tail in a quiet moment."""
+    detection = export.settings.detection
+    ranges = list(contiguous_ranges(order, wanted, detection.files_per_run))
+    needed = -(-len(wanted) // detection.files_per_run)
+    if len(ranges) <= max(MAX_RANGES, needed):
+        return ranges, None
+    if quiet:
+        delete_keys(instance, export.name, wanted)
+        add_keys(instance, export.name, wanted)
+        return list(contiguous_ranges(key_order(instance, export.name), wanted, detection.files_per_run)), None
+    since = waiting_since or time.time()
+    if time.time() - since >= detection.max_wait_seconds:
+        return ranges[:MAX_RANGES], since
+    full = [keys for keys in ranges if len(keys) >= detection.files_per_run]
+    return full, since

@@ -1,0 +1,152 @@
+"""Detection: what the index lists, compared with nothing yet, taken into the ledger.
+
+Level-triggered: every look records what is there now. A lost look, a failed run or a restart heals at the next one.
+A listing is evidence of absence only when it is complete, not empty, and the index was settled and the same before and
+after it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from dataclasses import dataclass
+from typing import Literal
+
+from pipeline.errors import IncompleteListing
+from pipeline.ledger.models import ExportState, FileRow
+from pipeline.llama_cloud.models import IndexState, ListingPage
+from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.stages.export import Export
+
+_CHEAP_FILES = 10_000
+"""Up to this many known files a complete listing (ten pages) is taken instead of an incremental one, so that removals
+show at once."""
+_REFETCH_PART = 100
+"""A reconcile fetches one payload in so many again, in case a re-parse does not move the listing's tokens."""
+
+Look = Literal["unchanged", "building", "failed", "incomplete", "incremental", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Detection:
+    """What one look at the index found. ``cursor`` resumes a listing that ran out of time; ``None`` when there is none."""
+
+    look: Look
+    index: IndexState
+    new: int = 0
+    changed: int = 0
+    missing: int = 0
+    cursor: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    """A listing under way; what the cursor holds."""
+
+    listing_id: int
+    change_key: str
+    token: str | None = None
+    since: float | None = None
+    seen: int = 0
+
+    def cursor(self) -> str:
+        return json.dumps([self.listing_id, self.change_key, self.token, self.since, self.seen])
+
+
+async def detect(export: Export, *, cursor: str | None = None, complete: bool = False, budget_seconds: float = 40.0) -> Detection:
+    """Look at the index and take what it lists into the ledger.
+
+    An unchanged index costs one request unless a complete listing is asked for (``complete``) or due. A listing that
+    outlasts ``budget_seconds`` goes on from the answer's cursor. Raises SourceUnavailable; what was listed until then is kept.
+    """
+    async with export.source() as source:
+        index = await source.get_index()
+        state = await asyncio.to_thread(export.ledger.state)
+        await asyncio.to_thread(
+            export.ledger.update_state,
+            tenant_id=index.project_id,
+            export_config_id=index.export_config_id,
+            index_status=index.status,
+            index_error=index.error_message,
+        )
+        if index.status != "ready":
+            return Detection(index.status, index)
+        rows = await asyncio.to_thread(export.ledger.files)
+        listing = _resumed(cursor, index)
+        if listing is None:
+            listing = _next_listing(export, index, state, rows, complete)
+            if listing is None:
+                return Detection("unchanged", index)
+            await asyncio.to_thread(export.ledger.update_state, listing_id=listing.listing_id)
+        return await _list(export, source, index, listing, time.monotonic() + budget_seconds)
+
+
+def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:
+    if not cursor:
+        return None
+    listing = _Listing(*json.loads(cursor))
+    return listing if listing.change_key == index.change_key else None
+
+
+def _next_listing(
+    export: Export, index: IndexState, state: ExportState, rows: dict[str, FileRow], complete: bool
+) -> _Listing | None:
+    now = time.time()
+    reconcile = state.complete_at is None or now - state.complete_at >= export.settings.detection.reconcile_interval_seconds
+    evidence = any(_awaits_evidence(row, state, now, export.settings.removal.grace_period_seconds) for row in rows.values())
+    if state.complete_at is not None and reconcile:
+        _refetch_some(export, state, rows)
+    if complete or reconcile or evidence or (index.change_key != state.change_key and len(rows) <= _CHEAP_FILES):
+        return _Listing(state.listing_id + 1, index.change_key)
+    if index.change_key != state.change_key:
+        return _Listing(state.listing_id + 1, index.change_key, since=state.listed_at)
+    return None
+
+
+def _awaits_evidence(row: FileRow, state: ExportState, now: float, grace: float) -> bool:
+    """The grace period is over, but no complete listing has been taken since."""
+    if row.missing_since is None or row.status in ("removing", "removed"):
+        return False
+    over = row.missing_since + grace
+    return over <= now and (state.complete_at or 0.0) < over
+
+
+def _refetch_some(export: Export, state: ExportState, rows: dict[str, FileRow]) -> None:
+    ids = list(rows)
+    after = [file_id for file_id in ids if file_id > (state.refetch_cursor or "")]
+    chosen = (after or ids)[: -(-len(ids) // _REFETCH_PART)]
+    if chosen:
+        export.ledger.update_files([{"file_id": file_id, "refetch": True} for file_id in chosen])
+        export.ledger.update_state(refetch_cursor=chosen[-1])
+
+
+async def _list(export: Export, source: LlamaCloudSource, index: IndexState, listing: _Listing, deadline: float) -> Detection:
+    new = changed = 0
+    newest = listing.since or 0.0
+    try:
+        async for page in source.list_files(updated_since=listing.since, page_token=listing.token):
+            added, moved = await asyncio.to_thread(export.ledger.record_listing, page.files, listing.listing_id)
+            new, changed = new + added, changed + moved
+            newest = max([newest, *(file.updated_at.timestamp() for file in page.files if file.updated_at)])
+            listing = _advance(listing, page)
+            if page.next_page_token and time.monotonic() > deadline:
+                return Detection("incomplete", index, new, changed, cursor=listing.cursor())
+    except IncompleteListing:
+        return Detection("incomplete", index, new, changed, cursor=None)
+    after = await source.get_index()
+    same = after.change_key == index.change_key
+    await asyncio.to_thread(
+        export.ledger.update_state,
+        listed_at=newest or None,
+        change_key=index.change_key if same else None,
+    )
+    if listing.since is not None or not (same and index.settled and listing.seen):
+        return Detection("incremental", index, new, changed)
+    missing = await asyncio.to_thread(export.ledger.complete_listing, listing.listing_id)
+    return Detection("complete", index, new, changed, missing)
+
+
+def _advance(listing: _Listing, page: ListingPage) -> _Listing:
+    seen = listing.seen + len(page.files)
+    return _Listing(listing.listing_id, listing.change_key, page.next_page_token, listing.since, seen)

@@ -1,0 +1,118 @@
+"""What needs doing: the ledger's rows compared with what they should be. Pure; decides nothing about runs.
+
+Both the sensor and ``indexport plan`` ask here, so the plan is what the sync does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+from pipeline.ledger.models import FileRow
+from pipeline.stages.export import Export
+
+
+@dataclass(slots=True)
+class Needs:
+    """File ids by what they need. A file is in at most one of ``ingest`` (its subsets ``new``, ``changed``, ``stale``),
+    ``alone`` and the lists of ``lagging``."""
+
+    new: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
+    stale: list[str] = field(default_factory=list)
+    """Made with other settings."""
+    alone: list[str] = field(default_factory=list)
+    """Failed before and due again."""
+    lagging: dict[str, list[str]] = field(default_factory=dict)
+    """Sink -> files whose current records it does not hold."""
+    backing_off: list[str] = field(default_factory=list)
+    parked: list[str] = field(default_factory=list)
+    in_flight: list[str] = field(default_factory=list)
+    removable: list[str] = field(default_factory=list)
+    awaiting_grace: list[str] = field(default_factory=list)
+    awaiting_approval: list[str] = field(default_factory=list)
+    removing: list[str] = field(default_factory=list)
+    """Marked for removal by an earlier look."""
+    removed: list[str] = field(default_factory=list)
+    """Gone from every sink; their partition keys can go too."""
+
+    @property
+    def ingest(self) -> list[str]:
+        return [*self.changed, *self.stale, *self.new]
+
+    @property
+    def work(self) -> bool:
+        """Whether anything can be done now."""
+        return bool(self.ingest or self.alone or self.removable or self.removing or any(self.lagging.values()))
+
+
+def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
+    """Sort every known file by what it needs now. ``live_waves`` are waves that unfinished runs still carry."""
+    rows = export.ledger.files()
+    hashes = export.ledger.sink_hashes()
+    now = time.time()
+    down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
+    sinks = [sink for sink in export.settings.sinks if sink not in down]
+    needs = Needs(lagging={sink: [] for sink in sinks})
+    for row in rows.values():
+        if row.missing_since is not None or row.status in ("removing", "removed"):
+            continue
+        _sort(export, row, scope, needs, hashes, live_waves, now)
+    _sort_missing(export, rows, needs, now)
+    return needs
+
+
+def _sort(
+    export: Export,
+    row: FileRow,
+    scope: tuple[str, str],
+    needs: Needs,
+    hashes: Mapping[str, Mapping[str, str]],
+    live_waves: Collection[str],
+    now: float,
+) -> None:
+    if row.status == "requested" and row.wave in live_waves:
+        needs.in_flight.append(row.file_id)
+    elif row.status in ("failed", "parked") and row.settings_digest == export.settings_digest:
+        if row.status == "parked":
+            needs.parked.append(row.file_id)
+        else:
+            (needs.alone if (row.next_retry_at or 0.0) <= now else needs.backing_off).append(row.file_id)
+    elif not _vectors_are_current(export, row):
+        if row.record_set_hash is None:
+            needs.new.append(row.file_id)
+        else:
+            (needs.changed if row.settings_digest == export.settings_digest else needs.stale).append(row.file_id)
+    else:
+        current = row.records_key is not None and row.records_key == export.records_key(row, scope)
+        for sink, lagging in needs.lagging.items():
+            if not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
+                lagging.append(row.file_id)
+
+
+def _vectors_are_current(export: Export, row: FileRow) -> bool:
+    fetched = row.fetched_token is not None and row.fetched_token == row.change_token and not row.refetch
+    return fetched and row.vectors_key is not None and row.vectors_key == export.vectors_key(row)
+
+
+def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now: float) -> None:
+    """Deletes need evidence: a complete listing after the grace period, and no more of them than the fuse lets through."""
+    state = export.ledger.state()
+    removal = export.settings.removal
+    ready: list[str] = []
+    for row in rows.values():
+        if row.status == "removing":
+            needs.removing.append(row.file_id)
+        elif row.status == "removed":
+            needs.removed.append(row.file_id)
+        elif row.missing_since is not None:
+            over = row.missing_since + removal.grace_period_seconds
+            proven = over <= now and state.complete_at is not None and state.complete_at >= over
+            (ready if proven else needs.awaiting_grace).append(row.file_id)
+    window = max(removal.grace_period_seconds, 3600)
+    recent = export.ledger.count_events("removed", now - window) + len(needs.removing)
+    known = len(rows) - len(needs.removed) - len(needs.removing) + recent
+    limit = max(1, int(removal.max_delete_fraction * known), state.allowed_deletes)
+    over_the_fuse = len(ready) + recent > limit
+    (needs.awaiting_approval if ready and over_the_fuse else needs.removable).extend(ready)

@@ -1,0 +1,40 @@
+"""Searching a sink the way its readers would, and reading back what it holds."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
+from pipeline.sinks.records import ChunkRecord, to_records
+from pipeline.stages.export import Export
+
+
+async def search(
+    export: Export, sink: str, text: str, *, mode: SearchMode = "vector", k: int = 10, filters: Filters | None = None
+) -> list[SearchHit]:
+    """The best ``k`` records of a sink for a question, best first.
+
+    Raises ConfigError for an unknown sink, SinkUnavailable, and ValueError for a mode or filter the sink does not have.
+    """
+    tenant_id, config = await export.scope()
+    vector = None if mode == "text" else await export.embedder.embed_query(text)
+    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
+    try:
+        await exporter.provision()
+        return await exporter.search(SearchRequest(config, mode, vector, None if mode == "vector" else text, k, filters or {}))
+    finally:
+        await exporter.close()
+
+
+async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncIterator[ChunkRecord]:
+    """Every record a sink holds of this export, or of some of its files."""
+    tenant_id, config = await export.scope()
+    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
+    try:
+        await exporter.provision()
+        async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
+            for record in to_records(table):
+                yield record
+    finally:
+        await exporter.close()

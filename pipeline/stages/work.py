@@ -1,0 +1,40 @@
+"""What every stage starts with: a lease on its files, their rows, and groups of bounded size."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from pipeline.ledger.models import FileRow
+from pipeline.stages.export import Export
+from pipeline.stages.report import StageReport
+
+GROUP_CHUNKS = 8_192
+"""Chunks held in memory at once: about 40 MB of text and 384-dimensional vectors."""
+
+
+async def begin(export: Export, stage: str, file_ids: list[str], run_id: str) -> tuple[StageReport, dict[str, FileRow]]:
+    """Lease the files to the run; answers a fresh report and the rows of the files the run holds."""
+    return await asyncio.to_thread(_begin, export, stage, file_ids, run_id)
+
+
+def _begin(export: Export, stage: str, file_ids: list[str], run_id: str) -> tuple[StageReport, dict[str, FileRow]]:
+    report = StageReport(stage, files=len(file_ids))
+    held = export.claim(file_ids, run_id)
+    report.held_elsewhere = sorted(set(file_ids) - set(held))
+    return report, export.ledger.files(held)
+
+
+def groups_of(rows: Sequence[FileRow]) -> Iterator[list[FileRow]]:
+    """Consecutive files of at most GROUP_CHUNKS chunks together; a larger file is a group alone."""
+    group: list[FileRow] = []
+    chunks = 0
+    for row in rows:
+        count = row.chunk_count or 0
+        if group and chunks + count > GROUP_CHUNKS:
+            yield group
+            group, chunks = [], 0
+        group.append(row)
+        chunks += count
+    if group:
+        yield group

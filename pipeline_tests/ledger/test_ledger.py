@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline.ledger import Ledger
+from pipeline.llama_cloud.models import DirectoryFile
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def listed(file_id: str, version: int = 1) -> DirectoryFile:
+    return DirectoryFile(file_id, f"{file_id}.md", f"storage-{version}", {"team": "a"}, datetime(2026, 11, version, tzinfo=UTC))
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
+    opened = Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}", "default", clock=clock)
+    yield opened
+    opened.close()
+
+
+def test_a_listing_tells_new_from_changed_from_known(ledger: Ledger) -> None:
+    assert ledger.record_listing([listed("a"), listed("b")], 1) == (2, 0)
+    assert ledger.record_listing([listed("a"), listed("b", 2)], 2) == (0, 1)
+    rows = ledger.files()
+    assert rows["a"].status == "new"
+    assert rows["b"].storage_id == "storage-2"
+    assert [event.event for event in ledger.history("b")] == ["listed", "changed"]
+
+
+def test_a_page_that_repeats_an_item_counts_it_once(ledger: Ledger) -> None:
+    assert ledger.record_listing([listed("a"), listed("a")], 1) == (1, 0)
+
+
+def test_only_a_complete_listing_makes_a_file_missing_and_seeing_it_again_undoes_that(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_listing([listed("a"), listed("b")], 1)
+    ledger.record_listing([listed("a")], 2)
+    assert ledger.files()["b"].missing_since is None
+    clock.now = 2_000.0
+    assert ledger.complete_listing(2) == 1
+    assert ledger.files()["b"].missing_since == 2_000.0
+    ledger.record_listing([listed("a"), listed("b")], 3)
+    assert ledger.files()["b"].missing_since is None
+
+
+def test_a_lease_is_held_by_one_run_until_it_ends_or_expires(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_listing([listed("a"), listed("b")], 1)
+    assert ledger.claim(["b", "a"], "run-1", seconds=60) == ["b", "a"]
+    assert ledger.claim(["a"], "run-2", seconds=60) == []
+    assert ledger.holders(["a", "b"]) == {"run-1"}
+    assert ledger.claim(["a"], "run-2", seconds=60, dead_runs=["run-1"]) == ["a"]
+    clock.now += 61
+    assert ledger.claim(["b"], "run-3", seconds=60) == ["b"]
+    ledger.drop_leases("run-3")
+    assert ledger.claim(["b"], "run-4", seconds=60) == ["b"]
+
+
+def test_an_unknown_file_cannot_be_leased(ledger: Ledger) -> None:
+    assert ledger.claim(["nobody"], "run-1", seconds=60) == []
+
+
+def test_failures_back_off_then_park_and_a_change_releases(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_listing([listed("a")], 1)
+    for attempt in (1, 2):
+        ledger.record_failures({"a": "boom"}, run_id="r", max_attempts=2, backoff=lambda n: 10.0 * n, settings_digest="s")
+        row = ledger.files()["a"]
+        assert row.attempts == attempt
+        assert row.next_retry_at == clock.now + 10.0 * attempt
+    assert ledger.files()["a"].status == "parked"
+    ledger.record_listing([listed("a", 2)], 2)
+    assert ledger.files()["a"].status == "new"
+    assert ledger.files()["a"].attempts == 0
+
+
+def test_a_vector_is_found_in_any_partition_that_still_holds_it(ledger: Ledger) -> None:
+    one, two = b"1" * 16, b"2" * 16
+    ledger.replace_vectors("m", {"a": [one, one], "b": [one, two]})
+    assert set(ledger.known_vectors("m", [one, two, b"3" * 16])) == {one, two}
+    ledger.replace_vectors("m", {"b": []})
+    assert ledger.known_vectors("m", [one, two]) == {one: "a"}
+    assert ledger.known_vectors("other model", [one]) == {}
+
+
+def test_vectors_of_another_model_survive_beside_the_new_ones(ledger: Ledger) -> None:
+    ledger.replace_vectors("old", {"a": [b"1" * 16]})
+    ledger.replace_vectors("new", {"a": [b"2" * 16]})
+    assert ledger.known_vectors("new", [b"2" * 16]) == {b"2" * 16: "a"}
+    assert ledger.known_vectors("old", [b"1" * 16]) == {}
+
+
+def test_a_sink_that_is_down_backs_off_and_recovers(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_sink_state("qdrant", error="refused", backoff=lambda n: 5.0 * n)
+    ledger.record_sink_state("qdrant", error="refused", backoff=lambda n: 5.0 * n)
+    state = ledger.sink_states()["qdrant"]
+    assert (state.attempts, state.down_until, state.last_error) == (2, clock.now + 10.0, "refused")
+    ledger.record_sink_state("qdrant", error=None, backoff=lambda n: 5.0 * n)
+    assert ledger.sink_states()["qdrant"].down_until is None
+
+
+def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> None:
+    ledger.record_listing([listed("a"), listed("b")], 1)
+    ledger.update_files([{"file_id": f, "status": "removing", "fetched_token": "t", "payload_digest": "d"} for f in ("a", "b")])
+    ledger.record_listing([listed("a")], 2)
+    ledger.record_removed(["a", "b"], run_id="r")
+    rows = ledger.files()
+    assert (rows["a"].status, rows["a"].fetched_token) == ("new", None)
+    assert rows["b"].status == "removed"
+
+
+def test_forgetting_a_file_keeps_its_history(ledger: Ledger) -> None:
+    ledger.record_listing([listed("a")], 1)
+    ledger.record_sink("lancedb", {"a": "hash"}, "m")
+    ledger.forget(["a"], run_id="r")
+    assert ledger.files() == {}
+    assert ledger.sink_hashes() == {}
+    assert [event.event for event in ledger.history("a")] == ["listed", "forgotten"]
+
+
+def test_two_exports_share_a_database_without_seeing_each_other(ledger: Ledger, tmp_path: Path) -> None:
+    other = Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}", "other")
+    other.record_listing([listed("a")], 1)
+    other.update_state(change_key="k")
+    assert ledger.files() == {}
+    assert ledger.state().change_key is None
+    assert other.state().change_key == "k"
+    other.close()
+
+
+def test_thousands_of_files_are_recorded_and_read_back(ledger: Ledger) -> None:
+    ids = [f"dfl-{n:05d}" for n in range(3_000)]
+    assert ledger.record_listing((listed(file_id) for file_id in ids), 1) == (3_000, 0)
+    assert list(ledger.files(ids[500:2_500])) == ids[500:2_500]
+    assert ledger.claim(ids, "run", seconds=60) == ids
