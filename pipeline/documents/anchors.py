@@ -18,21 +18,24 @@ def content_key(text: str, start: int) -> int:
     return zlib.crc32(text[start : start + _KEY_LENGTH].encode("utf-8", "surrogatepass"))
 
 
-def find_anchors(keys: Sequence[int], positions: Sequence[int], reach: int) -> list[int]:
+def find_anchors(keys: Sequence[int], borders: Sequence[int], reach: int) -> list[int]:
     """Indices whose key is the smallest within ``reach`` on both sides; of equal keys the first counts.
 
-    ``positions`` ascend, in any unit; the first one is where the sequence starts, and nothing within reach of it is an
+    Unit i lies between ``borders[i]`` and ``borders[i + 1]``, in any measure. Nothing within reach of either end is an
     anchor. Anchors are at least ``reach`` apart, about twice as far on average. An edit moves only anchors within reach.
     """
     is_anchor = [False] * len(keys)
     ascending: list[int] = []
-    for index, (key, position) in enumerate(zip(keys, positions, strict=True)):
+    for index, key in enumerate(keys):
+        position = borders[index]
         while ascending and keys[ascending[-1]] > key:
             larger = ascending.pop()
-            is_anchor[larger] = is_anchor[larger] and position - positions[larger] > reach
-        left = positions[ascending[-1]] if ascending else positions[0]
+            is_anchor[larger] = is_anchor[larger] and position - borders[larger] > reach
+        left = borders[ascending[-1] if ascending else 0]
         is_anchor[index] = position - left >= reach
         ascending.append(index)
+    for index in ascending:
+        is_anchor[index] = is_anchor[index] and borders[-1] - borders[index] > reach
     return [index for index, value in enumerate(is_anchor) if value]
 
 
@@ -41,7 +44,7 @@ def pack(sizes: Sequence[int], rooms: Sequence[int], keys: Sequence[int], reach:
 
     ``rooms[i]`` is what a range starting at unit i may hold; a unit larger than its room is a range of its own.
     """
-    anchors = set(find_anchors(keys, [0, *accumulate(sizes[:-1])], reach))
+    anchors = set(find_anchors(keys, [0, *accumulate(sizes)], reach))
     ranges: list[tuple[int, int]] = []
     first, total = 0, 0
     for index, size in enumerate(sizes):

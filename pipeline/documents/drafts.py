@@ -150,7 +150,7 @@ class Drafter:
 
 
 def _floors(blocks: Sequence[Block]) -> list[int]:
-    """Where the run of blocks that are neither headings nor tables begins that each block stands in or ends."""
+    """For each block, the start of its stretch: one that no heading interrupts and at most its last block is a table."""
     floors: list[int] = []
     run_start: int | None = None
     for block in blocks:

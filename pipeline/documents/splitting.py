@@ -70,7 +70,7 @@ def _segments(text: str, start: int, end: int, room: int) -> list[tuple[int, int
         return [(start, end)]
     positions = [start, *(match.end() for match in _CANDIDATE.finditer(text, start, end) if match.end() < end)]
     keys = [content_key(text, position) for position in positions]
-    cuts = [positions[index] for index in find_anchors(keys, positions, reach)]
+    cuts = [positions[index] for index in find_anchors(keys, [*positions, end], reach)]
     segments = pairwise([start, *cuts, end])
     longest = _LONGEST_SEGMENT_IN_REACHES * reach
     return [(first, min(first + longest, last)) for begin, last in segments for first in range(begin, last, longest)]

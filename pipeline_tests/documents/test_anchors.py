@@ -17,14 +17,15 @@ _UNITS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), min_size=1, 
 @given(units=_UNITS, reach=st.integers(1, 120))
 def test_an_anchor_is_the_first_smallest_key_within_reach(units: list[tuple[int, int]], reach: int) -> None:
     keys = [key for key, _ in units]
-    positions = [0, *accumulate(size for _, size in units[:-1])]
+    borders = [0, *accumulate(size for _, size in units)]
 
     def is_anchor(index: int) -> bool:
-        before = [keys[i] for i in range(index) if positions[index] - positions[i] < reach]
-        after = [keys[i] for i in range(index + 1, len(keys)) if positions[i] - positions[index] <= reach]
-        return positions[index] >= reach and all(k > keys[index] for k in before) and all(k >= keys[index] for k in after)
+        before = [keys[i] for i in range(index) if borders[index] - borders[i] < reach]
+        after = [keys[i] for i in range(index + 1, len(keys)) if borders[i] - borders[index] <= reach]
+        inside = reach <= borders[index] < borders[-1] - reach
+        return inside and all(k > keys[index] for k in before) and all(k >= keys[index] for k in after)
 
-    assert find_anchors(keys, positions, reach) == [index for index in range(len(keys)) if is_anchor(index)]
+    assert find_anchors(keys, borders, reach) == [index for index in range(len(keys)) if is_anchor(index)]
 
 
 @settings(max_examples=200, deadline=None)
@@ -36,13 +37,17 @@ def test_packing_partitions_the_units_and_only_a_lone_unit_exceeds_its_room(unit
     assert all(last - first == 1 or sum(sizes[first:last]) <= room for first, last in ranges)
 
 
+def test_a_sequence_of_a_few_chunks_has_no_anchors_and_is_packed_full() -> None:
+    assert pack([30] * 7, [100] * 7, [9, 3, 8, 1, 7, 2, 6], 200) == [(0, 3), (3, 6), (6, 7)]
+
+
 def test_anchors_far_from_an_insertion_stay() -> None:
     rng = random.Random(5)
     keys = [rng.getrandbits(32) for _ in range(400)]
     changed = [*keys[:200], 1, *keys[200:]]
     reach = 10
-    before = find_anchors(keys, list(range(400)), reach)
-    after = find_anchors(changed, list(range(401)), reach)
+    before = find_anchors(keys, list(range(401)), reach)
+    after = find_anchors(changed, list(range(402)), reach)
     assert [a for a in before if a < 200 - reach] == [a for a in after if a < 200 - reach]
     assert [a + 1 for a in before if a > 200 + reach] == [a for a in after if a > 201 + reach]
     assert all(right - left >= reach for left, right in pairwise(before))
