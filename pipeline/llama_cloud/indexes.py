@@ -127,6 +127,8 @@ class IndexClient:
     async def _look_up(self) -> list[str]:
         """The identifiers of the index the settings name."""
         entries = [entry async for entry in self._all()]
+        if not (self._settings.index_id or self._settings.index_name):
+            return self._the_only(entries)
         named, wanted = self._setting, self._settings.index_id or self._settings.index_name
         if self._settings.index_name:
             matches = [entry for entry in entries if entry.get("name") == wanted]
@@ -137,6 +139,11 @@ class IndexClient:
         problem = f"{len(matches)} indexes have" if matches else "no index has"
         remedy = "set index_id to one of" if matches else "choose from"
         raise ConfigError(f"{problem} the {named} {wanted!r}: {remedy} {_shown(matches or entries)}; or check project_id")
+
+    def _the_only(self, entries: list[Mapping[str, Any]]) -> list[str]:
+        if len(entries) == 1:
+            return _identifiers(entries[0])
+        raise ConfigError(f"the project has {len(entries)} indexes: set index_id or index_name to one of {_shown(entries)}")
 
     async def _all(self) -> AsyncIterator[Mapping[str, Any]]:
         pages = self._api.pages(

@@ -40,6 +40,6 @@ class LlamaCloudSettings(BaseModel):
 
     @model_validator(mode="after")
     def _one_way_to_name_the_index(self) -> Self:
-        if (self.index_id is None) == (self.index_name is None):
-            raise ValueError("set exactly one of index_id and index_name")
+        if self.index_id is not None and self.index_name is not None:
+            raise ValueError("set index_id or index_name, not both; neither means the project's only index")
         return self

@@ -4,10 +4,8 @@ Every asset reads its partition keys once, fails on an empty or unexpected set, 
 that people can backfill any selection and Dagster never splits a run by policy.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import dagster as dg
@@ -16,6 +14,7 @@ import pyarrow as pa
 from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import CHUNKER_VERSION
 from pipeline.errors import ConfigError, Unavailable
+from pipeline.lake.lake import Dataset
 from pipeline.orchestration.metadata import column_schema, report_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.resources import Exports
@@ -31,6 +30,8 @@ from pipeline.stages.settings import ExportSettings
 OWNERS = ["team:data-platform"]
 DIRECTORY_FILES = "directory_files"
 
+VECTOR_FIELDS = (pa.field("embedding_digest", pa.binary(16)), pa.field("embedding", pa.list_(pa.float32())))
+
 Stage = Callable[[Export, list[str], str], Awaitable[StageReport]]
 
 
@@ -43,9 +44,8 @@ class FetchConfig(dg.Config):
 
 def export_assets(settings: ExportSettings) -> list[dg.AssetsDefinition | dg.AssetSpec]:
     """Every asset of one export, from the external listing to one asset a sink."""
-    return [_directory_files(settings), _parsed_payloads(settings), _chunks(settings), _embeddings(settings)] + [
-        _sink_asset(settings, sink) for sink in settings.sinks
-    ]
+    shared = (_parsed_payloads(settings), _chunks(settings), _embeddings(settings))
+    return [_directory_files(settings), *shared, *(_sink_asset(settings, sink) for sink in settings.sinks)]
 
 
 def asset_key(settings: ExportSettings, asset: str) -> dg.AssetKey:
@@ -63,88 +63,115 @@ def _directory_files(settings: ExportSettings) -> dg.AssetSpec:
     )
 
 
-def _spec(
-    settings: ExportSettings, name: str, deps: list[str], kinds: set[str], code: Any, columns: list[pa.Field]
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "key_prefix": [settings.name],
-        "deps": [asset_key(settings, dep) for dep in deps],
-        "group_name": settings.name,
-        "kinds": kinds,
-        "owners": OWNERS,
-        "partitions_def": files_partitions(settings.name),
-        "backfill_policy": dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.detection.files_per_run),
-        "code_version": hashlib.sha256(repr(code).encode()).hexdigest()[:12],
-        "metadata": {"dagster/column_schema": column_schema(columns)},
-    }
+def _file_asset(
+    settings: ExportSettings,
+    name: str,
+    compute: Callable[..., Any],
+    *,
+    deps: str,
+    kinds: set[str],
+    code: object,
+    columns: Sequence[pa.Field],
+    pool: str | None = None,
+    description: str,
+) -> dg.AssetsDefinition:
+    return dg.asset(
+        name=name,
+        key_prefix=[settings.name],
+        deps=[asset_key(settings, deps)],
+        group_name=settings.name,
+        kinds=kinds,
+        owners=OWNERS,
+        pool=pool,
+        description=description,
+        partitions_def=files_partitions(settings.name),
+        backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.detection.files_per_run),
+        code_version=hashlib.sha256(repr(code).encode()).hexdigest()[:12],
+        metadata={"dagster/column_schema": column_schema(columns)},
+    )(compute)
 
 
 def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
-    spec = _spec(settings, "parsed_payloads", [DIRECTORY_FILES], {"llamaindex", "parquet"}, settings.index, list(PAGE_FIELDS))
-
-    @dg.asset(**spec)
-    async def parsed_payloads(
-        context: dg.AssetExecutionContext, exports: Exports, config: FetchConfig
-    ) -> dg.MaterializeResult[Any]:
-        """One row a page: text, header, footer, items, attachments, as LlamaCloud parsed the file."""
-
+    async def compute(context: dg.AssetExecutionContext, exports: Exports, config: FetchConfig) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await fetch(export, keys, run_id=run_id, refetch=config.refetch)
 
-        return await _run(context, exports, settings, stage, dataset="parsed_payloads")
+        return await _run(context, exports, settings, stage, "parsed_payloads")
 
-    return parsed_payloads
+    return _file_asset(
+        settings,
+        "parsed_payloads",
+        compute,
+        deps=DIRECTORY_FILES,
+        kinds={"llamaindex", "parquet"},
+        code=settings.index,
+        columns=PAGE_FIELDS,
+        description="One row a page: text, header, footer, items, attachments, as LlamaCloud parsed the file.",
+    )
 
 
 def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
-    code = (CHUNKER_VERSION, settings.chunking, settings.embedding)
-    spec = _spec(settings, "chunks", ["parsed_payloads"], {"python", "parquet"}, code, list(CHUNK_FIELDS))
-
-    @dg.asset(**spec)
-    async def chunks(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
-        """One row a chunk: an exact slice of the document with its pages, tokens and context."""
-
+    async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await chunk(export, keys, run_id=run_id)
 
-        return await _run(context, exports, settings, stage, dataset="chunks")
+        return await _run(context, exports, settings, stage, "chunks")
 
-    return chunks
+    return _file_asset(
+        settings,
+        "chunks",
+        compute,
+        deps="parsed_payloads",
+        kinds={"python", "parquet"},
+        code=(CHUNKER_VERSION, settings.chunking, settings.embedding),
+        columns=CHUNK_FIELDS,
+        description="One row a chunk: an exact slice of the document with its pages, tokens and context.",
+    )
 
 
 def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
-    columns = [*CHUNK_FIELDS, pa.field("embedding_digest", pa.binary(16)), pa.field("embedding", pa.list_(pa.float32()))]
-    spec = _spec(settings, "embeddings", ["chunks"], {"python", "parquet"}, settings.embedding, columns)
-
-    @dg.asset(**spec, pool="embedding")
-    async def embeddings(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
-        """Chunk rows with their vectors; a text embedded before under the same model is not embedded again."""
-
+    async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await embed(export, keys, run_id=run_id)
 
-        return await _run(context, exports, settings, stage, dataset="embeddings")
+        return await _run(context, exports, settings, stage, "embeddings")
 
-    return embeddings
+    return _file_asset(
+        settings,
+        "embeddings",
+        compute,
+        deps="chunks",
+        kinds={"python", "parquet"},
+        code=settings.embedding,
+        columns=[*CHUNK_FIELDS, *VECTOR_FIELDS],
+        pool="embedding",
+        description="Chunk rows with their vectors; a text embedded before under the same model is not embedded again.",
+    )
 
 
 def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
-    kind = str(settings.sinks[sink].get("type", sink)).split(":")[0].rsplit(".", 1)[-1]
-    spec = _spec(settings, sink, ["embeddings"], {kind}, (RECORD_VERSION, settings.sinks[sink]), list(record_schema(1)))
-
-    @dg.asset(**spec, pool=kind, description=f"The records of every file in {sink}, replaced file by file.")
-    async def sink_asset(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await load(export, sink, keys, run_id=run_id)
 
         return await _run(context, exports, settings, stage)
 
-    return sink_asset
+    kind = str(settings.sinks[sink].get("type", sink)).split(":")[0].rsplit(".", 1)[-1]
+    return _file_asset(
+        settings,
+        sink,
+        compute,
+        deps="embeddings",
+        kinds={kind},
+        code=(RECORD_VERSION, settings.sinks[sink]),
+        columns=list(record_schema(1)),
+        pool=kind,
+        description=f"The records of every file in {sink}, replaced file by file.",
+    )
 
 
 async def _run(
-    context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Any = None
+    context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Dataset | None = None
 ) -> dg.MaterializeResult[Any]:
     keys = _partition_keys(context)
     export = exports.open(settings, context.instance)

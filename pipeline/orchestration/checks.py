@@ -1,7 +1,5 @@
 """Asset checks over the whole export: they read the ledger, so the next clean batch cannot hide a parked file."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import dagster as dg

@@ -1,8 +1,7 @@
 """Jobs of an export: the ingest of any partitions, and the removal of files that are gone."""
 
-from __future__ import annotations
-
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.metadata import report_metadata
@@ -19,7 +18,7 @@ class RemovalConfig(dg.Config):
     file_ids: list[str]
 
 
-def ingest_job(settings: ExportSettings) -> dg.UnresolvedAssetJobDefinition:
+def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
     """Every partitioned asset of the export."""
     return dg.define_asset_job(
         f"{settings.name}_ingest",

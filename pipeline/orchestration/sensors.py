@@ -1,12 +1,11 @@
 """The sensor that turns directory changes into runs."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.errors import SourceUnavailable
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
@@ -20,7 +19,7 @@ from pipeline.stages.settings import ExportSettings
 
 
 def directory_changes(
-    settings: ExportSettings, ingest: dg.UnresolvedAssetJobDefinition, removal: dg.JobDefinition
+    settings: ExportSettings, ingest: UnresolvedAssetJobDefinition, removal: dg.JobDefinition
 ) -> dg.SensorDefinition:
     """A level-triggered sensor: it compares the whole directory with the ledger, so lost ticks heal.
 

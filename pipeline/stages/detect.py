@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Literal
 
 from pipeline.errors import IncompleteListing
@@ -125,7 +126,7 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
     new = changed = 0
     newest = listing.since or 0.0
     try:
-        async for page in source.list_files(updated_since=listing.since, page_token=listing.token):
+        async for page in source.list_files(updated_since=_moment(listing.since), page_token=listing.token):
             added, moved = await asyncio.to_thread(export.ledger.record_listing, page.files, listing.listing_id)
             new, changed = new + added, changed + moved
             newest = max([newest, *(file.updated_at.timestamp() for file in page.files if file.updated_at)])
@@ -145,6 +146,10 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
         return Detection("incremental", index, new, changed)
     missing = await asyncio.to_thread(export.ledger.complete_listing, listing.listing_id)
     return Detection("complete", index, new, changed, missing)
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _advance(listing: _Listing, page: ListingPage) -> _Listing:

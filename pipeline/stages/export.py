@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from pipeline.documents.chunking import chunker_fingerprint
 from pipeline.embedding.base import Embedder
-from pipeline.embedding.settings import load_embedder
+from pipeline.embedding.loading import load_embedder
 from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.lake import Lake
@@ -160,12 +160,17 @@ LEASE_SECONDS = 900.0
 
 def file_backoff(attempts: int) -> float:
     """Seconds to the next attempt of a poison file: one minute, doubling to at most a day, with jitter."""
-    return min(60.0 * 2 ** (attempts - 1), 86_400.0) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    return _backoff(attempts, 60.0, 86_400.0)
 
 
 def sink_backoff(attempts: int) -> float:
     """Seconds to the next attempt of a sink that is down: 30 s, doubling to at most 30 minutes, with jitter."""
-    return min(30.0 * 2 ** (attempts - 1), 1_800.0) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    return _backoff(attempts, 30.0, 1_800.0)
+
+
+def _backoff(attempts: int, first: float, most: float) -> float:
+    doubled = first * 2.0 ** min(attempts - 1, 30)
+    return min(doubled, most) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
 
 
 def _digest(*parts: str) -> str:

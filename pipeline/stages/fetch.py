@@ -15,8 +15,8 @@ from typing import Any
 from pipeline.documents.arrow import pages_to_table
 from pipeline.errors import PayloadError
 from pipeline.ledger.models import FileRow
+from pipeline.llama_cloud.digests import payload_digest, text_digest
 from pipeline.llama_cloud.models import DirectoryFile, Payload
-from pipeline.llama_cloud.normalise import payload_digest, text_digest
 from pipeline.sinks.records import canonical_json
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
