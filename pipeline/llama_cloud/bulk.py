@@ -80,8 +80,8 @@ async def in_completion_order(
                 backlog.extend(batch or ())
                 upcoming = None if batch is None else asyncio.create_task(_next_batch(batches))
             finished = {task for task in running if task.done()}
-            running -= finished
             for task in finished:
+                running.discard(task)
                 yield task.result()
     finally:
         left = _tasks(running, upcoming)

@@ -26,12 +26,13 @@ _NOT_RUNNING = frozenset({409})
 
 
 class IndexClient:
-    """The one index the settings name."""
+    """The one index the settings name; the project's only one when they name none."""
 
     def __init__(self, api: CloudApi, settings: LlamaCloudSettings) -> None:
         self._api = api
         self._settings = settings
         self._setting = "index_id" if settings.index_id else "index_name"
+        self._wanted = settings.index_id or settings.index_name
         self._keys: list[str] = [settings.index_id] if settings.index_id else []
         """Identifiers to try, the one that worked last first."""
 
@@ -117,7 +118,7 @@ class IndexClient:
                     return await self._sent(key, send)
                 except NotThere:
                     continue
-        raise ConfigError(f"LlamaCloud lists the index that {self._setting} names and then does not know it: check project_id")
+        raise ConfigError(f"LlamaCloud lists the index {self._wanted!r} and then does not know it: check project_id")
 
     async def _sent(self, key: str, send: Callable[[str], Awaitable[T]]) -> T:
         answer = await send(key)
@@ -125,25 +126,20 @@ class IndexClient:
         return answer
 
     async def _look_up(self) -> list[str]:
-        """The identifiers of the index the settings name."""
+        """The identifiers of the index the settings name, or of the only one there is when they name none."""
         entries = [entry async for entry in self._all()]
-        if not (self._settings.index_id or self._settings.index_name):
-            return self._the_only(entries)
-        named, wanted = self._setting, self._settings.index_id or self._settings.index_name
-        if self._settings.index_name:
-            matches = [entry for entry in entries if entry.get("name") == wanted]
-        else:
-            matches = [entry for entry in entries if wanted in _identifiers(entry)]
+        matches = [entry for entry in entries if self._is_meant(entry)]
         if len(matches) == 1:
             return _identifiers(matches[0])
-        problem = f"{len(matches)} indexes have" if matches else "no index has"
-        remedy = "set index_id to one of" if matches else "choose from"
-        raise ConfigError(f"{problem} the {named} {wanted!r}: {remedy} {_shown(matches or entries)}; or check project_id")
+        meant = f"has the {self._setting} {self._wanted!r}" if self._wanted else "exists"
+        if matches:
+            raise ConfigError(f"more than one index {meant}: set index_id to one of {_shown(matches)}, or check project_id")
+        raise ConfigError(f"no index {meant}: choose from {_shown(entries)}, or check project_id")
 
-    def _the_only(self, entries: list[Mapping[str, Any]]) -> list[str]:
-        if len(entries) == 1:
-            return _identifiers(entries[0])
-        raise ConfigError(f"the project has {len(entries)} indexes: set index_id or index_name to one of {_shown(entries)}")
+    def _is_meant(self, entry: Mapping[str, Any]) -> bool:
+        if self._wanted is None:
+            return True
+        return self._wanted in (_identifiers(entry) if self._settings.index_id else [entry.get("name")])
 
     async def _all(self) -> AsyncIterator[Mapping[str, Any]]:
         pages = self._api.pages(

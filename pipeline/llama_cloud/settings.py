@@ -20,7 +20,11 @@ class LlamaCloudSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    index_id: str | None = Field(default=None, min_length=1, description="The index's id or its export_config_id.")
+    index_id: str | None = Field(
+        default=None,
+        min_length=1,
+        description="The index's id or its export_config_id. Neither this nor index_name: the project's only index.",
+    )
     index_name: str | None = Field(default=None, min_length=1, description="The index's exact name, instead of index_id.")
     project_id: str | None = Field(default=None, min_length=1, description="Default: the API key's own project.")
     payload_directory: Literal["auto", "output", "source"] = Field(

@@ -1,0 +1,168 @@
+import asyncio
+import logging
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import pytest
+
+from pipeline.errors import PayloadError, SourceUnavailable
+from pipeline.llama_cloud.models import DirectoryFile, Payload
+from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline_tests.llama_cloud.fake_cloud import (
+    API_KEY,
+    BASE_URL,
+    URL_SECRET,
+    FakeCloud,
+    cloud_with,
+    failure,
+    presigned,
+)
+
+
+def file(number: int, **changes: Any) -> DirectoryFile:
+    fields: dict[str, Any] = {"id": f"dfl-{number}", "display_name": f"f{number}.pdf", "file_id": f"file-{number}"}
+    return DirectoryFile(**(fields | changes))
+
+
+async def test_one_payload_takes_one_request_and_one_download() -> None:
+    cloud = cloud_with(1)
+    async with cloud.source() as source:
+        payload = await source.fetch_payload(file(0))
+    assert [page.page_number for page in payload.pages] == [1, 2]
+    assert [request.url.path for request in cloud.requests] == ["/api/v1/beta/files/file-0/content", "/file-0"]
+
+
+async def test_a_file_without_storage_is_not_asked_for() -> None:
+    cloud = cloud_with(1)
+    async with cloud.source() as source:
+        with pytest.raises(PayloadError, match="not stored yet"):
+            await source.fetch_payload(file(0, file_id=None))
+    assert cloud.requests == []
+
+
+@pytest.mark.parametrize("answer", [failure(404), failure(422), failure(500), httpx.Response(200, json={"url": None})])
+async def test_a_url_that_cannot_be_had_is_the_files_fault(answer: httpx.Response) -> None:
+    async with FakeCloud(script=lambda _: answer).source() as source:
+        with pytest.raises(PayloadError, match=r"f0\.pdf"):
+            await source.fetch_payload(file(0))
+
+
+@pytest.mark.parametrize("answer", [failure(401), failure(429), failure(503)])
+async def test_an_api_that_refuses_everything_is_not_the_files_fault(answer: httpx.Response) -> None:
+    async with FakeCloud(script=lambda _: answer).source() as source:
+        with pytest.raises(SourceUnavailable):
+            await source.fetch_payload(file(0))
+
+
+async def fetch_all(source: LlamaCloudSource, files: list[DirectoryFile]) -> dict[str, Payload | PayloadError]:
+    return {found.id: outcome async for found, outcome in source.fetch_payloads(files)}
+
+
+async def test_many_payloads_take_their_urls_from_listings() -> None:
+    cloud = cloud_with(300, page_size=100)
+    async with cloud.source() as source:
+        outcomes = await fetch_all(source, list((await source.list_all_files()).values()))
+    assert len(outcomes) == 300
+    assert all(isinstance(outcome, Payload) for outcome in outcomes.values())
+    assert cloud.count("/content") == 0
+    assert cloud.count("expand=download_url") == 3
+
+
+async def test_few_payloads_are_asked_for_one_by_one() -> None:
+    cloud = cloud_with(300)
+    async with cloud.source() as source:
+        assert len(await fetch_all(source, [file(number) for number in range(5)])) == 5
+    assert cloud.count("/content") == 5
+    assert cloud.count("expand=") == 0
+
+
+async def test_only_the_span_of_the_wanted_files_is_listed() -> None:
+    cloud = cloud_with(60)
+    async with cloud.source() as source:
+        files = await source.list_all_files()
+        assert len(await fetch_all(source, [files[f"dfl-{number}"] for number in range(20, 46)])) == 26
+    (asked,) = [request.url.params for request in cloud.requests if request.url.params.get("expand") == "download_url"]
+    assert asked["updated_at_on_or_after"] == "2026-11-20T10:00:19+00:00"
+    assert asked["updated_at_on_or_before"] == "2026-11-20T10:00:46+00:00"
+    assert cloud.count("/content") == 0
+
+
+async def test_listing_is_given_up_when_it_costs_more_than_it_saves() -> None:
+    cloud = cloud_with(4000, page_size=100)
+    async with cloud.source() as source:
+        assert len(await fetch_all(source, [file(number) for number in range(3000, 3050)])) == 50
+    assert cloud.count("expand=download_url") == 2
+    assert cloud.count("/content") == 50
+
+
+async def test_listings_without_urls_fall_back_to_single_requests() -> None:
+    cloud = cloud_with(30, gives_urls=False)
+    async with cloud.source() as source:
+        assert len(await fetch_all(source, [file(number) for number in range(30)])) == 30
+    assert cloud.count("/content") == 30
+
+
+async def test_a_listed_file_with_another_storage_id_is_not_taken_for_the_wanted_one() -> None:
+    cloud = cloud_with(30)
+    wanted = [file(number) for number in range(29)] + [file(29, file_id="older")]
+    async with cloud.source() as source:
+        assert len(await fetch_all(source, wanted)) == 30
+    assert cloud.count("/content") == cloud.count("/files/older/content") == 1
+
+
+async def test_a_file_asked_for_twice_comes_once() -> None:
+    async with cloud_with(2).source() as source:
+        assert [found.id async for found, _ in source.fetch_payloads([file(0), file(0)])] == ["dfl-0"]
+
+
+async def test_one_bad_file_does_not_stop_the_others() -> None:
+    cloud = cloud_with(40)
+    cloud.script = lambda request: (
+        httpx.Response(200, stream=httpx.ByteStream(b"%PDF"))
+        if str(request.url).startswith("https://storage.example/file-7?")
+        else None
+    )
+    async with cloud.source() as source:
+        outcomes = await fetch_all(source, [file(number) for number in range(39)] + [file(39, file_id=None)])
+    bad = {key: outcome for key, outcome in outcomes.items() if isinstance(outcome, PayloadError)}
+    assert len(outcomes) == 40
+    assert sorted(bad) == ["dfl-39", "dfl-7"]
+    assert "looks like a PDF" in bad["dfl-7"].reason
+
+
+@pytest.mark.parametrize("count", [5, 40])
+async def test_an_unavailable_source_stops_everything(count: int) -> None:
+    cloud = cloud_with(40)
+    cloud.script = lambda request: failure(401) if "/content" in str(request.url) or "expand=" in str(request.url) else None
+    async with cloud.source() as source:
+        with pytest.raises(SourceUnavailable, match="LLAMA_CLOUD_API_KEY"):
+            await fetch_all(source, [file(number) for number in range(count)])
+
+
+async def test_stopping_early_leaves_nothing_running() -> None:
+    async with cloud_with(300, page_size=100).source() as source:
+        async with aclosing(source.fetch_payloads([file(number) for number in range(300)])) as outcomes:
+            async for _ in outcomes:
+                break
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_no_files_need_no_requests() -> None:
+    cloud = cloud_with(1)
+    async with cloud.source() as source:
+        assert await fetch_all(source, []) == {}
+    assert cloud.requests == []
+
+
+async def test_neither_key_nor_url_is_ever_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    cloud = cloud_with(40)
+    expired = {"dfl-1": presigned("file-1", "2020-01-01T00:00:00Z")}
+    cloud.files = [entry | {"download_url": expired.get(entry["id"])} for entry in cloud.files]
+    async with cloud.source() as source:
+        await fetch_all(source, [file(number) for number in range(40)])
+        await source.fetch_payload(file(0))
+    assert BASE_URL in caplog.text
+    assert URL_SECRET not in caplog.text
+    assert API_KEY not in caplog.text

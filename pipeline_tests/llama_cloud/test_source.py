@@ -1,0 +1,96 @@
+import asyncio
+import traceback
+
+import httpx
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from pipeline.errors import ConfigError, SourceUnavailable
+from pipeline.llama_cloud.settings import LlamaCloudSettings
+from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline_tests.llama_cloud.fake_cloud import (
+    API_KEY,
+    FakeCloud,
+    failure,
+    index_body,
+)
+
+
+@pytest.mark.parametrize("named", [{"index_id": "a", "index_name": "b"}, {"index_id": ""}, {"index_name": ""}])
+def test_an_index_is_named_in_one_way_at_most(named: dict[str, str]) -> None:
+    with pytest.raises(ValidationError):
+        LlamaCloudSettings(**named)  # type: ignore[arg-type] - wrong on purpose
+
+
+def test_a_missing_key_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLAMA_CLOUD_API_KEY", raising=False)
+    monkeypatch.delenv("LLAMA_PARSE_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="LLAMA_CLOUD_API_KEY"):
+        LlamaCloudSource(LlamaCloudSettings(index_id="idx"))
+
+
+@pytest.mark.parametrize("key", ["llx-secret\n", "llx secret", "llx-sécret"])
+def test_a_key_no_header_can_hold_is_refused_without_showing_it(key: str) -> None:
+    with pytest.raises(ConfigError, match="LLAMA_CLOUD_API_KEY holds white space") as refused:
+        LlamaCloudSource(LlamaCloudSettings(index_id="idx"), api_key=SecretStr(key))
+    assert "cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://host:port", "http://"])
+def test_a_base_url_that_is_none_names_the_variable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", url)
+    with pytest.raises(ConfigError, match="LLAMA_CLOUD_BASE_URL"):
+        LlamaCloudSource(LlamaCloudSettings(index_id="idx"), api_key=SecretStr(API_KEY))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refused_key_is_the_sources_fault_and_names_the_variable(status: int) -> None:
+    cloud = FakeCloud(script=lambda _: failure(status))
+    async with cloud.source() as source:
+        with pytest.raises(SourceUnavailable, match="LLAMA_CLOUD_API_KEY") as refused:
+            await source.get_index()
+    assert API_KEY not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+async def test_a_failing_api_is_unavailable(status: int) -> None:
+    async with FakeCloud(script=lambda _: failure(status, "try later")).source() as source:
+        with pytest.raises(SourceUnavailable, match=f"HTTP {status}: try later"):
+            await source.get_index()
+
+
+async def test_an_api_that_cannot_be_reached_is_named() -> None:
+    def refuse(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    async with FakeCloud(script=refuse).source() as source:
+        with pytest.raises(SourceUnavailable, match=r"https://api\.example.*LLAMA_CLOUD_BASE_URL"):
+            await source.get_index()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(200, text="<html>a proxy's login page</html>"),
+        httpx.Response(200, content=b"", headers={"Content-Type": "application/json"}),
+        httpx.Response(200, json=[]),
+        httpx.Response(200, json={"id": "idx"}),
+        httpx.Response(200, json=index_body(id="idx\n1")),
+        httpx.Response(200, content=b"[" * 100_000),
+    ],
+)
+async def test_success_with_the_wrong_content_is_unavailable(answer: httpx.Response) -> None:
+    async with FakeCloud(script=lambda _: answer).source() as source:
+        with pytest.raises(SourceUnavailable, match="LLAMA_CLOUD_BASE_URL"):
+            await source.get_index()
+
+
+async def test_requests_are_spaced_by_the_limit() -> None:
+    moments: list[float] = []
+
+    def note(_: httpx.Request) -> None:
+        moments.append(asyncio.get_running_loop().time())
+
+    async with FakeCloud(script=note).source(requests_per_second=50) as source:
+        await asyncio.gather(*(source.get_index() for _ in range(4)))
+    assert moments[-1] - moments[0] >= 0.058
