@@ -1,0 +1,103 @@
+"""From a document's bytes to its pages, by file type; parsed content is cached by the hash of its bytes."""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+
+from bs4 import BeautifulSoup
+from markdownify import MarkdownConverter
+
+from pipeline.local_cloud.blobs import read_compressed, write_compressed
+from pipeline.local_cloud.parsed import DocumentRefused, PageContent, ParsedDocument
+from pipeline.local_cloud.pdf import parse_pdf
+
+
+class _HtmlConverter(MarkdownConverter):
+    """Body only: the title in the head repeats the first heading."""
+
+    def convert_head(self, *_element_and_text: object, **_context: object) -> str:
+        return ""
+
+
+def parse_text(content: bytes) -> ParsedDocument:
+    """Markdown and plain text as they are; form feeds end pages, as in text made from paged documents."""
+    text = _decoded(content).replace("\r\n", "\n").replace("\r", "\n")
+    return _pages(text.removesuffix("\f").split("\f"))
+
+
+def parse_html(content: bytes) -> ParsedDocument:
+    """HTML as Markdown on one page."""
+    converter = _HtmlConverter(heading_style="ATX", table_infer_header=True)
+    try:
+        text: str = converter.convert_soup(BeautifulSoup(content, "html.parser"))
+    except RecursionError as error:
+        raise DocumentRefused("HTML is nested too deeply") from error
+    return _pages([text.strip()])
+
+
+_Parser = Callable[[bytes], ParsedDocument]
+_PARSERS: dict[str, tuple[str, _Parser]] = {
+    **dict.fromkeys((".md", ".markdown", ".txt", ".text"), ("text-1", parse_text)),
+    **dict.fromkeys((".html", ".htm"), (f"html-1-{version('markdownify')}", parse_html)),
+    ".pdf": (f"pdf-1-{version('liteparse')}", parse_pdf),
+}
+"""Parser and its revision by suffix; a new revision parses documents again."""
+
+
+def parser_revision(name: str) -> str:
+    """Changes whenever the same bytes might be parsed differently. Raises ``DocumentRefused`` for an unsupported type."""
+    return _parser(name)[0]
+
+
+class ParsedCache:
+    """Parses documents once: results and refusals are kept by content and parser revision, across restarts."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def parse(self, name: str, digest: str, load: Callable[[], bytes]) -> ParsedDocument:
+        """The pages of a document with this SHA-256 ``digest``, read only if they are not known. Raises ``DocumentRefused``."""
+        revision, parse = _parser(name)
+        path = self._folder / digest[:2] / f"{digest}.{revision}.json.gz"
+        cached = read_compressed(path)
+        if cached is None:
+            cached = json.dumps(_outcome(parse, load()), ensure_ascii=False).encode()
+            write_compressed(path, cached)
+        outcome = json.loads(cached)
+        if outcome["refused"] is not None:
+            raise DocumentRefused(outcome["refused"])
+        return ParsedDocument.from_json(outcome["document"])
+
+
+def _parser(name: str) -> tuple[str, _Parser]:
+    suffix = PurePosixPath(name).suffix.lower()
+    if suffix not in _PARSERS:
+        supported = ", ".join(sorted(_PARSERS))
+        raise DocumentRefused(f"unsupported type {suffix or 'without a suffix'}; supported are {supported}")
+    return _PARSERS[suffix]
+
+
+def _outcome(parse: _Parser, content: bytes) -> dict[str, object]:
+    try:
+        return {"refused": None, "document": parse(content).to_json()}
+    except DocumentRefused as refusal:
+        return {"refused": str(refusal), "document": None}
+
+
+def _pages(texts: list[str]) -> ParsedDocument:
+    return ParsedDocument(pages=tuple(PageContent(page_number=number, text=text) for number, text in enumerate(texts, start=1)))
+
+
+def _decoded(content: bytes) -> str:
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        text = content.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DocumentRefused(f"not UTF-8 text: {error.reason} at byte {error.start}") from error
+    if "\x00" in text:
+        raise DocumentRefused("not text: it holds null characters")
+    return text

@@ -1,0 +1,114 @@
+"""Starts, cancels and finishes syncs: one at a time in the background, at most one for each index."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+from pipeline.local_cloud.cloud import Cloud
+from pipeline.local_cloud.state import Row
+from pipeline.local_cloud.sync import IndexSync, SyncCancelled
+
+_log = logging.getLogger(__name__)
+
+_SETTLE = 'UPDATE "index" SET sync_in_progress = 0, metadata = ?, settled_metadata = NULL, updated_at = ? WHERE id = ?'
+
+
+class SyncConflict(Exception):
+    """The index is syncing already, or is not syncing and cannot be cancelled."""
+
+
+class _Run:
+    """One sync of one index. ``cancelled`` is set inside a write transaction, so a commit sees it or has happened."""
+
+    def __init__(self, index_id: str) -> None:
+        self.index_id = index_id
+        self.cancelled = threading.Event()
+
+    def check(self) -> None:
+        if self.cancelled.is_set():
+            raise SyncCancelled
+
+
+class SyncRunner:
+    """Owns the background thread. One thread is enough: PDFium parses one document at a time."""
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        self._runs: dict[str, _Run] = {}
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-cloud-sync")
+
+    def recover(self) -> None:
+        """Clears what a killed server left behind; the listing it had committed is intact."""
+        with self._cloud.state.transaction() as write:
+            for row in write.execute('SELECT * FROM "index" WHERE sync_in_progress').fetchall():
+                _log.warning("the last sync of index %s was interrupted", row["name"])
+                write.execute(*_settled(row, self._cloud.now, "was interrupted"))
+
+    def start(self, index_id: str) -> None:
+        """Starts a sync in the background. Raises ``SyncConflict`` while one is running."""
+        run = _Run(index_id)
+        with self._cloud.state.transaction() as write:
+            row = write.execute('SELECT * FROM "index" WHERE id = ?', (index_id,)).fetchone()
+            if row is None or row["sync_in_progress"]:
+                raise SyncConflict("a sync of this index is in progress")
+            metadata = {**json.loads(row["metadata"]), "status": "syncing" if row["last_synced_at"] else "building"}
+            metadata.pop("error_message", None)
+            write.execute(
+                'UPDATE "index" SET sync_in_progress = 1, settled_metadata = metadata, metadata = ?, updated_at = ? WHERE id = ?',
+                (json.dumps(metadata), self._cloud.now, index_id),
+            )
+            self._runs[index_id] = run
+        self._pool.submit(self._work, run).add_done_callback(partial(self._done, run))
+
+    def cancel(self, index_id: str) -> None:
+        """Ends the running sync without a change to the listing. Raises ``SyncConflict`` if none is running."""
+        with self._cloud.state.transaction() as write:
+            row = write.execute('SELECT * FROM "index" WHERE id = ? AND sync_in_progress', (index_id,)).fetchone()
+            run = self._runs.pop(index_id, None)
+            if row is None or run is None:
+                raise SyncConflict("no sync of this index is in progress")
+            run.cancelled.set()
+            write.execute(*_settled(row, self._cloud.now, "was cancelled"))
+        self._cloud.faults.wake()
+
+    def close(self) -> None:
+        """Cancels what is running and waits for the thread to end."""
+        for index_id in list(self._runs):
+            try:
+                self.cancel(index_id)
+            except SyncConflict:
+                _log.debug("the sync of %s ended by itself", index_id)
+        self._pool.shutdown(wait=True)
+
+    def _work(self, run: _Run) -> None:
+        self._cloud.faults.wait_while_held(run.cancelled.is_set)
+        run.check()
+        row = self._cloud.state.one('SELECT * FROM "index" WHERE id = ?', run.index_id)
+        if row is not None:
+            IndexSync(self._cloud, row, run.check).run()
+
+    def _done(self, run: _Run, outcome: Future[None]) -> None:
+        """Whatever ended the sync, the index must not stay in progress."""
+        error = outcome.exception()
+        with self._cloud.state.transaction() as write:
+            if self._runs.get(run.index_id) is run:
+                del self._runs[run.index_id]
+            row = write.execute('SELECT * FROM "index" WHERE id = ?', (run.index_id,)).fetchone()
+            if error is None or row is None or run.cancelled.is_set():
+                return
+            before = json.loads(row["settled_metadata"] or "{}")
+            failed = {**before, "status": "failed", "error_message": str(error) or type(error).__name__}
+            write.execute(_SETTLE, (json.dumps(failed), self._cloud.now, run.index_id))
+        _log.error("the sync of index %s failed: %s", row["name"], error, exc_info=error)
+
+
+def _settled(row: Row, now: str, what_happened: str) -> tuple[str, tuple[str, str, str]]:
+    """The statement that ends a sync as if it had never begun; an index that was never synced has nothing to go back to."""
+    before = row["settled_metadata"] or "{}"
+    if row["last_synced_at"] is None:
+        before = json.dumps({"status": "failed", "error_message": f"the first sync {what_happened}; sync the index again"})
+    return _SETTLE, (before, now, row["id"])
