@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import ConfigError, SinkUnavailable
 
 if TYPE_CHECKING:
     from lancedb import AsyncConnection
@@ -94,7 +94,10 @@ class LanceStore:
         if self._connection is None:
             connect = await asyncio.to_thread(_import_connect)
             with self._errors("open the database"):
-                self._connection = await connect(self._uri, read_consistency_interval=timedelta(0))
+                try:
+                    self._connection = await connect(self._uri, read_consistency_interval=timedelta(0))
+                except ValueError as error:
+                    raise ConfigError(f"LanceDB cannot use uri {self._shown_uri!r}: {self._shown(error)}") from None
         return self._connection
 
     async def call(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -124,8 +127,10 @@ class LanceStore:
             yield
         except (RuntimeError, OSError) as error:
             self._table = None  # a table dropped and made anew is opened anew
-            reason = _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
-            raise SinkUnavailable(f"LanceDB at {self._shown_uri} cannot {action}: {reason}") from None
+            raise SinkUnavailable(f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}") from None
+
+    def _shown(self, error: Exception) -> str:
+        return _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
 
     @property
     def _shown_uri(self) -> str:

@@ -110,9 +110,9 @@ def check_schema(
 def encode(records: pa.Table, fields: Sequence[Mapping[str, FieldValue]], schema: pa.Schema) -> pa.Table:
     """Rows of ``record_schema`` as rows of the table; ``fields`` are the declared metadata values of each row."""
     columns: dict[str, pa.Array | pa.ChunkedArray] = {column_name(name): records[name] for name in records.column_names}
-    columns["doc_id"] = pa.array(ref_doc_ids(records), pa.string())
+    columns["doc_id"] = ref_doc_ids(records)
     node: dict[str, pa.Array | pa.ChunkedArray] = {
-        "_node_content": pa.array(node_contents(records, include_text=True), pa.string()),
+        "_node_content": node_contents(records, include_text=True),
         "_node_type": pa.repeat(NODE_TYPE, records.num_rows),
         **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), columns["doc_id"]),
         **{key: records[key] for key in PROVENANCE_KEYS},

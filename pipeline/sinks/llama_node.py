@@ -10,14 +10,16 @@ shown before the text; ids and counters are hidden from it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.sinks.records import canonical_json, json_string, ref_doc_id
+
+_FIRST_PRINTABLE = 0x20
 
 NODE_TYPE = "TextNode"
 NODE_KEYS = ("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id")
@@ -44,22 +46,38 @@ _SAME_IN_EVERY_NODE = canonical_json(
 
 @dataclass(frozen=True, slots=True)
 class _FilePart:
-    """What all nodes of one file share; ``head`` opens the node's metadata object, ``tail`` ends the node."""
+    """What all nodes of one file share; ``head`` opens the node's metadata object, ``source`` is its relationships."""
 
     metadata: dict[str, Any]
     ref_doc_id: str
     head: str
-    tail: str
+    source: str
 
 
-def node_contents(table: pa.Table, *, include_text: bool) -> list[str]:
+@dataclass(frozen=True, slots=True)
+class _Files:
+    """The files of a table; ``codes`` says of every row which of ``parts`` is its file's."""
+
+    parts: list[_FilePart]
+    codes: pa.Array
+
+    def column(self, attribute: str) -> pa.StringArray:
+        return pa.array([getattr(part, attribute) for part in self.parts], pa.string()).take(self.codes)
+
+    @property
+    def rows(self) -> list[_FilePart]:
+        return [self.parts[code] for code in self.codes.to_pylist()]
+
+
+def node_contents(table: pa.Table, *, include_text: bool) -> pa.StringArray:
     """``_node_content`` of every row of ``record_schema``: the node as JSON, with an empty text unless ``include_text``."""
-    return _contents(table, _file_parts(table), include_text)
+    return _contents(table, _files_of(table), include_text)
 
 
 def node_metadata(table: pa.Table, *, include_text: bool) -> list[dict[str, Any]]:
     """Of every row: the file's metadata, ``context``, PROVENANCE_KEYS and NODE_KEYS in one flat dict, nulls included."""
-    files = _file_parts(table)
+    files = _files_of(table)
+    contents = _contents(table, files, include_text).to_pylist()
     own = table.select(["context", *PROVENANCE_KEYS]).to_pylist()
     return [
         {
@@ -71,65 +89,73 @@ def node_metadata(table: pa.Table, *, include_text: bool) -> list[dict[str, Any]
             "doc_id": file.ref_doc_id,
             "ref_doc_id": file.ref_doc_id,
         }
-        for file, fields, content in zip(files, own, _contents(table, files, include_text), strict=True)
+        for file, fields, content in zip(files.rows, own, contents, strict=True)
     ]
 
 
-def ref_doc_ids(table: pa.Table) -> list[str]:
+def ref_doc_ids(table: pa.Table) -> pa.StringArray:
     """LlamaIndex's source document id of every row."""
-    return [file.ref_doc_id for file in _file_parts(table)]
+    return pc.binary_join_element_wise(table["export_config_id"], table["parsed_directory_file_id"], ":").combine_chunks()
 
 
-def _file_parts(table: pa.Table) -> list[_FilePart]:
-    """One entry a row; the rows of a file share theirs."""
+def _files_of(table: pa.Table) -> _Files:
     names = ("export_config_id", "parsed_directory_file_id", "file_name", "metadata")
-    parts: dict[tuple[str, ...], _FilePart] = {}
-    rows = []
-    for key in zip(*(table[name].to_pylist() for name in names), strict=True):
-        part = parts.get(key)
-        if part is None:
-            part = parts[key] = _file_part(*key)
-        rows.append(part)
-    return rows
+    numbers: dict[tuple[str, ...], int] = {}
+    codes = [numbers.setdefault(key, len(numbers)) for key in zip(*(table[name].to_pylist() for name in names), strict=True)]
+    return _Files([_file_part(*key) for key in numbers], pa.array(codes, pa.int32()))
 
 
 def _file_part(export_config_id: str, file_id: str, file_name: str, metadata_json: str) -> _FilePart:
     own = {"context", *PROVENANCE_KEYS}
     metadata = {key: value for key, value in json.loads(metadata_json).items() if key not in own}
     document = ref_doc_id(export_config_id, file_id)
-    source: dict[str, Any] = {
-        "node_id": document,
-        "node_type": "4",
-        "metadata": {},
-        "hash": None,
-        "class_name": "RelatedNodeInfo",
-    }
     shared = {**metadata, "file_name": file_name, "parsed_directory_file_id": file_id}
+    source: dict[str, Any] = {"class_name": "RelatedNodeInfo", "hash": None, "metadata": {}, "node_id": document, "node_type": "4"}
     return _FilePart(
         metadata=metadata,
         ref_doc_id=document,
         head=canonical_json({"metadata": shared})[1:-2],
-        tail=f"{canonical_json({'relationships': {'1': source}})[1:-1]},{_SAME_IN_EVERY_NODE[1:]}",
+        source=canonical_json({"relationships": {"1": source}})[1:-1],
     )
 
 
-def _contents(table: pa.Table, files: Sequence[_FilePart], include_text: bool) -> list[str]:
-    texts: Iterable[str] = map(json_string, table["content"].to_pylist()) if include_text else repeat('""', table.num_rows)
-    numbers = ("chunk_index", "page_range_start", "page_range_end", "chunk_start_char", "chunk_end_char")
-    rows = zip(
-        files,
-        map(json_string, table["id"].to_pylist()),
-        texts,
-        map(json_string, table["context"].to_pylist()),
-        *(_json_numbers(table[name]) for name in numbers),
-        strict=True,
+def _contents(table: pa.Table, files: _Files, include_text: bool) -> pa.StringArray:
+    """Joined column by column: this runs for every record ever written, and its text is most of the work."""
+    return pc.binary_join_element_wise(
+        '{"id_":"',
+        _json_escaped(table["id"]),
+        '",',
+        files.column("head"),
+        ',"context":"',
+        _json_escaped(table["context"]),
+        '","chunk_index":',
+        _json_numbers(table["chunk_index"]),
+        ',"page_range_start":',
+        _json_numbers(table["page_range_start"]),
+        ',"page_range_end":',
+        _json_numbers(table["page_range_end"]),
+        '},"start_char_idx":',
+        _json_numbers(table["chunk_start_char"]),
+        ',"end_char_idx":',
+        _json_numbers(table["chunk_end_char"]),
+        ',"text":"',
+        _json_escaped(table["content"]) if include_text else "",
+        '",',
+        files.column("source"),
+        f",{_SAME_IN_EVERY_NODE[1:]}",
+        "",
     )
-    return [
-        f'{{"id_":{node_id},{file.head},"context":{context},"chunk_index":{index},"page_range_start":{first_page},'
-        f'"page_range_end":{last_page}}},"start_char_idx":{start},"end_char_idx":{end},"text":{text},{file.tail}'
-        for file, node_id, text, context, index, first_page, last_page, start, end in rows
-    ]
 
 
-def _json_numbers(column: pa.ChunkedArray) -> list[Any]:
-    return ["null" if value is None else value for value in column.to_pylist()]
+def _json_escaped(column: pa.ChunkedArray) -> pa.StringArray:
+    """The inside of JSON strings: quotes, backslashes and whatever control characters occur, escaped."""
+    strings = column.combine_chunks()
+    data = strings.buffers()[2]
+    used = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
+    for character in ["\\", '"', *map(chr, np.unique(used[used < _FIRST_PRINTABLE]))]:
+        strings = pc.replace_substring(strings, character, json_string(character)[1:-1])
+    return strings
+
+
+def _json_numbers(column: pa.ChunkedArray) -> pa.StringArray:
+    return pc.fill_null(pc.cast(column.combine_chunks(), pa.string()), "null")

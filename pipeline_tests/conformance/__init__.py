@@ -1,0 +1,1 @@
+"""One suite over every sink: what the Exporter protocol promises, whatever the store."""
