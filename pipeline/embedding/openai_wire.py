@@ -102,7 +102,10 @@ def _in_request_order(data: list[Any], count: int) -> list[Any]:
     for position, item in enumerate(data):
         if not isinstance(item, Mapping) or "embedding" not in item:
             raise TryAgain("an item of the answer holds no embedding")
-        ordered[item.get("index", position)] = item["embedding"]
+        index = item.get("index", position)
+        if not isinstance(index, int):
+            raise TryAgain("an item of the answer has no usable index")
+        ordered[index] = item["embedding"]
     if ordered.keys() != set(range(count)):
         raise TryAgain("the answer's indices are not those of the texts sent")
     return [ordered[index] for index in range(count)]

