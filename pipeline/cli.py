@@ -65,7 +65,7 @@ def main() -> None:
 def sync(
     export: ExportOption = "default",
     documents: DocumentsOption = None,
-    refresh: Annotated[bool, typer.Option(help="Ask LlamaCloud to sync the index first, and wait.")] = False,
+    ask: Annotated[bool, typer.Option("--refresh", help="Ask LlamaCloud to sync the index first, and wait.")] = False,
     allow_deletes: Annotated[int, typer.Option(help="Approve up to this many deletes beyond the fuse.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -73,13 +73,14 @@ def sync(
     from pipeline.cli_output import SyncView, print_sync, sync_summary
     from pipeline.orchestration.launcher import open_instance
     from pipeline.orchestration.launcher import sync as run_sync
+    from pipeline.stages.detect import refresh
 
     with _cloud(documents):
         opened = _open(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
-        if refresh or documents:
-            _await(_refresh(opened))
+        if ask or documents:
+            _await(refresh(opened))
         with SyncView(err) as view, open_instance(opened.home) as instance:
             report = run_sync(opened.settings, instance, progress=view.progress)
     if as_json:
@@ -93,12 +94,13 @@ def sync(
 @app.command()
 def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
     """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
+    from pipeline.stages.detect import refresh
     from pipeline.stages.plan import make_plan
 
     with _cloud(documents):
         opened = _open(export)
         if documents:
-            _await(_refresh(opened))
+            _await(refresh(opened))
         made = _await(make_plan(opened))
     needs = made.needs
     counts = {
@@ -299,16 +301,10 @@ def index_sync(
     wait: Annotated[bool, typer.Option(help="Wait until the index is ready.")] = False,
 ) -> None:
     """Ask LlamaCloud to sync its index."""
-    opened = _open(export)
+    from pipeline.stages.detect import refresh
 
-    async def start() -> bool:
-        async with opened.source() as source:
-            started: bool = await source.start_sync()
-            if wait:
-                await source.wait_until_ready()
-            return started
-
-    out.print("sync started" if _await(start()) else "a sync is already running")
+    started = _await(refresh(_open(export), wait=wait))
+    out.print("sync started" if started else "a sync is already running")
 
 
 @index_app.command("status")
@@ -349,16 +345,10 @@ def _cloud(documents: str | None) -> Iterator[None]:
         yield
         return
     from pipeline.home import Home
-    from pipeline.local_cloud.server import local_cloud_environment
+    from pipeline.local_cloud.environment import local_cloud_environment
 
     with local_cloud_environment(documents, Home.from_environment().local_cloud):
         yield
-
-
-async def _refresh(opened: Any) -> None:
-    async with opened.source() as source:
-        await source.start_sync()
-        await source.wait_until_ready()
 
 
 def _await(coroutine: Coroutine[Any, Any, T]) -> T:

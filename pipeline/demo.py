@@ -16,8 +16,9 @@ from rich.console import Console
 from pipeline.cli_output import SyncView, print_hits, print_sync
 from pipeline.errors import ConfigError
 from pipeline.home import Home
-from pipeline.local_cloud.server import local_cloud_environment
+from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.launcher import SyncReport, open_instance, sync
+from pipeline.stages.detect import refresh
 from pipeline.stages.export import Export
 from pipeline.stages.search import records, search
 from pipeline.stages.settings import load_exports
@@ -25,12 +26,12 @@ from pipeline.stages.settings import load_exports
 SAMPLES = Path(__file__).parents[1] / "samples"
 QUESTIONS = (
     "How often must the level sensor be calibrated?",
-    "Who approves travel expenses above the limit?",
-    "What happens when the battery runs low?",
+    "Who approves a business trip abroad?",
+    "What does fault code E01 mean?",
 )
 _EDITED = Path("handbook/onboarding.md")
 _ADDED = Path("support/field-notes.md")
-_REMOVED = Path("support/glossary.txt")
+_REMOVED = Path("support/opening-hours.txt")
 
 
 def run_demo(out: Console, err: Console, documents: str | None) -> None:
@@ -42,7 +43,7 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
     os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
     folder = Path(documents) if documents else home.root / "documents"
     if documents is None:
-        shutil.copytree(SAMPLES, folder)
+        shutil.copytree(SAMPLES, folder, ignore=shutil.ignore_patterns("*.py"))
     with local_cloud_environment(str(folder), home.local_cloud):
         export = _open(home)
         out.rule(f"1. A local LlamaCloud parses {folder}; one Dagster run exports it")
@@ -63,7 +64,7 @@ def _open(home: Home) -> Export:
 
 
 def _sync(out: Console, err: Console, export: Export) -> SyncReport:
-    asyncio.run(_refresh(export))
+    asyncio.run(refresh(export))
     with SyncView(err) as view, open_instance(export.home) as instance:
         report = sync(export.settings, instance, progress=view.progress)
     print_sync(out, export, report)
@@ -73,12 +74,6 @@ def _sync(out: Console, err: Console, export: Export) -> SyncReport:
     if report.removed:
         out.print(f"  removed {len(report.removed)}", highlight=False)
     return report
-
-
-async def _refresh(export: Export) -> None:
-    async with export.source() as source:
-        await source.start_sync()
-        await source.wait_until_ready()
 
 
 async def _headings(export: Export) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
 import dagster as dg
@@ -13,7 +14,7 @@ from pipeline.orchestration.checks import INDEX_CHECK, index_metadata
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
-from pipeline.stages.detect import Detection, detect
+from pipeline.stages.detect import Detection, detect, refresh
 from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
 
@@ -65,14 +66,10 @@ async def look(export: Export, *, cursor: str | None = None, complete: bool = Fa
 
 
 async def _sync_when_due(export: Export, every: int) -> None:
-    import time
-
     state = await asyncio.to_thread(export.ledger.state)
     if state.sync_requested_at is not None and time.time() - state.sync_requested_at < every:
         return
-    async with export.source() as source:
-        await source.start_sync()
-    await asyncio.to_thread(export.ledger.update_state, sync_requested_at=time.time())
+    await refresh(export, wait=False)
 
 
 def _request(settings: ExportSettings, spec: RunSpec, job: str) -> dg.RunRequest:

@@ -12,6 +12,7 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
+from sqlalchemy.engine import CursorResult
 
 from pipeline.orchestration.event_batches import last_of_each_asset, split
 
@@ -29,12 +30,19 @@ class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
                 connection.execute(SqlEventLogStorageTable.insert(), [self._event_to_row(event) for event in of_run])
         if together:
             with self.index_transaction() as connection:
-                ids = [connection.execute(self.prepare_insert_event(event)).inserted_primary_key[0] for event in together]
+                ids = [_inserted_id(connection.execute(self.prepare_insert_event(event))) for event in together]
                 self._store_asset_event_tags(connection, together, ids)
                 for event, event_id in last_of_each_asset(together, ids):
                     self._store_asset_event(connection, event, event_id)
         for event in alone:
             self.store_event(event)
+
+
+def _inserted_id(result: CursorResult[Any]) -> int:
+    key = result.inserted_primary_key
+    if key is None:
+        raise RuntimeError("SQLite gave an event no id; Dagster's tables are damaged")
+    return int(key[0])
 
 
 class BatchingSqliteStorage(DagsterSqliteStorage):

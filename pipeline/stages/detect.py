@@ -26,6 +26,10 @@ show at once."""
 _REFETCH_PART = 100
 """A reconcile fetches one payload in so many again, in case a re-parse does not move the listing's tokens."""
 
+_SYNC_SECONDS = 6 * 3600.0
+"""A first sync parses the whole directory."""
+_POLL_SECONDS = 0.5
+
 Look = Literal["unchanged", "building", "failed", "incomplete", "incremental", "complete"]
 
 
@@ -53,6 +57,19 @@ class _Listing:
 
     def cursor(self) -> str:
         return json.dumps([self.listing_id, self.change_key, self.token, self.since, self.seen])
+
+
+async def refresh(export: Export, *, wait: bool = True) -> bool:
+    """Ask LlamaCloud to sync the index; ``False`` when a sync was running already. Waits until the index is ready.
+
+    Raises SyncFailed with the vendor's message.
+    """
+    async with export.source() as source:
+        started = await source.start_sync()
+        if wait:
+            await source.wait_until_ready(timeout=_SYNC_SECONDS, poll=_POLL_SECONDS)
+    await asyncio.to_thread(export.ledger.update_state, sync_requested_at=time.time())
+    return started
 
 
 async def detect(export: Export, *, cursor: str | None = None, complete: bool = False, budget_seconds: float = 40.0) -> Detection:
