@@ -23,7 +23,7 @@ class LlamaCloudSettings(BaseModel):
     index_id: str | None = Field(
         default=None,
         min_length=1,
-        description="The index's id or its export_config_id. Neither this nor index_name: the project's only index.",
+        description="Its id or its export_config_id. Without it and index_name: the project's only index.",
     )
     index_name: str | None = Field(default=None, min_length=1, description="The index's exact name, instead of index_id.")
     project_id: str | None = Field(default=None, min_length=1, description="Default: the API key's own project.")
