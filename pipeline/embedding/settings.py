@@ -17,7 +17,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class OpenAISettings(_Settings):
