@@ -64,7 +64,7 @@ class _Filter:
         return " AND ".join(("directory_id = ?", *self.conditions))
 
 
-def file_filter(
+async def file_filter(
     display_name: str | None = None,
     display_name_contains: str | None = None,
     unique_id: str | None = None,

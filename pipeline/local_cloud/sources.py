@@ -210,7 +210,10 @@ class SourceReader:
 
 def merged_metadata(row: Row) -> dict[str, MetadataValue]:
     """Metadata as clients see it: what a user set overrides what came with the document."""
-    merged: dict[str, MetadataValue] = {**json.loads(row["source_metadata"]), **json.loads(row["user_metadata"])}
+    source, user = row["source_metadata"], row["user_metadata"]
+    merged: dict[str, MetadataValue] = json.loads(source) if source != "{}" else {}
+    if user != "{}":
+        merged.update(json.loads(user))
     return merged
 
 

@@ -22,12 +22,12 @@ MAX_PAGE_SIZE = 1000
 DEFAULT_PAGE_SIZE = 50
 
 
-def cloud_of(request: Request) -> Cloud:
-    """The server's parts, as put on the application at start-up."""
+async def cloud_of(request: Request) -> Cloud:
+    """The server's parts, as put on the application at start-up. Async, or it would be called in a thread."""
     return cast(Cloud, request.app.state.cloud)
 
 
-def syncs_of(request: Request) -> SyncRunner:
+async def syncs_of(request: Request) -> SyncRunner:
     return cast(SyncRunner, request.app.state.syncs)
 
 
@@ -54,13 +54,13 @@ class Paging:
     size: int
 
 
-def paging(
-    request: Request,
+async def paging(
+    cloud: CloudPart,
     page_size: Annotated[int | None, Query(ge=1)] = None,
     page_token: str | None = None,
 ) -> Paging:
     """Larger pages than allowed are cut, as the vendor does. A token that is not ours answers 422."""
-    cap = cloud_of(request).faults.current.page_size_cap or MAX_PAGE_SIZE
+    cap = cloud.faults.current.page_size_cap or MAX_PAGE_SIZE
     return Paging(_cursor(page_token), min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, cap))
 
 
