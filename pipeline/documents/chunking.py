@@ -24,18 +24,20 @@ from pipeline.errors import ConfigError
 CHUNKER_VERSION = "1"
 """Goes up with every change to this package that may move a cut or change a context."""
 
+DEFAULT_MAX_TOKENS = 256
+"""Where nothing is set: long enough for a paragraph or two, short enough that a vector still means one thing."""
 _LEAST_TOKENS = 32
 _WORD_START = re.compile(r"(?<!\S)\S")
 _LINE_START = re.compile(r"(?m)^")
 
 
 def token_limit(settings: ChunkingSettings, model_max_tokens: int) -> int:
-    """What a chunk with its context may have, special tokens included: the model's limit or the lower one set.
+    """What a chunk with its context may have, special tokens included: what is set, else 256 or the model's limit.
 
     Raises ConfigError when the setting is above the model's limit, the overlap takes half of it or more, or the model's
     window is too small for any context.
     """
-    limit = settings.max_tokens or model_max_tokens
+    limit = settings.max_tokens or min(DEFAULT_MAX_TOKENS, model_max_tokens)
     if limit > model_max_tokens:
         raise ConfigError(
             f"chunking.max_tokens is {limit}, but the embedding model reads {model_max_tokens} tokens at most and would cut "

@@ -224,7 +224,7 @@ def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else
         == chunker_fingerprint(ChunkingSettings(max_tokens=256), 512)
     )
     variants = [
-        chunker_fingerprint(ChunkingSettings(), 512),
+        chunker_fingerprint(ChunkingSettings(), 200),
         chunker_fingerprint(ChunkingSettings(max_tokens=128), 256),
         chunker_fingerprint(ChunkingSettings(overlap=10), 256),
         chunker_fingerprint(ChunkingSettings(strategy="text"), 256),
