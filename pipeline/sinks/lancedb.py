@@ -99,6 +99,7 @@ class LanceDBExporter(Exporter):
         missing = layout.check_schema(await table.schema(), self.table_name, self.context.model, self.context.metadata_fields)
         if missing:
             await table.add_columns(layout.metadata_addition(missing))
+            await _rewrite_rows(table)  # Lance 13 cannot filter on the field alone where a data file lacks it
 
     async def _fill_added_fields(self, table: AsyncTable) -> None:
         """Fill declared fields that are null in rows whose metadata has a value: rows older than the declaration.
@@ -296,12 +297,17 @@ class LanceDBExporter(Exporter):
     async def purge_history(self) -> None:
         """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in."""
         table = await self._store.table()
-        await self._store.commit("rewrite the table", partial(table.update, updates_sql={"chunk_count": "chunk_count"}))
+        await self._store.commit("rewrite the table", partial(_rewrite_rows, table))
         await self._store.commit("rebuild the indexes", partial(self._create_indexes, table, replace=True))
         await self._tidy(table, timedelta(0))
 
     async def close(self) -> None:
         self._store.close()
+
+
+async def _rewrite_rows(table: AsyncTable) -> None:
+    """Every row as it is, in new data files."""
+    await table.update(updates_sql={"chunk_count": "chunk_count"})
 
 
 def _named(file_ids: Sequence[str] | None) -> Iterator[list[str] | None]:

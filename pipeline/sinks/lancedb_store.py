@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _ATTEMPTS: Final = 10
 _FIRST_WAIT: Final = 0.05
 _LONGEST_WAIT: Final = 2.0
+_LONGEST_REASON: Final = 600
 _CONFLICT: Final = re.compile(r"conflict|concurrent", re.IGNORECASE)
 """How Lance says that another writer's commit came first; it has no error class for it."""
 
@@ -96,8 +98,8 @@ class LanceStore:
             with self._errors("open the database"):
                 try:
                     self._connection = await connect(self._uri, read_consistency_interval=timedelta(0))
-                except ValueError as error:
-                    raise ConfigError(f"LanceDB cannot use uri {self._shown_uri!r}: {self._shown(error)}") from None
+                except ValueError as error:  # Lance's word for a bad address and for a bucket that is not there
+                    raise self._unusable(error) from None
         return self._connection
 
     async def call(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
@@ -129,8 +131,14 @@ class LanceStore:
             self._table = None  # a table dropped and made anew is opened anew
             raise SinkUnavailable(f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}") from None
 
+    def _unusable(self, error: ValueError) -> ConfigError | SinkUnavailable:
+        if "scheme" in str(error):
+            return ConfigError(f"LanceDB cannot use uri {self._shown_uri!r}: {self._shown(error)}")
+        return SinkUnavailable(f"LanceDB at {self._shown_uri} cannot open the database: {self._shown(error)}")
+
     def _shown(self, error: Exception) -> str:
-        return _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
+        text = _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
+        return textwrap.shorten(text, _LONGEST_REASON, placeholder=" ...")
 
     @property
     def _shown_uri(self) -> str:

@@ -163,12 +163,17 @@ def scope(tenant_id: str, export_config_id: str) -> str:
 def unfilled(key: str) -> str:
     """Rows whose declared field is null though their metadata may have the key; the text match is a rough one."""
     name = json_string(key).replace("'", "''")
-    return f"(metadata.`{key}` IS NULL AND metadata_json LIKE '%{name}:%')"
+    return f"(metadata.`{key}` IS NULL AND {_IN_EVERY_DATA_FILE} AND metadata_json LIKE '%{name}:%')"
 
 
 def render(condition: Condition) -> str:
     """A condition as SQL. Negations hold for null too."""
-    column = f"metadata.`{condition.field}`" if condition.is_metadata else condition.field
+    if not condition.is_metadata:
+        return _render(condition, condition.field)
+    return f"({_render(condition, f'metadata.`{condition.field}`')} AND {_IN_EVERY_DATA_FILE})"
+
+
+def _render(condition: Condition, column: str) -> str:
     if condition.operator in _COMPARISONS:
         return f"{column} {_COMPARISONS[condition.operator]} {literal(condition.values[0])}"
     if condition.type == "string_list":
@@ -177,5 +182,9 @@ def render(condition: Condition) -> str:
         positive = one_of(column, condition.values)
     return f"(({positive}) IS NOT TRUE)" if condition.negated else f"({positive})"
 
+
+_IN_EVERY_DATA_FILE: Final = "metadata._node_type IS NOT NULL"
+"""Always true. Lance 13 fails to read a struct's fields from a data file that has none of them, as one older than the
+declaration of a field has if that field alone is asked for."""
 
 _COMPARISONS: Final = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}

@@ -21,6 +21,7 @@ from pipeline.sinks.records import canonical_json, json_string, ref_doc_id
 
 _FIRST_PRINTABLE = 0x20
 
+_DOCUMENT = "4"
 NODE_TYPE = "TextNode"
 NODE_KEYS = ("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id")
 """What LlamaIndex adds to a node's own metadata; the last three all hold the ref_doc_id."""
@@ -110,7 +111,13 @@ def _file_part(export_config_id: str, file_id: str, file_name: str, metadata_jso
     metadata = {key: value for key, value in json.loads(metadata_json).items() if key not in own}
     document = ref_doc_id(export_config_id, file_id)
     shared = {**metadata, "file_name": file_name, "parsed_directory_file_id": file_id}
-    source: dict[str, Any] = {"class_name": "RelatedNodeInfo", "hash": None, "metadata": {}, "node_id": document, "node_type": "4"}
+    source: dict[str, Any] = {
+        "class_name": "RelatedNodeInfo",
+        "hash": None,
+        "metadata": {},
+        "node_id": document,
+        "node_type": "4",
+    }
     return _FilePart(
         metadata=metadata,
         ref_doc_id=document,

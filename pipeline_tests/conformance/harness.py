@@ -148,7 +148,7 @@ class Bench:
             tenant_id=tenant or self.tenant,
             export_config_id=config or self.config,
             parsed_directory_file_id=file_id,
-            file_name=name or f"{file_id}.pdf",
+            file_name=f"{file_id}.pdf" if name is None else name,
             content_fingerprint_hash=sha256("\0".join(texts).encode()).hexdigest(),
             source_modified_at=datetime(2026, 3, 4, 5, 6, 7, 89_000, tzinfo=UTC) if len(texts) % 2 else None,
             metadata={"pages": 3, "note": None} if metadata is None else metadata,

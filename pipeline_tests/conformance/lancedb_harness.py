@@ -12,17 +12,17 @@ from pipeline.sinks.lancedb import LanceDBExporter, LanceDBSettings
 
 
 @dataclass
-class _LanceDB:
-    directory: Path
+class LanceDBUnderTest:
+    uri: str
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
     secrets: Sequence[str] = ()
 
     def make_exporter(self, context: SinkContext) -> Exporter:
-        return LanceDBExporter(LanceDBSettings(uri=str(self.directory)), context)
+        return LanceDBExporter(LanceDBSettings(uri=self.uri), context)
 
     def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
-        occupied = self.directory / "a-file"
+        occupied = Path(self.uri) / "a-file"
         occupied.touch()
         return LanceDBExporter(LanceDBSettings(uri=str(occupied / "records")), context)
 
@@ -31,5 +31,5 @@ class _LanceDB:
 
 
 @contextmanager
-def lancedb(directory: Path) -> Iterator[_LanceDB]:
-    yield _LanceDB(directory)
+def lancedb(directory: Path) -> Iterator[LanceDBUnderTest]:
+    yield LanceDBUnderTest(str(directory))

@@ -1,0 +1,270 @@
+"""Replacing files in stores that cannot write several records at once: one generation of ids beside the other.
+
+What belongs here: the order of requests, and what the heads found in a store mean. How a store spells a request, how often
+it tries again and how it waits for what it has written to become readable is that store's own module.
+
+A record's id carries the digest of its record set, so two versions of a file never overwrite each other. Chunk 0 of a
+version is its *head*. A replace is four rounds, each finished before the next one starts:
+
+1. write the new head, marked ``pending``: the marker names every generation that may have records, the new one first;
+2. write the new generation, with its marked head in every request, so that no record is ever without one, not even when
+   a request thought lost arrives late;
+3. delete the other generations by their computed ids (a head knows its chunk count), never by a search that may lag, with
+   their heads in every request;
+4. clear the marker.
+
+A reader sees the old version, both, or the new one; never less than the old one. A file with a marked head or with two heads
+never looks finished, so whatever a crash left behind is found and made good by the next replace: it writes everything,
+and deletes everything else that any head or marker names. Emptying a file marks its heads and deletes them last.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Generic, Protocol, TypeVar
+
+from pipeline.sinks.base import Snapshot
+from pipeline.sinks.records import chunk_ids
+from pipeline.sinks.slicing import slices
+
+W = TypeVar("W")
+T = TypeVar("T")
+
+PENDING_PREFIX: Final = "pending:"
+"""What the ``record_set_hash`` of a half-finished file's snapshot begins with."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FileKey:
+    """The address of a file in a sink."""
+
+    tenant_id: str
+    export_config_id: str
+    file_id: str
+
+    def ids(self, generation: Generation) -> list[str]:
+        """The record ids of a generation, its head's first."""
+        indices = range(generation.chunk_count)
+        return chunk_ids(self.tenant_id, self.export_config_id, self.file_id, indices, generation.record_set_hash)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Generation:
+    """One version of a file: enough to compute the ids of all its records."""
+
+    record_set_hash: str
+    chunk_count: int
+
+    def __str__(self) -> str:
+        return f"{self.record_set_hash}:{self.chunk_count}"
+
+
+_NOTHING: Final = Generation("empty", 0)
+"""What a file that is being emptied is going to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """Chunk 0 of one generation as a store holds it. ``pending`` is its marker, ``None`` when it has none."""
+
+    key: FileKey
+    snapshot: Snapshot
+    pending: str | None
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(self.snapshot.record_set_hash, self.snapshot.chunk_count)
+
+    def named(self) -> list[Generation]:
+        """Every generation this head says may have records: its own and those of its marker."""
+        return [self.generation, *(_parse_marker(self.pending) if self.pending else [])]
+
+
+@dataclass(frozen=True, slots=True)
+class FileWrites(Generic[W]):
+    """What a file shall consist of, encoded for the store: one write a record, in chunk order; none empties the file.
+
+    The records' ids are ``key.ids(generation)``.
+    """
+
+    key: FileKey
+    record_set_hash: str
+    writes: Sequence[W]
+
+    @property
+    def generation(self) -> Generation:
+        return Generation(self.record_set_hash, len(self.writes))
+
+
+class GenerationStore(Protocol[W]):
+    """The requests a replace consists of; ``W`` is one record, ready to be sent.
+
+    A method returns when the store has made the change durable, and raises when it cannot know that. ``read_heads`` sees
+    every change that has returned. A request may take effect in part, or after it was given up.
+    """
+
+    @property
+    def max_records(self) -> int:
+        """Records in one upsert; at least 2."""
+        ...
+
+    @property
+    def max_bytes(self) -> int:
+        """Bytes (as ``size_of`` counts) in one upsert; exceeded only by a head and one record that together have more."""
+        ...
+
+    @property
+    def max_ids(self) -> int:
+        """Ids in one ``mark``, ``clear_pending`` or ``delete``; at least 2."""
+        ...
+
+    @property
+    def concurrency(self) -> int:
+        """Requests of one round that may be on their way at once."""
+        ...
+
+    def size_of(self, write: W) -> int:
+        """Bytes the write takes in a request."""
+        ...
+
+    def marked(self, head: W, marker: str) -> W:
+        """The same record with ``pending`` set."""
+        ...
+
+    async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
+        """Chunk 0 of every generation of these files, in a number of requests that depends on what is found."""
+        ...
+
+    async def upsert(self, writes: Sequence[W]) -> None: ...
+
+    async def mark(self, ids: Sequence[str], marker: str) -> None:
+        """Set ``pending`` on those of these records that exist."""
+        ...
+
+    async def clear_pending(self, heads: Sequence[W]) -> None:
+        """Remove ``pending`` from these records, written before without it, where they exist."""
+        ...
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        """Delete those of these records that exist."""
+        ...
+
+
+async def replace_generations(store: GenerationStore[W], files: Sequence[FileWrites[W]]) -> None:
+    """Make the store hold exactly these records of these files. The number of requests grows with bytes, not with files.
+
+    May be cancelled or fail between any two requests; running again, with whatever content, makes it good.
+    """
+    if not files:
+        return
+    held = _by_file(await store.read_heads([file.key for file in files]))
+    await _empty(store, [head for file in files if not file.writes for head in held.get(file.key, [])])
+    plans = [_plan(store, file, held.get(file.key, [])) for file in files if file.writes]
+    heads = [plan.head for plan in plans]
+    await _each(store, store.upsert, slices(heads, count=store.max_records, size=store.max_bytes, size_of=store.size_of))
+    bodies = [(plan.head, plan.writes[1:]) for plan in plans if len(plan.writes) > 1]
+    await _each(store, store.upsert, _headed(bodies, store.max_records, store.max_bytes, store.size_of))
+    stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
+    await _each(store, store.delete, _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0))
+    await _each(store, store.clear_pending, slices([plan.writes[0] for plan in plans], count=store.max_ids))
+
+
+async def remove_generations(store: GenerationStore[W], keys: Sequence[FileKey]) -> None:
+    """Delete every record that any head of these files names."""
+    if keys:
+        await _empty(store, await store.read_heads(keys))
+
+
+def to_snapshots(heads: Iterable[Head]) -> list[Snapshot]:
+    """One snapshot a file; its ``record_set_hash`` begins with ``pending:`` unless one unmarked head is all there is."""
+    return [_snapshot(of_file) for of_file in _by_file(heads).values()]
+
+
+def _snapshot(heads: Sequence[Head]) -> Snapshot:
+    first = min(heads, key=lambda head: (head.pending is None, head.generation))
+    if len(heads) == 1 and first.pending is None:
+        return first.snapshot
+    marker = first.pending or _marker(sorted(head.generation for head in heads))
+    return replace(first.snapshot, record_set_hash=PENDING_PREFIX + marker)
+
+
+def _by_file(heads: Iterable[Head]) -> dict[FileKey, list[Head]]:
+    files: dict[FileKey, list[Head]] = {}
+    for head in heads:
+        files.setdefault(head.key, []).append(head)
+    return files
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan(Generic[W]):
+    """``head`` is the first of ``writes``, marked; ``stale`` are the generations that have to go."""
+
+    key: FileKey
+    writes: Sequence[W]
+    head: W
+    stale: Sequence[Generation]
+
+
+def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head]) -> _Plan[W]:
+    found = {generation for head in heads for generation in head.named() if generation.chunk_count}
+    stale = sorted(found - {file.generation})
+    return _Plan(file.key, file.writes, store.marked(file.writes[0], _marker([file.generation, *stale])), stale)
+
+
+async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:
+    """Mark the heads, delete what they name, and them last: until nothing is left, something says that it is not whole."""
+    head_ids = {head.key.ids(head.generation)[0]: head for head in heads}
+    unmarked = [found for found, head in head_ids.items() if head.pending is None]
+    await _each(store, lambda ids: store.mark(ids, str(_NOTHING)), slices(unmarked, count=store.max_ids))
+    named = {found for head in heads for generation in head.named() for found in head.key.ids(generation)}
+    await _each(store, store.delete, slices(sorted(named - head_ids.keys()), count=store.max_ids))
+    await _each(store, store.delete, slices(list(head_ids), count=store.max_ids))
+
+
+def _marker(generations: Iterable[Generation]) -> str:
+    return ",".join(map(str, generations))
+
+
+def _parse_marker(marker: str) -> list[Generation]:
+    parts = (entry.rpartition(":") for entry in marker.split(","))
+    return [Generation(digest, int(count)) for digest, _, count in parts]
+
+
+def _headed(groups: Iterable[tuple[T, Sequence[T]]], count: int, size: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
+    """Requests of at most ``count`` items and ``size``: each group's items behind its head, repeated where a group spreads."""
+    request: list[T] = []
+    held = 0
+    for head, items in groups:
+        pieces: Sequence[Sequence[T]] = [[head, item] for item in items] or [[head]]
+        headed = False
+        for piece in pieces:
+            added = piece[1:] if headed else piece
+            grown = sum(map(size_of, added))
+            if request and (len(request) + len(added) > count or held + grown > size):
+                yield request
+                request, held, added, grown = [], 0, piece, sum(map(size_of, piece))
+            request += added
+            held += grown
+            headed = True
+    if request:
+        yield request
+
+
+async def _each(store: GenerationStore[W], send: Callable[[list[T]], Awaitable[None]], requests: Iterable[list[T]]) -> None:
+    """Send all requests, some at once. After a failure no further one is begun; it is raised when those on their way ended."""
+    coming = iter(requests)
+    failures: list[BaseException] = []
+
+    async def work() -> None:
+        while not failures and (request := next(coming, None)) is not None:
+            try:
+                await send(request)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    await asyncio.gather(*(work() for _ in range(store.concurrency)), return_exceptions=True)
+    if failures:
+        raise failures[0]

@@ -1,0 +1,55 @@
+"""Cutting work into requests, and fusing rankings."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from functools import partial
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.slicing import one_ahead, slices
+
+
+@given(st.lists(st.integers(0, 20)), st.integers(1, 5), st.integers(0, 30))
+def test_slices_keep_order_and_both_limits(items: list[int], count: int, size: int) -> None:
+    cut = list(slices(items, count=count, size=size, size_of=lambda item: item))
+    assert [item for part in cut for item in part] == items
+    assert all(part and len(part) <= count and (sum(part) <= size or len(part) == 1) for part in cut)
+    assert all(len(left) == count or sum(left) + right[0] > size for left, right in pairwise(cut))
+
+
+async def test_the_next_result_is_made_while_the_present_one_is_used() -> None:
+    second_started = threading.Event()
+
+    def job(number: int) -> int:
+        if number == 1:
+            second_started.set()
+        return number * 10
+
+    seen = []
+    async for item, result in one_ahead(["a", "b", "c"], [partial(job, number) for number in range(3)]):
+        if item == "a":
+            assert await asyncio.to_thread(second_started.wait, 10)
+        seen.append((item, result))
+    assert seen == [("a", 0), ("b", 10), ("c", 20)]
+
+
+async def test_a_job_s_error_comes_out_at_its_turn() -> None:
+    def fail() -> int:
+        raise KeyError("second")
+
+    results = one_ahead(["a", "b"], [lambda: 1, fail])
+    assert await anext(results) == ("a", 1)
+    with pytest.raises(KeyError, match="second"):
+        await anext(results)
+
+
+def test_fusion_ranks_first_what_both_rankings_hold() -> None:
+    fused = reciprocal_rank_fusion([["a", "b", "c"], ["d", "b"]], 3)
+    assert [name for name, _ in fused] == ["b", "a", "d"]
+    assert fused[0][1] == pytest.approx(2 / 62)
