@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from pipeline.errors import RecordRefused
 from pipeline.sinks import lancedb_table as layout
 from pipeline.sinks.base import (
     Exporter,
@@ -39,6 +38,7 @@ from pipeline.sinks.filters import FieldValue, declared_values, fields_of_file, 
 from pipeline.sinks.fusion import reciprocal_rank_fusion
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
+from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import one_ahead, slices
 
 if TYPE_CHECKING:
@@ -82,6 +82,7 @@ class LanceDBExporter(Exporter):
         super().__init__(settings, context)
         self._store = LanceStore(settings.uri, f"{settings.table_prefix}_{context.model.slug}")
         self._dimension = context.model.dimension
+        self._checks = (partial(fields_of_file, declared=context.metadata_fields), check_vectors)
 
     @property
     def table_name(self) -> str:
@@ -141,7 +142,7 @@ class LanceDBExporter(Exporter):
         """One commit, a merge, for up to 500 files and 64 MB: upserts by id, and deletes what these files had beyond it."""
         self.check_files(files)
         table = await self._store.table()
-        accepted, refused = await asyncio.to_thread(self._sift, files)
+        accepted, refused = await asyncio.to_thread(sift, files, self._checks)
         schema = await self._store.call("read the schema", table.schema)
         batches = list(slices(accepted, count=_FILES_PER_COMMIT, size=_BYTES_PER_COMMIT, size_of=lambda file: file.table.nbytes))
         encoders = [partial(self._encode, pa.concat_tables([file.table for file in batch]), schema) for batch in batches]
@@ -151,17 +152,6 @@ class LanceDBExporter(Exporter):
             records += rows.num_rows
             size += rows.nbytes
         return ReplaceReport(records, size, tuple(refused))
-
-    def _sift(self, files: Sequence[FileRecords]) -> tuple[list[FileRecords], list[RecordRefused]]:
-        accepted, refused = [], []
-        for file in files:
-            try:
-                fields_of_file(file, self.context.metadata_fields)
-                _check_vectors(file)
-                accepted.append(file)
-            except RecordRefused as error:
-                refused.append(error)
-        return accepted, refused
 
     def _encode(self, records: pa.Table, schema: pa.Schema) -> pa.Table:
         """Fill every metadata field the table has, also those only another export of it declared, as far as values fit."""
@@ -326,12 +316,6 @@ def _fitting_values(metadata_json: str, declared: Mapping[str, MetadataType]) ->
         with suppress(ValueError):
             fitting |= declared_values(metadata, {key: kind})
     return fitting
-
-
-def _check_vectors(file: FileRecords) -> None:
-    values = file.table["embedding"].combine_chunks().flatten().to_numpy()
-    if not np.isfinite(values).all():
-        raise RecordRefused(file.file_id, "a vector holds NaN or infinity, which LanceDB cannot search; embed the file again")
 
 
 def _snapshots(rows: pa.Table) -> list[Snapshot]:

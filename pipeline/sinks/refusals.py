@@ -1,0 +1,32 @@
+"""Parting the files a store can hold from those it cannot, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from pipeline.errors import RecordRefused
+from pipeline.sinks.records import FileRecords
+
+
+def sift(
+    files: Iterable[FileRecords], checks: Sequence[Callable[[FileRecords], object]]
+) -> tuple[list[FileRecords], list[RecordRefused]]:
+    """The files every check lets pass, and the refusals of the others; a check refuses by raising RecordRefused."""
+    accepted, refused = [], []
+    for file in files:
+        try:
+            for check in checks:
+                check(file)
+            accepted.append(file)
+        except RecordRefused as error:
+            refused.append(error)
+    return accepted, refused
+
+
+def check_vectors(file: FileRecords) -> None:
+    """Raises RecordRefused for a vector that no store could search."""
+    values = file.table["embedding"].combine_chunks().flatten().to_numpy()
+    if not np.isfinite(values).all():
+        raise RecordRefused(file.file_id, "a vector holds NaN or infinity, which cannot be searched; embed the file again")
