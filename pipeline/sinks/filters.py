@@ -10,8 +10,10 @@ record without the key; the other operators never do. Order is defined for numbe
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
@@ -117,6 +119,16 @@ def _field_value(value: Any, kind: MetadataType, where: str) -> FieldValue:
     if not isinstance(value, list):
         raise ValueError(f"{where}: {value!r} is not of type string_list")
     return [cast(str, _typed(element, "string", where)) for element in value]
+
+
+def fitting_values(metadata_json: str, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """``declared_values`` of metadata as JSON, as far as they have the declared type; another export's files need not."""
+    metadata = json.loads(metadata_json)
+    fitting: dict[str, FieldValue] = dict.fromkeys(declared)
+    for key, kind in declared.items():
+        with suppress(ValueError):
+            fitting |= declared_values(metadata, {key: kind})
+    return fitting
 
 
 def fields_of_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:

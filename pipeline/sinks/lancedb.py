@@ -9,9 +9,7 @@ read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and its kin, 
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -25,7 +23,6 @@ from pydantic import Field
 from pipeline.sinks import lancedb_table as layout
 from pipeline.sinks.base import (
     Exporter,
-    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -34,12 +31,12 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
-from pipeline.sinks.filters import FieldValue, declared_values, fields_of_file, parse_filters
+from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import reciprocal_rank_fusion
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
 from pipeline.sinks.refusals import check_vectors, sift
-from pipeline.sinks.slicing import one_ahead, slices
+from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
 if TYPE_CHECKING:
     from lancedb.query import AsyncStandardQuery
@@ -116,7 +113,7 @@ class LanceDBExporter(Exporter):
         first_rows = await self._store.read(table.query().where(where).select(columns))
         files: dict[str, list[str]] = {}
         for row in first_rows.to_pylist():
-            values = _fitting_values(row["metadata_json"], declared)
+            values = fitting_values(row["metadata_json"], declared)
             if any(value is not None for value in values.values()):
                 files.setdefault(row["export_config_id"], []).append(row["parsed_directory_file_id"])
         for export_config_id, file_ids in files.items():
@@ -160,7 +157,7 @@ class LanceDBExporter(Exporter):
         values = []
         for metadata in records["metadata"].to_pylist():
             if metadata not in distinct:
-                distinct[metadata] = _fitting_values(metadata, declared)
+                distinct[metadata] = fitting_values(metadata, declared)
             values.append(distinct[metadata])
         return layout.encode(records, values, schema)
 
@@ -202,7 +199,7 @@ class LanceDBExporter(Exporter):
         table = await self._store.table()
         columns = [field.name for field in fields(Snapshot)]
         snapshots = []
-        for file_ids in _named(parsed_directory_file_ids):
+        for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
             where = f"{self._scope(export_config_id, file_ids)} AND chunk_index = 0"
             rows = await self._store.read(table.query().where(where).select(columns))
             snapshots += await asyncio.to_thread(_snapshots, rows)
@@ -215,7 +212,7 @@ class LanceDBExporter(Exporter):
         columns = layout.record_columns(self._dimension, vectors=True)
         row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
         async with self._store.pinned() as table:
-            for wanted in _named(parsed_directory_file_ids):
+            for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
                 counts = await self._row_counts(table, self._scope(export_config_id, wanted))
                 for group in slices(
                     counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes
@@ -298,24 +295,6 @@ class LanceDBExporter(Exporter):
 async def _rewrite_rows(table: AsyncTable) -> None:
     """Every row as it is, in new data files."""
     await table.update(updates_sql={"chunk_count": "chunk_count"})
-
-
-def _named(file_ids: Sequence[str] | None) -> Iterator[list[str] | None]:
-    """What to name in each of the requests for these files; one request that names none for all files."""
-    if file_ids is None:
-        yield None
-    else:
-        yield from slices(file_ids, count=_FILES_PER_COMMIT)
-
-
-def _fitting_values(metadata_json: str, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
-    """Declared values as far as they have the declared type; another export's files need not."""
-    metadata = json.loads(metadata_json)
-    fitting: dict[str, FieldValue] = dict.fromkeys(declared)
-    for key, kind in declared.items():
-        with suppress(ValueError):
-            fitting |= declared_values(metadata, {key: kind})
-    return fitting
 
 
 def _snapshots(rows: pa.Table) -> list[Snapshot]:

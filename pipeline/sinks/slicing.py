@@ -29,6 +29,14 @@ def slices(items: Sequence[T], *, count: int, size: int = 0, size_of: Callable[[
         yield held
 
 
+def named_slices(names: Sequence[T] | None, *, count: int) -> Iterator[list[T] | None]:
+    """What to name in each of the requests for these; one request that names none, ``None``, for all there are."""
+    if names is None:
+        yield None
+    else:
+        yield from slices(names, count=count)
+
+
 async def one_ahead(items: Sequence[T], jobs: Sequence[Callable[[], R]]) -> AsyncIterator[tuple[T, R]]:
     """Each item with its job's result; the next job runs in a thread while the caller works on the present result."""
     coming: asyncio.Task[R] | None = None
