@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -49,6 +51,12 @@ class FoundDocument:
     has_sidecar: bool
 
 
+class _Entry(NamedTuple):
+    size: int
+    modified_at: datetime | None
+    stamp: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Sidecar:
     """Metadata from ``<name>.meta.json``; ``problem`` says why it could not be used."""
@@ -78,16 +86,15 @@ class DocumentFolder:
 
         Raises ``DocumentsUnavailable`` unless the listing is complete.
         """
-        now = datetime.now(UTC).timestamp()
         try:
             if not self._fs.isdir(self._root):
                 raise DocumentsUnavailable(f"{self._url} does not exist or is not a folder")
-            entries = {self._relative(info["name"]): info for info in self._list()}
+            entries = dict(_local_entries(Path(self._root)) if self._local else self._remote_entries())
         except OSError as error:
             raise DocumentsUnavailable(f"{self._url} cannot be listed: {error}") from error
         return [
-            self._describe(path, info, now, has_sidecar=f"{path}{SIDECAR_SUFFIX}" in entries)
-            for path, info in sorted(entries.items())
+            FoundDocument(path, entry.size, entry.modified_at, entry.stamp, has_sidecar=f"{path}{SIDECAR_SUFFIX}" in entries)
+            for path, entry in sorted(entries.items())
             if _is_document(path)
         ]
 
@@ -121,8 +128,9 @@ class DocumentFolder:
     def _read_all(self, paths: Sequence[str]) -> list[bytes | UnreadableDocument]:
         if self._local or len(paths) < 2:
             return [self._read_or_error(path) for path in paths]
-        found = self._fs.cat([f"{self._root}/{path}" for path in paths], on_error="return")
-        return [_content_or_error(found[f"{self._root}/{path}"]) for path in paths]
+        # cat() would take brackets and stars in names for patterns; whole "ranges" are fetched in parallel and as they are.
+        found = self._fs.cat_ranges([f"{self._root}/{path}" for path in paths], None, None, on_error="return")
+        return [_content_or_error(outcome) for outcome in found]
 
     def _read_or_error(self, path: str) -> bytes | UnreadableDocument:
         try:
@@ -130,30 +138,13 @@ class DocumentFolder:
         except UnreadableDocument as error:
             return error
 
-    def _list(self) -> Iterator[dict[str, Any]]:
-        if not self._local:
-            yield from (info for info in self._fs.find(self._root, detail=True).values() if info["type"] == "file")
-            return
-        # find() leaves out a folder it may not read, which would look like removed documents.
-        for _folder, _folders, files in self._fs.walk(self._root, detail=True, on_error="raise"):
-            for info in files.values():
-                target = _followed(info) if info.get("islink") else info
-                if target is not None:
-                    yield target
-
-    def _relative(self, name: str) -> str:
-        return name[len(self._root) + 1 :]
-
-    def _describe(self, path: str, info: dict[str, Any], now: float, *, has_sidecar: bool) -> FoundDocument:
-        size = int(info["size"] or 0)
-        if self._local:
-            modified = datetime.fromtimestamp(info["mtime"], UTC)
-            settled = now - max(info["mtime"], info["created"]) > _SETTLED_SECONDS
-            stamp = f"{size}:{info['mtime']!r}:{info['created']!r}:{info['ino']}" if settled else None
-            return FoundDocument(path, size, modified, stamp, has_sidecar)
-        remote = info.get("LastModified") or info.get("last_modified") or info.get("updated") or info.get("mtime")
-        tag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
-        return FoundDocument(path, size, _moment(remote), f"{size}:{tag}" if tag else None, has_sidecar)
+    def _remote_entries(self) -> Iterator[tuple[str, _Entry]]:
+        for name, info in self._fs.find(self._root, detail=True).items():
+            if info["type"] == "file":
+                size = int(info["size"] or 0)
+                modified = info.get("LastModified") or info.get("last_modified") or info.get("updated")
+                tag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
+                yield name[len(self._root) + 1 :], _Entry(size, _moment(modified), f"{size}:{tag}" if tag else None)
 
 
 def parse_metadata(raw: bytes | str) -> dict[str, MetadataValue]:
@@ -208,13 +199,31 @@ def _is_document(path: str) -> bool:
     return not name.endswith(SIDECAR_SUFFIX)
 
 
-def _followed(info: dict[str, Any]) -> dict[str, Any] | None:
-    """A link to a file counts as that file (mounted configuration is made of links); links to folders may loop."""
-    path = Path(info["name"])
-    if not path.is_file():
-        return None
-    target = path.stat()
-    return {**info, "size": target.st_size, "mtime": target.st_mtime, "created": target.st_ctime, "ino": target.st_ino}
+def _local_entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Entry]]:
+    """Files under a local folder. Unlike fsspec's walk, a folder that may not be read is an error, not an empty folder.
+
+    A link to a file counts as that file (mounted configuration is made of links); links to folders, which may loop, do not.
+    """
+    with os.scandir(folder) as scanned:
+        entries = list(scanned)
+    for entry in entries:
+        path = Path(entry)
+        try:
+            if entry.is_dir(follow_symlinks=False):
+                if not entry.name.startswith("."):
+                    yield from _local_entries(path, f"{prefix}{entry.name}/")
+            elif path.is_file():
+                yield f"{prefix}{entry.name}", _local_entry(path.stat())
+        except FileNotFoundError:
+            # Removed since the folder was read: not there, which is what the scan will say.
+            continue
+
+
+def _local_entry(found: os.stat_result) -> _Entry:
+    changed = max(found.st_mtime, found.st_ctime)
+    settled = time.time() - changed > _SETTLED_SECONDS
+    stamp = f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}" if settled else None
+    return _Entry(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), stamp)
 
 
 def _moment(value: object) -> datetime | None:

@@ -65,7 +65,8 @@ def screenshots(content: bytes) -> dict[int, bytes]:
 
 def _page(page: ParsedPage, repeated: frozenset[str]) -> PageContent:
     furniture = _split(page, repeated)
-    text = page.markdown.strip()
+    # A page without text is rendered as an empty code block.
+    text = page.markdown.strip() if page.text.strip() else ""
     headers: list[LayoutBlock] = []
     for block in furniture.headers:
         if not text.startswith(block.text or ""):

@@ -46,8 +46,7 @@ async def create_index(cloud: CloudPart, syncs: SyncsPart, body: IndexCreate) ->
     name = body.name or source["name"]
     new = NewIndex.random(name, body.description, source["id"], tuple(body.store_attachments or ()))
     await asyncio.to_thread(insert_index, cloud, new)
-    await asyncio.to_thread(syncs.start, new.id)
-    return answer(index_json(_row(cloud, new.id, any_id=True), with_progress=False))
+    return answer(index_json(await asyncio.to_thread(syncs.start, new.id), with_progress=False))
 
 
 @router.get("")
@@ -79,29 +78,25 @@ async def remove_index(cloud: CloudPart, syncs: SyncsPart, index_id: str) -> Non
 
 @router.post("/{index_id}/sync")
 async def sync_index(cloud: CloudPart, syncs: SyncsPart, index_id: str) -> Response:
-    row = _row(cloud, index_id)
-    await _guarded(syncs.start, row["id"])
-    return answer(index_json(_row(cloud, row["id"], any_id=True), with_progress=True))
+    return answer(index_json(await _guarded(syncs.start, _row(cloud, index_id)["id"]), with_progress=True))
 
 
 @router.post("/{index_id}/sync/cancel")
 async def cancel_sync(cloud: CloudPart, syncs: SyncsPart, index_id: str) -> Response:
-    row = _row(cloud, index_id)
-    await _guarded(syncs.cancel, row["id"])
-    return answer(index_json(_row(cloud, row["id"], any_id=True), with_progress=True))
+    return answer(index_json(await _guarded(syncs.cancel, _row(cloud, index_id)["id"]), with_progress=True))
 
 
-def _row(cloud: Cloud, index_id: str, *, any_id: bool = False) -> Row:
+def _row(cloud: Cloud, index_id: str) -> Row:
     """The index by the ids that the settings accept. Raises 404."""
-    mode = "both" if any_id else cloud.faults.current.id_mode or cloud.settings.id_mode
+    mode = cloud.faults.current.id_mode or cloud.settings.id_mode
     row = cloud.state.one('SELECT * FROM "index" WHERE ? IN (id, export_config_id)', index_id)
     if row is None or (mode != "both" and row[mode] != index_id):
         raise not_found("index")
     return row
 
 
-async def _guarded(action: Callable[[str], None], index_id: str) -> None:
+async def _guarded(action: Callable[[str], Row], index_id: str) -> Row:
     try:
-        await asyncio.to_thread(action, index_id)
+        return await asyncio.to_thread(action, index_id)
     except SyncConflict as conflict:
         raise HTTPException(409, str(conflict)) from conflict

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sqlite3
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -48,8 +49,8 @@ class SyncRunner:
                 _log.warning("the last sync of index %s was interrupted", row["name"])
                 write.execute(*_settled(row, self._cloud.now, "was interrupted"))
 
-    def start(self, index_id: str) -> None:
-        """Starts a sync in the background. Raises ``SyncConflict`` while one is running."""
+    def start(self, index_id: str) -> Row:
+        """Starts a sync in the background; returns the index as it is then. Raises ``SyncConflict`` while one is running."""
         run = _Run(index_id)
         with self._cloud.state.transaction() as write:
             row = write.execute('SELECT * FROM "index" WHERE id = ?', (index_id,)).fetchone()
@@ -62,10 +63,12 @@ class SyncRunner:
                 (json.dumps(metadata), self._cloud.now, index_id),
             )
             self._runs[index_id] = run
+            started = _row(write, index_id)
         self._pool.submit(self._work, run).add_done_callback(partial(self._done, run))
+        return started
 
-    def cancel(self, index_id: str) -> None:
-        """Ends the running sync without a change to the listing. Raises ``SyncConflict`` if none is running."""
+    def cancel(self, index_id: str) -> Row:
+        """Ends the running sync without a change to the listing; returns the index as it is then. Raises ``SyncConflict`` if none is running."""
         with self._cloud.state.transaction() as write:
             row = write.execute('SELECT * FROM "index" WHERE id = ? AND sync_in_progress', (index_id,)).fetchone()
             run = self._runs.pop(index_id, None)
@@ -73,7 +76,9 @@ class SyncRunner:
                 raise SyncConflict("no sync of this index is in progress")
             run.cancelled.set()
             write.execute(*_settled(row, self._cloud.now, "was cancelled"))
+            settled = _row(write, index_id)
         self._cloud.faults.wake()
+        return settled
 
     def close(self) -> None:
         """Cancels what is running and waits for the thread to end."""
@@ -104,6 +109,11 @@ class SyncRunner:
             failed = {**before, "status": "failed", "error_message": str(error) or type(error).__name__}
             write.execute(_SETTLE, (json.dumps(failed), self._cloud.now, run.index_id))
         _log.error("the sync of index %s failed: %s", row["name"], error, exc_info=error)
+
+
+def _row(connection: sqlite3.Connection, index_id: str) -> Row:
+    row: Row = connection.execute('SELECT * FROM "index" WHERE id = ?', (index_id,)).fetchone()
+    return row
 
 
 def _settled(row: Row, now: str, what_happened: str) -> tuple[str, tuple[str, str, str]]:

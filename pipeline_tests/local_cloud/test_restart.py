@@ -98,13 +98,13 @@ from pipeline_tests.local_cloud.harness import until
 def die(*_arguments):
     os._exit(7)
 
-setattr(sync.IndexSync, sys.argv[3], die) if sys.argv[3] != "write_documents" else setattr(sync, "write_documents", die)
+setattr(sync.IndexSync, sys.argv[3], die)
 with RunningLocalCloud(LocalCloudSettings(documents=sys.argv[1], state_dir=Path(sys.argv[2]))):
     until(lambda: False)
 """
 
 
-@pytest.mark.parametrize("step", ["_build", "write_documents", "_write_outputs", "_finish"])
+@pytest.mark.parametrize("step", ["_build", "_finish"])
 def test_a_killed_sync_leaves_the_old_listing(documents: Path, state_dir: Path, step: str) -> None:
     with running(documents, state_dir) as cloud:
         before = _snapshot(cloud)

@@ -1,0 +1,120 @@
+"""What counts as a document in a folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.local_cloud.documents import DocumentFolder, DocumentsUnavailable, UnreadableDocument, check_metadata
+
+
+def _paths(folder: Path) -> list[str]:
+    return [document.path for document in DocumentFolder(str(folder), {}).scan()]
+
+
+def test_hidden_lock_and_sidecar_files_are_no_documents(tmp_path: Path) -> None:
+    kept = ["a.md", "b/c.txt", "d.pdf"]
+    skipped = [
+        ".hidden.md",
+        ".git/config.txt",
+        "~$d.docx",
+        ".~lock.d.odt#",
+        "a.md~",
+        "e.lock",
+        "f.tmp",
+        "g.part",
+        "a.md.meta.json",
+    ]
+    for name in [*kept, *skipped]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert _paths(tmp_path) == kept
+    found = {document.path: document.has_sidecar for document in DocumentFolder(str(tmp_path), {}).scan()}
+    assert found == {"a.md": True, "b/c.txt": False, "d.pdf": False}
+
+
+def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (tmp_path / "target.md").write_text("four")
+    (folder / "link.md").symlink_to(tmp_path / "target.md")
+    (folder / "loop").symlink_to(folder)
+    (folder / "dead.md").symlink_to(tmp_path / "nothing")
+    (folder / "self.md").symlink_to(folder / "self.md")
+    found = DocumentFolder(str(folder), {}).scan()
+    assert [(document.path, document.size) for document in found] == [("link.md", 4)]
+
+
+def test_a_recent_file_has_no_stamp_and_a_settled_one_keeps_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.md").write_text("a")
+    folder = DocumentFolder(str(tmp_path), {})
+    assert folder.scan()[0].stamp is None
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 10)
+    stamp = folder.scan()[0].stamp
+    assert stamp is not None
+    assert folder.scan()[0].stamp == stamp
+    (tmp_path / "a.md").write_text("b")
+    assert folder.scan()[0].stamp not in (None, stamp)
+
+
+def test_a_missing_folder_is_unavailable_not_empty(tmp_path: Path) -> None:
+    with pytest.raises(DocumentsUnavailable, match="does not exist"):
+        DocumentFolder(str(tmp_path / "nowhere"), {}).scan()
+    assert _paths(tmp_path) == []
+
+
+def test_a_subfolder_that_cannot_be_listed_makes_the_scan_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.md").write_text("a")
+    (tmp_path / "outer" / "locked").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DocumentsUnavailable, match="Permission denied"):
+        DocumentFolder(str(tmp_path), {}).scan()
+
+
+def test_a_folder_that_vanishes_during_the_scan_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.md").write_text("a")
+    (tmp_path / "sub").mkdir()
+    scandir = os.scandir
+
+    def vanish(path: Path) -> object:
+        if Path(path).name == "sub":
+            raise FileNotFoundError(2, "No such file or directory")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", vanish)
+    assert _paths(tmp_path) == ["a.md"]
+
+
+def test_a_document_that_vanishes_is_unreadable(tmp_path: Path) -> None:
+    with pytest.raises(UnreadableDocument, match="No such file"):
+        DocumentFolder(str(tmp_path), {}).read("gone.md")
+
+
+def test_an_unknown_filesystem_is_a_setting_error() -> None:
+    with pytest.raises(ConfigError, match="documents='nosuch://x'"):
+        DocumentFolder("nosuch://x", {})
+
+
+@pytest.mark.parametrize("value", [[], "text", {"a": {}}, {"a": [1]}, {"a": float("nan")}, {"a": [["x"]]}, None])
+def test_only_flat_metadata_is_accepted(value: object) -> None:
+    with pytest.raises(ValueError, match="flat JSON object"):
+        check_metadata(value)
+
+
+def test_metadata_keeps_its_types() -> None:
+    metadata = {"text": "1", "whole": 1, "real": 1.5, "yes": True, "none": None, "tags": ["a", "b"]}
+    checked = check_metadata(metadata)
+    assert checked == metadata
+    assert [type(value) for value in checked.values()] == [type(value) for value in metadata.values()]

@@ -1,0 +1,214 @@
+"""Parsers: text, HTML and PDF."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pypdf
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from liteparse import AnnotationRect, LayoutBlock, LayoutCell
+from reportlab.pdfgen.canvas import Canvas
+
+from pipeline.local_cloud.layout import block_items
+from pipeline.local_cloud.parsed import DocumentRefused, FailedPage, PageContent, ParsedDocument
+from pipeline.local_cloud.parsing import ParsedCache, parse_html, parse_text, parser_revision
+from pipeline.local_cloud.payloads import Provenance, build_payload
+from pipeline.local_cloud.pdf import parse_pdf
+from pipeline_tests.local_cloud.conftest import SAMPLES
+
+
+def _texts(document: ParsedDocument) -> list[str]:
+    return [page.text for page in document.pages]
+
+
+@pytest.mark.parametrize(
+    ("content", "pages"),
+    [
+        (b"", [""]),
+        (b"one", ["one"]),
+        (b"one\ftwo\f", ["one", "two"]),
+        (b"one\f\fthree", ["one", "", "three"]),
+        (b"a\r\nb\rc", ["a\nb\nc"]),
+        ("\ufeffmark".encode(), ["mark"]),
+        ("vann 水".encode("utf-16"), ["vann 水"]),
+    ],
+)
+def test_text_is_split_at_form_feeds(content: bytes, pages: list[str]) -> None:
+    assert _texts(parse_text(content)) == pages
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"caf\xe9", b"a\x00b"])
+def test_bytes_that_are_no_text_are_refused(content: bytes) -> None:
+    with pytest.raises(DocumentRefused):
+        parse_text(content)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\x00\r\ufeff")))
+def test_text_loses_nothing_but_the_page_ends(text: str) -> None:
+    assert "\f".join(_texts(parse_text(text.encode()))) == text.removesuffix("\f")
+
+
+def test_html_becomes_markdown_without_scripts_and_styles() -> None:
+    (text,) = _texts(parse_html((SAMPLES / "support" / "warranty-and-returns.html").read_bytes()))
+    assert text.startswith("# Warranty and returns\n")
+    assert "| New radar horn | 390 EUR | 9 days |" in text
+    assert "1. Write to [support@tidewater.example](mailto:support@tidewater.example)" in text
+    assert "must never reach" not in text
+    assert "border-collapse" not in text
+
+
+def test_html_in_another_encoding_is_read_as_it_says() -> None:
+    page = '<html><head><meta charset="iso-8859-1"></head><body><p>Sæby</p></body></html>'
+    assert _texts(parse_html(page.encode("iso-8859-1"))) == ["Sæby"]
+
+
+def test_html_without_end_is_refused_not_fatal() -> None:
+    with pytest.raises(DocumentRefused, match="nested too deeply"):
+        parse_html(b"<div>" * 20_000)
+
+
+@pytest.mark.parametrize(
+    "name", ["manuals/ts-400-field-manual.pdf", "policies/security-policy.pdf", "reports/annual-report-2025.pdf"]
+)
+def test_every_word_of_a_pdf_is_on_its_page(name: str) -> None:
+    content = (SAMPLES / name).read_bytes()
+    document = parse_pdf(content)
+    expected = pypdf.PdfReader(BytesIO(content)).pages
+    assert [page.page_number for page in document.pages] == list(range(1, len(expected) + 1))
+    for page, other in zip(document.pages, expected, strict=True):
+        found = _letters(f"{page.header}{page.text}{page.footer}")
+        assert all(_letters(word) in found for word in other.extract_text().split())
+
+
+def test_page_headers_and_footers_are_told_from_the_body() -> None:
+    for page in parse_pdf((SAMPLES / "manuals" / "ts-400-field-manual.pdf").read_bytes()).pages:
+        assert page.header == "TS-400 Field Manual, revision 7"
+        assert page.footer == f"Tidewater Instruments, Drammen Page {page.page_number}"
+        assert "revision 7" not in page.text
+        assert "Drammen" not in page.text
+
+
+def test_headings_at_the_top_of_pages_stay_in_the_body() -> None:
+    pages = parse_pdf(_pdf([[(780, 18, "Tides"), (700, 11, "Body one")], [(780, 18, "Rivers"), (700, 11, "Body two")]])).pages
+    assert [page.header for page in pages] == [None, None]
+    assert "Tides" in pages[0].text
+    assert "Rivers" in pages[1].text
+
+
+def test_a_single_page_has_no_headers() -> None:
+    (page,) = parse_pdf(_pdf([[(820, 8, "Top line"), (700, 11, "Body")]])).pages
+    assert (page.header, page.footer) == (None, None)
+    assert "Top line" in page.text
+
+
+def test_boxes_lie_where_the_words_are() -> None:
+    (page,) = parse_pdf(_pdf([[(700, 12, "A sentence in the middle of the page.")]])).pages
+    assert page.items is not None
+    (box,) = page.items[0]["bbox"]
+    assert page.height is not None
+    assert abs(box["x"] - 72) < 2
+    assert abs(page.height - 700 - (box["y"] + box["h"])) < 6
+
+
+def test_a_pdf_without_text_is_a_warning() -> None:
+    document = parse_pdf(_pdf([[]]))
+    assert document.warning is not None
+    assert "no text layer" in document.warning
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 a word document", b"%PDF-1.7 cut off"])
+def test_what_is_no_pdf_is_refused(content: bytes) -> None:
+    with pytest.raises(DocumentRefused):
+        parse_pdf(content)
+
+
+def test_an_encrypted_pdf_is_refused() -> None:
+    writer = pypdf.PdfWriter(BytesIO(_pdf([[(700, 12, "secret")]])))
+    writer.encrypt("password", algorithm="RC4-128")
+    buffer = BytesIO()
+    writer.write(buffer)
+    with pytest.raises(DocumentRefused):
+        parse_pdf(buffer.getvalue())
+
+
+def test_blocks_become_the_items_of_the_vendors_parser() -> None:
+    box = AnnotationRect(x=1.004, y=2, width=3, height=4)
+    blocks = [
+        LayoutBlock(kind="heading", text="Title", level=2, bbox=box),
+        LayoutBlock(kind="list_item", text="one", level=0, ordered=True, marker="1.", bbox=box),
+        LayoutBlock(kind="list_item", text="two", level=1, ordered=True, marker="a.", bbox=box),
+        LayoutBlock(kind="table", header=[LayoutCell("A"), LayoutCell("B|C")], rows=[[LayoutCell("<1>"), LayoutCell("2,3")]]),
+        LayoutBlock(kind="rule", bbox=box),
+        LayoutBlock(kind="code", lines=["x = 1"], lang="python", bbox=box),
+        LayoutBlock(kind="grid_fallback", lines=["a  b"], bbox=box),
+        LayoutBlock(kind="figure", id="p1_1", format="png", bbox=box),
+    ]
+    items: list[dict[str, Any]] = block_items(blocks, headers=[LayoutBlock(kind="paragraph", text="Head", bbox=box)], footers=[])
+    assert [item["type"] for item in items] == ["header", "heading", "list", "table", "code", "text", "image"]
+    header, heading, listing, table, code, text, image = items
+    assert header["items"][0]["value"] == "Head"
+    assert (heading["md"], heading["bbox"]) == ("## Title", [{"x": 1.0, "y": 2, "w": 3, "h": 4}])
+    assert (listing["ordered"], listing["md"], len(listing["bbox"])) == (True, "1. one\n  a. two", 2)
+    assert table["md"] == "| A | B\\|C |\n|---|---|\n| <1> | 2,3 |"
+    assert table["csv"] == 'A,B|C\n<1>,"2,3"\n'
+    assert "<td>&lt;1&gt;</td>" in table["html"]
+    assert (table["rows"], table["bbox"]) == ([["A", "B|C"], ["<1>", "2,3"]], [])
+    assert code["md"] == "```python\nx = 1\n```"
+    assert text["value"] == "a  b"
+    assert image["url"] == "img_p1_1.png"
+
+
+def test_boxes_are_left_out_unless_asked_for() -> None:
+    box = {"x": 1.0, "y": 1.0, "w": 1.0, "h": 1.0}
+    items = [{"type": "list", "items": [{"type": "text", "bbox": [box]}], "bbox": [box]}]
+    document = ParsedDocument((PageContent(2, "text", items=items),), failed_pages=(FailedPage(1, "torn"),))
+    origin = Provenance("dfl-p", "dfl-s", "dir-s", "a.pdf", "00", None)
+    with_boxes = build_payload(document, origin, with_items=True, images={})
+    without = build_payload(document, origin, with_items=False, images={})
+    assert b"bbox" in with_boxes.body
+    assert [attachment.name for attachment in with_boxes.attachments] == ["items/page_2.json"]
+    assert b"bbox" not in without.body
+    assert without.attachments == ()
+    assert b'{"page_number":1,"success":false,"error":"torn"},{"page_number":2' in without.body
+
+
+def test_a_parsed_document_comes_back_from_the_cache(tmp_path: Path) -> None:
+    content = (SAMPLES / "policies" / "security-policy.pdf").read_bytes()
+    cache = ParsedCache(tmp_path)
+    first = cache.parse("a.pdf", "ab" * 32, lambda: content)
+    assert cache.parse("b.PDF", "ab" * 32, lambda: pytest.fail("read again")) == first
+    assert cache.parse("c.txt", "ab" * 32, lambda: b"text").pages[0].text == "text"
+
+
+def test_refusals_are_cached_too(tmp_path: Path) -> None:
+    cache = ParsedCache(tmp_path)
+    for load in (lambda: b"\xff", lambda: pytest.fail("read again")):
+        with pytest.raises(DocumentRefused, match="not UTF-8"):
+            cache.parse("a.txt", "cd" * 32, load)
+
+
+def test_the_revision_names_the_parsers_version() -> None:
+    assert parser_revision("a.pdf").startswith("pdf-1-")
+    with pytest.raises(DocumentRefused, match=r"unsupported type \.docx"):
+        parser_revision("a.docx")
+
+
+def _pdf(pages: list[list[tuple[float, float, str]]]) -> bytes:
+    """Pages of lines: (height above the bottom edge, font size, text)."""
+    buffer = BytesIO()
+    canvas = Canvas(buffer, pagesize=(595, 842), invariant=1)
+    for lines in pages:
+        for y, size, text in lines:
+            canvas.setFont("Helvetica", size)
+            canvas.drawString(72, y, text)
+        canvas.showPage()
+    canvas.save()
+    return buffer.getvalue()
+
+
+def _letters(text: str) -> str:
+    return "".join(character for character in text if character.isalnum())

@@ -1,0 +1,147 @@
+"""Starting, stopping and what listens where."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from pydantic import ValidationError
+
+from pipeline.errors import ConfigError
+from pipeline.local_cloud.server import RunningLocalCloud
+from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline_tests.local_cloud.harness import Harness, bearer, running, until
+
+
+def test_it_listens_on_this_machine_only(cloud: Harness) -> None:
+    assert cloud.server.base_url.startswith("http://127.0.0.1:")
+    assert LocalCloudSettings(documents="x", state_dir=Path("y")).host == "127.0.0.1"
+
+
+def test_it_stops_cleanly_and_frees_its_port_and_threads(documents: Path, state_dir: Path) -> None:
+    before = set(threading.enumerate())
+    with running(documents, state_dir) as cloud:
+        url = cloud.server.base_url
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(url)
+    leftover = {thread.name for thread in set(threading.enumerate()) - before if thread.name.startswith("local-cloud")}
+    assert leftover == set()
+    with pytest.raises(RuntimeError, match="not running"):
+        _ = cloud.server.base_url
+
+
+def test_a_taken_port_is_a_setting_error(documents: Path, state_dir: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        settings = LocalCloudSettings(documents=documents, state_dir=state_dir, port=taken.getsockname()[1])
+        with pytest.raises(ConfigError, match="choose another port"), RunningLocalCloud(settings):
+            pass
+
+
+def test_a_state_directory_in_use_is_a_setting_error(documents: Path, state_dir: Path) -> None:
+    with (
+        running(documents, state_dir),
+        pytest.raises(ConfigError, match="another local server"),
+        RunningLocalCloud(LocalCloudSettings(documents=documents, state_dir=state_dir)),
+    ):
+        pass
+
+
+def test_other_machines_are_let_in_only_when_told(documents: Path, state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(documents, state_dir, host="0.0.0.0") as cloud:  # noqa: S104  # the subject of the test
+        assert cloud.server.base_url.startswith("http://127.0.0.1:")
+        assert cloud.client.indexes.list().items
+    assert "other machines can reach" in caplog.text
+
+
+def test_urls_follow_the_name_the_client_called(cloud: Harness) -> None:
+    file_id = cloud.output()["hello.md"].file_id
+    headers = {**bearer(cloud.server.api_key), "Host": "cloud.internal:8080"}
+    answer = httpx.get(f"{cloud.server.base_url}/api/v1/beta/files/{file_id}/content", headers=headers)
+    assert answer.json()["url"].startswith("http://cloud.internal:8080/_blob/")
+
+
+def test_the_key_is_not_shown_by_the_settings() -> None:
+    settings = LocalCloudSettings(documents="x", state_dir=Path("y"), api_key="llx-secret")  # type: ignore[arg-type]
+    assert "llx-secret" not in repr(settings)
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValidationError):
+        LocalCloudSettings(documents="x", state_dir=Path("y"), indexname="z")  # type: ignore[call-arg]
+
+
+def test_serve_runs_until_it_is_interrupted(documents: Path, state_dir: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    code = (
+        "from pathlib import Path; from pipeline.local_cloud.server import serve;"
+        "from pipeline.local_cloud.settings import LocalCloudSettings;"
+        f"serve(LocalCloudSettings(documents={str(documents)!r}, state_dir=Path({str(state_dir)!r}), port={port}))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    try:
+        until(lambda: process.poll() is not None or _answers(port))
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_ten_thousand_files_are_listed_fast(tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    with running(documents, tmp_path / "state") as cloud:
+        _fill(tmp_path / "state" / "state.sqlite3", cloud.index().output_directory_id, 10_000)
+        directory = cloud.index().output_directory_id
+        assert directory is not None
+        path = f"{cloud.server.base_url}/api/v1/beta/directories/{directory}/files"
+        query: dict[str, str] = {"page_size": "1000", "expand": "download_url"}
+        seen, durations = set(), []
+        with httpx.Client(headers=bearer(cloud.server.api_key)) as client:
+            while True:
+                started = time.perf_counter()
+                page = client.get(path, params=query).json()
+                durations.append(time.perf_counter() - started)
+                seen.update(item["id"] for item in page["items"])
+                if page["next_page_token"] is None:
+                    break
+                query["page_token"] = page["next_page_token"]
+        assert len(seen) == 10_000
+        assert len(durations) == 10
+        # 10 to 20 ms on an idle core; the limit leaves room for a machine shared with other tests.
+        assert sorted(durations)[len(durations) // 2] < 0.25
+
+
+def _answers(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/api/v1/indexes", headers=bearer("local")).status_code == 200
+    except httpx.ConnectError:
+        return False
+
+
+def _fill(database: Path, directory_id: str | None, count: int) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.executemany(
+            "INSERT INTO directory_file (id, directory_id, display_name, unique_id, file_id, created_at, updated_at)"
+            " VALUES (?, ?, ?, ?, '6f3b0a52-4a44-5d0e-9d3f-1f6f5b6b7c01', ?, ?)",
+            [
+                (f"dfl-{n}", directory_id, f"{n}.md", f"{n}.md", "2026-01-01T00:00:00.000000Z", "2026-01-01T00:00:00.000000Z")
+                for n in range(count)
+            ],
+        )
+    connection.close()
