@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import logging
 import threading
@@ -88,8 +89,9 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
             for name, value in (headers[0] if headers else {}).items():
                 self.send_header(name, value)
             self.send_header("content-length", str(len(payload)))
-            self.end_headers()
-            self.wfile.write(payload)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # A client that timed out is gone.
+                self.end_headers()
+                self.wfile.write(payload)
 
         def log_message(self, *args: Any) -> None:
             """Quiet."""
