@@ -8,7 +8,7 @@ from pydantic import BaseModel
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import ingest_job, removal_job
-from pipeline.orchestration.resources import Exports
+from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.settings import ExportSettings
 
@@ -43,5 +43,5 @@ def export_definitions(settings: ExportSettings) -> dg.Definitions:
         asset_checks=export_checks(settings),
         jobs=[ingest, removal],
         sensors=[directory_changes(settings, ingest, removal)],
-        resources={"exports": Exports()},
+        resources={"exports": EXPORTS},
     )

@@ -176,7 +176,7 @@ async def _run(
     keys = _partition_keys(context)
     export = exports.open(settings, context.instance)
     try:
-        report = await stage(export, keys, context.run_id)
+        report = await stage(export, keys, context.run.run_id)
     except (Unavailable, ConfigError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
     if len(keys) == 1 and report.failures:

@@ -5,7 +5,6 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.metadata import report_metadata
-from pipeline.orchestration.partitions import files_partitions
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.stages.remove import remove
@@ -23,7 +22,6 @@ def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         f"{settings.name}_ingest",
         selection=[asset_key(settings, asset) for asset in (*SHARED_ASSETS, *settings.sinks)],
-        partitions_def=files_partitions(settings.name),
         executor_def=dg.in_process_executor,
         description="Payload, chunks, embeddings and sinks of the files in the run's partition range.",
     )

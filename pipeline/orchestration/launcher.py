@@ -22,7 +22,7 @@ from pipeline.errors import SyncFailed
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
-from pipeline.orchestration.resources import Exports
+from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import removal_config
 from pipeline.orchestration.waves import RunSpec, dispatch
 from pipeline.stages.detect import Detection, detect
@@ -81,7 +81,7 @@ def sync(
     A file or sink that fails backs off, so it is tried once. Raises SourceUnavailable when the index cannot be read and
     SyncFailed with the vendor's message when the index has failed.
     """
-    export = Exports().open(settings, instance, progress)
+    export = EXPORTS.open(settings, instance, progress)
     definitions = export_definitions(settings)
     ingest = definitions.resolve_job_def(f"{settings.name}_ingest")
     removal = definitions.resolve_job_def(f"{settings.name}_removal")

@@ -24,6 +24,10 @@ class Exports(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's o
         return export
 
 
+EXPORTS = Exports()
+"""The one resource every export's definitions share: Dagster merges definitions only when they carry the same object."""
+
+
 @lru_cache(maxsize=32)
 def _open(settings: str, home: Home) -> Export:
     return Export(ExportSettings.model_validate_json(settings), home)

@@ -1,0 +1,86 @@
+"""The sensor as the daemon evaluates it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipeline.components.index_export import export_definitions
+from pipeline.orchestration.partitions import FILES_TAG
+from pipeline_tests.world import World, open_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(5):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
+        yield opened
+
+
+def tick(world: World, cursor: str | None = None) -> tuple[dg.SensorResult | dg.SkipReason, str | None]:
+    definitions = export_definitions(world.settings)
+    sensor = definitions.resolve_sensor_def("default_directory_changes")
+    context = dg.build_sensor_context(
+        instance=world.instance, cursor=cursor, definitions=definitions, resources={"exports": definitions.resources["exports"]}
+    )
+    answer = sensor(context)
+    assert isinstance(answer, dg.SensorResult | dg.SkipReason)
+    return answer, context.cursor
+
+
+def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: World) -> None:
+    world.refresh()
+    answer, cursor = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.run_requests is not None
+    assert [request.tags[FILES_TAG] for request in answer.run_requests] == ["5"]
+    kinds = {type(event) for event in answer.asset_events}
+    assert kinds == {dg.AssetObservation, dg.AssetCheckEvaluation}
+    assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None}
+
+
+def test_an_unchanged_directory_costs_one_request_and_launches_nothing(world: World) -> None:
+    world.sync()
+    asked: list[str] = []
+    world.faults(rate_limited_requests=0)
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SkipReason)
+    assert "unchanged" in (answer.skip_message or "")
+    assert asked == []
+
+
+def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> None:
+    world.sync()
+    file_id = world.file_id("doc-4.md")
+    world.remove("doc-4.md")
+    world.refresh()
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.run_requests is not None
+    assert [request.job_name for request in answer.run_requests] == ["default_removal"]
+    assert answer.run_requests[0].run_config == {"ops": {"default_remove_files": {"config": {"file_ids": [file_id]}}}}
+
+
+def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) -> None:
+    world.sync()
+    world.faults(sync_error="parse quota exceeded")
+    with pytest.raises(Exception, match="parse quota exceeded"):
+        world.refresh()
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    check = next(event for event in answer.asset_events if isinstance(event, dg.AssetCheckEvaluation))
+    assert not check.passed
+    assert check.metadata["vendor_message"].value == "parse quota exceeded"
+
+
+def test_an_unreachable_index_decides_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.sync()
+    monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://127.0.0.1:9")
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SkipReason)
+    assert "nothing is decided" in (answer.skip_message or "")

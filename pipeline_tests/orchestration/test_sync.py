@@ -1,0 +1,297 @@
+"""The main job end to end: a folder, the real SDK, real Dagster runs, a real store."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipeline.errors import SinkUnavailable, SyncFailed
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline_tests.world import World, open_world
+
+LONG = "\n\n".join(
+    f"## Part {n}\n\n" + f"Sentence number {n} speaks of river gauges and of nothing else. " * 12 for n in range(12)
+)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(6):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
+        opened.write("long.md", "# Long\n\n" + LONG)
+        yield opened
+
+
+def test_a_folder_becomes_records_and_a_second_sync_has_nothing_to_do(world: World) -> None:
+    report = world.sync()
+    assert report.ok
+    assert (len(report.ingested), report.runs) == (7, 1)
+    world.assert_settled()
+    again = world.sync()
+    assert again.ok
+    assert (again.ingested, again.runs) == ([], 0)
+
+
+def test_an_edit_works_on_that_file_and_embeds_only_what_is_new(world: World) -> None:
+    world.sync()
+    world.write("long.md", "# Long\n\n" + LONG.replace("Sentence number 5 speaks", "A changed sentence speaks", 1))
+    report = world.sync()
+    assert report.ingested == [world.file_id("long.md")]
+    assert 1 <= world.numbers("embeddings")["run_computed"] <= 3
+    world.assert_settled()
+
+
+def test_a_shrunken_file_leaves_no_stale_tail(world: World) -> None:
+    world.sync()
+    world.write("long.md", "# Long\n\nNothing is left.\n")
+    world.sync()
+    world.assert_settled()
+
+
+def test_an_emptied_file_is_a_valid_empty_record_set(world: World) -> None:
+    world.sync()
+    world.write("doc-0.md", "")
+    assert world.sync().ok
+    assert "doc-0.md" not in world.names()
+    world.assert_settled()
+    assert world.sync().runs == 0
+
+
+def test_a_metadata_change_rewrites_the_records_and_embeds_nothing(world: World) -> None:
+    world.sync()
+    world.write("doc-1.md.meta.json", json.dumps({"team": "gauges"}))
+    report = world.sync()
+    assert report.ingested == [world.file_id("doc-1.md")]
+    assert next(r for r in world.held() if r.file_name == "doc-1.md").metadata == {"team": "gauges"}
+    assert world.numbers("lancedb")["run_records"] == 1
+    assert world.numbers("embeddings")["files_worked_on"] == 0
+
+
+def test_a_renamed_file_moves_its_vectors_along(world: World) -> None:
+    world.sync()
+    (world.documents / "long.md").rename(world.documents / "renamed.md")
+    report = world.sync()
+    assert report.ok
+    assert len(report.removed) == 1
+    assert world.numbers("embeddings").get("run_computed", 0) == 0
+    assert "renamed.md" in world.names()
+    assert "long.md" not in world.names()
+    world.assert_settled()
+
+
+def test_a_removed_file_disappears_from_sink_lake_and_partitions(world: World) -> None:
+    world.sync()
+    file_id = world.file_id("doc-2.md")
+    world.remove("doc-2.md")
+    report = world.sync()
+    assert report.removed == [file_id]
+    world.assert_settled()
+    assert file_id not in world.instance.get_dynamic_partitions("default_files")
+    assert file_id not in world.export.lake.partitions("embeddings")
+    assert [event.event for event in world.export.ledger.history(file_id)][-2:] == ["removed", "forgotten"]
+
+
+def test_a_file_that_returns_is_new_again(world: World) -> None:
+    world.sync()
+    world.remove("doc-2.md")
+    world.sync()
+    world.write("doc-2.md", "# Document 2\n\nIt is back.\n")
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_more_deletes_than_the_fuse_lets_through_wait_for_approval(world: World) -> None:
+    world.sync()
+    for n in range(5):
+        world.remove(f"doc-{n}.md")
+    report = world.sync()
+    assert not report.ok
+    assert len(report.needs.awaiting_approval) == 5
+    assert len(world.names()) == 7
+    world.export.ledger.update_state(allowed_deletes=5)
+    approved = world.sync()
+    assert len(approved.removed) == 5
+    assert world.names() == {"doc-5.md", "long.md"}
+
+
+def test_an_empty_listing_deletes_nothing(world: World) -> None:
+    world.sync()
+    world.faults(hidden_files=["*"])
+    report = world.sync()
+    assert report.removed == []
+    assert len(world.names()) == 7
+
+
+def test_a_listing_that_breaks_half_way_deletes_nothing_and_the_next_one_heals(world: World) -> None:
+    world.sync()
+    world.write("new.md", "# New\n\nA new file.\n")
+    world.faults(page_size_cap=2, fail_listing_at_page=2)
+    world.sync()
+    assert len(world.names()) >= 7
+    world.faults()
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_failed_index_is_named_with_the_vendors_message(world: World) -> None:
+    world.sync()
+    world.write("doc-0.md", "# Document 0\n\nEdited.\n")
+    world.faults(sync_error="quota of pages used up")
+    with pytest.raises(SyncFailed, match="quota of pages used up"):
+        world.sync()
+    assert len(world.names()) == 7
+
+
+def test_a_grace_period_keeps_a_missing_file_answering(tmp_path: Path) -> None:
+    with open_world(tmp_path, removal={"grace_period_seconds": 3600}) as world:
+        world.write("a.md", "# A\n\nText.\n")
+        world.write("b.md", "# B\n\nText.\n")
+        world.sync()
+        world.remove("b.md")
+        report = world.sync()
+        assert report.removed == []
+        assert len(report.needs.awaiting_grace) == 1
+        assert world.names() == {"a.md", "b.md"}
+
+
+@pytest.mark.parametrize("fault", ["truncated", "not_json", "wrong_shape", "missing"])
+def test_a_poison_file_costs_its_batch_nothing_and_its_old_version_stays(world: World, fault: str) -> None:
+    world.sync()
+    world.write("doc-0.md", "# Document 0\n\nEdited into poison.\n")
+    world.write("doc-1.md", "# Document 1\n\nEdited well.\n")
+    world.faults(payloads={"doc-0.md": fault})
+    report = world.sync()
+    assert not report.ok
+    row = world.export.ledger.files()[world.file_id("doc-0.md")]
+    assert (row.status, row.attempts) == ("failed", 1)
+    assert row.last_error
+    texts = {record.file_name: record.content for record in world.held()}
+    assert "Edited well." in texts["doc-1.md"]
+    assert "body of document 0" in texts["doc-0.md"]
+    world.faults()
+    world.export.ledger.release([row.file_id])
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_file_that_keeps_failing_is_retried_alone_as_a_failed_partition_and_then_parked(tmp_path: Path) -> None:
+    with open_world(tmp_path, detection={"max_attempts": 2}) as world:
+        world.write("bad.md", "# Bad\n\nText.\n")
+        world.write("good.md", "# Good\n\nText.\n")
+        world.faults(payloads={"bad.md": "not_json"})
+        world.sync()
+        file_id = world.file_id("bad.md")
+        world.export.ledger.update_files([{"file_id": file_id, "next_retry_at": 0.0}])
+        report = world.sync()
+        assert report.failed_runs == 1
+        assert world.export.ledger.files()[file_id].status == "parked"
+        failed = world.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
+        assert [run.tags["dagster/partition"] for run in failed] == [file_id]
+        world.faults()
+        assert world.sync().runs == 0
+        world.write("bad.md", "# Bad\n\nMended.\n")
+        assert world.sync().ok
+        world.assert_settled()
+
+
+def test_a_file_that_is_not_stored_yet_waits_without_harm(world: World) -> None:
+    world.faults(null_file_ids=["doc-3.md"])
+    report = world.sync()
+    assert not report.ok
+    assert "doc-3.md" not in world.names()
+    world.faults()
+    world.write("doc-3.md", "# Document 3\n\nNow it is stored.\n")
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_expired_urls_and_throttling_are_ridden_out(world: World) -> None:
+    world.refresh()
+    world.faults(expired_blob_requests=3, rate_limited_requests=2, retry_after_seconds=0.05)
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_sink_that_is_down_fails_alone_and_catches_up_from_the_lake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+    real = LanceDBExporter.provision
+
+    async def provision(self: LanceDBExporter) -> None:
+        if str(world.root / "second") in str(self.settings):
+            raise SinkUnavailable("second does not answer")
+        await real(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "provision", provision)
+        report = world.sync()
+    assert not report.ok
+    world.assert_settled("lancedb")
+    assert {row.attempts for row in world.export.ledger.files().values()} == {0}
+    state = world.export.ledger.sink_states()["second"]
+    assert state.down_until is not None
+    world.export.ledger.record_sink_state("second", error=None, backoff=lambda _: 0.0)
+    embedded = world.instance.get_latest_materialization_event(dg.AssetKey(["default", "embeddings"]))
+    caught_up = world.sync()
+    assert caught_up.ok
+    assert caught_up.runs == 1
+    assert world.instance.get_latest_materialization_event(dg.AssetKey(["default", "embeddings"])) == embedded
+    world.assert_settled("second")
+
+
+def test_a_new_sink_is_filled_from_the_lake_without_embedding(world: World) -> None:
+    world.sync()
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+    report = world.sync()
+    assert report.ok
+    assert report.runs == 1
+    world.assert_settled("second")
+    assert sorted(len(run.asset_selection or ()) for run in world.runs()) == [0, 1]
+
+
+def test_a_chunker_change_cuts_everything_anew_and_embeds_only_new_texts(world: World) -> None:
+    world.sync()
+    world.change(chunking={"max_tokens": 64})
+    report = world.sync()
+    assert len(report.ingested) == 7
+    assert world.numbers("embeddings")["run_reused"] >= 6
+    world.assert_settled()
+
+
+def test_a_model_change_builds_beside_the_old_model(world: World) -> None:
+    world.sync()
+    old = world.held()
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    assert world.sync().ok
+    world.assert_settled()
+    world.change(embedding={"provider": "constant", "constant_dimension": 384})
+    assert world.held() == old
+
+
+def test_a_file_held_by_another_live_run_is_left_to_the_next_wave(world: World) -> None:
+    world.refresh()
+    world.sync()
+    file_id = world.file_id("doc-0.md")
+    holder = dg.DagsterRun(job_name="other", run_id="11111111-2222-3333-4444-555555555555", status=dg.DagsterRunStatus.STARTED)
+    world.instance.add_run(holder)
+    former = world.export.ledger.holders([file_id])
+    assert world.export.ledger.claim([file_id], holder.run_id, seconds=600, dead_runs=former) == [file_id]
+    world.write("doc-0.md", "# Document 0\n\nEdited meanwhile.\n")
+    world.sync()
+    assert "body of document 0" in next(r for r in world.held() if r.file_name == "doc-0.md").content
+    world.instance.delete_run(holder.run_id)
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_lost_ledger_costs_work_but_no_data_and_no_embedding_of_the_sink(world: World) -> None:
+    world.sync()
+    before = world.held()
+    world.export.ledger.forget(list(world.export.ledger.files()), run_id=None)
+    assert world.sync().ok
+    assert world.held() == before
+    assert world.numbers("lancedb").get("run_records", 0) == 0

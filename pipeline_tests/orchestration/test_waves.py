@@ -1,0 +1,122 @@
+"""Waves on a real ephemeral instance: what is handed out, and what is never touched while runs are under way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._core.test_utils import create_run_for_test
+
+from pipeline.orchestration.partitions import EXPORT_TAG, RANGE_END, RANGE_START, WAVE_TAG, key_order
+from pipeline.orchestration.sensors import look
+from pipeline.orchestration.waves import MAX_RANGES, Dispatch, dispatch
+from pipeline_tests.world import World, open_world
+
+FILES = 40
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path, detection={"files_per_run": 25}) as opened:
+        for n in range(FILES):
+            opened.write(f"doc-{n:02d}.md", f"# Document {n}\n\nText {n}.\n")
+        yield opened
+
+
+def decide(world: World, **options: float) -> Dispatch:
+    world.refresh()
+    detection = asyncio.run(look(world.export))
+    scope = (detection.index.project_id, detection.index.export_config_id)
+    return dispatch(world.instance, world.export, scope, **options)
+
+
+def test_new_files_go_out_as_contiguous_ranges_of_bounded_size(world: World) -> None:
+    decided = decide(world)
+    assert [len(spec.keys) for spec in decided.runs] == [25, 15]
+    order = key_order(world.instance, "default")
+    for spec in decided.runs:
+        tags = spec.tags("default")
+        start, end = order.index(tags[RANGE_START]), order.index(tags[RANGE_END])
+        assert tuple(order[start : end + 1]) == spec.keys
+
+
+def test_a_file_is_not_asked_for_again_while_a_run_carries_its_wave(world: World) -> None:
+    first = decide(world)
+    wave = first.runs[0].wave
+    carrying = create_run_for_test(
+        world.instance, status=dg.DagsterRunStatus.STARTED, tags={EXPORT_TAG: "default", WAVE_TAG: wave}
+    )
+    again = decide(world)
+    assert again.runs == ()
+    assert len(again.needs.in_flight) == FILES
+    world.instance.delete_run(carrying.run_id)
+    healed = decide(world)
+    assert sum(len(spec.keys) for spec in healed.runs) == FILES
+
+
+def scatter(world: World) -> list[str]:
+    """Edit every third file: more ranges than are worth a run each."""
+    world.sync()
+    names = [f"doc-{n:02d}.md" for n in range(0, FILES, 3)]
+    for name in names:
+        world.write(name, f"# {name}\n\nEdited.\n")
+    return [world.file_id(name) for name in names]
+
+
+def test_scattered_changes_are_moved_together_in_a_quiet_moment(world: World) -> None:
+    changed = scatter(world)
+    assert len(changed) > MAX_RANGES
+    decided = decide(world)
+    assert len(decided.runs) == 1
+    assert set(decided.runs[0].keys) == set(changed)
+    assert set(key_order(world.instance, "default")[-len(changed) :]) == set(changed)
+    assert len(key_order(world.instance, "default")) == FILES
+
+
+def test_scattered_changes_wait_while_a_range_is_under_way_and_the_order_is_left_alone(world: World) -> None:
+    scatter(world)
+    create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"})
+    before = key_order(world.instance, "default")
+    decided = decide(world)
+    assert decided.runs == ()
+    assert decided.waiting_since is not None
+    assert key_order(world.instance, "default") == before
+
+
+def test_after_the_longest_wait_small_ranges_go_out_as_they_lie(world: World) -> None:
+    scatter(world)
+    create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"})
+    before = key_order(world.instance, "default")
+    waited = time.time() - world.settings.detection.max_wait_seconds - 1
+    decided = decide(world, waiting_since=waited)
+    assert len(decided.runs) == MAX_RANGES
+    assert key_order(world.instance, "default") == before
+
+
+def test_a_few_scattered_changes_go_out_without_reordering(world: World) -> None:
+    world.sync()
+    before = key_order(world.instance, "default")
+    for n in (3, 20):
+        world.write(f"doc-{n:02d}.md", "# Edited\n\nText.\n")
+    decided = decide(world)
+    assert [len(spec.keys) for spec in decided.runs] == [1, 1]
+    assert key_order(world.instance, "default") == before
+
+
+def test_a_run_whose_range_has_changed_under_it_fails_and_materializes_nothing(world: World) -> None:
+    world.sync()
+    spec_keys = key_order(world.instance, "default")[:3]
+    from pipeline.components.index_export import export_definitions
+
+    job = export_definitions(world.settings).resolve_job_def("default_ingest")
+    result = job.execute_in_process(
+        instance=world.instance,
+        tags={RANGE_START: spec_keys[0], RANGE_END: spec_keys[-1], "indexport/files": "5"},
+        raise_on_error=False,
+    )
+    assert not result.success
+    assert result.get_asset_materialization_events() == []

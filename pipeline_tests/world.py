@@ -1,0 +1,174 @@
+"""A whole installation for a test: a folder, a local cloud over it, an export, a Dagster instance.
+
+Everything is real; only the model may be the constant one, so that a test pays for what it is about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import httpx
+
+from pipeline.documents.arrow import chunks_to_table
+from pipeline.documents.chunking import chunk_document
+from pipeline.documents.document import build_document
+from pipeline.embedding.settings import EmbeddingSettings
+from pipeline.home import Home
+from pipeline.local_cloud.faults import Faults
+from pipeline.local_cloud.server import RunningLocalCloud
+from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline.orchestration.launcher import SyncReport, sync
+from pipeline.orchestration.resources import EXPORTS
+from pipeline.sinks.records import HASHED_FIELDS, ChunkRecord
+from pipeline.stages.detect import refresh
+from pipeline.stages.export import Export
+from pipeline.stages.search import records
+from pipeline.stages.settings import ExportSettings
+
+CONSTANT: dict[str, Any] = {"provider": "constant"}
+
+
+class World:
+    """One folder of documents and everything that exports it."""
+
+    def __init__(self, root: Path, cloud: RunningLocalCloud, instance: dg.DagsterInstance, settings: ExportSettings) -> None:
+        self.root = root
+        self.cloud = cloud
+        self.instance = instance
+        self.settings = settings
+
+    @property
+    def documents(self) -> Path:
+        return self.root / "documents"
+
+    @property
+    def export(self) -> Export:
+        return EXPORTS.open(self.settings, self.instance)
+
+    def write(self, name: str, text: str) -> None:
+        path = self.documents / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def remove(self, name: str) -> None:
+        (self.documents / name).unlink()
+
+    def faults(self, **faults: Any) -> None:
+        """Set the cloud's faults; none given clears them."""
+        answer = httpx.put(
+            f"{self.cloud.base_url}/_admin/faults",
+            json=Faults(**faults).model_dump(mode="json"),
+            headers={"Authorization": f"Bearer {self.cloud.api_key}"},
+        )
+        answer.raise_for_status()
+
+    def refresh(self) -> None:
+        """LlamaCloud takes in the folder as it is now."""
+        asyncio.run(refresh(self.export))
+
+    def change(self, **changes: Any) -> None:
+        """Other settings from now on, as after an edit of defs.yaml."""
+        values = {**self.settings.model_dump(mode="json"), **changes}
+        self.settings = ExportSettings.model_validate(values)
+
+    def sync(self) -> SyncReport:
+        """Refresh, then one shot."""
+        self.refresh()
+        return sync(self.settings, self.instance)
+
+    def held(self, sink: str = "lancedb") -> list[ChunkRecord]:
+        """Every record the sink holds, in order."""
+
+        async def read() -> list[ChunkRecord]:
+            return [record async for record in records(self.export, sink)]
+
+        found = asyncio.run(read())
+        return sorted(found, key=lambda record: (record.parsed_directory_file_id, record.chunk_index))
+
+    def names(self, sink: str = "lancedb") -> set[str]:
+        return {record.file_name for record in self.held(sink)}
+
+    def file_id(self, name: str) -> str:
+        return next(file_id for file_id, row in self.export.ledger.files().items() if row.display_name == name)
+
+    def runs(self) -> list[dg.DagsterRun]:
+        return list(self.instance.get_runs())
+
+    def numbers(self, asset: str) -> dict[str, Any]:
+        """Metadata of an asset's last materialization."""
+        event = self.instance.get_latest_materialization_event(dg.AssetKey([self.settings.name, asset]))
+        assert event is not None
+        assert event.asset_materialization is not None
+        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+
+    def assert_settled(self, sink: str = "lancedb") -> None:
+        """The invariant: the sink holds records(payload, chunker, model) of every live file and nothing else."""
+        expected = asyncio.run(self._expected())
+        held = {
+            (record.parsed_directory_file_id, record.chunk_index): {
+                name: getattr(record, name) for name in HASHED_FIELDS if name not in ("attachments", "metadata")
+            }
+            for record in self.held(sink)
+        }
+        assert held.keys() == expected.keys()
+        for key, values in expected.items():
+            assert {name: held[key][name] for name in values} == values
+
+    async def _expected(self) -> dict[tuple[str, int], dict[str, Any]]:
+        """Computed from the cloud alone, past lake, ledger and sink."""
+        export = self.export
+        found: dict[tuple[str, int], dict[str, Any]] = {}
+        async with export.source() as source:
+            files = await source.list_all_files()
+            async for file, payload in source.fetch_payloads(list(files.values())):
+                if isinstance(payload, Exception):
+                    raise payload
+                document = build_document(payload.pages, payload.attachments)
+                chunks = chunk_document(document, self.settings.chunking, export.embedder.tokens, export.embedder.max_tokens)
+                for row in chunks_to_table(chunks).drop_columns(["attachments"]).to_pylist():
+                    found[file.id, row["chunk_index"]] = {
+                        **row,
+                        "file_name": file.display_name,
+                        "chunk_count": len(chunks),
+                        "content_fingerprint_hash": payload.content_fingerprint_hash,
+                        "source_modified_at": payload.source_modified_at,
+                        "embedding_model": export.embedder.identity.fingerprint,
+                    }
+        return found
+
+
+@contextmanager
+def open_world(root: Path, **settings: Any) -> Iterator[World]:
+    """A world under ``root`` for the time of a test; the environment is put back at the end."""
+    (root / "documents").mkdir(parents=True, exist_ok=True)
+    defaults: dict[str, Any] = {
+        "name": "default",
+        "embedding": EmbeddingSettings(**CONSTANT),
+        "removal": {"grace_period_seconds": 0, "max_delete_fraction": 0.5},
+    }
+    cloud_settings = LocalCloudSettings(
+        documents=str(root / "documents"), state_dir=root / "cloud", auto_sync_on_start=False, allow_fault_injection=True
+    )
+    before = dict(os.environ)
+    with RunningLocalCloud(cloud_settings) as cloud, dg.DagsterInstance.ephemeral() as instance:
+        os.environ |= {
+            "INDEXPORT_HOME": str(root / "home"),
+            "LLAMA_CLOUD_BASE_URL": cloud.base_url,
+            "LLAMA_CLOUD_API_KEY": cloud.api_key,
+        }
+        try:
+            yield World(root, cloud, instance, ExportSettings(**{**defaults, **settings}))
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def home_of(root: Path) -> Home:
+    """The installation a world under ``root`` uses."""
+    return Home(root / "home")
