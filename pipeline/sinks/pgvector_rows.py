@@ -1,0 +1,77 @@
+"""Records as rows of the PostgreSQL table, and back.
+
+What belongs here: the codec and what PostgreSQL's types have no room for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.errors import RecordRefused
+from pipeline.sinks.llama_node import node_metadata
+from pipeline.sinks.records import FileRecords, canonical_json, record_schema
+
+Row = tuple[Any, ...]
+_NUL: Final = "\0"
+
+
+def encode(records: pa.Table) -> list[Row]:
+    """Rows of ``record_schema`` as rows of ``written_columns``, as COPY into the staging table takes them."""
+    columns: dict[str, Iterable[Any]] = {
+        name: records[name].to_pylist() for name in records.column_names if name not in ("attachments", "embedding")
+    }
+    columns["attachments"] = [json.dumps(value, ensure_ascii=False) for value in records["attachments"].to_pylist()]
+    columns["embedding"] = _vectors(records["embedding"])
+    metadata = [canonical_json(row) for row in node_metadata(records, include_text=False)]
+    return list(zip(*(columns[name] for name in records.column_names), metadata, strict=True))
+
+
+def _vectors(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
+    return column.combine_chunks().flatten().to_numpy().reshape(len(column), column.type.list_size)  # type: ignore[no-any-return]
+
+
+def decode(rows: Sequence[Row], dimension: int) -> pa.Table:
+    """Rows of ``record_columns`` as rows of ``record_schema``, without ``embedding`` where the rows have no vectors."""
+    schema = record_schema(dimension)
+    held = pa.schema(list(schema)[: len(rows[0])]) if rows else schema
+    columns = list(zip(*rows, strict=True)) or [()] * len(held)
+    return pa.table([_array(item, values) for item, values in zip(held, columns, strict=True)], schema=held)
+
+
+def _array(item: pa.Field, values: Sequence[Any]) -> pa.Array:
+    if item.name != "embedding":
+        return pa.array(values, item.type)
+    flat = np.concatenate([value.to_numpy() for value in values]) if values else np.empty(0, np.float32)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), item.type.list_size)
+
+
+def check_texts(file: FileRecords) -> None:
+    """Raises RecordRefused, naming the field, for U+0000: neither PostgreSQL's text nor its jsonb can hold it."""
+    for name, texts in _texts(file):
+        if any(_NUL in text for text in texts):
+            raise RecordRefused(file.file_id, f"{name} holds the character U+0000, which PostgreSQL cannot store; remove it")
+
+
+def _texts(file: FileRecords) -> Iterator[tuple[str, list[str]]]:
+    for item in file.table.schema:
+        column = file.table[item.name]
+        if pa.types.is_string(item.type):
+            yield item.name, column.drop_null().to_pylist()
+        elif item.name == "attachments":
+            parts = column.combine_chunks().flatten().flatten()
+            yield item.name, [text for part in parts for text in part.drop_null().to_pylist()]
+    yield "metadata", [text for pair in file.provenance.metadata.items() for text in _strings(pair)]
+
+
+def _strings(pair: tuple[str, Any]) -> Iterator[str]:
+    key, value = pair
+    yield key
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        yield from value

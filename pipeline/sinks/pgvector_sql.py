@@ -1,0 +1,193 @@
+"""The statements the PostgreSQL sink runs on its table.
+
+What belongs here: SQL text. Names are composed as identifiers, values are always parameters.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any, Final, LiteralString
+
+from psycopg import sql
+
+from pipeline.sinks.base import Snapshot
+from pipeline.sinks.filters import Condition, FilterValue
+from pipeline.sinks.pgvector_table import TableLayout, field_value, names, number_value, record_columns, written_columns
+
+READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
+STAGING: Final = sql.Identifier("pg_temp", "indexport_staging")
+_COMPARISONS: Final[dict[str, LiteralString]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_JSON_TYPES: Final = {"string": "string", "boolean": "boolean", "string_list": "array"}
+_SCOPE: Final = sql.SQL("tenant_id = %(tenant)s AND export_config_id = %(config)s")
+
+
+@dataclass
+class Where:
+    """Conditions that hold together, with their parameters."""
+
+    parts: list[sql.Composable]
+    parameters: dict[str, Any] = field(default_factory=dict)
+
+    def bind(self, value: object) -> sql.Placeholder:
+        name = f"value_{len(self.parameters)}"
+        self.parameters[name] = value
+        return sql.Placeholder(name)
+
+    @property
+    def clause(self) -> sql.Composed:
+        return sql.SQL(" AND ").join(self.parts)
+
+
+def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Where:
+    """Rows of one config of one tenant, of all its files unless some are named."""
+    where = Where([_SCOPE], {"tenant": tenant_id, "config": export_config_id})
+    if file_ids is not None:
+        where.parts.append(sql.SQL("parsed_directory_file_id = ANY({}::text[])").format(where.bind(list(file_ids))))
+    return where
+
+
+def filtered(where: Where, conditions: Iterable[Condition]) -> Where:
+    """``where`` and every condition; a value of another type than the declared one counts as none."""
+    for condition in conditions:
+        positive = _positive(where, condition)
+        template: LiteralString = "(({}) IS NOT TRUE)" if condition.negated else "({})"
+        where.parts.append(sql.SQL(template).format(positive))
+    return where
+
+
+def _positive(where: Where, condition: Condition) -> sql.Composed:
+    if not condition.is_metadata:
+        values = where.bind([str(value) for value in condition.values])
+        return sql.SQL("{} = ANY({}::text[])").format(sql.Identifier(condition.field), values)
+    if condition.type in ("integer", "float"):
+        return _compared_number(where, condition)
+    value = field_value(condition.field)
+    contained = [sql.SQL("{} @> {}::jsonb").format(value, where.bind(json.dumps(item))) for item in condition.values]
+    return sql.SQL("jsonb_typeof({}) = {} AND ({})").format(
+        value, sql.Literal(_JSON_TYPES[condition.type]), sql.SQL(" OR ").join(contained)
+    )
+
+
+def _compared_number(where: Where, condition: Condition) -> sql.Composed:
+    number = number_value(condition.field)
+    if condition.operator in _COMPARISONS:
+        operator = sql.SQL(_COMPARISONS[condition.operator])
+        return sql.SQL("{} {} {}::numeric").format(number, operator, where.bind(_exact(condition.values[0])))
+    return sql.SQL("{} = ANY({}::numeric[])").format(number, where.bind([_exact(value) for value in condition.values]))
+
+
+def _exact(value: FilterValue) -> Decimal:
+    """The number JSON writes, which is what the table holds: a cast from double precision would round to 15 digits."""
+    return Decimal(repr(value))
+
+
+def lock_keys(layout: TableLayout, addresses: Iterable[tuple[str, str, str]]) -> list[int]:
+    """Keys of the advisory locks on files (tenant, config, file id), in the one order every writer takes them in."""
+    named = (json.dumps([layout.schema, layout.name, *address]) for address in addresses)
+    return sorted({int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "big", signed=True) for name in named})
+
+
+LOCK_FILES: Final = "SELECT count(pg_advisory_xact_lock(key)) FROM unnest(%s::bigint[]) AS key"
+
+
+def create_staging(layout: TableLayout) -> sql.Composed:
+    columns = [
+        sql.SQL("{} {}").format(sql.Identifier(column.name), sql.Identifier(column.staged))
+        for column in written_columns(layout.model.dimension)
+    ]
+    return sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(STAGING, sql.SQL(", ").join(columns))
+
+
+def copy_staging() -> sql.Composed:
+    return sql.SQL("COPY {} FROM STDIN (FORMAT BINARY)").format(STAGING)
+
+
+def delete_leftovers(layout: TableLayout) -> sql.Composed:
+    """Delete what these files have beyond the staged records; ``configs`` and ``files`` are parallel lists."""
+    return sql.SQL(
+        "DELETE FROM {} AS held USING unnest(%(configs)s::text[], %(files)s::text[]) AS file (config, id) "
+        "WHERE held.tenant_id = %(tenant)s AND held.export_config_id = file.config "
+        "AND held.parsed_directory_file_id = file.id "
+        "AND NOT EXISTS (SELECT FROM {} AS staged WHERE staged.node_id = held.node_id)"
+    ).format(layout.identifier, STAGING)
+
+
+def upsert_staged(layout: TableLayout) -> sql.Composed:
+    columns = written_columns(layout.model.dimension)
+    values = [sql.SQL("{}::{}").format(sql.Identifier(column.name), column.type) for column in columns]
+    updates = [sql.SQL("{0} = EXCLUDED.{0}").format(sql.Identifier(c.name)) for c in columns if c.name != "node_id"]
+    return sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {} ON CONFLICT (node_id) DO UPDATE SET {}").format(
+        layout.identifier, names(columns), sql.SQL(", ").join(values), STAGING, sql.SQL(", ").join(updates)
+    )
+
+
+def delete(layout: TableLayout, where: Where) -> sql.Composed:
+    return sql.SQL("DELETE FROM {} WHERE {}").format(layout.identifier, where.clause)
+
+
+def snapshots(layout: TableLayout, where: Where) -> sql.Composed:
+    columns = sql.SQL(", ").join(sql.Identifier(item.name) for item in fields(Snapshot))
+    template = "SELECT {} FROM {} WHERE chunk_index = 0 AND {}"
+    return sql.SQL(template).format(columns, layout.identifier, where.clause)
+
+
+def records(layout: TableLayout, where: Where) -> sql.Composed:
+    """Whole records, file by file, in chunk order."""
+    template = "SELECT {} FROM {} WHERE {} ORDER BY parsed_directory_file_id, chunk_index"
+    return sql.SQL(template).format(names(record_columns(layout.model.dimension)), layout.identifier, where.clause)
+
+
+def begin_search(ef_search: int) -> sql.Composed:
+    """How one transaction searches: all queries see one version, and go on in the index until filters let enough through."""
+    return sql.SQL("{}; SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.ef_search = {}").format(
+        sql.SQL(READ_ONE_VERSION), sql.Literal(ef_search)
+    )
+
+
+SEARCH_EXACTLY: Final = "SET LOCAL enable_indexscan = off"
+"""HNSW has no other kind of scan; B-tree and GIN indexes still serve the filters through bitmaps."""
+
+
+def nearest(layout: TableLayout, where: Where, vector: object, *, candidates: int, k: int) -> sql.Composed:
+    """The ``k`` best records and their cosine similarity, best first.
+
+    ``candidates`` come in the index's own order, which is approximate and may be of half precision; they are ranked by the
+    exact distance. ``+ 0`` keeps PostgreSQL from trusting the index's order (documented by the vendor of pgvector).
+    """
+    columns = names(record_columns(layout.model.dimension, vectors=False))
+    query = where.bind(vector)
+    return sql.SQL(
+        "WITH nearest AS MATERIALIZED (SELECT {columns}, embedding <=> {query}::vector AS distance FROM {table} "
+        "WHERE {where} ORDER BY {indexed} <=> {query}::{type} LIMIT {candidates}) "
+        "SELECT {columns}, 1 - distance FROM nearest ORDER BY distance + 0 LIMIT {k}"
+    ).format(
+        columns=columns,
+        table=layout.identifier,
+        where=where.clause,
+        indexed=layout.vector_expression,
+        query=query,
+        type=layout.vector_type,
+        candidates=where.bind(candidates),
+        k=where.bind(k),
+    )
+
+
+def matching(layout: TableLayout, where: Where, text: str, k: int) -> sql.Composed:
+    """The ``k`` records that match most of the words best, with their rank. Any one word is enough to match."""
+    words = sql.SQL("replace(plainto_tsquery({}::regconfig, {})::text, ' & ', ' | ')::tsquery").format(
+        sql.Literal(layout.text_search_config), where.bind(text)
+    )
+    return sql.SQL(
+        "SELECT {columns}, ts_rank(text_search_tsv, {words}, 1) AS rank FROM {table} "
+        "WHERE {where} AND text_search_tsv @@ {words} ORDER BY rank DESC, node_id LIMIT {k}"
+    ).format(
+        columns=names(record_columns(layout.model.dimension, vectors=False)),
+        words=words,
+        table=layout.identifier,
+        where=where.clause,
+        k=where.bind(k),
+    )

@@ -1,0 +1,153 @@
+"""A PostgreSQL server that may be away, full, busy or strict: connections, transactions, trying again, typed errors.
+
+Works behind a connection pooler in transaction mode: nothing outlives a transaction, nothing is prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, TypeAlias, TypeVar
+
+import psycopg
+from pgvector.psycopg import register_vector_async
+from psycopg import AsyncConnection, errors, sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.pq import TransactionStatus
+
+from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.pgvector_sql import READ_ONE_VERSION
+
+T = TypeVar("T")
+Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
+Work: TypeAlias = Callable[[Connection], Awaitable[T]]
+
+_DEFAULTS: Final = {"connect_timeout": "10", "application_name": "indexport"}
+_ALWAYS: Final = {"client_encoding": "utf8"}
+_IDLE_KEPT: Final = 4
+_ATTEMPTS: Final = 6
+_FIRST_WAIT: Final = 0.05
+_TRANSIENT: Final = (
+    errors.SerializationFailure,
+    errors.DeadlockDetected,
+    errors.AdminShutdown,
+    errors.CrashShutdown,
+    errors.TooManyConnections,
+)
+
+
+class ValueRefused(ValueError):
+    """PostgreSQL cannot take a value: its type has no room for it, or a documented limit stands against it."""
+
+
+class PostgresStore:
+    """Transactions on the database that the environment variable ``dsn_env`` names."""
+
+    def __init__(self, dsn_env: str) -> None:
+        self._dsn_env = dsn_env
+        self._idle: list[Connection] = []
+
+    async def run(self, action: str, work: Work[T]) -> T:
+        """``work`` in one transaction, done again when another one was in its way or the connection broke."""
+        for number in range(_ATTEMPTS):
+            try:
+                async with self._connection() as connection, connection.transaction():
+                    return await work(connection)
+            except psycopg.Error as error:
+                if number + 1 == _ATTEMPTS or not _is_transient(error):
+                    raise self._typed(action, error) from None
+            await asyncio.sleep(random.uniform(0, _FIRST_WAIT * 2**number))  # noqa: S311 - jitter, no secret
+        raise AssertionError("the last attempt returns or raises")
+
+    @asynccontextmanager
+    async def snapshot(self, action: str) -> AsyncIterator[Connection]:
+        """A transaction on a connection of its own in which every query sees the same version of everything."""
+        with self._errors(action):
+            connection = await self._connect_typed()
+            async with connection, connection.transaction():
+                await connection.execute(READ_ONE_VERSION)
+                yield connection
+
+    async def change_schema(self, action: str, work: Work[None]) -> None:
+        """``work`` in one transaction, on a connection that knows no pgvector types: they may be missing yet."""
+        connection = await self._connect()
+        with self._errors(action):
+            async with connection, connection.transaction():
+                await work(connection)
+
+    async def run_outside_transaction(self, action: str, statement: sql.Composed) -> None:
+        connection = await self._connect()
+        with self._errors(action):
+            async with connection:
+                await connection.set_autocommit(True)
+                await connection.execute(statement)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Connection]:
+        """An idle connection or a new one; it is kept for the next user unless it broke."""
+        connection = self._idle.pop() if self._idle else await self._connect_typed()
+        try:
+            yield connection
+        finally:
+            idle = connection.info.transaction_status == TransactionStatus.IDLE
+            if idle and len(self._idle) < _IDLE_KEPT:
+                self._idle.append(connection)
+            else:
+                await connection.close()
+
+    async def _connect_typed(self) -> Connection:
+        connection = await self._connect()
+        try:
+            await register_vector_async(connection)
+        except psycopg.ProgrammingError:
+            await connection.close()
+            raise errors.UndefinedObject("type vector is missing") from None
+        except BaseException:
+            await connection.close()
+            raise
+        return connection
+
+    async def _connect(self) -> Connection:
+        dsn = os.environ.get(self._dsn_env, "").strip()
+        wanted = "a PostgreSQL connection string such as postgresql://user:password@host:5432/database"
+        if not dsn:
+            raise ConfigError(f"the environment variable {self._dsn_env} is not set; it must hold {wanted}")
+        try:
+            conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(dsn), **_ALWAYS})
+        except psycopg.ProgrammingError:
+            raise ConfigError(f"the environment variable {self._dsn_env} does not hold {wanted}") from None
+        try:
+            return await AsyncConnection.connect(conninfo, prepare_threshold=None)
+        except psycopg.Error as error:
+            raise SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot be reached: {_shown(error)}") from None
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except psycopg.Error as error:
+            raise self._typed(action, error) from None
+
+    def _typed(self, action: str, error: psycopg.Error) -> Exception:
+        if isinstance(error, (psycopg.DataError, errors.ProgramLimitExceeded)):
+            return ValueRefused(f"PostgreSQL refuses a value: {_shown(error)}")
+        if isinstance(error, (errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName)):
+            return SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot {action}: {_shown(error)}; provision the sink first")
+        return SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot {action}: {_shown(error)}")
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().close()
+
+
+def _is_transient(error: psycopg.Error) -> bool:
+    """An error the server did not send is a connection that broke, perhaps only the idle one we had kept."""
+    return isinstance(error, _TRANSIENT) or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None)
+
+
+def _shown(error: psycopg.Error) -> str:
+    """The server's message without its details, which may quote records."""
+    return error.diag.message_primary or " ".join(str(error).split())
