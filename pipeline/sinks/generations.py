@@ -4,18 +4,23 @@ What belongs here: the order of requests, and what the heads found in a store me
 it tries again and how it waits for what it has written to become readable is that store's own module.
 
 A record's id carries the digest of its record set, so two versions of a file never overwrite each other. Chunk 0 of a
-version is its *head*. A replace is four rounds, each finished before the next one starts:
+version is its *head*. A replace is five rounds, each finished before the next one starts:
 
 1. write the new head, marked ``pending``: the marker names every generation that may have records, the new one first;
 2. write the new generation, with its marked head in every request, so that no record is ever without one, not even when
    a request thought lost arrives late;
-3. delete the other generations by their computed ids (a head knows its chunk count), never by a search that may lag, with
+3. count the new records;
+4. delete the other generations by their computed ids (a head knows its chunk count), never by a search that may lag, with
    their heads in every request;
-4. clear the marker.
+5. clear the marker.
 
 A reader sees the old version, both, or the new one; never less than the old one. A file with a marked head or with two heads
 never looks finished, so whatever a crash left behind is found and made good by the next replace: it writes everything,
 and deletes everything else that any head or marker names. Emptying a file marks its heads and deletes them last.
+
+Two runs must not write one file at once, and leases see to that. Where they do all the same, or where a request takes effect
+after it was given up, the file looks unfinished or absent and the next replace makes it good, as long as no generation is
+too large for one delete request; beyond that, records without a head can stay, for the store to sweep.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
 
+from pipeline.errors import SinkUnavailable
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.records import chunk_ids
 from pipeline.sinks.slicing import slices
@@ -143,6 +149,12 @@ class GenerationStore(Protocol[W]):
         """Set ``pending`` on those of these records that exist."""
         ...
 
+    async def count_present(self, ids: Sequence[str]) -> int:
+        """How many of these records exist. It protects from runs that overlap against all leases, and from a store that
+        acknowledges what it does not keep; where it would cost as much as the write, a store may answer ``len(ids)``.
+        """
+        ...
+
     async def clear_pending(self, heads: Sequence[W]) -> None:
         """Remove ``pending`` from these records, written before without it, where they exist."""
         ...
@@ -155,7 +167,8 @@ class GenerationStore(Protocol[W]):
 async def replace_generations(store: GenerationStore[W], files: Sequence[FileWrites[W]]) -> None:
     """Make the store hold exactly these records of these files. The number of requests grows with bytes, not with files.
 
-    May be cancelled or fail between any two requests; running again, with whatever content, makes it good.
+    May be cancelled or fail between any two requests; running again, with whatever content, makes it good. Raises
+    SinkUnavailable when another run is found at work on the same files.
     """
     if not files:
         return
@@ -166,6 +179,7 @@ async def replace_generations(store: GenerationStore[W], files: Sequence[FileWri
     await _each(store, store.upsert, slices(heads, count=store.max_records, size=store.max_bytes, size_of=store.size_of))
     bodies = [(plan.head, plan.writes[1:]) for plan in plans if len(plan.writes) > 1]
     await _each(store, store.upsert, _headed(bodies, store.max_records, store.max_bytes, store.size_of))
+    await _verify(store, plans)
     stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
     await _each(store, store.delete, _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0))
     await _each(store, store.clear_pending, slices([plan.writes[0] for plan in plans], count=store.max_ids))
@@ -199,9 +213,10 @@ def _by_file(heads: Iterable[Head]) -> dict[FileKey, list[Head]]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan(Generic[W]):
-    """``head`` is the first of ``writes``, marked; ``stale`` are the generations that have to go."""
+    """``head`` is the first of ``writes``, marked; ``ids`` are theirs; ``stale`` are the generations that have to go."""
 
     key: FileKey
+    ids: Sequence[str]
     writes: Sequence[W]
     head: W
     stale: Sequence[Generation]
@@ -210,7 +225,19 @@ class _Plan(Generic[W]):
 def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head]) -> _Plan[W]:
     found = {generation for head in heads for generation in head.named() if generation.chunk_count}
     stale = sorted(found - {file.generation})
-    return _Plan(file.key, file.writes, store.marked(file.writes[0], _marker([file.generation, *stale])), stale)
+    head = store.marked(file.writes[0], _marker([file.generation, *stale]))
+    return _Plan(file.key, file.key.ids(file.generation), file.writes, head, stale)
+
+
+async def _verify(store: GenerationStore[W], plans: Sequence[_Plan[W]]) -> None:
+    """Raises SinkUnavailable when a record just written is gone: only another run on the same files can have deleted it."""
+
+    async def check(ids: list[str]) -> None:
+        if await store.count_present(ids) != len(ids):
+            raise SinkUnavailable("another run is writing the same files to this sink; run again when it has ended")
+
+    written = [found for plan in plans for found in plan.ids]
+    await _each(store, check, slices(written, count=store.max_ids))
 
 
 async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:
@@ -218,9 +245,11 @@ async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:
     head_ids = {head.key.ids(head.generation)[0]: head for head in heads}
     unmarked = [found for found, head in head_ids.items() if head.pending is None]
     await _each(store, lambda ids: store.mark(ids, str(_NOTHING)), slices(unmarked, count=store.max_ids))
-    named = {found for head in heads for generation in head.named() for found in head.key.ids(generation)}
-    await _each(store, store.delete, slices(sorted(named - head_ids.keys()), count=store.max_ids))
-    await _each(store, store.delete, slices(list(head_ids), count=store.max_ids))
+    named = sorted({(head.key, generation) for head in heads for generation in head.named() if generation.chunk_count})
+    groups = [key.ids(generation) for key, generation in named]
+    rest = [found for ids in groups for found in ids if found not in head_ids]
+    await _each(store, store.delete, slices(rest, count=store.max_ids))
+    await _each(store, store.delete, _headed([(ids[0], ids[1:]) for ids in groups], store.max_ids, 0, lambda _: 0))
 
 
 def _marker(generations: Iterable[Generation]) -> str:
@@ -233,21 +262,18 @@ def _parse_marker(marker: str) -> list[Generation]:
 
 
 def _headed(groups: Iterable[tuple[T, Sequence[T]]], count: int, size: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:
-    """Requests of at most ``count`` items and ``size``: each group's items behind its head, repeated where a group spreads."""
+    """Requests of at most ``count`` items and ``size``; each group behind its head, in one request if one can hold it."""
     request: list[T] = []
     held = 0
     for head, items in groups:
-        pieces: Sequence[Sequence[T]] = [[head, item] for item in items] or [[head]]
-        headed = False
-        for piece in pieces:
-            added = piece[1:] if headed else piece
-            grown = sum(map(size_of, added))
-            if request and (len(request) + len(added) > count or held + grown > size):
+        for part in list(slices(items, count=count - 1, size=size - size_of(head), size_of=size_of)) or [[]]:
+            piece = [head, *part]
+            grown = sum(map(size_of, piece))
+            if request and (len(request) + len(piece) > count or held + grown > size):
                 yield request
-                request, held, added, grown = [], 0, piece, sum(map(size_of, piece))
-            request += added
+                request, held = [], 0
+            request += piece
             held += grown
-            headed = True
     if request:
         yield request
 
