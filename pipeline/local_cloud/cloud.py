@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from pipeline.errors import ConfigError
 from pipeline.local_cloud.blobs import BlobStore, TokenSigner
 from pipeline.local_cloud.documents import DocumentFolder
 from pipeline.local_cloud.faults import FaultInjector, Faults
@@ -45,6 +46,10 @@ class Cloud:
 def open_cloud(settings: LocalCloudSettings, clock: Clock = utc_now, faults: Faults | None = None) -> Cloud:
     """Opens the state directory and the folder. Raises ``ConfigError``."""
     folder = DocumentFolder(settings.documents, settings.storage_options)
+    if folder.would_scan(settings.state_dir):
+        raise ConfigError(
+            f"state_dir={str(settings.state_dir)!r} lies among the documents; choose a folder outside or a hidden one"
+        )
     state = State(settings.state_dir)
     return Cloud(
         settings=settings,

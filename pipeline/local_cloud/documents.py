@@ -98,6 +98,12 @@ class DocumentFolder:
             if _is_document(path)
         ]
 
+    def would_scan(self, path: Path) -> bool:
+        """Whether files under a local path would be taken for documents."""
+        root = Path(self._root).resolve()
+        inside = self._local and path.resolve().is_relative_to(root)
+        return inside and not any(part.startswith(".") for part in path.resolve().relative_to(root).parts)
+
     def read(self, path: str) -> bytes:
         """The content of one document. Raises ``UnreadableDocument``."""
         try:

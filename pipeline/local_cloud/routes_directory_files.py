@@ -61,7 +61,7 @@ class _Filter:
 
     @property
     def sql(self) -> str:
-        return " AND ".join(("directory_id = ?", *self.conditions))
+        return " AND ".join(("FROM directory_file WHERE directory_id = ?", *self.conditions))
 
 
 async def file_filter(
@@ -97,16 +97,18 @@ async def list_files(
     expand: Expand = None,
 ) -> Response:
     directory_row(cloud, directory_id)
+    wanted_by = (directory_id, *wanted.parameters)
     faults = cloud.faults.current
     if faults.fail_listing_at_page is not None and asked.cursor.page >= faults.fail_listing_at_page:
         raise HTTPException(500, "the listing broke off")
-    sql = f"SELECT * FROM directory_file WHERE {wanted.sql} AND seq > ? ORDER BY seq LIMIT ?"  # noqa: S608  # our own literals
-    rows = cloud.state.query(sql, directory_id, *wanted.parameters, asked.cursor.after, asked.size + 1)
-    count = cloud.state.one(f"SELECT count(*) FROM directory_file WHERE {wanted.sql}", directory_id, *wanted.parameters)  # noqa: S608
+    rows = cloud.state.query(
+        f"SELECT * {wanted.sql} AND seq > ? ORDER BY seq LIMIT ?", *wanted_by, asked.cursor.after, asked.size + 1
+    )
+    count = cloud.state.query(f"SELECT count(*) {wanted.sql}", *wanted_by)[0][0]
     shown = _with_listing_faults(cloud, rows[: asked.size], asked, faults)
     url = base_url(request) if expand else None
     items = [_item(cloud, row, url, faults) for row in shown]
-    return page_answer(items, rows, asked, total=count[0] if count else None)
+    return page_answer(items, rows, asked, total=count)
 
 
 @router.post("")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
@@ -10,12 +10,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 AttachmentKind = Literal["items", "screenshots"]
 
 
+def _location(value: object) -> object:
+    return str(value) if isinstance(value, PurePath) else value
+
+
 class LocalCloudSettings(BaseModel):
     """What to serve, where to keep state, and whom to let in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    documents: Annotated[str, BeforeValidator(str)] = Field(
+    documents: Annotated[str, BeforeValidator(_location)] = Field(
         min_length=1, description="Folder of documents: a local path or an fsspec URL (s3://bucket/prefix)."
     )
     storage_options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the fsspec filesystem.")

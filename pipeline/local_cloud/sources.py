@@ -88,24 +88,25 @@ class SourceReader:
         for document in found:
             row, sidecar = known.get(document.path), sidecars.get(document.path, Sidecar())
             if document.path in uploads and row is None:
-                yield self._refused(document, sidecar, "an uploaded file already has this unique_id")
+                yield self._source(document, sidecar, row, problem="an uploaded file already has this unique_id")
             elif (reason := self._unparsable(document)) is not None:
                 unread = f"unread:{document.stamp or (document.size, document.modified_at)}"
                 if self._record(document, unread, sidecar, row):
-                    yield self._refused(document, sidecar, reason, row)
+                    yield self._source(document, sidecar, row, problem=reason)
             elif row is not None and document.stamp is not None and row["stamp"] == document.stamp:
                 if self._record(document, row["digest"], sidecar, row):
-                    yield self._source(document, row["digest"], sidecar, row, self._reread(document.path, row["digest"]))
+                    load = self._reread(document.path, row["digest"])
+                    yield self._source(document, sidecar, row, digest=row["digest"], load=load)
             else:
                 fresh.append(document)
         for document, content in self._cloud.folder.read_batches(fresh):
             row, sidecar = known.get(document.path), sidecars.get(document.path, Sidecar())
             if isinstance(content, UnreadableDocument):
-                yield self._refused(document, sidecar, str(content), row)
+                yield self._source(document, sidecar, row, problem=str(content))
                 continue
             digest = content_digest(content)
             if self._record(document, digest, sidecar, row):
-                yield self._source(document, digest, sidecar, row, partial(bytes, content))
+                yield self._source(document, sidecar, row, digest=digest, load=partial(bytes, content))
 
     def _uploads(self) -> Iterator[SourceFile]:
         for row in self._rows("document_path IS NULL AND deleted_at IS NULL"):
@@ -164,7 +165,14 @@ class SourceReader:
         return True
 
     def _source(
-        self, document: FoundDocument, digest: str, sidecar: Sidecar, row: Row | None, load: Callable[[], bytes]
+        self,
+        document: FoundDocument,
+        sidecar: Sidecar,
+        row: Row | None,
+        *,
+        digest: str = "",
+        load: Callable[[], bytes] = bytes,
+        problem: str | None = None,
     ) -> SourceFile:
         return SourceFile(
             id=row["id"] if row else document_file_id(self._directory["id"], document.path),
@@ -175,16 +183,7 @@ class SourceReader:
             digest=digest,
             modified_at=document.modified_at,
             load=load,
-        )
-
-    def _refused(self, document: FoundDocument, sidecar: Sidecar, reason: str, row: Row | None = None) -> SourceFile:
-        return SourceFile(
-            id=row["id"] if row else document_file_id(self._directory["id"], document.path),
-            unique_id=row["unique_id"] if row else document.path,
-            display_name=row["display_name"] if row else document.path,
-            file_name=document.path,
-            metadata=_metadata_of(sidecar, row),
-            problem=reason,
+            problem=problem,
         )
 
     def _reread(self, path: str, digest: str) -> Callable[[], bytes]:

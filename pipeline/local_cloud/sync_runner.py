@@ -68,7 +68,10 @@ class SyncRunner:
         return started
 
     def cancel(self, index_id: str) -> Row:
-        """Ends the running sync without a change to the listing; returns the index as it is then. Raises ``SyncConflict`` if none is running."""
+        """Ends the running sync without a change to the listing; returns the index as it is then.
+
+        Raises ``SyncConflict`` if none is running.
+        """
         with self._cloud.state.transaction() as write:
             row = write.execute('SELECT * FROM "index" WHERE id = ? AND sync_in_progress', (index_id,)).fetchone()
             run = self._runs.pop(index_id, None)

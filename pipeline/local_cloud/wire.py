@@ -61,7 +61,7 @@ async def paging(
 ) -> Paging:
     """Larger pages than allowed are cut, as the vendor does. A token that is not ours answers 422."""
     cap = cloud.faults.current.page_size_cap or MAX_PAGE_SIZE
-    return Paging(_cursor(page_token), min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, cap))
+    return Paging(read_cursor(page_token), min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, cap))
 
 
 PagingPart = Annotated[Paging, Depends(paging)]
@@ -164,7 +164,8 @@ def index_json(row: Row, *, with_progress: bool) -> dict[str, Any]:
     return value
 
 
-def _cursor(token: str | None) -> Cursor:
+def read_cursor(token: str | None) -> Cursor:
+    """The place a token stands for, the start without one. Raises 422 for a token that is not ours."""
     if not token:
         return Cursor()
     try:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.local_cloud.wire import Cursor, _cursor
+from pipeline.local_cloud.wire import Cursor, read_cursor
 from pipeline_tests.local_cloud.harness import Harness
 
 
@@ -37,7 +37,7 @@ def test_a_connector_subscription_feeds_one_directory(cloud: Harness) -> None:
     first = cloud.client.beta.directories.create(name="a", connector_subscription_id="sub-1")
     with pytest.raises(llama_cloud.ConflictError) as refused:
         cloud.client.beta.directories.create(name="b", connector_subscription_id="sub-1")
-    assert refused.value.body["detail"]["directory_id"] == first.id  # type: ignore[index]
+    assert refused.value.body["detail"]["directory_id"] == first.id
 
 
 def test_a_directory_of_an_index_cannot_be_deleted(cloud: Harness) -> None:
@@ -63,7 +63,7 @@ def test_files_are_filtered_as_the_vendor_documents(cloud: Harness) -> None:
     api.upload(directory.id, upload_file=("letter.txt", b"b"), unique_id="l-1")
 
     def found(**filters: object) -> list[str]:
-        return [file.display_name for file in api.list(directory.id, **filters)]  # type: ignore[arg-type]
+        return [file.display_name for file in api.list(directory.id, **filters)]
 
     assert found(display_name="Report.txt") == ["Report.txt"]
     assert found(display_name_contains="REP") == ["Report.txt"]
@@ -144,4 +144,4 @@ def test_unknown_directories_and_foreign_page_tokens_are_refused(cloud: Harness)
 
 @given(page=st.integers(1, 10**9), after=st.integers(0, 2**62))
 def test_a_cursor_comes_back_from_its_token(page: int, after: int) -> None:
-    assert _cursor(Cursor(page, after).token()) == Cursor(page, after)
+    assert read_cursor(Cursor(page, after).token()) == Cursor(page, after)

@@ -23,7 +23,7 @@ def _url(cloud: Harness, name: str = "hello.md") -> str:
 def _names(cloud: Harness, **query: int) -> list[str]:
     directory = cloud.index().output_directory_id
     assert directory is not None
-    return [file.display_name for file in cloud.client.beta.directories.files.list(directory, **query)]  # type: ignore[arg-type]
+    return [file.display_name for file in cloud.client.beta.directories.files.list(directory, **query)]
 
 
 @pytest.fixture
@@ -175,7 +175,7 @@ def test_the_accepted_id_can_be_switched_at_run_time(cloud: Harness) -> None:
 
 def test_faults_can_be_set_before_the_start_and_read_back(documents: Path, state_dir: Path) -> None:
     with running(documents, state_dir, faults=Faults(sync_error="from the start")) as cloud:
-        assert cloud.index().metadata["error_message"] == "from the start"  # type: ignore[index]
+        assert cloud.index().metadata["error_message"] == "from the start"
         answer = httpx.get(f"{cloud.server.base_url}/_admin/faults", headers=bearer(cloud.server.api_key))
         assert Faults.model_validate(answer.json()) == Faults(sync_error="from the start")
 
@@ -188,7 +188,7 @@ def test_the_admin_endpoint_exists_only_where_it_is_allowed(documents: Path, sta
 
 def test_unknown_faults_are_refused(cloud: Harness) -> None:
     with pytest.raises(ValidationError):
-        Faults(rate_limitd_requests=1)  # type: ignore[call-arg]
+        Faults(rate_limitd_requests=1)
     answer = httpx.put(
         f"{cloud.server.base_url}/_admin/faults", json={"payloads": {"*": "funny"}}, headers=bearer(cloud.server.api_key)
     )

@@ -133,7 +133,7 @@ def test_a_first_sync_that_was_interrupted_says_so(documents: Path, state_dir: P
         assert metadata is not None
         assert metadata["status"] == "failed"
         assert "interrupted" in metadata["error_message"]
-        assert cloud.sync().metadata["status"] == "ready"  # type: ignore[index]
+        assert cloud.sync().metadata["status"] == "ready"
 
 
 def test_a_state_directory_serves_one_server(documents: Path, state_dir: Path) -> None:

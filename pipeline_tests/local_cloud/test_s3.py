@@ -80,7 +80,7 @@ def test_unchanged_objects_are_not_read_again(bucket: Bucket, tmp_path: Path, mo
     bucket.put("docs/a.md", b"a")
     with running("s3://library/docs", tmp_path, storage_options=bucket.options) as cloud:
         monkeypatch.setattr(DocumentFolder, "read", lambda _self, path: pytest.fail(f"{path} was read again"))
-        assert cloud.sync().metadata["status"] == "ready"  # type: ignore[index]
+        assert cloud.sync().metadata["status"] == "ready"
 
 
 def test_a_bucket_that_is_gone_fails_the_sync_and_removes_nothing(bucket: Bucket, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_bucket_that_is_gone_fails_the_sync_and_removes_nothing(bucket: Bucket
     with running("s3://library/docs", tmp_path, storage_options=bucket.options) as cloud:
         bucket.delete("docs/a.md")
         bucket.s3.delete_bucket(Bucket="library")
-        assert cloud.sync().metadata["status"] == "failed"  # type: ignore[index]
+        assert cloud.sync().metadata["status"] == "failed"
         assert set(cloud.output()) == {"a.md"}
 
 

@@ -17,6 +17,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError
+from pipeline.local_cloud.cloud import open_cloud
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline_tests.local_cloud.harness import Harness, bearer, running, until
@@ -57,6 +58,18 @@ def test_a_state_directory_in_use_is_a_setting_error(documents: Path, state_dir:
         pass
 
 
+@pytest.mark.parametrize(
+    ("place", "works"), [("state", False), ("a/b", False), (".", False), (".state", True), ("../state", True)]
+)
+def test_state_is_never_kept_among_the_documents(documents: Path, place: str, works: bool) -> None:
+    settings = LocalCloudSettings(documents=documents, state_dir=documents / place)
+    if works:
+        open_cloud(settings).state.close()
+    else:
+        with pytest.raises(ConfigError, match="lies among the documents"):
+            open_cloud(settings)
+
+
 def test_other_machines_are_let_in_only_when_told(documents: Path, state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with running(documents, state_dir, host="0.0.0.0") as cloud:  # noqa: S104  # the subject of the test
         assert cloud.server.base_url.startswith("http://127.0.0.1:")
@@ -72,13 +85,13 @@ def test_urls_follow_the_name_the_client_called(cloud: Harness) -> None:
 
 
 def test_the_key_is_not_shown_by_the_settings() -> None:
-    settings = LocalCloudSettings(documents="x", state_dir=Path("y"), api_key="llx-secret")  # type: ignore[arg-type]
+    settings = LocalCloudSettings(documents="x", state_dir=Path("y"), api_key="llx-secret")
     assert "llx-secret" not in repr(settings)
 
 
 def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError):
-        LocalCloudSettings(documents="x", state_dir=Path("y"), indexname="z")  # type: ignore[call-arg]
+        LocalCloudSettings(documents="x", state_dir=Path("y"), indexname="z")
 
 
 def test_serve_runs_until_it_is_interrupted(documents: Path, state_dir: Path) -> None:

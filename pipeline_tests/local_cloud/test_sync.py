@@ -31,7 +31,7 @@ def test_a_changed_document_keeps_its_id_and_gets_another_file(cloud: Harness, d
     after, new = cloud.output(), cloud.payload(cloud.output()["hello.md"])
     assert after["hello.md"].id == before["hello.md"].id
     assert after["hello.md"].file_id != before["hello.md"].file_id
-    assert after["hello.md"].updated_at > before["hello.md"].updated_at  # type: ignore[operator]
+    assert after["hello.md"].updated_at > before["hello.md"].updated_at
     assert after["hello.md"].created_at == before["hello.md"].created_at
     assert after["guides/boats.txt"] == before["guides/boats.txt"]
     assert new["content_fingerprint_hash"] != old["content_fingerprint_hash"]
@@ -57,7 +57,7 @@ def test_a_sync_without_changes_moves_only_the_index(cloud: Harness) -> None:
     index, before = cloud.index(), (cloud.output(), cloud.source())
     cloud.sync()
     assert (cloud.output(), cloud.source()) == before
-    assert cloud.index().last_synced_at > index.last_synced_at  # type: ignore[operator]
+    assert cloud.index().last_synced_at > index.last_synced_at
 
 
 def test_a_removed_document_is_soft_deleted_and_returns_under_its_id(cloud: Harness, documents: Path) -> None:
@@ -69,7 +69,7 @@ def test_a_removed_document_is_soft_deleted_and_returns_under_its_id(cloud: Harn
     deleted = cloud.output(include_deleted=True)["hello.md"]
     assert deleted.id == before.id
     assert deleted.deleted_at is not None
-    assert deleted.updated_at > before.updated_at  # type: ignore[operator]
+    assert deleted.updated_at > before.updated_at
     cloud.sync()
     (documents / "hello.md").write_text(content)
     cloud.sync()
@@ -108,7 +108,7 @@ def test_a_sidecar_gives_metadata_and_is_no_document(cloud: Harness, documents: 
     cloud.sync()
     after = cloud.output()["hello.md"]
     assert after.metadata == {"team": "crew", "tags": ["a"]}
-    assert after.updated_at > before.updated_at  # type: ignore[operator]
+    assert after.updated_at > before.updated_at
     assert after.file_id == before.file_id
     assert set(cloud.output()) == {"hello.md", "guides/boats.txt"}
     (documents / "hello.md.meta.json").unlink()
@@ -187,7 +187,7 @@ def test_a_folder_that_is_gone_fails_the_sync_and_removes_nothing(cloud: Harness
     assert "does not exist" in failed.metadata["error_message"]
     assert cloud.output() == before
     documents.with_name("elsewhere").rename(documents)
-    assert cloud.sync().metadata["status"] == "ready"  # type: ignore[index]
+    assert cloud.sync().metadata["status"] == "ready"
     assert cloud.output() == before
 
 
