@@ -30,6 +30,8 @@ app.add_typer(index_app, name="index")
 out = Console()
 err = Console(stderr=True)
 
+LOCAL_CLOUD_PORT = 8800
+
 T = TypeVar("T")
 
 ExportOption = Annotated[str, typer.Option("--export", help="Which export, by its name.")]
@@ -245,14 +247,14 @@ def release(files: list[str], export: ExportOption = "default") -> None:
 @app.command("local-cloud")
 def local_cloud(
     documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.")] = "samples",
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8800,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """Serve a folder of documents the way LlamaCloud would."""
     from pipeline.home import Home
     from pipeline.local_cloud.server import serve
     from pipeline.local_cloud.settings import LocalCloudSettings
 
-    err.print(f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local")
+    err.print(_local_cloud_variables(port))
     serve(LocalCloudSettings(documents=documents, state_dir=Home.from_environment().local_cloud, port=port))
 
 
@@ -274,7 +276,10 @@ def dev(
     """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
     from pipeline.orchestration.launcher import run_dagster_dev
 
-    with _cloud(None if os.environ.get("LLAMA_CLOUD_API_KEY") else documents):
+    real = bool(os.environ.get("LLAMA_CLOUD_API_KEY"))
+    with _cloud(None if real else documents, port=LOCAL_CLOUD_PORT):
+        if not real:
+            err.print(f"A local LlamaCloud serves {documents}. After an edit: {_local_cloud_variables()} indexport index sync")
         sys.exit(run_dagster_dev(port))
 
 
@@ -339,7 +344,7 @@ def _open(name: str) -> Any:
 
 
 @contextmanager
-def _cloud(documents: str | None) -> Iterator[None]:
+def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
     """A local cloud over these documents for the time of a command; nothing without them."""
     if documents is None:
         yield
@@ -347,8 +352,12 @@ def _cloud(documents: str | None) -> Iterator[None]:
     from pipeline.home import Home
     from pipeline.local_cloud.environment import local_cloud_environment
 
-    with local_cloud_environment(documents, Home.from_environment().local_cloud):
+    with local_cloud_environment(documents, Home.from_environment().local_cloud, port=port):
         yield
+
+
+def _local_cloud_variables(port: int = LOCAL_CLOUD_PORT) -> str:
+    return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
 
 
 def _await(coroutine: Coroutine[Any, Any, T]) -> T:

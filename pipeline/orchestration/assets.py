@@ -15,7 +15,7 @@ from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import CHUNKER_VERSION
 from pipeline.errors import ConfigError, Unavailable
 from pipeline.lake.lake import Dataset
-from pipeline.orchestration.metadata import column_schema, report_metadata
+from pipeline.orchestration.metadata import column_schema, details_metadata, report_metadata, totals_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.resources import Exports
 from pipeline.sinks.records import RECORD_VERSION, record_schema
@@ -183,7 +183,10 @@ async def _run(
         raise dg.Failure(f"{keys[0]}: {report.failures[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
     for file_id, reason in report.failures.items():
         context.log.warning("left out of the batch: %s: %s", file_id, reason)
-    metadata = report_metadata(report)
+    if details := details_metadata(report):
+        # Metadata of the result is repeated on the event of every file; these go on the last file's alone.
+        context.add_asset_metadata(details, partition_key=keys[-1])
+    metadata = totals_metadata(report)
     if dataset:
         metadata["dagster/uri"] = export.lake.uri(dataset)
     return dg.MaterializeResult(metadata=metadata)

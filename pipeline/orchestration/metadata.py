@@ -19,7 +19,12 @@ _BINS = 24
 
 
 def report_metadata(report: StageReport) -> dict[str, Any]:
-    """Metadata of one materialization. Batch totals have their own names: every file of a run shares them."""
+    """Everything a report says: for an event that stands for the whole run."""
+    return {**totals_metadata(report), **details_metadata(report)}
+
+
+def totals_metadata(report: StageReport) -> dict[str, Any]:
+    """The totals, small enough to be on the event of every file. They have their own names: every file of a run shares them."""
     metadata: dict[str, Any] = {
         "files_in_run": report.files,
         "files_worked_on": report.worked,
@@ -28,14 +33,20 @@ def report_metadata(report: StageReport) -> dict[str, Any]:
         "seconds": dg.MetadataValue.float(round(report.seconds, 3)),
     }
     metadata |= {f"run_{name}": count for name, count in sorted(report.numbers.items())}
+    if report.held_elsewhere:
+        metadata["files_held_by_another_run"] = len(report.held_elsewhere)
+    return metadata
+
+
+def details_metadata(report: StageReport) -> dict[str, Any]:
+    """Tables and an image, tens of kilobytes: once a run, never once a file."""
+    metadata: dict[str, Any] = {}
     if report.rows:
         metadata["files"] = dg.MetadataValue.table([dg.TableRecord(row) for row in report.rows[:_TABLE_ROWS]])
     if report.failures:
         metadata["failures"] = dg.MetadataValue.table(
             [dg.TableRecord({"file_id": f, "reason": reason}) for f, reason in list(report.failures.items())[:_TABLE_ROWS]]
         )
-    if report.held_elsewhere:
-        metadata["files_held_by_another_run"] = len(report.held_elsewhere)
     if report.sizes:
         metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     return metadata

@@ -45,7 +45,7 @@ def directory_changes(
         scope = (detection.index.project_id, detection.index.export_config_id)
         decided = dispatch(context.instance, export, scope, waiting_since=cursor.get("waiting_since"))
         context.update_cursor(json.dumps({"listing": detection.cursor, "waiting_since": decided.waiting_since}))
-        observed = detection.new or detection.changed or detection.look in ("failed", "complete")
+        observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
         if not (decided.runs or decided.removals or observed):
             return dg.SkipReason(_reason(detection, decided))
         return dg.SensorResult(

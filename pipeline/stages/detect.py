@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from pipeline.errors import IncompleteListing
+from pipeline.errors import ConfigError, IncompleteListing
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
@@ -43,6 +43,8 @@ class Detection:
     changed: int = 0
     missing: int = 0
     cursor: str | None = None
+    status_changed: bool = False
+    """Whether the index's status is another than at the last look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,12 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
     outlasts ``budget_seconds`` goes on from the answer's cursor. Raises SourceUnavailable; what was listed until then is kept.
     """
     async with export.source() as source:
-        index = await source.get_index()
+        try:
+            index = await source.get_index()
+        except ConfigError:
+            export.index_id = None
+            raise
+        export.index_id = index.index_id
         state = await asyncio.to_thread(export.ledger.state)
         await asyncio.to_thread(
             export.ledger.update_state,
@@ -89,7 +96,7 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             index_error=index.error_message,
         )
         if index.status != "ready":
-            return Detection(index.status, index)
+            return Detection(index.status, index, status_changed=state.index_status != index.status)
         rows = await asyncio.to_thread(export.ledger.files)
         listing = _resumed(cursor, index)
         if listing is None:

@@ -49,6 +49,8 @@ class Export:
     progress: Progress = silent
     run_is_live: Callable[[str], bool] = field(default=lambda _run_id: True)
     """Whether a run that holds a lease is still going; the orchestrator knows."""
+    index_id: str | None = None
+    """The index once found, so that a later look need not search for its name."""
 
     @property
     def name(self) -> str:
@@ -68,7 +70,10 @@ class Export:
 
     def source(self) -> LlamaCloudSource:
         """A new client of the index; use it as an async context manager."""
-        return LlamaCloudSource(self.settings.index)
+        settings = self.settings.index
+        if self.index_id is not None:
+            settings = settings.model_copy(update={"index_id": self.index_id, "index_name": None})
+        return LlamaCloudSource(settings)
 
     @cached_property
     def chunker(self) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from pipeline.components.index_export import export_definitions
+from pipeline.llama_cloud.api import CloudApi
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline_tests.world import World, open_world
 
@@ -44,14 +46,20 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None}
 
 
-def test_an_unchanged_directory_costs_one_request_and_launches_nothing(world: World) -> None:
+def test_an_unchanged_directory_costs_one_request_and_launches_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sync()
     asked: list[str] = []
-    world.faults(rate_limited_requests=0)
+    real = CloudApi.call
+
+    async def counted(self: CloudApi, *args: Any, doing: str, **options: Any) -> Any:
+        asked.append(doing)
+        return await real(self, *args, doing=doing, **options)
+
+    monkeypatch.setattr(CloudApi, "call", counted)
     answer, _ = tick(world)
     assert isinstance(answer, dg.SkipReason)
     assert "unchanged" in (answer.skip_message or "")
-    assert asked == []
+    assert asked == ["reading the index"]
 
 
 def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> None:
