@@ -10,6 +10,7 @@ from pipeline.sinks.base import Exporter
 SINKS: dict[str, str] = {
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
+    "turbopuffer": "pipeline.sinks.turbopuffer:TurbopufferExporter",
 }
 """Name -> ``module:Class``. Modules are imported on first use: most of them need an extra."""
 

@@ -28,6 +28,7 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_file_recor
 HARNESSES: dict[str, str] = {
     "lancedb": "pipeline_tests.conformance.lancedb_harness:lancedb",
     "pgvector": "pipeline_tests.conformance.pgvector_harness:pgvector",
+    "turbopuffer": "pipeline_tests.conformance.turbopuffer_harness:turbopuffer",
 }
 """Sink -> ``module:factory``."""
 

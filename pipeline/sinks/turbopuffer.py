@@ -1,0 +1,297 @@
+"""The Turbopuffer sink: a hosted vector and full-text store on object storage.
+
+What belongs here: what each promise of a sink becomes in requests. How a namespace looks is ``turbopuffer_layout``'s, how
+requests are made ``turbopuffer_store``'s. The key comes from ``TURBOPUFFER_API_KEY`` alone; the address from the settings or
+from ``TURBOPUFFER_REGION`` or ``TURBOPUFFER_BASE_URL``.
+
+A replace is one write request, which the vendor documents as atomic: upserts, deletes by id of what the old version has
+beyond the new one (its chunk count is read first), and a delete by filter of every other record of these files. The vendor
+documents that the filter is applied before the rest. So of several writers of one file the last one leaves exactly its own
+version, whatever the others wrote between its read and its write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from functools import partial
+from typing import Any, ClassVar, Final, cast
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.errors import RecordRefused, SinkConflict
+from pipeline.sinks import turbopuffer_layout as layout
+from pipeline.sinks.base import (
+    Exporter,
+    ReplaceReport,
+    SearchHit,
+    SearchMode,
+    SearchRequest,
+    SinkContext,
+    SinkSettings,
+    Snapshot,
+)
+from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
+from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
+from pipeline.sinks.turbopuffer_store import MAX_LIMIT, NamespaceMissing, RequestRefused, TurbopufferStore
+
+MAX_REQUEST_BYTES: Final = 512_000_000
+"""Largest write request; documented by the vendor."""
+
+MAX_QUERY_TEXT_BYTES: Final = 1024
+"""Longest text of a full-text query; documented by the vendor as 1,024, without a unit."""
+
+_FILES_PER_REQUEST: Final = 500
+"""Bounds the filters, which name every file of a request."""
+
+_RECORD_BYTES_PER_REQUEST: Final = 16 * 2**20
+"""Records of this size make a write of about twice as many bytes: the node repeats the text, base64 adds a third."""
+
+_FILLED_PER_REQUEST: Final = 20_000
+_BYTES_PER_PAGE: Final = 32 * 2**20
+_TEXT_BYTES_GUESSED: Final = 4096
+_HYBRID_DEPTH: Final = 50
+
+
+class TurbopufferSettings(SinkSettings):
+    """Where the namespaces lie."""
+
+    region: str | None = Field(default=None, description="Region, as in gcp-us-central1. Default: TURBOPUFFER_REGION.")
+    base_url: str | None = Field(default=None, description="Address instead of a region. Default: TURBOPUFFER_BASE_URL.")
+    namespace_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A batch ready to be written, and the files it had to leave out."""
+
+    files: list[EncodedFile]
+    refused: list[RecordRefused]
+
+
+class TurbopufferExporter(Exporter):
+    """One namespace a model, ``{namespace_prefix}-{model.slug}``, shared by all tenants, configs and processes."""
+
+    settings_type: ClassVar[type[SinkSettings]] = TurbopufferSettings
+    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    atomic_replace: ClassVar[bool] = True
+    settings: TurbopufferSettings
+
+    def __init__(self, settings: TurbopufferSettings, context: SinkContext) -> None:
+        super().__init__(settings, context)
+        name = f"{settings.namespace_prefix}-{context.model.slug}"
+        self._store = TurbopufferStore(name, region=settings.region, base_url=settings.base_url)
+        self._declared = context.metadata_fields
+
+    @property
+    def namespace(self) -> str:
+        return self._store.namespace
+
+    async def provision(self) -> None:
+        """Create the namespace, add metadata fields declared since, and fill these from what the documents hold."""
+        layout.check_names(self.context.model, self._declared)
+        try:
+            found = await self._store.schema()
+        except NamespaceMissing:
+            await self._store.write("create the namespace", layout.create_body(self.context.model, self._declared))
+            return
+        missing = layout.check_schema(found, self.namespace, self.context.model, self._declared)
+        await self._check_model()
+        if missing:
+            await self._store.write("add metadata fields", layout.schema_body(missing))
+        await self._fill_added_fields()
+
+    async def _check_model(self) -> None:
+        query = {
+            "rank_by": ("id", "asc"),
+            "filters": ("embedding_model", "NotEq", self.context.model.fingerprint),
+            "limit": 1,
+        }
+        if (await self._store.query("read the model", query))["rows"]:
+            raise SinkConflict(
+                f"Turbopuffer namespace {self.namespace!r} holds vectors of another model than {self.context.model.name!r}; "
+                "choose another namespace_prefix, or delete the namespace if nothing needs it"
+            )
+
+    async def _fill_added_fields(self) -> None:
+        """Fill declared fields that are null in documents whose metadata has a value: those older than the declaration.
+
+        What is missing is read off the documents, so a crash on the way is made good by the next call.
+        """
+        if not self._declared:
+            return
+        lacking = ("Or", [(key, "Eq", None) for key in self._declared])
+        where = ("And", [("tenant_id", "Eq", self.context.tenant_id), ("chunk_index", "Eq", 0), lacking])
+        needed = ["export_config_id", "parsed_directory_file_id", "chunk_count", "record_set_hash", "metadata_json"]
+        async for rows in self._store.pages("find metadata to fill in", where, [*needed, *self._declared]):
+            unfilled = await asyncio.to_thread(self._unfilled, rows)
+            for some in slices(
+                unfilled, count=len(rows), size=_FILLED_PER_REQUEST, size_of=lambda item: cast(int, item[0]["chunk_count"])
+            ):
+                body = layout.fill_body(some, self.context.tenant_id, self._declared)
+                await self._store.write("fill metadata fields", body)
+
+    def _unfilled(self, rows: Sequence[Row]) -> list[tuple[Row, Mapping[str, FieldValue]]]:
+        found = [(row, fitting_values(row["metadata_json"], self._declared)) for row in rows]
+        return [(row, values) for row, values in found if any(row.get(key) != value for key, value in values.items())]
+
+    async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
+        """One atomic write for up to 500 files and about 32 MB; a larger file has a write of its own, of up to 512 MB."""
+        self.check_files(files)
+        batches = list(
+            slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST, size_of=lambda file: file.table.nbytes)
+        )
+        total = ReplaceReport(0, 0)
+        async for _, encoded in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
+            total = _sum(total, ReplaceReport(0, 0, tuple(encoded.refused)))
+            if encoded.files:
+                total = _sum(total, await self._write(encoded.files))
+        return total
+
+    def _encode(self, files: Sequence[FileRecords]) -> _Encoded:
+        encoded = _Encoded([], [])
+        for file in files:
+            try:
+                encoded.files.append(layout.encode_file(file, self._declared))
+            except RecordRefused as error:
+                encoded.refused.append(error)
+        return encoded
+
+    async def _write(self, files: Sequence[EncodedFile]) -> ReplaceReport:
+        """Write a batch; of one that is too large or refused, each half, until what is refused is known by its file."""
+        counts = await self._old_counts(files)
+        body = await asyncio.to_thread(layout.write_body, files, counts, self.context.model, self._declared)
+        try:
+            if len(body) > MAX_REQUEST_BYTES:
+                raise RequestRefused(
+                    f"{len(body):,} bytes in one request, Turbopuffer accepts {MAX_REQUEST_BYTES:,}; "
+                    "a file is never written in two requests, so split it at its source"
+                )
+            await self._store.write("replace files", body)
+        except RequestRefused as error:
+            if len(files) == 1:
+                return ReplaceReport(0, 0, (RecordRefused(files[0].file.file_id, str(error)),))
+            half = len(files) // 2
+            return _sum(await self._write(files[:half]), await self._write(files[half:]))
+        return ReplaceReport(sum(item.file.table.num_rows for item in files), len(body))
+
+    async def _old_counts(self, files: Sequence[EncodedFile]) -> dict[str, int]:
+        """How many chunks stand behind each file's chunk 0 now, by the chunk's id, which no other tenant or config shares."""
+        ids = [layout.first_id(item.file) for item in files]
+        pages = self._store.pages("read what is replaced", ("id", "In", ids), ["chunk_count"])
+        return {row["id"]: row["chunk_count"] async for rows in pages for row in rows}
+
+    async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
+        """A delete by filter for every 500 files, again while it answers that documents remain (it takes 5 million)."""
+        for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
+            body = layout.delete_body(layout.scope(self.context.tenant_id, export_config_id, file_ids))
+            try:
+                while (await self._store.write("delete files", body)).rows_remaining:
+                    pass
+            except NamespaceMissing:
+                return
+
+    async def list_snapshots(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> list[Snapshot]:
+        """One query for every 10,000 files, or for every 500 named ones."""
+        attributes = [field.name for field in fields(Snapshot)]
+        snapshots = []
+        for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
+            where = ("And", [self._scope(export_config_id, file_ids), ("chunk_index", "Eq", 0)])
+            async for rows in self._store.pages("list snapshots", where, attributes):
+                snapshots += [_snapshot(row) for row in rows]
+        return snapshots
+
+    async def fetch_records(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> AsyncIterator[pa.Table]:
+        """Tables of about 32 MB (more only for a file that alone is larger); a file of up to a page is read at one moment.
+
+        Files are found by counting documents, not by their chunk 0, so that what has lost it shows too.
+        """
+        dimension = self.context.model.dimension
+        attributes = layout.record_attributes(vectors=True)
+        page = max(1, min(MAX_LIMIT, _BYTES_PER_PAGE // (dimension * 4 + _TEXT_BYTES_GUESSED)))
+        for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
+            where = self._scope(export_config_id, wanted)
+            async for counts in self._store.counts("count records", where, "parsed_directory_file_id"):
+                for group in slices(counts, count=_FILES_PER_REQUEST, size=page, size_of=lambda counted: counted[1]):
+                    files = self._scope(export_config_id, [file_id for file_id, _ in group])
+                    pages = self._store.pages("read records", files, attributes, limit=page)
+                    rows = [row async for some in pages for row in some]
+                    if rows:
+                        yield await asyncio.to_thread(_ordered, rows, dimension)
+
+    def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
+        return layout.scope(self.context.tenant_id, export_config_id, file_ids)
+
+    async def search(self, request: SearchRequest) -> list[SearchHit]:
+        """Vector search by cosine, text search by BM25, hybrid by reciprocal rank fusion of the two, read at one moment.
+
+        Raises ValueError for more results or a longer text than Turbopuffer takes.
+        """
+        self.check_search(request)
+        conditions = parse_filters(request.filters, self._declared)
+        if request.k > MAX_LIMIT:
+            raise ValueError(f"k must be at most {MAX_LIMIT:,}, the most Turbopuffer answers with, not {request.k:,}")
+        if request.mode != "vector" and len(cast(str, request.text).encode()) > MAX_QUERY_TEXT_BYTES:
+            raise ValueError(f"the text must have at most {MAX_QUERY_TEXT_BYTES:,} bytes, the most Turbopuffer searches for")
+        where = ("And", [self._scope(request.export_config_id), *map(layout.render, conditions)])
+        queries = self._queries(request, where)
+        try:
+            results = await self._store.answers("search", list(queries.values()))
+        except NamespaceMissing:
+            return []
+        found = [await asyncio.to_thread(self._hits, result["rows"], mode) for mode, result in zip(queries, results, strict=True)]
+        if request.mode != "hybrid":
+            return found[0]
+        records = {hit.record.id: hit.record for hits in found for hit in hits}
+        fused = reciprocal_rank_fusion([[hit.record.id for hit in hits] for hits in found], request.k)
+        return [SearchHit(records[name], score) for name, score in fused]
+
+    def _queries(self, request: SearchRequest, where: Filter) -> dict[SearchMode, dict[str, Any]]:
+        """What to ask for in this mode, each with the mode that it is alone."""
+        ranks: dict[SearchMode, tuple[Any, ...]] = {}
+        if request.vector is not None and request.mode != "text":
+            ranks["vector"] = ("vector", "ANN", request.vector.tolist())
+        if request.mode != "vector":
+            ranks["text"] = ("text", "BM25", request.text)
+        limit = min(MAX_LIMIT, max(request.k, _HYBRID_DEPTH)) if request.mode == "hybrid" else request.k
+        shared = {"filters": where, "limit": limit, "include_attributes": layout.record_attributes(vectors=False)}
+        return {mode: {"rank_by": rank, **shared} for mode, rank in ranks.items()}
+
+    def _hits(self, rows: Sequence[Row], mode: SearchMode) -> list[SearchHit]:
+        records = to_records(layout.decode(rows, self.context.model.dimension, vectors=False))
+        scores = np.asarray([row["$dist"] for row in rows], np.float64)
+        if mode == "vector":
+            scores = np.clip(1.0 - scores, -1.0, 1.0)
+        return [SearchHit(record, score) for record, score in zip(records, scores.tolist(), strict=True)]
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+def _sum(one: ReplaceReport, other: ReplaceReport) -> ReplaceReport:
+    return ReplaceReport(
+        one.records_written + other.records_written, one.bytes_written + other.bytes_written, (*one.refused, *other.refused)
+    )
+
+
+def _snapshot(row: Row) -> Snapshot:
+    values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Snapshot)}
+    if values["source_modified_at"] is not None:
+        values["source_modified_at"] = datetime.fromisoformat(values["source_modified_at"])
+    return Snapshot(**values)
+
+
+def _ordered(rows: Sequence[Row], dimension: int) -> pa.Table:
+    records = layout.decode(rows, dimension, vectors=True)
+    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

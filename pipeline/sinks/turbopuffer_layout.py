@@ -1,0 +1,337 @@
+"""The Turbopuffer namespace: its schema, the codec to and from records, filters, and the body of a write.
+
+What belongs here: pure functions between Arrow tables of ``record_schema`` and the attributes of documents. Beside a record's
+own fields a document has what LlamaIndex needs (``text, doc_id, _node_content, _node_type``) and one typed attribute for
+every declared metadata field. Only what is filtered on is indexed for it: an attribute that is not costs half.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from itertools import chain, repeat
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.embedding.base import ModelIdentity
+from pipeline.errors import ConfigError, RecordRefused, SinkConflict
+from pipeline.sinks.base import MetadataType
+from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
+from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
+from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, record_schema
+from pipeline.sinks.refusals import check_vectors
+
+Filter = tuple[Any, ...]
+"""A condition as the vendor's API spells it: ``(attribute, operator, value)``, ``("And" | "Or", [...])`` or ``("Not", f)``."""
+
+Row = dict[str, Any]
+
+MAX_VALUE_BYTES: Final = 8 * 2**20
+MAX_FILTERABLE_BYTES: Final = 4 * 2**10
+MAX_NAME_BYTES: Final = 128
+MAX_DIMENSION: Final = 10_752
+"""Largest attribute value, filterable value, attribute name and vector; documented by the vendor as limits."""
+
+METRIC: Final = "cosine_distance"
+
+_RENAMED: Final = {"content": "text", "embedding": "vector", "metadata": "metadata_json"}
+_FIELD_TYPES: Final[Mapping[MetadataType, str]] = {
+    "string": "string",
+    "integer": "int",
+    "float": "float",
+    "boolean": "bool",
+    "string_list": "[]string",
+}
+_FILTERABLE: Final = frozenset(
+    {
+        "tenant_id",
+        "export_config_id",
+        "parsed_directory_file_id",
+        "file_name",
+        "chunk_index",
+        "page_range_start",
+        "page_range_end",
+        "embedding_model",
+        "record_set_hash",
+        "doc_id",
+    }
+)
+_TEXT_SEARCH: Final = {
+    "tokenizer": "word_v3",
+    "case_sensitive": False,
+    "stemming": False,
+    "remove_stopwords": False,
+    "ascii_folding": True,
+}
+"""Right for text of any language: Unicode word boundaries, nothing that knows English alone."""
+
+_ANOTHER: Final = "choose another namespace_prefix, or delete the namespace if nothing needs it"
+
+
+def attribute_name(record_field: str) -> str:
+    return _RENAMED.get(record_field, record_field)
+
+
+def record_attributes(*, vectors: bool) -> list[str]:
+    """The attributes that make up a record, with or without its vector; every answer has ``id`` anyway."""
+    return [attribute_name(f.name) for f in record_schema(1) if f.name != "id" and (vectors or f.name != "embedding")]
+
+
+def namespace_schema(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> dict[str, Any]:
+    """The schema every write carries, so that no type is ever inferred, even where a write makes the namespace anew."""
+    schema: dict[str, Any] = {"id": "uuid", "vector": {"type": f"[{model.dimension}]f32", "ann": True}}
+    for field in record_schema(model.dimension):
+        name = attribute_name(field.name)
+        if name not in schema:
+            schema[name] = {"type": _attribute_type(field.type), "filterable": name in _FILTERABLE}
+    schema["text"]["full_text_search"] = _TEXT_SEARCH
+    for name in ("doc_id", "_node_content", "_node_type"):
+        schema[name] = {"type": "string", "filterable": name in _FILTERABLE}
+    return schema | declared_schema(declared)
+
+
+def declared_schema(declared: Mapping[str, MetadataType]) -> dict[str, Any]:
+    return {key: {"type": _FIELD_TYPES[kind], "filterable": True} for key, kind in declared.items()}
+
+
+def _attribute_type(arrow: pa.DataType) -> str:
+    if pa.types.is_integer(arrow):
+        return "int"
+    return "datetime" if pa.types.is_timestamp(arrow) else "string"
+
+
+def check_names(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> None:
+    """Raises ConfigError for a declared field or a model that no namespace could hold."""
+    for key in declared:
+        if len(key.encode()) > MAX_NAME_BYTES:
+            raise ConfigError(
+                f"metadata field {key!r} is longer than the {MAX_NAME_BYTES} bytes of a Turbopuffer attribute name; rename it"
+            )
+    if model.dimension > MAX_DIMENSION:
+        raise ConfigError(
+            f"{model.name} makes vectors of {model.dimension} dimensions, Turbopuffer holds at most {MAX_DIMENSION}; "
+            "choose another model, or fewer dimensions if the model can"
+        )
+
+
+def check_schema(
+    found: Mapping[str, Any], name: str, model: ModelIdentity, declared: Mapping[str, MetadataType]
+) -> dict[str, MetadataType]:
+    """The declared metadata fields the namespace lacks; ``found`` is the schema its metadata shows.
+
+    Raises SinkConflict, which says what to do, when the namespace is not ours, or does not fit the model or a declared field.
+    """
+    for key, wanted in namespace_schema(model, {}).items():
+        expected = wanted if isinstance(wanted, str) else wanted["type"]
+        held = found.get(key, {}).get("type", "missing")
+        if held != expected:
+            raise SinkConflict(f"Turbopuffer namespace {name!r}: attribute {key!r} is {held}, not {expected}; {_ANOTHER}")
+    unfilterable = sorted(key for key in _FILTERABLE if not found[key].get("filterable"))
+    if unfilterable:
+        raise SinkConflict(f"Turbopuffer namespace {name!r} cannot filter on {', '.join(unfilterable)}; {_ANOTHER}")
+    if not found["text"].get("full_text_search"):
+        raise SinkConflict(f"Turbopuffer namespace {name!r} has no full-text index on 'text'; {_ANOTHER}")
+    ann = found["vector"].get("ann")
+    metric = ann.get("distance_metric", METRIC) if isinstance(ann, dict) else ann and METRIC
+    if metric != METRIC:
+        raise SinkConflict(f"Turbopuffer namespace {name!r} ranks vectors by {metric or 'nothing'}, not {METRIC}; {_ANOTHER}")
+    for key, wanted in declared_schema(declared).items():
+        held = found.get(key)
+        if held is not None and (held.get("type") != wanted["type"] or not held.get("filterable")):
+            raise SinkConflict(
+                f"Turbopuffer namespace {name!r} holds metadata field {key!r} as {held.get('type')}"
+                f"{'' if held.get('filterable') else ' that cannot be filtered on'}, the sink declares it as {declared[key]}; "
+                "declare it as before, or export to another namespace_prefix"
+            )
+    return {key: kind for key, kind in declared.items() if key not in found}
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFile:
+    """A file's documents: of every attribute the JSON of its values, comma-separated. No columns for an empty file."""
+
+    file: FileRecords
+    columns: Mapping[str, bytes]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the documents in a request."""
+        return sum(map(len, self.columns.values()))
+
+
+def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> EncodedFile:
+    """Raises RecordRefused, which names the limit, for a value Turbopuffer cannot hold."""
+    check_vectors(file)
+    table = file.table
+    if not table.num_rows:
+        return EncodedFile(file, {})
+    columns: dict[str, Sequence[Any]] = {
+        attribute_name(name): _values(table[name]) for name in table.column_names if name != "embedding"
+    }
+    columns["doc_id"] = ref_doc_ids(table).to_pylist()
+    columns["_node_content"] = node_contents(table, include_text=True).to_pylist()
+    columns["_node_type"] = [NODE_TYPE] * table.num_rows
+    for key, value in fields_of_file(file, declared).items():
+        columns[key] = [value] * table.num_rows
+    for name, values in columns.items():
+        _check_sizes(file.file_id, name, values, filterable=name in _FILTERABLE or name in declared)
+    columns["vector"] = _base64_vectors(table["embedding"])
+    return EncodedFile(file, {name: _json(values)[1:-1] for name, values in columns.items()})
+
+
+def _values(column: pa.ChunkedArray) -> Sequence[Any]:
+    if pa.types.is_timestamp(column.type):
+        return [value and value.isoformat(timespec="milliseconds") for value in column.to_pylist()]
+    if pa.types.is_list(column.type):
+        return [canonical_json(value) for value in column.to_pylist()]
+    values: Sequence[Any] = column.to_pylist()
+    return values
+
+
+def _base64_vectors(column: pa.ChunkedArray) -> list[str]:
+    """Little-endian float32 in base64, the vendor's documented alternative to arrays of numbers: exact and half the size."""
+    matrix = column.combine_chunks().flatten().to_numpy().astype("<f4", copy=False).reshape(len(column), -1)
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix]
+
+
+def _check_sizes(file_id: str, name: str, values: Sequence[Any], *, filterable: bool) -> None:
+    limit, kind = (MAX_FILTERABLE_BYTES, "a filterable value") if filterable else (MAX_VALUE_BYTES, "a value")
+    elements = chain.from_iterable(value if isinstance(value, list) else (value,) for value in values)
+    largest = max((len(value.encode()) for value in elements if isinstance(value, str)), default=0)
+    if largest > limit:
+        raise RecordRefused(
+            file_id,
+            f"{name!r} has {largest:,} bytes in one of its records; Turbopuffer holds {kind} of up to {limit:,}. "
+            f"{'Shorten it' if filterable else 'Make chunks smaller'}",
+        )
+
+
+def write_body(
+    files: Sequence[EncodedFile], counts: Mapping[str, int], model: ModelIdentity, declared: Mapping[str, MetadataType]
+) -> bytes:
+    """One atomic write that replaces these files; ``counts`` says of the id of a chunk 0 how many chunks stand behind it.
+
+    Deletes by id take what the old version has beyond the new one. The filter takes what no snapshot told of: records of a
+    version written since, or of one whose chunk 0 is lost. The vendor documents that it is applied before the upserts.
+    """
+    parts = [b'"delete_by_filter":' + _json(_other_versions(files))]
+    stale = _stale_ids(files, counts)
+    if stale:
+        parts.append(b'"deletes":' + _json(stale))
+    written = [file.columns for file in files if file.columns]
+    if written:
+        columns = b",".join(_json(name) + b":[" + b",".join(columns[name] for columns in written) + b"]" for name in written[0])
+        parts += [
+            b'"upsert_columns":{' + columns + b"}",
+            b'"schema":' + _json(namespace_schema(model, declared)),
+            b'"distance_metric":' + _json(METRIC),
+        ]
+    return b"{" + b",".join(parts) + b"}"
+
+
+def first_id(file: FileRecords) -> str:
+    """The id of a file's chunk 0."""
+    return _ids(file, range(1))[0]
+
+
+def _ids(file: FileRecords, indices: Iterable[int]) -> list[str]:
+    provenance = file.provenance
+    return chunk_ids(provenance.tenant_id, provenance.export_config_id, file.file_id, indices)
+
+
+def _stale_ids(files: Sequence[EncodedFile], counts: Mapping[str, int]) -> list[str]:
+    stale = ((item.file, range(item.file.table.num_rows, counts.get(first_id(item.file), 0))) for item in files)
+    return [name for file, indices in stale if indices for name in _ids(file, indices)]
+
+
+def _other_versions(files: Sequence[EncodedFile]) -> Filter:
+    configs: dict[tuple[str, str], list[str]] = {}
+    for item in files:
+        provenance = item.file.provenance
+        configs.setdefault((provenance.tenant_id, provenance.export_config_id), []).append(item.file.file_id)
+    hashes = [item.file.record_set_hash for item in files]
+    return (
+        "And",
+        [
+            ("Or", [scope(tenant, config, file_ids) for (tenant, config), file_ids in configs.items()]),
+            ("Not", ("record_set_hash", "In", hashes)),
+        ],
+    )
+
+
+def create_body(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> bytes:
+    """A write that makes the namespace, without documents, where it does not exist."""
+    return _json({"create_namespace": True, "schema": namespace_schema(model, declared), "distance_metric": METRIC})
+
+
+def schema_body(declared: Mapping[str, MetadataType]) -> bytes:
+    """A write that adds metadata fields and nothing else."""
+    return _json({"schema": declared_schema(declared)})
+
+
+def delete_body(where: Filter) -> bytes:
+    """A write that deletes what a filter finds, as far as one write may; its answer says whether anything remains."""
+    return _json({"delete_by_filter": where, "delete_by_filter_allow_partial": True})
+
+
+def fill_body(
+    rows: Sequence[tuple[Row, Mapping[str, FieldValue]]], tenant_id: str, declared: Mapping[str, MetadataType]
+) -> bytes:
+    """A write that sets declared fields in every record of files, given by their chunk 0, that have not changed since."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "record_set_hash", *declared)}
+    for row, values in rows:
+        count = row["chunk_count"]
+        columns["id"] += chunk_ids(tenant_id, row["export_config_id"], row["parsed_directory_file_id"], range(count))
+        for name, value in {"record_set_hash": row["record_set_hash"], **values}.items():
+            columns[name] += repeat(value, count)
+    unchanged = ("record_set_hash", "Eq", {"$ref_new": "record_set_hash"})
+    return _json({"patch_columns": columns, "patch_condition": unchanged, "schema": declared_schema(declared)})
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
+    """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
+    schema = record_schema(dimension)
+    held = [field for field in schema if vectors or field.name != "embedding"]
+    return pa.table([_column(rows, field, dimension) for field in held], schema=pa.schema(held))
+
+
+def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
+    values = [row.get(attribute_name(field.name)) for row in rows]
+    if field.name == "embedding":
+        flat = np.frombuffer(b"".join(map(base64.b64decode, values)), "<f4")
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimension)
+    if pa.types.is_timestamp(field.type):
+        values = [value and datetime.fromisoformat(value) for value in values]
+    elif pa.types.is_list(field.type):
+        values = [json.loads(value) for value in values]
+    return pa.array(values, field.type)
+
+
+def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
+    """Documents of one config of one tenant, of all its files or of these."""
+    conditions: list[Filter] = [("tenant_id", "Eq", tenant_id), ("export_config_id", "Eq", export_config_id)]
+    if file_ids is not None:
+        conditions.append(("parsed_directory_file_id", "In", list(file_ids)))
+    return ("And", conditions)
+
+
+def render(condition: Condition) -> Filter:
+    """A condition as a filter. Negations hold for null too, as ``Not`` does; ``Lt`` and ``Lte`` would, so they say otherwise."""
+    name, operator = condition.field, condition.operator
+    if operator in _COMPARISONS:
+        compared = (name, _COMPARISONS[operator], condition.values[0])
+        return ("And", [compared, (name, "NotEq", None)])
+    positive: Filter = (name, "ContainsAny" if condition.type == "string_list" else "In", list(condition.values))
+    return ("Not", positive) if condition.negated else positive
+
+
+_COMPARISONS: Final = {"gt": "Gt", "gte": "Gte", "lt": "Lt", "lte": "Lte"}

@@ -1,0 +1,1 @@
+"""Stores no engine of which can be installed, as servers that speak their wire protocol."""
