@@ -1,7 +1,8 @@
 """How fast a sink replaces, lists, reads and searches: ``python -m benchmarks.sink lancedb [--records 20000] [--json]``.
 
 Settings come as ``--set name=value``; without any, LanceDB writes to a temporary directory. For LanceDB the bare
-``merge_insert`` of the same physical rows is measured beside it: the price of everything Indexport adds.
+``merge_insert`` of the same physical rows is measured beside it: the price of everything Indexport adds. PostgreSQL is
+measured beside a bare binary ``COPY`` in the same way, on a server of its own unless INDEXPORT_PGVECTOR_DSN names one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -158,16 +160,29 @@ async def against_bare_lancedb(files: Sequence[FileRecords], batch: int, context
     return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
 
 
+def _server(sink: str, settings: dict[str, str]) -> AbstractContextManager[None]:
+    if sink != "pgvector" or settings:
+        return nullcontext()
+    from benchmarks.sink_pgvector import server
+
+    return server()
+
+
 async def run(options: argparse.Namespace, settings: dict[str, str]) -> list[Measure]:
     model = ModelIdentity("benchmark", "benchmark/1", options.dimension)
     context = SinkContext(TENANT, model, {"year": "integer"})
     files = synthetic_files(options.records, options.per_file, model)
     found = exporter_class(options.sink)
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory, _server(options.sink, settings):
         measures = []
         if options.sink == "lancedb" and not settings:
             settings = {"uri": f"{directory}/sink"}
             measures += await against_bare_lancedb(files, options.batch, context, f"{directory}/bare")
+        if options.sink == "pgvector" and not settings:
+            from benchmarks.sink_pgvector import Comparison
+
+            batches = [files[start : start + options.batch] for start in range(0, len(files), options.batch)]
+            measures += await Comparison(context, batches).run(timed)
         exporter = found(found.settings_type.model_validate(settings), context)
         try:
             await exporter.provision()

@@ -116,7 +116,8 @@ class PostgresStore:
         if not dsn:
             raise ConfigError(f"the environment variable {self._dsn_env} is not set; it must hold {wanted}")
         try:
-            conninfo = make_conninfo(**{**_DEFAULTS, **conninfo_to_dict(dsn), **_ALWAYS})
+            given = conninfo_to_dict(dsn)
+            conninfo = make_conninfo(dsn, **_ALWAYS, **{name: value for name, value in _DEFAULTS.items() if name not in given})
         except psycopg.ProgrammingError:
             raise ConfigError(f"the environment variable {self._dsn_env} does not hold {wanted}") from None
         try:

@@ -1,0 +1,105 @@
+"""The PostgreSQL sink beside a bare binary ``COPY`` of the same rows into the same table with the same indexes.
+
+``python -m benchmarks.sink pgvector`` runs it on a server of its own, or on the one ``INDEXPORT_PGVECTOR_DSN`` names; there
+it drops the tables it made.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import psycopg
+import pyarrow as pa
+from pgvector.psycopg import register_vector
+from psycopg import sql
+from psycopg.types.json import Jsonb
+
+from pipeline.sinks import pgvector_rows as codec
+from pipeline.sinks.base import SinkContext
+from pipeline.sinks.pgvector import PgVectorExporter, PgVectorSettings
+from pipeline.sinks.pgvector_table import names, written_columns
+from pipeline.sinks.records import FileRecords
+from pipeline_tests.postgres import fresh_database, postgres
+
+DSN = "INDEXPORT_PGVECTOR_DSN"
+TURNS = 2
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """The server that is configured, or one for the time being."""
+    if os.environ.get(DSN):
+        yield
+        return
+    with postgres() as uri:
+        os.environ[DSN] = fresh_database(uri)
+        try:
+            yield
+        finally:
+            del os.environ[DSN]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways of writing the same batches."""
+
+    context: SinkContext
+    batches: Sequence[Sequence[FileRecords]]
+
+    async def exporter(self, prefix: str) -> PgVectorExporter:
+        made = PgVectorExporter(PgVectorSettings(table_prefix=prefix), self.context)
+        await made.provision()
+        return made
+
+    def encoded(self) -> list[list[codec.Row]]:
+        """Rows as COPY takes them, with jsonb as what it is."""
+        columns = written_columns(self.context.model.dimension)
+        is_json = [column.type.as_string(None) == "jsonb" for column in columns]
+        batches = [codec.encode(pa.concat_tables([file.table for file in files])) for files in self.batches]
+        return [
+            [tuple(Jsonb(value, str) if json else value for value, json in zip(row, is_json, strict=True)) for row in rows]
+            for rows in batches
+        ]
+
+    def copy_all(self, exporter: PgVectorExporter, batches: Sequence[Sequence[codec.Row]]) -> None:
+        columns = written_columns(self.context.model.dimension)
+        statement = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT BINARY)").format(exporter.layout.identifier, names(columns))
+        types = ["jsonb" if column.type.as_string(None) == "jsonb" else column.staged for column in columns]
+        with psycopg.connect(os.environ[DSN]) as connection:
+            register_vector(connection)
+            for rows in batches:
+                with connection.transaction(), connection.cursor() as cursor, cursor.copy(statement) as copy:
+                    copy.set_types(types)
+                    for row in rows:
+                        copy.write_row(row)
+
+    async def replace_all(self, exporter: PgVectorExporter) -> None:
+        for files in self.batches:
+            await exporter.replace_files(files)
+
+    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
+        """The best turn of each, turn by turn."""
+        records = sum(file.table.num_rows for files in self.batches for file in files)
+        encoded = self.encoded()
+        bare, ours = [], []
+        for turn in range(TURNS):
+            exporter = await self.exporter(f"bare{turn}")
+            bare.append(await timed("bare binary COPY", records, partial(self._copy, exporter, encoded)))
+            await self._drop(exporter)
+            exporter = await self.exporter(f"turn{turn}")
+            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
+            await self._drop(exporter)
+        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+
+    async def _copy(self, exporter: PgVectorExporter, encoded: Sequence[Sequence[codec.Row]]) -> None:
+        self.copy_all(exporter, encoded)
+
+    async def _drop(self, exporter: PgVectorExporter) -> None:
+        await exporter.close()
+        with psycopg.connect(os.environ[DSN]) as connection:
+            connection.execute(sql.SQL("DROP TABLE {}").format(exporter.layout.identifier))
