@@ -152,8 +152,8 @@ class LanceDBExporter(Exporter):
 
     def _bytes_of(self, file: FileRecords) -> int:
         """Vectors and text, nearly all of a file; asking every column costs more than encoding some."""
-        text: int = file.table["content"].nbytes
-        return file.table.num_rows * self._dimension * 4 + text
+        size: int = file.table.num_rows * self._dimension * 4 + file.table["content"].nbytes
+        return size
 
     def _encode(self, records: pa.Table, schema: pa.Schema) -> pa.Table:
         """Fill every metadata field the table has, also those only another export of it declared, as far as values fit."""
