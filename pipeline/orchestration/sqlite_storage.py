@@ -12,7 +12,6 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy.engine import CursorResult
 
 from pipeline.orchestration.event_batches import last_of_each_asset, split
 
@@ -22,27 +21,22 @@ class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
-        runs: dict[str, list[EventLogEntry]] = defaultdict(list)
-        for event in together:
-            runs[event.run_id].append(event)
+        rows = [self._event_to_row(event) for event in together]
+        runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            runs[row["run_id"]].append(row)
         for run_id, of_run in runs.items():
             with self.run_connection(run_id) as connection:
-                connection.execute(SqlEventLogStorageTable.insert(), [self._event_to_row(event) for event in of_run])
+                connection.execute(SqlEventLogStorageTable.insert(), of_run)
         if together:
+            ids_in_order = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
             with self.index_transaction() as connection:
-                ids = [_inserted_id(connection.execute(self.prepare_insert_event(event))) for event in together]
+                ids = list(connection.execute(ids_in_order, rows).scalars())
                 self._store_asset_event_tags(connection, together, ids)
                 for event, event_id in last_of_each_asset(together, ids):
                     self._store_asset_event(connection, event, event_id)
         for event in alone:
             self.store_event(event)
-
-
-def _inserted_id(result: CursorResult[Any]) -> int:
-    key = result.inserted_primary_key
-    if key is None:
-        raise RuntimeError("SQLite gave an event no id; Dagster's tables are damaged")
-    return int(key[0])
 
 
 class BatchingSqliteStorage(DagsterSqliteStorage):

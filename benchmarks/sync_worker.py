@@ -1,0 +1,81 @@
+"""``python -m benchmarks.sync_worker JSON``: syncs in a warm process, timed without imports, told as one line of JSON.
+
+The constant embedder stands in for the model, so that what is left is the pipeline: listing, payloads, chunks, ledger,
+lake, LanceDB and Dagster.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dagster as dg
+import lancedb  # noqa: F401 - warm: the sink imports it on first use
+
+from pipeline.components.index_export import export_definitions
+from pipeline.home import Home
+from pipeline.orchestration.launcher import SyncReport, open_instance, sync
+from pipeline.orchestration.resources import Exports
+from pipeline.stages.detect import refresh
+from pipeline.stages.settings import ExportSettings
+
+
+def settings_of(**values: Any) -> ExportSettings:
+    """The export that is measured: constant vectors into LanceDB, removals without a grace period."""
+    return ExportSettings(
+        name="bench",
+        embedding={"provider": "constant"},
+        sinks={"lancedb": {}},
+        removal={"grace_period_seconds": 0},
+        **values,
+    )
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """(wall seconds, processor seconds of this process, answer)."""
+    started, used = time.perf_counter(), time.process_time()
+    answer = work()
+    return time.perf_counter() - started, time.process_time() - used, answer
+
+
+def tick(settings: ExportSettings, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason | None:
+    """Evaluate the export's own sensor once."""
+    [sensor] = export_definitions(settings).sensors
+    context = dg.build_sensor_context(instance=instance, resources={"exports": Exports()})
+    return sensor(context)
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    settings = settings_of()
+    with open_instance(Home.from_environment()) as instance:
+        export = Exports().open(settings, instance)
+        _ = export.embedder.tokens
+        asyncio.run(refresh(export))
+        seconds, cpu_seconds, report = timed(lambda: sync(settings, instance))
+        told = {"seconds": seconds, "cpu_seconds": cpu_seconds, **_counted(export, report)}
+        if arguments.get("ticks"):
+            told["ticks"] = [_measured_tick(settings, instance) for _ in range(int(arguments["ticks"]))]
+    print(json.dumps(told))
+
+
+def _counted(export: Any, report: SyncReport) -> dict[str, Any]:
+    if not report.ok:
+        raise SystemExit(f"the sync left work behind: {report.needs}")
+    rows = export.ledger.files().values()
+    return {"files": len(rows), "chunks": sum(row.chunk_count or 0 for row in rows), "runs": report.runs}
+
+
+def _measured_tick(settings: ExportSettings, instance: dg.DagsterInstance) -> float:
+    seconds, _, result = timed(lambda: tick(settings, instance))
+    if not isinstance(result, dg.SkipReason):
+        raise SystemExit(f"nothing has changed, and yet the sensor answered {result}")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
