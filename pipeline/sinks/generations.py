@@ -26,6 +26,7 @@ too large for one delete request; beyond that, records without a head can stay, 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
@@ -40,6 +41,8 @@ T = TypeVar("T")
 
 PENDING_PREFIX: Final = "pending:"
 """What the ``record_set_hash`` of a half-finished file's snapshot begins with."""
+
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -164,14 +167,24 @@ class GenerationStore(Protocol[W]):
         ...
 
 
-async def replace_generations(store: GenerationStore[W], files: Sequence[FileWrites[W]]) -> None:
+async def replace_generations(store: GenerationStore[W], files: Sequence[FileWrites[W]], *, first_wait: float = 0.1) -> None:
     """Make the store hold exactly these records of these files. The number of requests grows with bytes, not with files.
 
-    May be cancelled or fail between any two requests; running again, with whatever content, makes it good. Raises
-    SinkUnavailable when another run is found at work on the same files.
+    May be cancelled or fail between any two requests; running again, with whatever content, makes it good. When another run
+    is found at work on the same files, it waits (``first_wait`` seconds, then longer) and starts again, five times in all,
+    then raises SinkUnavailable.
     """
+    for attempt in range(_ATTEMPTS):
+        if await _replace(store, files):
+            return
+        await asyncio.sleep(first_wait * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+    raise SinkUnavailable("another run keeps writing the same files to this sink; run again when it has ended")
+
+
+async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) -> bool:
+    """One attempt; False, with every old version still in place, when records just written are gone again."""
     if not files:
-        return
+        return True
     held = _by_file(await store.read_heads([file.key for file in files]))
     await _empty(store, [head for file in files if not file.writes for head in held.get(file.key, [])])
     plans = [_plan(store, file, held.get(file.key, [])) for file in files if file.writes]
@@ -179,10 +192,12 @@ async def replace_generations(store: GenerationStore[W], files: Sequence[FileWri
     await _each(store, store.upsert, slices(heads, count=store.max_records, size=store.max_bytes, size_of=store.size_of))
     bodies = [(plan.head, plan.writes[1:]) for plan in plans if len(plan.writes) > 1]
     await _each(store, store.upsert, _headed(bodies, store.max_records, store.max_bytes, store.size_of))
-    await _verify(store, plans)
+    if not await _complete(store, [found for plan in plans for found in plan.ids]):
+        return False
     stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
     await _each(store, store.delete, _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0))
     await _each(store, store.clear_pending, slices([plan.writes[0] for plan in plans], count=store.max_ids))
+    return True
 
 
 async def remove_generations(store: GenerationStore[W], keys: Sequence[FileKey]) -> None:
@@ -229,15 +244,16 @@ def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head])
     return _Plan(file.key, file.key.ids(file.generation), file.writes, head, stale)
 
 
-async def _verify(store: GenerationStore[W], plans: Sequence[_Plan[W]]) -> None:
-    """Raises SinkUnavailable when a record just written is gone: only another run on the same files can have deleted it."""
+async def _complete(store: GenerationStore[W], ids: Sequence[str]) -> bool:
+    """Whether all these records are there; only another run on the same files can have deleted one."""
+    missing = 0
 
-    async def check(ids: list[str]) -> None:
-        if await store.count_present(ids) != len(ids):
-            raise SinkUnavailable("another run is writing the same files to this sink; run again when it has ended")
+    async def count(some: list[str]) -> None:
+        nonlocal missing
+        missing += len(some) - await store.count_present(some)
 
-    written = [found for plan in plans for found in plan.ids]
-    await _each(store, check, slices(written, count=store.max_ids))
+    await _each(store, count, slices(ids, count=store.max_ids))
+    return not missing
 
 
 async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:

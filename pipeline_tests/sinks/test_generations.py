@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import SinkUnavailable
 from pipeline.sinks.generations import FileKey, FileWrites, remove_generations, replace_generations
 from pipeline_tests.sinks.generation_model import KEYS, Crash, Fault, ModelStore, Write, content, run, settle
 
@@ -135,6 +136,19 @@ async def test_removing_deletes_every_generation_of_the_named_files_only() -> No
     store.assert_holds(content(KEYS[1], "n", 4))
 
 
+async def test_a_store_that_keeps_nothing_is_given_up_before_the_old_version_is_touched() -> None:
+    old = content(KEYS[0], "old", 4)
+    store = await _stored(old)
+
+    async def forget(writes: Sequence[Write]) -> None:
+        """Acknowledged, and gone."""
+
+    store.upsert = forget  # type: ignore[method-assign]  # a store that lies
+    with pytest.raises(SinkUnavailable, match="another run"):
+        await replace_generations(store, [content(KEYS[0], "new", 4)], first_wait=0)
+    store.assert_holds(old)
+
+
 async def test_nothing_to_do_sends_nothing() -> None:
     store = ModelStore()
     await replace_generations(store, [])
@@ -237,7 +251,9 @@ async def _interleaved(
         await waiting[number]
 
     stores = [ModelStore(records, turn=partial(turn, number), max_ids=10) for number in range(2)]
-    tasks = [asyncio.create_task(replace_generations(store, [file])) for store, file in zip(stores, files, strict=True)]
+    tasks = [
+        asyncio.create_task(replace_generations(store, [file], first_wait=0)) for store, file in zip(stores, files, strict=True)
+    ]
     order = iter(turns)
     served = [0, 0]
     await settle()
