@@ -83,7 +83,7 @@ def record_attributes(*, vectors: bool) -> list[str]:
 
 
 def namespace_schema(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> dict[str, Any]:
-    """The schema every write carries, so that no type is ever inferred, even where a write makes the namespace anew."""
+    """The schema every write carries, so that no type is ever inferred."""
     schema: dict[str, Any] = {"id": "uuid", "vector": {"type": f"[{model.dimension}]f32", "ann": True}}
     for field in record_schema(model.dimension):
         name = attribute_name(field.name)
@@ -219,7 +219,7 @@ def write_body(
     Deletes by id take what the old version has beyond the new one. The filter takes what no snapshot told of: records of a
     version written since, or of one whose chunk 0 is lost. The vendor documents that it is applied before the upserts.
     """
-    parts = [b'"delete_by_filter":' + _json(_other_versions(files))]
+    parts = [b'"create_namespace":false', b'"delete_by_filter":' + _json(_other_versions(files))]
     stale = _stale_ids(files, counts)
     if stale:
         parts.append(b'"deletes":' + _json(stale))

@@ -115,9 +115,10 @@ class TurbopufferStore:
         return results
 
     async def pages(
-        self, action: str, where: Filter, attributes: Sequence[str], *, limit: int = MAX_LIMIT
+        self, action: str, where: Filter, attributes: Sequence[str], *, limit: int | None = None
     ) -> AsyncIterator[list[Row]]:
         """Documents in the order of their ids, up to ``limit`` a page; none where the namespace does not exist."""
+        limit = limit or MAX_LIMIT
         last: str | None = None
         while True:
             after: Filter = where if last is None else ("And", [where, ("id", "Gt", last)])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
+from pipeline.sinks.records import FileRecords
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
-from pipeline_tests.emulators.turbopuffer import turbopuffer_emulator
+from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator, turbopuffer_emulator
 
 
 @dataclass
@@ -20,7 +22,9 @@ class TurbopufferUnderTest:
     secrets: Sequence[str]
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
+    emulator: TurbopufferEmulator | None = None
     namespaces: set[str] = field(default_factory=set)
+    """Every namespace it was asked to open."""
 
     def make_exporter(self, context: SinkContext) -> Exporter:
         exporter = TurbopufferExporter(self.settings, context)
@@ -33,11 +37,40 @@ class TurbopufferUnderTest:
     async def settle(self, exporter: Exporter) -> None:
         """Every query sees every write."""
 
+    def fresh_emulator(self) -> TurbopufferEmulator:
+        """The emulator, empty, whatever the last test left behind."""
+        assert self.emulator is not None
+        self.emulator.reset()
+        return self.emulator
+
 
 @contextmanager
-def turbopuffer(directory: Path) -> Iterator[TurbopufferUnderTest]:
+def emulated_turbopuffer() -> Iterator[TurbopufferUnderTest]:
     with turbopuffer_emulator() as emulator, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TURBOPUFFER_API_KEY", emulator.api_key)
         patch.delenv("TURBOPUFFER_REGION", raising=False)
         patch.delenv("TURBOPUFFER_BASE_URL", raising=False)
-        yield TurbopufferUnderTest(TurbopufferSettings(base_url=emulator.url), (emulator.api_key, "secret-word"))
+        settings = TurbopufferSettings(base_url=emulator.url)
+        yield TurbopufferUnderTest(settings, (emulator.api_key, "secret-word"), emulator=emulator)
+
+
+def turbopuffer(directory: Path) -> AbstractContextManager[TurbopufferUnderTest]:
+    """It keeps nothing in the directory."""
+    return emulated_turbopuffer()
+
+
+@asynccontextmanager
+async def provisioned_bench(sink: TurbopufferUnderTest) -> AsyncIterator[Bench]:
+    made = Bench(sink)
+    await made.open().provision()
+    try:
+        yield made
+    finally:
+        for exporter in made.opened:
+            await exporter.close()
+
+
+async def replace_and_close(exporter: Exporter, file: FileRecords) -> None:
+    """A replace in an event loop of its own."""
+    await exporter.replace_files([file])
+    await exporter.close()

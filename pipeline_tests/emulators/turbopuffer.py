@@ -11,7 +11,7 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -52,7 +52,7 @@ class Fault:
     operation: str
     times: int
     status: int | None
-    """``None``: the request is done, its answer lost."""
+    """``None``: the request is done, its answer lost; 200: it is not done, and the answer is no JSON."""
 
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "injected"
@@ -91,6 +91,32 @@ class TurbopufferEmulator:
         """Answer the next requests of this operation with an error, without doing them."""
         headers = {} if retry_after is None else {"Retry-After": retry_after}
         self._faults.append(Fault(operation, times, status, headers, message))
+
+    def garble(self, operation: str) -> None:
+        """Answer the next request of this operation as some other server would."""
+        self._faults.append(Fault(operation, 1, 200))
+
+    def hold(self, operation: str) -> threading.Event:
+        """Keep every request of this operation waiting until the event is set."""
+        released = threading.Event()
+
+        def wait(request: Request) -> None:
+            if request.operation == operation:
+                released.wait(30)
+
+        self.before = wait
+        return released
+
+    def reset(self) -> None:
+        """As it was when started: no namespaces, no faults, nothing asked."""
+        self.engine = Engine()
+        self.before = None
+        self.reset_faults()
+        self.requests.clear()
+
+    def reset_faults(self) -> None:
+        with self._lock:
+            self._faults.clear()
 
     def lose_answer(self, operation: str, *, times: int = 1) -> None:
         """Do the next requests of this operation and close the connection instead of answering."""
@@ -154,16 +180,17 @@ def _handler(emulator: TurbopufferEmulator) -> type[BaseHTTPRequestHandler]:
                     emulator.before(request)
                 fault = emulator.fault(request.operation)
                 if fault is not None and fault.status is not None:
-                    self._send(fault.status, {"status": "error", "error": fault.message}, fault.headers)
+                    told = "<html>" if fault.status == 200 else json.dumps({"status": "error", "error": fault.message})
+                    self._send(fault.status, told, fault.headers)
                     return
                 answer = emulator.done(request)
             except ApiError as error:
-                self._send(error.status, {"status": "error", "error": error.message}, {})
+                self._send(error.status, json.dumps({"status": "error", "error": error.message}), {})
                 return
             if fault is not None:
                 self.close_connection = True
                 return
-            self._send(200, answer, {})
+            self._send(200, json.dumps(answer), {})
 
         def _request(self, raw: bytes) -> Request:
             if self.headers.get("Authorization") != f"Bearer {emulator.api_key}":
@@ -186,13 +213,14 @@ def _handler(emulator: TurbopufferEmulator) -> type[BaseHTTPRequestHandler]:
                 raise ApiError(400, f"invalid JSON: {error}") from None
             return body
 
-        def _send(self, status: int, answer: Any, headers: dict[str, str]) -> None:
-            content = json.dumps(answer).encode()
+        def _send(self, status: int, answer: str, headers: dict[str, str]) -> None:
+            content = answer.encode()
             self.send_response(status)
             for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(content)
+            with suppress(ConnectionError):  # a client that has stopped waiting
+                self.end_headers()
+                self.wfile.write(content)
 
         do_GET = do_POST = do_DELETE = _serve
 
