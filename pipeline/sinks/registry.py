@@ -9,6 +9,7 @@ from pipeline.sinks.base import Exporter
 
 SINKS: dict[str, str] = {
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
+    "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
     "turbopuffer": "pipeline.sinks.turbopuffer:TurbopufferExporter",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -35,6 +35,26 @@ def named_slices(names: Sequence[T] | None, *, count: int) -> Iterator[list[T] |
         yield None
     else:
         yield from slices(names, count=count)
+
+
+async def each(items: Iterable[T], send: Callable[[T], Awaitable[None]], *, concurrency: int) -> None:
+    """Send all items, some at once. After a failure no further one is begun; it is raised when those on their way ended."""
+    coming = iter(items)
+    failures: list[BaseException] = []
+
+    async def work() -> None:
+        for item in coming:
+            if failures:
+                return
+            try:
+                await send(item)
+            except BaseException as error:
+                failures.append(error)
+                raise
+
+    await asyncio.gather(*(work() for _ in range(concurrency)), return_exceptions=True)
+    if failures:
+        raise failures[0]
 
 
 async def one_ahead(items: Sequence[T], jobs: Sequence[Callable[[], R]]) -> AsyncIterator[tuple[T, R]]:

@@ -27,6 +27,7 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_file_recor
 
 HARNESSES: dict[str, str] = {
     "lancedb": "pipeline_tests.conformance.lancedb_harness:lancedb",
+    "mongodb": "pipeline_tests.conformance.mongodb_harness:mongodb",
     "pgvector": "pipeline_tests.conformance.pgvector_harness:pgvector",
     "turbopuffer": "pipeline_tests.conformance.turbopuffer_harness:turbopuffer",
 }

@@ -1,0 +1,93 @@
+"""Definitions of the two search indexes of a collection, as MongoDB's search commands take and give them.
+
+What belongs here: pure functions. A definition that exists is only ever added to: other exports of the collection may have
+declared fields this one does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from pipeline.errors import SinkConflict
+from pipeline.sinks.base import MetadataType, SinkContext
+from pipeline.sinks.filters import RECORD_FIELDS
+from pipeline.sinks.mongodb_layout import filter_path
+
+VECTOR_INDEX: Final = "vector_index"
+TEXT_INDEX: Final = "fulltext_index"
+"""The names LlamaIndex looks for by default."""
+
+_SCOPE: Final = ("tenant_id", "export_config_id")
+_NODE_FIELDS: Final[Mapping[str, MetadataType]] = {**RECORD_FIELDS, "doc_id": "string"}
+_TEXT_TYPES: Final[Mapping[MetadataType, Mapping[str, Any]]] = {
+    "string": {"type": "token"},
+    "integer": {"type": "number", "representation": "int64"},
+    "float": {"type": "number", "representation": "double"},
+    "boolean": {"type": "boolean"},
+    "string_list": {"type": "token"},
+}
+_REMEDY: Final = "drop the index and provision again, or choose another collection_prefix"
+
+
+def vector_definition(context: SinkContext) -> dict[str, Any]:
+    vector = {"type": "vector", "path": "embedding", "numDimensions": context.model.dimension, "similarity": "cosine"}
+    return {"fields": [vector, *_filters(_paths(context))]}
+
+
+def grown_vector_definition(found: Mapping[str, Any], context: SinkContext) -> dict[str, Any] | None:
+    """``found`` with the paths it lacks, ``None`` when it lacks none. Raises SinkConflict when its vectors do not fit."""
+    held = found.get("fields", [])
+    wanted = vector_definition(context)["fields"][0]
+    vector = next((item for item in held if item.get("path") == "embedding"), {})
+    for name, value in wanted.items():
+        if vector.get(name) != value:
+            raise SinkConflict(f"search index {VECTOR_INDEX!r}: its {name} is {vector.get(name)!r}, not {value!r}; {_REMEDY}")
+    present = {item.get("path") for item in held if item.get("type") == "filter"}
+    missing = [path for path in _paths(context) if path not in present]
+    return {**found, "fields": [*held, *_filters(missing)]} if missing else None
+
+
+def _paths(context: SinkContext) -> list[str]:
+    return [*_SCOPE, *map(filter_path, (*_NODE_FIELDS, *context.metadata_fields))]
+
+
+def _filters(paths: Iterable[str]) -> list[dict[str, str]]:
+    return [{"type": "filter", "path": path} for path in paths]
+
+
+def text_definition(context: SinkContext) -> dict[str, Any]:
+    fields: dict[str, Any] = {"text": {"type": "string"}, **dict.fromkeys(_SCOPE, _TEXT_TYPES["string"])}
+    fields["metadata"] = {"type": "document", "fields": _node_types(context)}
+    return {"mappings": {"dynamic": False, "fields": fields}}
+
+
+def grown_text_definition(found: Mapping[str, Any], context: SinkContext) -> dict[str, Any] | None:
+    """``found`` with the fields it lacks, ``None`` when it lacks none. Raises SinkConflict when one has another type."""
+    wanted = text_definition(context)["mappings"]["fields"]
+    held = found.get("mappings", {}).get("fields", {})
+    for name, kind in wanted.items():
+        _check_type(held, name, kind)
+    node = held.get("metadata", {}).get("fields", {})
+    for name, kind in wanted["metadata"]["fields"].items():
+        _check_type(node, name, kind)
+    complete = {**wanted, **held, "metadata": {**wanted["metadata"], **held.get("metadata", {})}}
+    complete["metadata"]["fields"] = {**wanted["metadata"]["fields"], **node}
+    if complete == held:
+        return None
+    return {**found, "mappings": {**found.get("mappings", {}), "fields": complete}}
+
+
+def _node_types(context: SinkContext) -> dict[str, Mapping[str, Any]]:
+    return {name: _TEXT_TYPES[kind] for name, kind in {**_NODE_FIELDS, **context.metadata_fields}.items()}
+
+
+def _check_type(held: Mapping[str, Any], name: str, wanted: Mapping[str, Any]) -> None:
+    """The server may answer with more than it was given, such as defaults; what was given must be there."""
+    found = held.get(name, wanted)
+    for option in ("type", "representation"):
+        if option in wanted and found.get(option) != wanted[option]:
+            raise SinkConflict(
+                f"search index {TEXT_INDEX!r} holds field {name!r} as {found.get('representation', found.get('type'))!r}, the "
+                f"sink declares it as {wanted[option]!r}; declare it as before, or {_REMEDY}"
+            )
