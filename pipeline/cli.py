@@ -272,14 +272,17 @@ def demo(
 def dev(
     documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.")] = "samples",
     port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+    cloud_port: Annotated[int, typer.Option(help="Port of the local cloud.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
     from pipeline.orchestration.launcher import run_dagster_dev
 
     real = bool(os.environ.get("LLAMA_CLOUD_API_KEY"))
-    with _cloud(None if real else documents, port=LOCAL_CLOUD_PORT):
+    with _cloud(None if real else documents, port=cloud_port):
         if not real:
-            err.print(f"A local LlamaCloud serves {documents}. After an edit: {_local_cloud_variables()} indexport index sync")
+            err.print(
+                f"A local LlamaCloud serves {documents}. After an edit: {_local_cloud_variables(cloud_port)} indexport index sync"
+            )
         sys.exit(run_dagster_dev(port))
 
 
@@ -356,7 +359,7 @@ def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
         yield
 
 
-def _local_cloud_variables(port: int = LOCAL_CLOUD_PORT) -> str:
+def _local_cloud_variables(port: int) -> str:
     return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
 
 

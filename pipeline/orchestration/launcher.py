@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -155,4 +156,9 @@ def run_dagster_dev(port: int) -> int:
     workspace = Path(__file__).parents[2] / "workspace.yaml"
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipeline.definitions"]
     command = [sys.executable, "-m", "dagster", "dev", *location, "-h", "127.0.0.1", "-p", str(port)]
-    return subprocess.run(command, check=False).returncode
+    # Handled signals are reset to their defaults in the child: one that inherits "ignored" could not be stopped at all.
+    # A terminal interrupts the whole group, so that an interrupt need not be passed on.
+    signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    process = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: process.terminate())
+    return process.wait()
