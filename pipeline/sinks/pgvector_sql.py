@@ -16,12 +16,11 @@ from psycopg import sql
 
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.filters import Condition, FilterValue
-from pipeline.sinks.pgvector_table import TableLayout, field_value, names, number_value, record_columns, written_columns
+from pipeline.sinks.pgvector_table import TableLayout, field_value, is_number, names, record_columns, written_columns
 
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 STAGING: Final = sql.Identifier("pg_temp", "indexport_staging")
 _COMPARISONS: Final[dict[str, LiteralString]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
-_JSON_TYPES: Final = {"string": "string", "boolean": "boolean", "string_list": "array"}
 _SCOPE: Final = sql.SQL("tenant_id = %(tenant)s AND export_config_id = %(config)s")
 
 
@@ -63,17 +62,14 @@ def _positive(where: Where, condition: Condition) -> sql.Composed:
     if not condition.is_metadata:
         values = where.bind([str(value) for value in condition.values])
         return sql.SQL("{} = ANY({}::text[])").format(sql.Identifier(condition.field), values)
-    if condition.type in ("integer", "float"):
-        return _compared_number(where, condition)
-    value = field_value(condition.field)
+    value = field_value(condition.field, condition.type)
+    if is_number(condition.type):
+        return _compared_number(where, condition, value)
     contained = [sql.SQL("{} @> {}::jsonb").format(value, where.bind(json.dumps(item))) for item in condition.values]
-    return sql.SQL("jsonb_typeof({}) = {} AND ({})").format(
-        value, sql.Literal(_JSON_TYPES[condition.type]), sql.SQL(" OR ").join(contained)
-    )
+    return sql.SQL(" OR ").join(contained)
 
 
-def _compared_number(where: Where, condition: Condition) -> sql.Composed:
-    number = number_value(condition.field)
+def _compared_number(where: Where, condition: Condition, number: sql.Composable) -> sql.Composed:
     if condition.operator in _COMPARISONS:
         operator = sql.SQL(_COMPARISONS[condition.operator])
         return sql.SQL("{} {} {}::numeric").format(number, operator, where.bind(_exact(condition.values[0])))

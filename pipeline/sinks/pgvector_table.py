@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final
+from typing import Final, LiteralString
 
 import pyarrow as pa
 from psycopg import sql
@@ -34,6 +34,13 @@ _RENAMED: Final = {"id": "node_id", "content": "text"}
 """Record fields that LlamaIndex's layout has another name for."""
 
 _TEXT: Final = sql.SQL("text")
+_JSON_TYPES: Final[Mapping[MetadataType, str]] = {
+    "string": "string",
+    "integer": "number",
+    "float": "number",
+    "boolean": "boolean",
+    "string_list": "array",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +86,19 @@ def names(columns: list[Column]) -> sql.Composed:
     return sql.SQL(", ").join(sql.Identifier(column.name) for column in columns)
 
 
-def field_value(key: str) -> sql.Composed:
-    """A metadata field of a row, as jsonb."""
-    return sql.SQL("(metadata_ -> {})").format(sql.Literal(key))
+def field_value(key: str, kind: MetadataType) -> sql.Composed:
+    """A declared metadata field of a row, null where the row has a value of another type there: numeric, or else jsonb.
+
+    The expression is the index's too, so that the planner has statistics of it.
+    """
+    template: LiteralString = "(CASE WHEN jsonb_typeof(metadata_ -> {0}) = {1} THEN metadata_ -> {0} END)"
+    if is_number(kind):
+        template = "(CASE WHEN jsonb_typeof(metadata_ -> {0}) = {1} THEN (metadata_ ->> {0})::numeric END)"
+    return sql.SQL(template).format(sql.Literal(key), sql.Literal(_JSON_TYPES[kind]))
 
 
-def number_value(key: str) -> sql.Composed:
-    """A numeric metadata field of a row; null where the row has something else there."""
-    template = "(CASE WHEN jsonb_typeof(metadata_ -> {0}) = 'number' THEN (metadata_ ->> {0})::numeric END)"
-    return sql.SQL(template).format(sql.Literal(key))
+def is_number(kind: MetadataType) -> bool:
+    return _JSON_TYPES[kind] == "number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,11 +193,9 @@ class TableLayout:
 
     def _field_index(self, key: str, kind: MetadataType) -> Index:
         """Numbers are compared, so they get a B-tree. Strings get GIN, which holds digests: no length is too much for it."""
-        purpose = f"{key}/{'number' if kind in ('integer', 'float') else 'value'}"
-        name = self._index_name(f"field_{sha256(purpose.encode()).hexdigest()[:12]}")
-        if kind in ("integer", "float"):
-            return Index(name, sql.SQL("btree ({})").format(number_value(key)))
-        return Index(name, sql.SQL("gin ({} jsonb_path_ops)").format(field_value(key)))
+        name = self._index_name(f"field_{sha256(f'{_JSON_TYPES[kind]} {key}'.encode()).hexdigest()[:12]}")
+        template: LiteralString = "btree ({})" if is_number(kind) else "gin ({} jsonb_path_ops)"
+        return Index(name, sql.SQL(template).format(field_value(key, kind)))
 
     def create_index(self, index: Index) -> sql.Composed:
         unique = sql.SQL("UNIQUE ") if index.unique else sql.SQL("")

@@ -1,0 +1,1 @@
+"""The PostgreSQL sink, on a real server."""
