@@ -45,6 +45,10 @@ _RESERVED_KEYS = frozenset(field.name for field in record_schema(1)) | {
 _METADATA_KEY = re.compile(r"[^\W_][\w \-]{0,63}")
 
 
+UNKNOWN_RECORD_SET = ""
+"""``Snapshot.record_set_hash`` of a plugged-in exporter that keeps none."""
+
+
 class SinkSettings(BaseModel):
     """Base of every sink's settings. Secrets are never settings: a sink reads them from the environment."""
 

@@ -6,7 +6,6 @@ What belongs here: putting the parts together, and the keys that say what an out
 from __future__ import annotations
 
 import hashlib
-import importlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,9 +24,10 @@ from pipeline.ledger import Ledger
 from pipeline.ledger.models import FileRow
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.sinks.base import Exporter, SinkContext
+from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
 from pipeline.sinks.records import RECORD_VERSION, canonical_json
 from pipeline.sinks.registry import exporter_class
-from pipeline.stages.settings import ExportSettings
+from pipeline.stages.settings import ExportSettings, described
 
 
 class Progress(Protocol):
@@ -101,15 +101,16 @@ class Export:
             raise ConfigError(f"export {self.name!r} has no sink {name!r}; it has: {', '.join(self.settings.sinks)}")
         given: dict[str, Any] = dict(self.settings.sinks[name])
         kind = given.pop("type", name)
-        found = _plug_in(kind) if ":" in kind else exporter_class(kind)
         if kind == "lancedb":
             given.setdefault("uri", self.home.lancedb_uri)
+        found = plug_in_class(kind) if ":" in kind else exporter_class(kind)
+        context = SinkContext(tenant_id, self.embedder.identity, self.settings.metadata_fields)
         try:
-            sink_settings = found.settings_type(**given)
+            if issubclass(found, Exporter):
+                return found(found.settings_type(**given), context)
+            return PlugInExporter(found, PlugInSettings(**given), context)
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"sink {name!r} of export {self.name!r}: {problems}") from error
-        return found(sink_settings, SinkContext(tenant_id, self.embedder.identity, self.settings.metadata_fields))
+            raise ConfigError(f"sink {name!r} of export {self.name!r}: {described(error)}") from error
 
     def chunks_key(self, row: FileRow) -> str | None:
         """What the chunks of this file should have been made from; ``None`` without a payload."""
@@ -180,12 +181,3 @@ def _backoff(attempts: int, first: float, most: float) -> float:
 
 def _digest(*parts: str) -> str:
     return hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
-
-
-def _plug_in(path: str) -> type[Exporter]:
-    module, _, name = path.partition(":")
-    try:
-        found: type[Exporter] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"the sink type {path!r} cannot be imported: {error}") from error
-    return found

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from pipeline.errors import SinkUnavailable
 from pipeline.ledger.models import FileRow
-from pipeline.sinks.base import Exporter, Snapshot
+from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.report import StageReport
@@ -47,6 +49,8 @@ async def _load(
     ready = [row for row in rows.values() if export.records_key(row, scope)]
     listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
     snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
+    recorded = await asyncio.to_thread(export.ledger.sink_hashes, [row.file_id for row in ready])
+    snapshots = {file_id: _complete(snapshot, recorded.get(sink, {})) for file_id, snapshot in snapshots.items()}
     for group in groups_of(ready):
         unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
         built = await asyncio.to_thread(_build, export, unknown, scope, report)
@@ -74,6 +78,13 @@ def _matches(export: Export, row: FileRow, scope: tuple[str, str], snapshot: Sna
     """The sink holds this file's records as the ledger last digested them: nothing needs to be read."""
     current = row.records_key == export.records_key(row, scope) and row.record_set_hash is not None
     return current and _holds(snapshot, row.record_set_hash or "", row.chunk_count or 0)
+
+
+def _complete(snapshot: Snapshot, recorded: Mapping[str, str]) -> Snapshot:
+    """A plugged-in exporter may keep no digest: then what the ledger recorded of the last load stands in for it."""
+    if snapshot.record_set_hash != UNKNOWN_RECORD_SET:
+        return snapshot
+    return replace(snapshot, record_set_hash=recorded.get(snapshot.parsed_directory_file_id, UNKNOWN_RECORD_SET))
 
 
 def _holds(snapshot: Snapshot | None, record_set_hash: str, records: int) -> bool:

@@ -62,6 +62,11 @@ class ExportSettings(_Settings):
     removal: RemovalSettings = RemovalSettings()
 
 
+def described(error: ValidationError) -> str:
+    """What is wrong with which setting, without the values given: one could be a secret in the wrong place."""
+    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+
+
 def load_exports(folder: Path) -> dict[str, ExportSettings]:
     """Every export written under a ``defs`` folder, by name, without loading Dagster.
 
@@ -75,7 +80,6 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
         try:
             settings = ExportSettings(**document.get("attributes", {}))
         except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-            raise ConfigError(f"{path}: {problems}") from error
+            raise ConfigError(f"{path}: {described(error)}") from error
         exports[settings.name] = settings
     return exports
