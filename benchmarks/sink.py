@@ -2,7 +2,8 @@
 
 Settings come as ``--set name=value``; without any, LanceDB writes to a temporary directory. For LanceDB the bare
 ``merge_insert`` of the same physical rows is measured beside it: the price of everything Indexport adds. PostgreSQL is
-measured beside a bare binary ``COPY`` in the same way, on a server of its own unless INDEXPORT_PGVECTOR_DSN names one.
+measured beside a bare binary ``COPY`` in the same way, on a server of its own unless INDEXPORT_PGVECTOR_DSN names one;
+Turbopuffer beside its own client, on an emulator unless TURBOPUFFER_API_KEY is set.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,9 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_file_recor
 from pipeline.sinks.registry import exporter_class
 
 SEARCHES = 20
+COMPARISONS = {"pgvector": "benchmarks.sink_pgvector", "turbopuffer": "benchmarks.sink_turbopuffer"}
+"""Sinks whose module has a ``server()`` to run on and a ``Comparison`` with the store's own way of writing."""
+
 TENANT, CONFIG = "prj-benchmark", "cfg-benchmark"
 WORDS = ["gauge", "river", "station", "level", "flow", "sensor", "valve", "mast", "cable", "reading", "alarm", "flood"]
 
@@ -161,11 +166,10 @@ async def against_bare_lancedb(files: Sequence[FileRecords], batch: int, context
 
 
 def _server(sink: str, settings: dict[str, str]) -> AbstractContextManager[None]:
-    if sink != "pgvector" or settings:
+    if sink not in COMPARISONS or settings:
         return nullcontext()
-    from benchmarks.sink_pgvector import server
-
-    return server()
+    made: AbstractContextManager[None] = import_module(COMPARISONS[sink]).server()
+    return made
 
 
 async def run(options: argparse.Namespace, settings: dict[str, str]) -> list[Measure]:
@@ -178,11 +182,9 @@ async def run(options: argparse.Namespace, settings: dict[str, str]) -> list[Mea
         if options.sink == "lancedb" and not settings:
             settings = {"uri": f"{directory}/sink"}
             measures += await against_bare_lancedb(files, options.batch, context, f"{directory}/bare")
-        if options.sink == "pgvector" and not settings:
-            from benchmarks.sink_pgvector import Comparison
-
+        if options.sink in COMPARISONS and not settings:
             batches = [files[start : start + options.batch] for start in range(0, len(files), options.batch)]
-            measures += await Comparison(context, batches).run(timed)
+            measures += await import_module(COMPARISONS[options.sink]).Comparison(context, batches).run(timed)
         exporter = found(found.settings_type.model_validate(settings), context)
         try:
             await exporter.provision()

@@ -36,7 +36,7 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
-from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
@@ -193,7 +193,7 @@ class TurbopufferExporter(Exporter):
         for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
             body = layout.delete_body(layout.scope(self.context.tenant_id, export_config_id, file_ids))
             try:
-                while (await self._store.write("delete files", body)).rows_remaining:
+                while (await self._store.write("delete files", body)).get("rows_remaining"):
                     pass
             except NamespaceMissing:
                 return
@@ -253,9 +253,7 @@ class TurbopufferExporter(Exporter):
         found = [await asyncio.to_thread(self._hits, result["rows"], mode) for mode, result in zip(queries, results, strict=True)]
         if request.mode != "hybrid":
             return found[0]
-        records = {hit.record.id: hit.record for hits in found for hit in hits}
-        fused = reciprocal_rank_fusion([[hit.record.id for hit in hits] for hits in found], request.k)
-        return [SearchHit(records[name], score) for name, score in fused]
+        return fuse_hits(found, request.k)
 
     def _queries(self, request: SearchRequest, where: Filter) -> dict[SearchMode, dict[str, Any]]:
         """What to ask for in this mode, each with the mode that it is alone."""

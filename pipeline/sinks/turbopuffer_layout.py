@@ -39,6 +39,10 @@ MAX_DIMENSION: Final = 10_752
 
 METRIC: Final = "cosine_distance"
 
+_MAX_BYTES_PER_CHARACTER: Final = 4
+"""In UTF-8: spares most strings from being encoded to be measured."""
+
+
 _RENAMED: Final = {"content": "text", "embedding": "vector", "metadata": "metadata_json"}
 _FIELD_TYPES: Final[Mapping[MetadataType, str]] = {
     "string": "string",
@@ -70,6 +74,7 @@ _TEXT_SEARCH: Final = {
 }
 """Right for text of any language: Unicode word boundaries, nothing that knows English alone."""
 
+_GROWS_WITH_CHUNKS: Final = frozenset({"text", "_node_content", "attachments"})
 _ANOTHER: Final = "choose another namespace_prefix, or delete the namespace if nothing needs it"
 
 
@@ -158,11 +163,6 @@ class EncodedFile:
     file: FileRecords
     columns: Mapping[str, bytes]
 
-    @property
-    def size(self) -> int:
-        """Bytes of the documents in a request."""
-        return sum(map(len, self.columns.values()))
-
 
 def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> EncodedFile:
     """Raises RecordRefused, which names the limit, for a value Turbopuffer cannot hold."""
@@ -201,13 +201,15 @@ def _base64_vectors(column: pa.ChunkedArray) -> list[str]:
 
 def _check_sizes(file_id: str, name: str, values: Sequence[Any], *, filterable: bool) -> None:
     limit, kind = (MAX_FILTERABLE_BYTES, "a filterable value") if filterable else (MAX_VALUE_BYTES, "a value")
-    elements = chain.from_iterable(value if isinstance(value, list) else (value,) for value in values)
-    largest = max((len(value.encode()) for value in elements if isinstance(value, str)), default=0)
+    elements = list(chain.from_iterable(value if isinstance(value, list) else (value,) for value in values))
+    strings = [element for element in elements if isinstance(element, str)]
+    if max(map(len, strings), default=0) * _MAX_BYTES_PER_CHARACTER <= limit:
+        return
+    largest = max(len(string.encode()) for string in strings)
     if largest > limit:
+        remedy = "make chunks smaller" if name in _GROWS_WITH_CHUNKS else "shorten it"
         raise RecordRefused(
-            file_id,
-            f"{name!r} has {largest:,} bytes in one of its records; Turbopuffer holds {kind} of up to {limit:,}. "
-            f"{'Shorten it' if filterable else 'Make chunks smaller'}",
+            file_id, f"{name!r} has {largest:,} bytes in a record; Turbopuffer holds {kind} of up to {limit:,}: {remedy}"
         )
 
 
@@ -219,19 +221,21 @@ def write_body(
     Deletes by id take what the old version has beyond the new one. The filter takes what no snapshot told of: records of a
     version written since, or of one whose chunk 0 is lost. The vendor documents that it is applied before the upserts.
     """
-    parts = [b'"create_namespace":false', b'"delete_by_filter":' + _json(_other_versions(files))]
+    head: dict[str, Any] = {"create_namespace": False, "delete_by_filter": _other_versions(files)}
     stale = _stale_ids(files, counts)
     if stale:
-        parts.append(b'"deletes":' + _json(stale))
+        head["deletes"] = stale
     written = [file.columns for file in files if file.columns]
-    if written:
-        columns = b",".join(_json(name) + b":[" + b",".join(columns[name] for columns in written) + b"]" for name in written[0])
-        parts += [
-            b'"upsert_columns":{' + columns + b"}",
-            b'"schema":' + _json(namespace_schema(model, declared)),
-            b'"distance_metric":' + _json(METRIC),
-        ]
-    return b"{" + b",".join(parts) + b"}"
+    if not written:
+        return _json(head)
+    head |= {"schema": namespace_schema(model, declared), "distance_metric": METRIC}
+    parts = [_json(head)[:-1], b',"upsert_columns":{']
+    for number, name in enumerate(written[0]):
+        parts += [b"," if number else b"", _json(name), b":["]
+        for columns in written:
+            parts += [columns[name], b","]
+        parts[-1] = b"]"
+    return b"".join([*parts, b"}}"])
 
 
 def first_id(file: FileRecords) -> str:

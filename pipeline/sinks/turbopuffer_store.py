@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx2
 import turbopuffer
-from turbopuffer.types import NamespaceWriteResponse
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.turbopuffer_layout import Filter, Row
@@ -34,6 +34,7 @@ _BUSY: Final = frozenset({202, 408, 409, 429, 500, 502, 503, 504})
 
 _REFUSED: Final = frozenset({400, 413, 422})
 _SHOWN_MESSAGE: Final = 300
+_USER_INFO: Final = re.compile(r"//[^/@\s]*@")
 
 Ask = Callable[[turbopuffer.AsyncTurbopuffer], Awaitable[httpx2.Response]]
 
@@ -63,8 +64,9 @@ class TurbopufferStore:
                     region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
                 )
             except turbopuffer.TurbopufferError as error:
+                told = _USER_INFO.sub("//", str(error))
                 raise ConfigError(
-                    f"Turbopuffer cannot be used: {error}. It needs {API_KEY} and either the region or the base_url "
+                    f"Turbopuffer cannot be used: {told}. It needs {API_KEY} and either the region or the base_url "
                     "(settings, or TURBOPUFFER_REGION and TURBOPUFFER_BASE_URL)"
                 ) from None
         return self._client
@@ -78,7 +80,7 @@ class TurbopufferStore:
         answer: dict[str, Any] = (await self._answer("read the schema", ask))["schema"]
         return answer
 
-    async def write(self, action: str, body: bytes) -> NamespaceWriteResponse:
+    async def write(self, action: str, body: bytes) -> dict[str, Any]:
         """One atomic write; ``body`` is the request's JSON. Raises RequestRefused, or NamespaceMissing."""
 
         async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
@@ -89,7 +91,7 @@ class TurbopufferStore:
                 cast_to=httpx2.Response,
             )
 
-        return NamespaceWriteResponse.model_validate(await self._answer(action, ask))
+        return await self._answer(action, ask)
 
     async def query(self, action: str, query: dict[str, Any]) -> dict[str, Any]:
         """Raises NamespaceMissing."""

@@ -123,7 +123,11 @@ async def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     [
         ({}, {"region": "gcp-us-central1"}, "TURBOPUFFER_API_KEY"),
         ({"TURBOPUFFER_API_KEY": "k-secret"}, {}, "TURBOPUFFER_REGION"),
-        ({"TURBOPUFFER_API_KEY": "k-secret", "TURBOPUFFER_REGION": "r"}, {"base_url": "http://127.0.0.1:9"}, "region is set"),
+        (
+            {"TURBOPUFFER_API_KEY": "k-secret", "TURBOPUFFER_REGION": "r"},
+            {"base_url": "http://k-secret@127.0.0.1:9"},
+            "region is set",
+        ),
     ],
 )
 async def test_a_missing_key_or_address_is_a_matter_of_configuration(

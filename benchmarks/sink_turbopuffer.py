@@ -1,0 +1,112 @@
+"""The Turbopuffer sink beside the vendor's own client writing the same documents to the same endpoint.
+
+``python -m benchmarks.sink turbopuffer`` runs it against the emulator in a process of its own, or against the real service
+where ``TURBOPUFFER_API_KEY`` is set; there it deletes the namespaces it made. Against the emulator only the ratio means
+something: how fast it takes documents in says nothing of the service.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+import turbopuffer
+
+from pipeline.sinks import turbopuffer_layout as layout
+from pipeline.sinks.base import SinkContext
+from pipeline.sinks.records import FileRecords
+from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
+from pipeline_tests.emulators.turbopuffer import turbopuffer_emulator
+
+API_KEY, BASE_URL = "TURBOPUFFER_API_KEY", "TURBOPUFFER_BASE_URL"
+TURNS = 2
+
+Columns = dict[str, list[Any]]
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """The service that is configured, or the emulator for the time being."""
+    if os.environ.get(API_KEY):
+        yield
+        return
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        os.environ[API_KEY], os.environ[BASE_URL] = ours.recv()
+        yield
+    finally:
+        ours.send(None)
+        process.join()
+        os.environ.pop(API_KEY, None)
+        os.environ.pop(BASE_URL, None)
+
+
+def _serve(pipe: Connection) -> None:
+    with turbopuffer_emulator() as emulator:
+        pipe.send((emulator.api_key, emulator.url))
+        pipe.recv()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways of writing the same batches."""
+
+    context: SinkContext
+    batches: Sequence[Sequence[FileRecords]]
+
+    def documents(self) -> list[Columns]:
+        """What the client takes: columns of plain values, vectors as lists of numbers."""
+        batches = []
+        for files in self.batches:
+            columns: Columns = {}
+            for file in files:
+                encoded = layout.encode_file(file, self.context.metadata_fields)
+                for name, fragment in encoded.columns.items():
+                    columns.setdefault(name, []).extend(json.loads(b"[" + fragment + b"]"))
+            columns["vector"] = [vector for file in files for vector in file.table["embedding"].to_pylist()]
+            batches.append(columns)
+        return batches
+
+    async def exporter(self, prefix: str) -> TurbopufferExporter:
+        made = TurbopufferExporter(TurbopufferSettings(namespace_prefix=prefix), self.context)
+        await made.provision()
+        return made
+
+    async def upsert_all(self, namespace: str, batches: Sequence[Columns]) -> None:
+        async with turbopuffer.AsyncTurbopuffer() as client:
+            for columns in batches:
+                await client.namespace(namespace).write(upsert_columns=columns, distance_metric="cosine_distance")
+
+    async def replace_all(self, exporter: TurbopufferExporter) -> None:
+        for files in self.batches:
+            await exporter.replace_files(files)
+
+    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
+        """The best turn of each, turn by turn."""
+        records = sum(file.table.num_rows for files in self.batches for file in files)
+        documents = self.documents()
+        bare, ours = [], []
+        for turn in range(TURNS):
+            exporter = await self.exporter(f"bare{turn}")
+            work = partial(self.upsert_all, exporter.namespace, documents)
+            bare.append(await timed("the client's upsert", records, work))
+            await self._drop(exporter)
+            exporter = await self.exporter(f"turn{turn}")
+            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
+            await self._drop(exporter)
+        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+
+    async def _drop(self, exporter: TurbopufferExporter) -> None:
+        await exporter.close()
+        async with turbopuffer.AsyncTurbopuffer() as client:
+            await client.namespace(exporter.namespace).delete_all()
