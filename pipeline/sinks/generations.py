@@ -27,14 +27,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Generic, Protocol, TypeVar
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.records import chunk_ids
-from pipeline.sinks.slicing import slices
+from pipeline.sinks.slicing import each, slices
 
 W = TypeVar("W")
 T = TypeVar("T")
@@ -70,8 +70,8 @@ class Generation:
         return f"{self.record_set_hash}:{self.chunk_count}"
 
 
-_NOTHING: Final = Generation("empty", 0)
-"""What a file that is being emptied is going to be."""
+EMPTYING: Final = str(Generation("empty", 0))
+"""The marker of a file that is being emptied: what it is going to be has no records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,14 +189,20 @@ async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) ->
     await _empty(store, [head for file in files if not file.writes for head in held.get(file.key, [])])
     plans = [_plan(store, file, held.get(file.key, [])) for file in files if file.writes]
     heads = [plan.head for plan in plans]
-    await _each(store, store.upsert, slices(heads, count=store.max_records, size=store.max_bytes, size_of=store.size_of))
+    requests = slices(heads, count=store.max_records, size=store.max_bytes, size_of=store.size_of)
+    await each(requests, store.upsert, concurrency=store.concurrency)
     bodies = [(plan.head, plan.writes[1:]) for plan in plans if len(plan.writes) > 1]
-    await _each(store, store.upsert, _headed(bodies, store.max_records, store.max_bytes, store.size_of))
+    requests = _headed(bodies, store.max_records, store.max_bytes, store.size_of)
+    await each(requests, store.upsert, concurrency=store.concurrency)
     if not await _complete(store, [found for plan in plans for found in plan.ids]):
         return False
     stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
-    await _each(store, store.delete, _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0))
-    await _each(store, store.clear_pending, slices([plan.writes[0] for plan in plans], count=store.max_ids))
+    await each(
+        _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0), store.delete, concurrency=store.concurrency
+    )
+    await each(
+        slices([plan.writes[0] for plan in plans], count=store.max_ids), store.clear_pending, concurrency=store.concurrency
+    )
     return True
 
 
@@ -252,7 +258,7 @@ async def _complete(store: GenerationStore[W], ids: Sequence[str]) -> bool:
         nonlocal missing
         missing += len(some) - await store.count_present(some)
 
-    await _each(store, count, slices(ids, count=store.max_ids))
+    await each(slices(ids, count=store.max_ids), count, concurrency=store.concurrency)
     return not missing
 
 
@@ -260,12 +266,14 @@ async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:
     """Mark the heads, delete what they name, and them last: until nothing is left, something says that it is not whole."""
     head_ids = {head.key.ids(head.generation)[0]: head for head in heads}
     unmarked = [found for found, head in head_ids.items() if head.pending is None]
-    await _each(store, lambda ids: store.mark(ids, str(_NOTHING)), slices(unmarked, count=store.max_ids))
+    await each(slices(unmarked, count=store.max_ids), lambda ids: store.mark(ids, EMPTYING), concurrency=store.concurrency)
     named = sorted({(head.key, generation) for head in heads for generation in head.named() if generation.chunk_count})
     groups = [key.ids(generation) for key, generation in named]
     rest = [found for ids in groups for found in ids if found not in head_ids]
-    await _each(store, store.delete, slices(rest, count=store.max_ids))
-    await _each(store, store.delete, _headed([(ids[0], ids[1:]) for ids in groups], store.max_ids, 0, lambda _: 0))
+    await each(slices(rest, count=store.max_ids), store.delete, concurrency=store.concurrency)
+    await each(
+        _headed([(ids[0], ids[1:]) for ids in groups], store.max_ids, 0, lambda _: 0), store.delete, concurrency=store.concurrency
+    )
 
 
 def _marker(generations: Iterable[Generation]) -> str:
@@ -292,21 +300,3 @@ def _headed(groups: Iterable[tuple[T, Sequence[T]]], count: int, size: int, size
             held += grown
     if request:
         yield request
-
-
-async def _each(store: GenerationStore[W], send: Callable[[list[T]], Awaitable[None]], requests: Iterable[list[T]]) -> None:
-    """Send all requests, some at once. After a failure no further one is begun; it is raised when those on their way ended."""
-    coming = iter(requests)
-    failures: list[BaseException] = []
-
-    async def work() -> None:
-        while not failures and (request := next(coming, None)) is not None:
-            try:
-                await send(request)
-            except BaseException as error:
-                failures.append(error)
-                raise
-
-    await asyncio.gather(*(work() for _ in range(store.concurrency)), return_exceptions=True)
-    if failures:
-        raise failures[0]

@@ -11,6 +11,7 @@ SINKS: dict[str, str] = {
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
     "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
+    "qdrant": "pipeline.sinks.qdrant:QdrantExporter",
     "turbopuffer": "pipeline.sinks.turbopuffer:TurbopufferExporter",
 }
 """Name -> ``module:Class``. Modules are imported on first use: most of them need an extra."""

@@ -1,0 +1,281 @@
+"""The Qdrant sink: a vector database, self-hosted or in its vendor's cloud.
+
+What belongs here: what each promise of a sink becomes in requests. How a collection looks is ``qdrant_layout``'s, how requests
+are made ``qdrant_store``'s, how a file is replaced without transactions ``generations``'. The server's address comes from the
+settings or from ``QDRANT_URL``, the key from ``QDRANT_API_KEY`` alone.
+
+Search is by vector. Qdrant's full-text index filters and does not rank, and its BM25 vectors need a model from a hub, so modes
+text and hybrid are not offered. Qdrant normalises vectors as it stores them, so what is read back has length 1.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, model_validator
+from qdrant_client import models
+
+from pipeline.errors import RecordRefused, SinkConflict
+from pipeline.sinks import qdrant_layout as layout
+from pipeline.sinks.base import (
+    Exporter,
+    ReplaceReport,
+    SearchHit,
+    SearchMode,
+    SearchRequest,
+    SinkContext,
+    SinkSettings,
+    Snapshot,
+)
+from pipeline.sinks.filters import fitting_values, parse_filters
+from pipeline.sinks.generations import EMPTYING, FileWrites, replace_generations, to_snapshots
+from pipeline.sinks.qdrant_generations import QdrantGenerations, by_config, read_heads
+from pipeline.sinks.qdrant_layout import PointWrite
+from pipeline.sinks.qdrant_store import QdrantStore, RequestRefused, connection
+from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.slicing import named_slices, one_ahead, slices
+
+_FILES_PER_REPLACE: Final = 500
+_BYTES_PER_REPLACE: Final = 16 * 2**20
+_BYTES_PER_FETCH: Final = 32 * 2**20
+_BYTES_PER_PAGE: Final = 4 * 2**20
+_TEXT_BYTES_GUESSED: Final = 4096
+_OPERATIONS_PER_REQUEST: Final = 100
+
+
+class QdrantSettings(SinkSettings):
+    """Where the collections are."""
+
+    url: str | None = Field(default=None, description="Address of the server, http(s)://host:port. Default: QDRANT_URL.")
+    path: str | None = Field(
+        default=None, description="Local directory instead of a server: for tests and small collections, one process at a time."
+    )
+    collection_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    timeout_seconds: int = Field(default=60, ge=1, description="How long to wait for the answer to one request.")
+
+    @model_validator(mode="after")
+    def _one_place(self) -> QdrantSettings:
+        if self.url and self.path:
+            raise ValueError("give url (a server) or path (a local directory), not both")
+        return self
+
+
+class QdrantExporter(Exporter):
+    """One collection a model, ``{collection_prefix}_{model.slug}``, shared by all tenants, configs and processes."""
+
+    settings_type: ClassVar[type[SinkSettings]] = QdrantSettings
+    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector"})
+    atomic_replace: ClassVar[bool] = False
+    settings: QdrantSettings
+
+    def __init__(self, settings: QdrantSettings, context: SinkContext) -> None:
+        super().__init__(settings, context)
+        place = connection(url=settings.url, path=settings.path, timeout_seconds=settings.timeout_seconds)
+        self._store = QdrantStore(place, f"{settings.collection_prefix}_{context.model.slug}")
+        self._declared = context.metadata_fields
+        self._dimension = context.model.dimension
+
+    @property
+    def collection(self) -> str:
+        return self._store.collection
+
+    async def provision(self) -> None:
+        """Create the collection and its payload indexes, and fill metadata fields declared since from what the points hold."""
+        await self._create_collection()
+        info = await self._store.info()
+        layout.check_collection(info, self.collection, self.context.model)
+        if not layout.names_model(info):
+            await self._check_points()
+        if not self._store.is_local:
+            await self._create_indexes(info)
+        await self._fill_added_fields()
+
+    async def _create_collection(self) -> None:
+        """Of processes that create it at once one does and the others find it."""
+        name, settings = self.collection, layout.collection_settings(self.context.model)
+        if await self._exists():
+            return
+        try:
+            await self._store.call("create the collection", lambda client: client.create_collection(name, **settings))
+        except RequestRefused:
+            if not await self._exists():
+                raise
+
+    async def _exists(self) -> bool:
+        return await self._store.call("look for the collection", lambda client: client.collection_exists(self.collection))
+
+    async def _create_indexes(self, info: models.CollectionInfo) -> None:
+        for path, kind in layout.missing_indexes(info, self.collection, self._declared).items():
+            await self._store.call(f"index {path}", partial(self._create_index, path=path, kind=kind))
+
+    async def _create_index(self, client: Any, *, path: str, kind: Any) -> None:
+        await client.create_payload_index(self.collection, path, field_schema=kind, wait=True)
+
+    async def _check_points(self) -> None:
+        """What a point says of its model stands in for the metadata of a collection made by a server that keeps none."""
+        records, _ = await self._store.call(
+            "read the model", lambda client: client.scroll(self.collection, limit=1, with_payload=["embedding_model"])
+        )
+        if any((record.payload or {}).get("embedding_model") != self.context.model.fingerprint for record in records):
+            raise SinkConflict(
+                f"Qdrant collection {self.collection!r} holds points that are not vectors of {self.context.model.name!r}; "
+                "choose another collection_prefix, or delete the collection if nothing needs it"
+            )
+
+    async def _fill_added_fields(self) -> None:
+        """Fill declared fields in points written before they were declared, from the metadata these hold.
+
+        What is missing is read off the points, so a crash on the way is made good by the next call.
+        """
+        if not self._declared:
+            return
+        lacking: list[models.Condition] = [
+            models.Filter(must_not=[layout.equals(layout.FILTER_FIELDS, key)]) for key in self._declared
+        ]
+        own: list[models.Condition] = [
+            layout.equals("tenant_id", self.context.tenant_id),
+            layout.equals("chunk_index", 0),
+            models.Filter(should=lacking),
+        ]
+        needed = ["export_config_id", "parsed_directory_file_id", "record_set_hash", "metadata", layout.FILTER_FIELDS]
+        async for records in self._store.pages("find metadata to fill in", models.Filter(must=own), needed):
+            operations = [self._fill(record.payload or {}) for record in records]
+            for some in slices(operations, count=_OPERATIONS_PER_REQUEST):
+                await self._store.call("fill metadata fields", partial(self._update, operations=some))
+
+    def _fill(self, payload: Mapping[str, Any]) -> models.SetPayloadOperation:
+        """Sets the declared fields of one version of a file."""
+        values = {key: value for key, value in fitting_values(payload["metadata"], self._declared).items() if value is not None}
+        covered = sorted({*payload.get(layout.FILTER_FIELDS, ()), *self._declared})
+        where = layout.scope(self.context.tenant_id, payload["export_config_id"], [payload["parsed_directory_file_id"]])
+        version = models.Filter(must=[*where, layout.equals("record_set_hash", payload["record_set_hash"])])
+        changed = models.SetPayload(payload={**values, layout.FILTER_FIELDS: covered}, filter=version)
+        return models.SetPayloadOperation(set_payload=changed)
+
+    async def _update(self, client: Any, *, operations: Sequence[models.SetPayloadOperation]) -> None:
+        await client.batch_update_points(self.collection, operations, wait=True)
+
+    async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
+        """A handful of requests for up to 500 files and 16 MB, and one more for every 256 points or 4 MB."""
+        self.check_files(files)
+        batches = list(slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE, size_of=lambda file: file.table.nbytes))
+        replacing = QdrantGenerations(self._store, await self._store.limits())
+        records, size = 0, 0
+        refused: list[RecordRefused] = []
+        async for _, (encoded, unfit) in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
+            refused += unfit
+            await replace_generations(replacing, encoded)
+            await self._sweep(encoded)
+            records += sum(len(file.writes) for file in encoded)
+            size += sum(write.size for file in encoded for write in file.writes)
+        return ReplaceReport(records, size, tuple(refused))
+
+    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileWrites[PointWrite]], list[RecordRefused]]:
+        encoded, refused = [], []
+        for file in files:
+            try:
+                encoded.append(layout.encode_file(file, self._declared))
+            except RecordRefused as error:
+                refused.append(error)
+        return encoded, refused
+
+    async def _sweep(self, files: Sequence[FileWrites[PointWrite]]) -> None:
+        """Delete what no head told of: records whose chunk 0 was lost, or written by something else under these files' ids."""
+        names = (await self._store.limits()).names
+        for some in slices(files, count=names):
+            kept = models.Filter(must_not=[layout.one_of("record_set_hash", [file.record_set_hash for file in some])])
+            for (tenant_id, export_config_id), file_ids in by_config([file.key for file in some]).items():
+                await self._delete("delete stray records", [*layout.scope(tenant_id, export_config_id, file_ids), kept])
+
+    async def _delete(self, action: str, where: Sequence[models.Condition]) -> None:
+        selected = models.FilterSelector(filter=models.Filter(must=list(where)))
+        await self._store.call(action, lambda client: client.delete(self.collection, selected, wait=True))
+
+    async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
+        """Three requests for every 500 files: what a crash leaves between them has a marked chunk 0."""
+        for file_ids in slices(parsed_directory_file_ids, count=(await self._store.limits()).names):
+            where = layout.scope(self.context.tenant_id, export_config_id, file_ids)
+            await self._mark_emptying([*where, layout.equals("chunk_index", 0)])
+            await self._delete("delete files", [*where, models.Filter(must_not=[layout.equals("chunk_index", 0)])])
+            await self._delete("delete files", where)
+
+    async def _mark_emptying(self, where: Sequence[models.Condition]) -> None:
+        heads, marker = models.Filter(must=list(where)), {layout.PENDING: EMPTYING}
+        await self._store.call("mark files", lambda client: client.set_payload(self.collection, marker, heads, wait=True))
+
+    async def list_snapshots(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> list[Snapshot]:
+        """One request for every 1,000 files, or for every 500 named ones."""
+        heads = []
+        for wanted in named_slices(parsed_directory_file_ids, count=(await self._store.limits()).names):
+            where = layout.scope(self.context.tenant_id, export_config_id, wanted)
+            heads += [head async for found in read_heads(self._store, self.context.tenant_id, where) for head in found]
+        return to_snapshots(heads)
+
+    async def fetch_records(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> AsyncIterator[pa.Table]:
+        """Tables of about 32 MB (more only for a file that alone is larger).
+
+        Files are found by counting points, not by their chunk 0, so that what has lost it shows too.
+        """
+        names = (await self._store.limits()).names
+        row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
+        for wanted in named_slices(parsed_directory_file_ids, count=names):
+            counts = await self._row_counts(layout.scope(self.context.tenant_id, export_config_id, wanted))
+            for group in slices(counts, count=names, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes):
+                where = layout.scope(self.context.tenant_id, export_config_id, [file_id for file_id, _ in group])
+                rows = await self._rows(models.Filter(must=where), max(1, _BYTES_PER_PAGE // row_bytes))
+                if rows:
+                    yield await asyncio.to_thread(_ordered, rows, self._dimension)
+
+    async def _row_counts(self, where: Sequence[models.Condition]) -> list[tuple[str, int]]:
+        """File ids with their numbers of points."""
+        counts: dict[str, int] = {}
+        async for records in self._store.pages("count records", models.Filter(must=list(where)), ["parsed_directory_file_id"]):
+            for record in records:
+                file_id = (record.payload or {})["parsed_directory_file_id"]
+                counts[file_id] = counts.get(file_id, 0) + 1
+        return list(counts.items())
+
+    async def _rows(self, where: models.Filter, page: int) -> list[models.Record]:
+        pages = self._store.pages("read records", where, layout.RECORD_KEYS, vectors=True, limit=page)
+        return [record async for records in pages for record in records]
+
+    async def search(self, request: SearchRequest) -> list[SearchHit]:
+        """Vector search by cosine."""
+        self.check_search(request)
+        conditions = [layout.render(found) for found in parse_filters(request.filters, self._declared)]
+        where = models.Filter(must=[*layout.scope(self.context.tenant_id, request.export_config_id), *conditions])
+        vector = np.asarray(request.vector, np.float32).tolist()
+        answer = await self._store.call(
+            "search",
+            lambda client: client.query_points(
+                self.collection,
+                query=vector,
+                using=layout.VECTOR,
+                query_filter=where,
+                limit=request.k,
+                with_payload=list(layout.RECORD_KEYS),
+            ),
+        )
+        return await asyncio.to_thread(self._hits, answer.points)
+
+    def _hits(self, points: Sequence[models.ScoredPoint]) -> list[SearchHit]:
+        records = to_records(layout.decode(points, self._dimension, vectors=False))
+        scores = np.clip([point.score for point in points], -1.0, 1.0).tolist()
+        return [SearchHit(record, score) for record, score in zip(records, scores, strict=True)]
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+def _ordered(points: Sequence[models.Record], dimension: int) -> pa.Table:
+    rows = layout.decode(points, dimension, vectors=True)
+    return rows.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

@@ -1,0 +1,88 @@
+"""The requests a replace in Qdrant consists of; their order is ``pipeline.sinks.generations``'."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Final
+
+from qdrant_client import models
+
+from pipeline.sinks import qdrant_layout as layout
+from pipeline.sinks.generations import FileKey, Head
+from pipeline.sinks.qdrant_layout import PointWrite
+from pipeline.sinks.qdrant_store import Limits, QdrantStore
+from pipeline.sinks.slicing import slices
+
+MAX_REQUEST_BYTES: Final = 4 * 2**20
+"""The vendor advises requests of less than 5 MB; a server takes 32 MiB by default."""
+
+
+class QdrantGenerations:
+    """GenerationStore over one collection. Every write waits until it is applied, so every read sees it."""
+
+    max_bytes: Final = MAX_REQUEST_BYTES
+    concurrency: Final = 4
+
+    def __init__(self, store: QdrantStore, limits: Limits) -> None:
+        self._store = store
+        self._limits = limits
+        self._collection = store.collection
+
+    @property
+    def max_records(self) -> int:
+        return self._limits.upsert
+
+    @property
+    def max_ids(self) -> int:
+        return self._limits.names
+
+    def size_of(self, write: PointWrite) -> int:
+        return write.size
+
+    def marked(self, head: PointWrite, marker: str) -> PointWrite:
+        return head.marked(marker)
+
+    async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
+        """One request for every 1,000 heads found, and at least one for every 500 files."""
+        heads = []
+        for (tenant_id, export_config_id), file_ids in by_config(keys).items():
+            for some in slices(file_ids, count=self._limits.names):
+                where = layout.scope(tenant_id, export_config_id, some)
+                heads += [head async for found in read_heads(self._store, tenant_id, where) for head in found]
+        return heads
+
+    async def upsert(self, writes: Sequence[PointWrite]) -> None:
+        points = [write.point for write in writes]
+        await self._store.call("write records", lambda client: client.upsert(self._collection, points, wait=True))
+
+    async def count_present(self, ids: Sequence[str]) -> int:
+        where = layout.having_ids(ids)
+        counted = await self._store.call("count records", lambda client: client.count(self._collection, where, exact=True))
+        return counted.count
+
+    async def mark(self, ids: Sequence[str], marker: str) -> None:
+        where, payload = layout.having_ids(ids), {layout.PENDING: marker}
+        await self._store.call("mark files", lambda client: client.set_payload(self._collection, payload, where, wait=True))
+
+    async def clear_pending(self, heads: Sequence[PointWrite]) -> None:
+        where, keys = layout.having_ids([str(write.point.id) for write in heads]), [layout.PENDING]
+        await self._store.call("finish files", lambda client: client.delete_payload(self._collection, keys, where, wait=True))
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        points = models.PointIdsList(points=list(ids))
+        await self._store.call("delete old records", lambda client: client.delete(self._collection, points, wait=True))
+
+
+async def read_heads(store: QdrantStore, tenant_id: str, where: Sequence[models.Condition]) -> AsyncIterator[list[Head]]:
+    """Chunk 0 of every version of the files a scope holds, a page at a time."""
+    heads = models.Filter(must=[*where, layout.equals("chunk_index", 0)])
+    async for records in store.pages("list files", heads, [*layout.SNAPSHOT_KEYS, layout.PENDING]):
+        yield [layout.head(record.payload or {}, tenant_id) for record in records]
+
+
+def by_config(keys: Sequence[FileKey]) -> dict[tuple[str, str], list[str]]:
+    """File ids by tenant and config."""
+    configs: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        configs.setdefault((key.tenant_id, key.export_config_id), []).append(key.file_id)
+    return configs
