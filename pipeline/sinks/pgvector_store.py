@@ -35,7 +35,6 @@ _TRANSIENT: Final = (
     errors.DeadlockDetected,
     errors.AdminShutdown,
     errors.CrashShutdown,
-    errors.TooManyConnections,
 )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
+from functools import partial
 from typing import Any, LiteralString
 
 import numpy as np
@@ -13,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import ConfigError, SinkUnavailable
-from pipeline.sinks import pgvector, pgvector_rows
+from pipeline.sinks import pgvector, pgvector_rows, pgvector_store
 from pipeline.sinks import pgvector_sql as statements
 from pipeline.sinks.base import SearchRequest
+from pipeline.sinks.pgvector_store import Connection, PostgresStore
 from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
@@ -168,19 +171,45 @@ async def test_a_connection_the_server_has_ended_is_replaced(bench: PgVectorBenc
     await bench.assert_holds(file)
 
 
+@pytest.mark.parametrize("trouble", [psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure])
+async def test_a_transaction_in_anothers_way_is_done_again_but_not_for_ever(
+    bench: PgVectorBench, trouble: type[psycopg.Error], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgvector_store, "_FIRST_WAIT", 0)
+    attempts: list[int] = []
+
+    async def fail_until(last: int, connection: Connection) -> int:
+        attempts.append(len(attempts))
+        if len(attempts) < last:
+            raise trouble("in the way")
+        return len(attempts)
+
+    store = PostgresStore(DSN)
+    assert await store.run("try", partial(fail_until, 3)) == 3
+    attempts.clear()
+    with pytest.raises(SinkUnavailable, match="cannot try: in the way"):
+        await store.run("try", partial(fail_until, 100))
+    assert len(attempts) == 6
+    await store.close()
+
+
 async def test_connections_are_reused_and_closed(bench: PgVectorBench, database: Database) -> None:
-    count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'indexport'"
     await asyncio.gather(*(bench.snapshots() for _ in range(10)))
-    for _ in range(3):
-        await bench.snapshots()
-    ((held,),) = database.query(count)
-    assert 1 <= held <= 4
+    kept = wait_for_connections(database, at_most=4)
+    await bench.snapshots()
+    assert wait_for_connections(database, at_most=4) == kept
     await bench.exporter.close()
+    assert wait_for_connections(database, at_most=0) == set()
+
+
+def wait_for_connections(database: Database, at_most: int) -> set[int]:
+    """Process ids of the sink's connections once there are so few: a server notices with a delay that one is closed."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'indexport'"
+    deadline = time.monotonic() + 10
     with psycopg.connect(database.uri, autocommit=True) as connection:
-        for _ in range(1000):
-            if connection.execute(count).fetchone() == (0,):
-                return
-    raise AssertionError("a connection is still open")
+        while len(found := {pid for (pid,) in connection.execute(query)}) > at_most:
+            assert time.monotonic() < deadline, "connections stay open"
+    return found
 
 
 async def test_a_missing_dsn_names_the_variable(bench: PgVectorBench, monkeypatch: pytest.MonkeyPatch) -> None:
