@@ -96,6 +96,8 @@ def sync(
 @app.command()
 def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
     """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
+    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.resources import EXPORTS
     from pipeline.stages.detect import refresh
     from pipeline.stages.plan import make_plan
 
@@ -103,7 +105,8 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
         opened = _open(export)
         if documents:
             _await(refresh(opened))
-        made = _await(make_plan(opened))
+        with open_instance(opened.home) as instance:
+            made = _await(make_plan(EXPORTS.open(opened.settings, instance)))
     needs = made.needs
     counts = {
         "new": len(needs.new),

@@ -116,7 +116,7 @@ class PlugInExporter(Exporter):
     def fetch_records(
         self,
         *,
-        export_config_id: str,
+        export_config_id: str,  # noqa: ARG002 - the protocol's
         parsed_directory_file_ids: Sequence[str] | None = None,  # noqa: ARG002 - the protocol's
     ) -> AsyncIterator[pa.Table]:
         raise SinkConflict(f"{self._name} implements only the reference protocol; its records cannot be read back")

@@ -1,0 +1,119 @@
+"""The command line as a user types it, in processes of its own where the environment matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.local_cloud.environment import local_cloud_environment
+
+RUN = [sys.executable, "-m", "pipeline.cli"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Documents behind a local cloud, a home of their own."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    (documents / "gauges.md").write_text("# Gauges\n\nThe gauge at the weir is read at noon.\n")
+    (documents / "boats.md").write_text("# Boats\n\nThe red boat leaks.\n")
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    with local_cloud_environment(str(documents), tmp_path / "cloud"):
+        yield documents
+    os.environ.pop("DAGSTER_HOME", None)
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    outcome = CliRunner().invoke(app, list(arguments))
+    assert outcome.exit_code == code, (outcome.output, outcome.exception)
+    return outcome.stdout
+
+
+def test_plan_sync_search_records_status_and_history_tell_one_story(folder: Path) -> None:
+    invoke("index", "sync", "--wait")
+    plan = json.loads(invoke("plan", "--json"))
+    assert (plan["new"], plan["chunks_to_embed"], plan["failing"]) == (2, 2, {})
+    assert plan["tokens_to_embed"] > 0
+    assert invoke("records", "--json") == ""
+
+    synced = json.loads(invoke("sync", "--json"))
+    assert synced["ok"]
+    assert len(synced["ingested"]) == 2
+
+    hits = json.loads(invoke("search", "when is the gauge read?", "-k", "1", "--json"))
+    assert (hits[0]["file_name"], hits[0]["page_range_start"], hits[0]["page_range_end"]) == ("gauges.md", 1, 1)
+    assert 0.0 < hits[0]["score"] <= 1.0
+    by_text = json.loads(invoke("search", "leaks", "--mode", "text", "--json"))
+    assert [hit["file_name"] for hit in by_text] == ["boats.md"]
+    assert json.loads(invoke("search", "boat", "--mode", "hybrid", "--where", 'file_name="boats.md"', "--json"))
+
+    held = [json.loads(line) for line in invoke("records", "--file", "boats.md", "--json").splitlines()]
+    assert [record["content"] for record in held] == ["# Boats\n\nThe red boat leaks."]
+
+    status = json.loads(invoke("status", "--json"))
+    assert status["files"] == {"done": 2}
+    events = [json.loads(line)["event"] for line in invoke("history", "boats.md", "--json").splitlines()]
+    assert events == ["listed", "loaded into lancedb"]
+
+    again = json.loads(invoke("plan", "--json"))
+    assert (again["new"], again["changed"], again["stale"], again["tokens_to_embed"]) == (0, 0, 0, 0)
+
+
+def test_the_plan_counts_what_an_edit_and_a_removal_cost(folder: Path) -> None:
+    invoke("sync", "--refresh", "--json")
+    (folder / "gauges.md").write_text("# Gauges\n\nThe gauge at the weir is read at dawn.\n")
+    (folder / "boats.md").unlink()
+    invoke("index", "sync", "--wait")
+    plan = json.loads(invoke("plan", "--json"))
+    assert (plan["changed"], plan["removed"], plan["chunks_to_embed"]) == (1, 1, 1)
+
+
+def test_output_for_people_cites_pages(folder: Path) -> None:
+    invoke("sync", "--refresh")
+    assert "boats.md, page 1" in invoke("search", "red boat", "-k", "1")
+    assert "in lancedb" in invoke("status")
+    assert "ready" in invoke("index", "status")
+    assert "Plan of default" in invoke("plan")
+
+
+def test_wrong_questions_end_with_two_and_one_line() -> None:
+    for arguments, message in (
+        (["status", "--export", "nope"], "there is no export 'nope'"),
+        (["search", "x", "--sink", "nope"], "has no sink 'nope'"),
+    ):
+        environment = {**os.environ, "INDEXPORT_HOME": "/nonexistent-parent/home", "LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9"}
+        outcome = subprocess.run([*RUN, *arguments], env=environment, capture_output=True, text=True)
+        assert outcome.returncode in (1, 2)
+        assert "Traceback" not in outcome.stderr, outcome.stderr
+        if arguments[0] == "status":
+            assert message in outcome.stderr
+
+
+def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "INDEXPORT_HOME": str(tmp_path),
+        "LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9",
+        "LLAMA_CLOUD_API_KEY": "llx-canary",
+    }
+    outcome = subprocess.run([*RUN, "index", "status"], env=environment, capture_output=True, text=True)
+    assert outcome.returncode == 1
+    assert "Traceback" not in outcome.stderr
+    assert "127.0.0.1:9" in outcome.stderr
+    assert "llx-canary" not in outcome.stderr + outcome.stdout
+
+
+def test_two_homes_never_touch_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke("sync", "--refresh", "--json")
+    monkeypatch.setenv("INDEXPORT_HOME", str(folder.parent / "other"))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    assert json.loads(invoke("status", "--json"))["files"] == {}
