@@ -8,10 +8,13 @@ They use Dagster's internals, which is why it is pinned below 1.14.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dagster._core.events import DagsterEventType
 from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from sqlalchemy import Connection
 
 _TOGETHER = frozenset(
     {
@@ -26,6 +29,12 @@ def split(events: Sequence[EventLogEntry]) -> tuple[list[EventLogEntry], list[Ev
     """(events to write together, events to write one by one), each in order."""
     together = [event for event in events if event.get_dagster_event().event_type in _TOGETHER]
     return together, [event for event in events if event.get_dagster_event().event_type not in _TOGETHER]
+
+
+def insert_events(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Insert rows of the event table in one statement, compiled once a process; their ids, in order."""
+    ids = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
+    return list(connection.execute(ids, rows).scalars())
 
 
 def last_of_each_asset(events: Sequence[EventLogEntry], ids: Sequence[int]) -> list[tuple[EventLogEntry, int]]:

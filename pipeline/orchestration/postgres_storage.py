@@ -1,7 +1,8 @@
-"""Dagster's PostgreSQL storage with planned partition events written in one statement.
+"""Dagster's PostgreSQL storage with whole batches of partition events written in one statement.
 
-Dagster's own batch writer covers materializations; the planned events that precede them are what this adds, so that
-partitions in progress and failed partitions stay truthful in the UI at a tenth of the price.
+Dagster's own batch writer covers materializations, in a statement it compiles anew for every batch. The planned events that
+precede them are what this adds, so that partitions in progress and failed partitions stay truthful in the UI at a tenth of
+the price.
 """
 
 from __future__ import annotations
@@ -9,38 +10,29 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from dagster._core.events import DagsterEventType
 from dagster._core.events.log import EventLogEntry
-from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
 
-from pipeline.orchestration.event_batches import last_of_each_asset, split
+from pipeline.orchestration.event_batches import insert_events, last_of_each_asset, split
 
 
 class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
-    """One INSERT for a batch's planned events, where the stock class takes one an event."""
+    """One INSERT a batch, where the stock class takes one for every planned event."""
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
-        planned = [e for e in together if e.get_dagster_event().event_type is DagsterEventType.ASSET_MATERIALIZATION_PLANNED]
-        happened = [e for e in together if e.get_dagster_event().event_type is not DagsterEventType.ASSET_MATERIALIZATION_PLANNED]
-        if happened:
-            super().store_event_batch(happened)
-        if planned:
-            self._store_planned(planned)
+        if together:
+            with self._connect() as connection:
+                ids = insert_events(connection, [self._event_to_row(event) for event in together])
+            with self.index_transaction() as connection:
+                self._store_asset_event_tags(connection, together, ids)
+                for event, event_id in last_of_each_asset(together, ids):
+                    self._store_asset_event(connection, event, event_id)
         for event in alone:
             self.store_event(event)
-
-    def _store_planned(self, events: Sequence[EventLogEntry]) -> None:
-        statement = self.prepare_insert_event_batch(events).returning(SqlEventLogStorageTable.c.id)
-        with self._connect() as connection:
-            ids = [row[0] for row in connection.execute(statement)]
-        with self.index_transaction() as connection:
-            for event, event_id in last_of_each_asset(events, ids):
-                self._store_asset_event(connection, event, event_id)
 
 
 class BatchingPostgresStorage(DagsterPostgresStorage):

@@ -13,7 +13,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
-from pipeline.orchestration.event_batches import last_of_each_asset, split
+from pipeline.orchestration.event_batches import insert_events, last_of_each_asset, split
 
 
 class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
@@ -29,9 +29,8 @@ class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
             with self.run_connection(run_id) as connection:
                 connection.execute(SqlEventLogStorageTable.insert(), of_run)
         if together:
-            ids_in_order = SqlEventLogStorageTable.insert().returning(SqlEventLogStorageTable.c.id, sort_by_parameter_order=True)
             with self.index_transaction() as connection:
-                ids = list(connection.execute(ids_in_order, rows).scalars())
+                ids = insert_events(connection, rows)
                 self._store_asset_event_tags(connection, together, ids)
                 for event, event_id in last_of_each_asset(together, ids):
                     self._store_asset_event(connection, event, event_id)

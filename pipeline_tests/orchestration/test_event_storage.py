@@ -1,0 +1,100 @@
+"""Runs of many partitions through the batching storages, read back through Dagster's own interface."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from pipeline.orchestration.partitions import RANGE_END, RANGE_START
+from pipeline_tests.postgres import fresh_database, postgres
+
+KEYS = [f"file-{number}" for number in range(7)]
+FILES = dg.DynamicPartitionsDefinition(name="files")
+POLICY = dg.BackfillPolicy.multi_run()
+
+
+@dg.asset(partitions_def=FILES, backfill_policy=POLICY)
+def payloads() -> dg.MaterializeResult[Any]:
+    return dg.MaterializeResult(metadata={"pages": 3})
+
+
+@dg.asset(partitions_def=FILES, backfill_policy=POLICY, deps=[payloads])
+def chunks(context: dg.AssetExecutionContext) -> None:
+    if "file-6" in context.partition_keys:
+        raise dg.Failure("poison")
+
+
+JOB = dg.Definitions(
+    assets=[payloads, chunks], jobs=[dg.define_asset_job("job", [payloads, chunks], executor_def=dg.in_process_executor)]
+).resolve_job_def("job")
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def instance(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "4")
+    if request.param == "sqlite":
+        storage = {"module": "pipeline.orchestration.sqlite_storage", "class": "BatchingSqliteStorage"}
+        with dg.instance_for_test(
+            temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": {"base_dir": str(tmp_path)}}}}
+        ) as made:
+            yield made
+        return
+    storage = {"module": "pipeline.orchestration.postgres_storage", "class": "BatchingPostgresStorage"}
+    with postgres() as uri:
+        config = {"postgres_url": fresh_database(uri).replace("postgresql://", "postgresql+psycopg2://")}
+        with dg.instance_for_test(
+            temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": config}}}
+        ) as made:
+            yield made
+
+
+def run(instance: dg.DagsterInstance, first: str, last: str) -> dg.ExecuteInProcessResult:
+    return JOB.execute_in_process(instance=instance, tags={RANGE_START: first, RANGE_END: last}, raise_on_error=False)
+
+
+def test_every_file_of_a_run_is_materialized_with_its_metadata_and_data_version(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("files", KEYS)
+    assert run(instance, KEYS[0], KEYS[4]).success
+    assert instance.get_materialized_partitions(payloads.key) == set(KEYS[:5])
+    assert instance.get_materialized_partitions(chunks.key) == set(KEYS[:5])
+    records = instance.fetch_materializations(payloads.key, limit=10).records
+    assert sorted(record.partition_key or "" for record in records) == KEYS[:5]
+    for record in records:
+        materialization = record.asset_materialization
+        assert materialization is not None
+        assert materialization.metadata["pages"].value == 3
+        assert "dagster/data_version" in (materialization.tags or {})
+        assert materialization.partition == record.partition_key
+    tags = instance.event_log_storage.get_latest_tags_by_partition(
+        payloads.key, dg.DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
+    )
+    assert set(tags) == set(KEYS[:5])
+
+
+def test_an_asset_remembers_the_last_event_of_its_batch(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("files", KEYS)
+    run(instance, KEYS[0], KEYS[4])
+    newest = instance.fetch_materializations(payloads.key, limit=1).records[0]
+    latest = instance.get_latest_materialization_event(payloads.key)
+    assert latest is not None
+    assert latest.dagster_event is not None
+    assert latest.dagster_event.partition == newest.partition_key
+
+
+def test_files_of_a_failed_run_show_as_failed_and_not_as_missing(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("files", KEYS)
+    result = run(instance, KEYS[5], KEYS[6])
+    assert not result.success
+    planned = instance.event_log_storage.get_latest_asset_partition_materialization_attempts_without_materializations(chunks.key)
+    assert set(planned) == {KEYS[5], KEYS[6]}
+    assert instance.get_materialized_partitions(chunks.key) == set()
+
+
+def test_the_log_of_a_run_holds_every_event_once(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("files", KEYS)
+    result = run(instance, KEYS[0], KEYS[4])
+    stored = instance.get_records_for_run(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED).records
+    assert len(stored) == 2 * 5
+    assert len({(record.asset_key, record.partition_key) for record in stored}) == 2 * 5
