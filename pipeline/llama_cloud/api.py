@@ -7,6 +7,7 @@ What belongs here: sending a request, reading its JSON, following pages, and the
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import httpx
@@ -66,20 +67,13 @@ class CloudApi:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        hooks: dict[str, list[Callable[[httpx.Request], Awaitable[None]]]] = {}
-        if requests_per_second is not None:
-            limiter = RateLimiter(requests_per_second)
-
-            async def take_turn(_: httpx.Request) -> None:
-                await limiter.wait()
-
-            hooks = {"request": [take_turn]}
+        http_client = DefaultAsyncHttpxClient(transport=transport)
         try:
             self.client = AsyncLlamaCloud(
                 api_key=api_key.get_secret_value() if api_key else None,
                 base_url=base_url,
                 max_retries=max_retries,
-                http_client=DefaultAsyncHttpxClient(transport=transport, event_hooks=hooks),
+                http_client=http_client,
             )
         except LlamaCloudError:
             raise ConfigError("no LlamaCloud API key: set the environment variable LLAMA_CLOUD_API_KEY") from None
@@ -92,6 +86,8 @@ class CloudApi:
         if url.scheme not in {"http", "https"} or not url.host:
             raise ConfigError("LLAMA_CLOUD_BASE_URL must start with https:// (or http://) and name a host")
         self.host = url.host
+        if requests_per_second is not None and not _is_loopback(url.host):
+            http_client.event_hooks = {"request": [_pacing(requests_per_second)]}
         self._shown_url = str(url.copy_with(userinfo=None))
 
     async def close(self) -> None:
@@ -194,6 +190,25 @@ class CloudApi:
             remedy = f"; check {setting} and project_id" if setting else ""
             return NotThere(f"LlamaCloud does not know what was asked for while {doing} (HTTP 404{detail}){remedy}", status)
         return Rejected(f"LlamaCloud refused the request while {doing}: HTTP {status}{detail}", status)
+
+
+def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:
+    limiter = RateLimiter(requests_per_second)
+
+    async def take_turn(_: httpx.Request) -> None:
+        await limiter.wait()
+
+    return take_turn
+
+
+def _is_loopback(host: str) -> bool:
+    """This machine's own server is nobody's to spare."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _check_key(key: str) -> None:

@@ -94,3 +94,17 @@ async def test_requests_are_spaced_by_the_limit() -> None:
     async with FakeCloud(script=note).source(requests_per_second=50) as source:
         await asyncio.gather(*(source.get_index() for _ in range(4)))
     assert moments[-1] - moments[0] >= 0.058
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]"])
+async def test_requests_to_this_machine_are_not_spaced(host: str) -> None:
+    cloud = FakeCloud()
+    source = LlamaCloudSource(
+        LlamaCloudSettings(index_id="idx-1", requests_per_second=0.01),
+        api_key=SecretStr(API_KEY),
+        base_url=f"http://{host}:8800",
+        transport=httpx.MockTransport(cloud.handle),
+    )
+    async with source, asyncio.timeout(50):
+        await asyncio.gather(*(source.get_index() for _ in range(3)))
+    assert cloud.count("idx-1") == 3
