@@ -54,6 +54,11 @@ class Lake:
             raise LakeError(f"the lake cannot write {dataset} of {partition}: {reason}; check its space and rights") from error
         return buffer.tell()
 
+    def write_many(self, dataset: Dataset, objects: Iterable[tuple[str, pa.Table, Mapping[str, str]]]) -> list[int]:
+        """``write`` of ``(partition, table, metadata)``, in threads; sizes in the order given."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return list(pool.map(lambda written: self.write(dataset, *written), objects))
+
     def read(self, dataset: Dataset, partition: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """A partition's table with its metadata; ``None`` when there is none or it is damaged (it is then made again)."""
         data = self._bytes(dataset, partition)

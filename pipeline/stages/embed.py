@@ -115,7 +115,7 @@ async def _embed_group(
 
 def _write(export: Export, files: list[_FileChunks], vectors: Vectors, report: StageReport) -> None:
     identity = export.embedder.identity
-    updates, digests = [], {}
+    objects, updates, digests = [], [], {}
     start = 0
     for file in files:
         mine = vectors[start : start + len(file.digests)]
@@ -126,12 +126,12 @@ def _write(export: Export, files: list[_FileChunks], vectors: Vectors, report: S
         key = export.vectors_key(file.row) or ""
         table = file.table.append_column("embedding_digest", pa.array(file.digests, pa.binary(16)))
         table = table.append_column("embedding", _fixed_size_list(mine, identity.dimension))
-        size = export.lake.write("embeddings", file.row.file_id, table, {"vectors_key": key, "model": identity.fingerprint})
-        report.worked += 1
-        report.numbers["bytes"] += size
+        objects.append((file.row.file_id, table, {"vectors_key": key, "model": identity.fingerprint}))
         report.rows.append({"file": file.row.display_name, "file_id": file.row.file_id, "chunks": len(mine)})
         updates.append({"file_id": file.row.file_id, "vectors_key": key})
         digests[file.row.file_id] = file.digests
+    report.numbers["bytes"] += sum(export.lake.write_many("embeddings", objects))
+    report.worked += len(objects)
     export.ledger.replace_vectors(identity.slug, digests)
     export.ledger.update_files(updates)
 

@@ -49,7 +49,7 @@ async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bo
 
 
 def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[DirectoryFile, Payload]], report: StageReport) -> None:
-    updates = []
+    objects, updates = [], []
     for file, payload in batch:
         row = rows[file.id]
         digest = payload_digest(payload, file)
@@ -60,7 +60,7 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
             metadata = {"payload_digest": digest, "text_digest": text, "provenance": _provenance(file, payload)}
             if payload.attachments:
                 metadata["attachments"] = canonical_json([[a.attachment_name, a.source_id, a.type] for a in payload.attachments])
-            report.numbers["bytes"] += export.lake.write("parsed_payloads", file.id, table, metadata)
+            objects.append((file.id, table, metadata))
         report.worked += 1
         report.numbers["pages"] += len(payload.pages)
         report.numbers["changed"] += changed
@@ -76,6 +76,7 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
                 "refetch": False,
             }
         )
+    report.numbers["bytes"] += sum(export.lake.write_many("parsed_payloads", objects))
     export.ledger.update_files(updates)
 
 
