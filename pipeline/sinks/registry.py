@@ -11,6 +11,7 @@ SINKS: dict[str, str] = {
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
     "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
+    "pinecone": "pipeline.sinks.pinecone:PineconeExporter",
     "qdrant": "pipeline.sinks.qdrant:QdrantExporter",
     "turbopuffer": "pipeline.sinks.turbopuffer:TurbopufferExporter",
 }

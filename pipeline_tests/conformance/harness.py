@@ -29,6 +29,7 @@ HARNESSES: dict[str, str] = {
     "lancedb": "pipeline_tests.conformance.lancedb_harness:lancedb",
     "mongodb": "pipeline_tests.conformance.mongodb_harness:mongodb",
     "pgvector": "pipeline_tests.conformance.pgvector_harness:pgvector",
+    "pinecone": "pipeline_tests.conformance.pinecone_harness:pinecone",
     "turbopuffer": "pipeline_tests.conformance.turbopuffer_harness:turbopuffer",
 }
 """Sink -> ``module:factory``."""

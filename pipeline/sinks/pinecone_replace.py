@@ -1,0 +1,103 @@
+"""Replacing and removing files in one Pinecone namespace, one generation of ids beside the other.
+
+What belongs here: what ``generations`` asks of a store, as requests to Pinecone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from pipeline.sinks.generations import FileKey, Head, remove_generations
+from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, scope, to_head
+from pipeline.sinks.pinecone_store import PineconeStore
+from pipeline.sinks.slicing import each, named_slices
+
+FILES_PER_REQUEST: Final = 500
+"""Bounds the filters, which name every file of a request."""
+
+MAX_REQUEST_BYTES: Final = 2_000_000
+"""Of one upsert; documented by the vendor as 2 MB."""
+
+_ENVELOPE_BYTES: Final = 1_000
+_MAX_RESULT_BYTES: Final = 4_000_000
+"""Of a query's answer; documented by the vendor as 4 MB. Reads by filter keep to about as much."""
+
+_METADATA_GUESSED: Final = MAX_METADATA_BYTES // 8
+_NUMBER_BYTES: Final = 13
+_UPDATES_AT_ONCE: Final = 4
+"""Below the 100 updates a second that the vendor documents for a namespace."""
+
+
+def page_size(dimension: int) -> int:
+    """How many records to ask for at once."""
+    return max(1, min(10_000, _MAX_RESULT_BYTES // (dimension * _NUMBER_BYTES + _METADATA_GUESSED)))
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceWriter:
+    """Writes to one namespace, that of one config of one tenant; what ``replace_generations`` needs (a GenerationStore)."""
+
+    store: PineconeStore
+    namespace: str
+    tenant_id: str
+    export_config_id: str
+    dimension: int
+
+    max_records: int = 1_000
+    max_bytes: int = MAX_REQUEST_BYTES - _ENVELOPE_BYTES
+    max_ids: int = 1_000
+    concurrency: int = 8
+
+    def size_of(self, write: Write) -> int:
+        return write.size
+
+    def marked(self, head: Write, marker: str) -> Write:
+        return head.marked(marker)
+
+    async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
+        return await self.heads([key.file_id for key in keys])
+
+    async def heads(self, file_ids: Sequence[str] | None) -> list[Head]:
+        """Chunk 0 of every generation of these files, or of all there are, own writes included."""
+        await self.store.see_own_writes(self.namespace)
+        found: list[Head] = []
+        for some in named_slices(file_ids, count=FILES_PER_REQUEST):
+            named = {} if some is None else {"parsed_directory_file_id": some}
+            where = scope(self.tenant_id, self.export_config_id, chunk_index=0, **named)
+            async for page in self.store.pages(self.namespace, where, limit=page_size(self.dimension)):
+                found += [to_head(record.id, record.metadata or {}) for record in page]
+        return found
+
+    async def upsert(self, writes: Sequence[Write]) -> None:
+        await self.store.upsert(self.namespace, writes)
+
+    async def mark(self, ids: Sequence[str], marker: str) -> None:
+        await self._set_pending(ids, marker)
+
+    async def count_present(self, ids: Sequence[str]) -> int:
+        """All of them, once they can be read: to look would cost as much as it did to write them."""
+        await self.store.see_own_writes(self.namespace)
+        return len(ids)
+
+    async def clear_pending(self, heads: Sequence[Write]) -> None:
+        await self._set_pending([head.id for head in heads], "")
+
+    async def _set_pending(self, ids: Sequence[str], marker: str) -> None:
+        """Record by record: an update leaves alone what is gone, where an upsert would bring it back without its body."""
+
+        async def update(record_id: str) -> None:
+            await self.store.update(self.namespace, record_id, {PENDING: marker})
+
+        await each(ids, update, concurrency=_UPDATES_AT_ONCE)
+
+    async def delete(self, ids: Sequence[str]) -> None:
+        await self.store.delete(self.namespace, ids)
+
+    async def remove(self, keys: Sequence[FileKey]) -> None:
+        """Delete what the heads of these files name, then whatever else says that it is theirs."""
+        await remove_generations(self, keys)
+        await self.store.see_own_writes(self.namespace)
+        where = scope(self.tenant_id, self.export_config_id, parsed_directory_file_id=[key.file_id for key in keys])
+        await self.store.delete_where(self.namespace, where)

@@ -1,0 +1,386 @@
+"""One Pinecone index over the vendor's SDK: finding and making it, waiting out throttling and staleness, typed errors.
+
+Every request made here may be repeated: it leaves done twice what it leaves done once. The SDK repeats a request up to three
+times by itself, honouring ``Retry-After``, unless it finds the whole host failing; what is still throttled then is asked for
+again here.
+
+Pinecone's reads lag behind its writes. A write is answered with its position in the log of its namespace (LSN), a query with
+the position it has seen (documented by the vendor). Reads here begin when a query has seen this store's own last write. The
+SDK hides the position of a delete and version 9 knows half the names of the headers, so both are dealt with here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+import pinecone
+from pinecone import AsyncIndex, AsyncPinecone, ServerlessSpec, Vector
+
+from pipeline.embedding.base import ModelIdentity
+from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks.pinecone_layout import METRIC, Filter, Metadata, Write, index_tags
+
+T = TypeVar("T")
+
+API_KEY: Final = "PINECONE_API_KEY"
+CONTROLLER_HOST: Final = "PINECONE_CONTROLLER_HOST"
+
+_BUSY_ATTEMPTS: Final = 4
+_FIRST_WAIT: Final = 0.25
+_LONGEST_WAIT: Final = 30.0
+_LONGEST_POLL: Final = 2.0
+_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+_REFUSED: Final = frozenset({400, 413, 422})
+_SHOWN_MESSAGE: Final = 300
+
+_COMMITTED: Final = ("x-pinecone-request-lsn", "x-pinecone-lsn-committed")
+_SEEN: Final = ("x-pinecone-max-indexed-lsn", "x-pinecone-lsn-reconciled")
+_NOBODY: Final = "indexport-fence"
+"""A record that never exists: updating it changes nothing and answers with a position (documented by the vendor)."""
+
+
+class RequestRefused(SinkConflict):
+    """Pinecone will not do what was asked for, however often it is asked; the message is its own."""
+
+
+class WriteRefused(RequestRefused):
+    """Pinecone will not hold these records."""
+
+
+class _IndexMissing(SinkUnavailable):
+    """The index does not exist."""
+
+
+class _NamespaceMissing(SinkUnavailable):
+    """The namespace does not exist; nothing is in it."""
+
+
+class PineconeStore:
+    """One index. Methods that take a namespace find nothing in one that does not exist."""
+
+    def __init__(
+        self, name: str, model: ModelIdentity, *, controller_host: str | None, request_seconds: float, freshness_seconds: float
+    ) -> None:
+        self.name = name
+        self._model = model
+        self._controller_host = controller_host
+        self._request_seconds = request_seconds
+        self._freshness_seconds = freshness_seconds
+        self._client: AsyncPinecone | None = None
+        self._index: AsyncIndex | None = None
+        self._opening = asyncio.Lock()
+        self._committed: dict[str, int] = {}
+        self._seen: dict[str, int] = {}
+        self._undated: set[str] = set()
+
+    async def create(self, *, cloud: str, region: str, timeout_seconds: float) -> None:
+        """Make the index when it is missing, and wait until it is ready.
+
+        Raises SinkConflict when it exists and is not ours or does not fit, SinkUnavailable when it does not become ready.
+        """
+        deadline = _now() + timeout_seconds
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                found = await self._describe()
+            except _IndexMissing:
+                await self._create(cloud, region)
+                continue
+            self._check(found)
+            if found.status.ready:
+                return
+            if found.status.state in ("InitializationFailed", "Terminating", "Disabled") or _now() > deadline:
+                raise SinkUnavailable(
+                    f"Pinecone index {self.name!r} is {found.status.state} and does not become ready; look at it in the console"
+                )
+            await asyncio.sleep(min(_LONGEST_POLL, _backoff(attempt)))
+
+    async def _create(self, cloud: str, region: str) -> None:
+        client = self._connected()
+
+        async def ask() -> None:
+            with suppress(pinecone.ConflictError):  # another process was first
+                await client.create_index(
+                    self.name,
+                    ServerlessSpec(cloud=cloud, region=region),
+                    dimension=self._model.dimension,
+                    metric=METRIC,
+                    timeout=-1,
+                    tags=index_tags(self._model),
+                )
+
+        await self._patiently(f"create index {self.name!r}", ask)
+
+    async def _describe(self) -> Any:
+        client = self._connected()
+        return await self._patiently("describe the index", lambda: client.describe_index(self.name))
+
+    def _check(self, found: Any) -> None:
+        """Both majors of the SDK answer these attributes, from different forms of the same description."""
+        held = (getattr(found, "dimension", None), getattr(found, "metric", None), getattr(found, "vector_type", None))
+        if held != (self._model.dimension, METRIC, "dense"):
+            raise SinkConflict(
+                f"Pinecone index {self.name!r} holds {held[2]} vectors of dimension {held[0]} with metric {held[1]}, "
+                f"not dense ones of dimension {self._model.dimension} with metric {METRIC}; "
+                "choose another index_prefix, or delete the index"
+            )
+        wanted = index_tags(self._model)
+        tags = dict(found.tags or {})
+        if {name: tags.get(name) for name in wanted} != wanted:
+            raise SinkConflict(
+                f"Pinecone index {self.name!r} is not ours or holds another model's vectors than {self._model.name!r}: it lacks "
+                f"the tags {', '.join(f'{name}={value}' for name, value in wanted.items())}; choose another index_prefix, "
+                "or set the tags if the index is empty"
+            )
+
+    def _connected(self) -> AsyncPinecone:
+        """The client, made when first used: a sink can be declared where its key is not known."""
+        if self._client is None:
+            if not os.environ.get(API_KEY, "").strip():
+                raise ConfigError(f"Pinecone needs an API key; set {API_KEY}")
+            try:
+                self._client = AsyncPinecone(host=self._controller_host, timeout=self._request_seconds)
+            except pinecone.PineconeError as error:
+                raise ConfigError(f"Pinecone cannot be used: {self._shown(str(error))}") from None
+        return self._client
+
+    async def _opened(self) -> AsyncIndex:
+        async with self._opening:
+            if self._index is None:
+                found = await self._describe()
+                self._check(found)
+                if not found.host:
+                    raise SinkUnavailable(f"Pinecone index {self.name!r} is not ready yet; provision the sink first")
+                self._index = await self._connected().index(host=found.host)
+            return self._index
+
+    async def upsert(self, namespace: str, writes: Sequence[Write]) -> None:
+        """Raises WriteRefused."""
+        index = await self._opened()
+        vectors = await asyncio.to_thread(lambda: [write.to_vector() for write in writes])
+        try:
+            answer = await self._patiently("write records", lambda: index.upsert(vectors=vectors, namespace=namespace))
+        except RequestRefused as error:
+            raise WriteRefused(str(error)) from None
+        self._note(namespace, answer)
+
+    async def update(self, namespace: str, record_id: str, metadata: Metadata) -> None:
+        """Set metadata fields of a record if it exists."""
+        index = await self._opened()
+        with suppress(_NamespaceMissing):
+            answer = await self._patiently(
+                "mark a record", lambda: index.update(id=record_id, set_metadata=metadata, namespace=namespace)
+            )
+            self._note(namespace, answer)
+
+    async def delete(self, namespace: str, ids: Sequence[str]) -> None:
+        await self._delete(namespace, ids=list(ids))
+
+    async def delete_where(self, namespace: str, where: Filter) -> None:
+        """Delete what a filter finds now; it may miss what was written just before."""
+        await self._delete(namespace, filter=where)
+
+    async def _delete(self, namespace: str, **selector: Any) -> None:
+        index = await self._opened()
+        with suppress(_NamespaceMissing):
+            await self._patiently("delete records", lambda: index.delete(namespace=namespace, **selector))
+            self._undated.add(namespace)
+
+    async def pages(self, namespace: str, where: Filter, *, limit: int) -> AsyncIterator[list[Vector]]:
+        """Records a filter finds, up to ``limit`` a page; fewer when Pinecone refuses to answer with so much at once."""
+        index = await self._opened()
+        token: str | None = None
+        while True:
+
+            async def ask(token: str | None = token, limit: int = limit) -> Any:
+                return await index.fetch_by_metadata(filter=where, namespace=namespace, limit=limit, pagination_token=token)
+
+            try:
+                answer = await self._patiently("read records", ask)
+            except _NamespaceMissing:
+                return
+            except RequestRefused:
+                if limit == 1:
+                    raise
+                limit = max(1, limit // 2)
+                continue
+            if answer.vectors:
+                yield list(answer.vectors.values())
+            token = answer.pagination.next if answer.pagination else None
+            if not token:
+                return
+
+    async def ids(self, namespace: str) -> AsyncIterator[list[str]]:
+        """The ids of all records, in their order, up to 100 a page."""
+        index = await self._opened()
+        token: str | None = None
+        while True:
+
+            async def ask(token: str | None = token) -> Any:
+                return await index.list_paginated(namespace=namespace, pagination_token=token)
+
+            try:
+                answer = await self._patiently("list records", ask)
+            except _NamespaceMissing:
+                return
+            if answer.vectors:
+                yield [item.id for item in answer.vectors]
+            token = answer.pagination.next if answer.pagination else None
+            if not token:
+                return
+
+    async def fetch(self, namespace: str, ids: Sequence[str]) -> dict[str, Vector]:
+        """Those of these records that exist, by id."""
+        index = await self._opened()
+        try:
+            answer = await self._patiently("read records", lambda: index.fetch(ids=list(ids), namespace=namespace))
+        except _NamespaceMissing:
+            return {}
+        return dict(answer.vectors)
+
+    async def query(self, namespace: str, vector: Sequence[float], where: Filter | None, k: int, *, metadata: bool) -> list[Any]:
+        """The nearest ``k`` records (``id``, ``score`` and ``metadata``), best first."""
+        try:
+            answer = await self._query(namespace, vector, where, k, metadata=metadata)
+        except _NamespaceMissing:
+            return []
+        return list(answer.matches)
+
+    async def _query(self, namespace: str, vector: Sequence[float], where: Filter | None, k: int, *, metadata: bool) -> Any:
+        index = await self._opened()
+        return await self._patiently(
+            "search",
+            lambda: index.query(
+                vector=list(vector), top_k=k, namespace=namespace, filter=where, include_metadata=metadata, include_values=False
+            ),
+        )
+
+    async def see_own_writes(self, namespace: str) -> None:
+        """Wait until queries have seen what this store has written to the namespace.
+
+        Raises SinkUnavailable when that takes too long.
+        """
+        if namespace in self._undated:
+            await self._date(namespace)
+        target = self._committed.get(namespace)
+        if target is None or self._seen.get(namespace, -1) >= target:
+            return
+        deadline = _now() + self._freshness_seconds
+        attempt = 0
+        while not await self._has_seen(namespace, target):
+            if _now() > deadline:
+                raise SinkUnavailable(
+                    f"Pinecone index {self.name!r} has not made its own writes readable for {self._freshness_seconds:g} s; "
+                    "try again later, or raise freshness_seconds"
+                )
+            attempt += 1
+            await asyncio.sleep(min(_LONGEST_POLL, _backoff(attempt) / 4))
+
+    async def _date(self, namespace: str) -> None:
+        """Learn a position that is not before that of any delete that has been answered."""
+        self._undated.discard(namespace)
+        try:
+            await self.update(namespace, _NOBODY, {"fence": True})
+        except BaseException:
+            self._undated.add(namespace)
+            raise
+
+    async def see_all_own_writes(self) -> None:
+        """``see_own_writes`` of every namespace."""
+        for namespace in sorted(self._undated | self._committed.keys()):
+            await self.see_own_writes(namespace)
+
+    async def _has_seen(self, namespace: str, target: int) -> bool:
+        anywhere = [1.0, *[0.0] * (self._model.dimension - 1)]
+        try:
+            answer = await self._query(namespace, anywhere, None, 1, metadata=False)
+        except _NamespaceMissing:
+            return True
+        position = _position(answer, _SEEN)
+        if position is not None:
+            self._seen[namespace] = max(position, self._seen.get(namespace, position))
+        return position is not None and position >= target
+
+    def _note(self, namespace: str, answer: Any) -> None:
+        position = _position(answer, _COMMITTED)
+        if position is not None:
+            self._committed[namespace] = max(position, self._committed.get(namespace, position))
+
+    async def _patiently(self, action: str, ask: Callable[[], Awaitable[T]]) -> T:
+        """The answer, asked for again while Pinecone is busy, four times in all beside what the SDK does."""
+        attempt = 0
+        while True:
+            attempt += 1
+            try:
+                return await ask()
+            except pinecone.ApiError as error:
+                if error.status_code not in _BUSY or attempt == _BUSY_ATTEMPTS:
+                    raise self._error(action, error) from None
+                wait = _wait(error, attempt)
+            except (pinecone.PineconeConnectionError, pinecone.PineconeTimeoutError) as error:
+                kind = "did not answer in time" if isinstance(error, pinecone.PineconeTimeoutError) else "cannot be reached"
+                raise SinkUnavailable(f"Pinecone {kind} to {action}; check the network and {CONTROLLER_HOST}") from None
+            except pinecone.ResponseParsingError:
+                raise SinkUnavailable(
+                    f"Pinecone answers with something unexpected to {action}; check {CONTROLLER_HOST} and the SDK's version"
+                ) from None
+            except pinecone.PineconeError as error:
+                raise RequestRefused(f"Pinecone's SDK refuses to {action}: {self._shown(str(error))}") from None
+            await asyncio.sleep(wait)
+
+    def _error(self, action: str, error: pinecone.ApiError) -> Exception:
+        status = error.status_code
+        told = f"{status}, {self._shown(error.message)}"
+        if status == 404 and "namespace" in error.message.lower():
+            return _NamespaceMissing(f"Pinecone index {self.name!r} has no such namespace to {action}: {told}")
+        if status == 404:
+            return _IndexMissing(f"Pinecone has no index {self.name!r} to {action}: {told}; provision the sink first")
+        if status in (401, 402, 403):
+            return SinkUnavailable(f"Pinecone does not let us {action}: {told}; check {API_KEY} and the plan's quotas")
+        if status in _REFUSED:
+            return RequestRefused(f"Pinecone refuses to {action} in index {self.name!r}: {told}")
+        return SinkUnavailable(f"Pinecone cannot {action} in index {self.name!r}: {told}")
+
+    def _shown(self, message: str) -> str:
+        """A message without the key, should it repeat it."""
+        key = os.environ.get(API_KEY, "").strip()
+        return (message.replace(key, "***") if key else message)[:_SHOWN_MESSAGE]
+
+    async def close(self) -> None:
+        if self._index is not None:
+            await self._index.close()
+            self._index = None
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+
+def _position(answer: Any, names: Sequence[str]) -> int | None:
+    """The first of these headers that is a number. Its absence means that the position is unknown."""
+    headers = answer.response_info.raw_headers if answer.response_info else {}
+    values = [headers[name] for name in names if name in headers]
+    return next((int(value) for value in values if value.isdecimal()), None)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _backoff(attempt: int) -> float:
+    ceiling = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (attempt - 1))
+    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
+
+
+def _wait(error: pinecone.ApiError, attempt: int) -> float:
+    """Seconds until the next attempt: what the answer asks for, up to the longest wait, with jitter on top."""
+    asked = (error.headers or {}).get("retry-after", "")
+    try:
+        return min(max(0.0, float(asked)), _LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311 - jitter, no secret
+    except ValueError:
+        return _backoff(attempt)

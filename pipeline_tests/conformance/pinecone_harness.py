@@ -1,0 +1,49 @@
+"""Pinecone, emulated, with readers that are one read late; and the real service where a live test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.sinks.base import Exporter, SinkContext
+from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
+from pipeline_tests.emulators.pinecone import PineconeEmulator, pinecone_emulator
+
+
+@dataclass
+class PineconeUnderTest:
+    """``emulator`` is ``None`` for the real service."""
+
+    settings: PineconeSettings
+    secrets: Sequence[str]
+    emulator: PineconeEmulator | None = None
+    vector_tolerance: float = 0.0
+    max_content_bytes: int | None = 40_960
+    indexes: set[str] = field(default_factory=set)
+
+    def make_exporter(self, context: SinkContext) -> Exporter:
+        exporter = PineconeExporter(self.settings, context)
+        self.indexes.add(exporter.index_name)
+        return exporter
+
+    def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
+        return PineconeExporter(PineconeSettings(controller_host="http://127.0.0.1:9"), context)
+
+    async def settle(self, exporter: Exporter) -> None:
+        if self.emulator is not None:
+            self.emulator.settle()
+            return
+        await exporter.optimize()
+
+
+@contextmanager
+def pinecone(directory: Path) -> Iterator[PineconeUnderTest]:
+    with pinecone_emulator() as emulator, pytest.MonkeyPatch.context() as patch:
+        emulator.lag.reads = 1
+        patch.setenv("PINECONE_API_KEY", emulator.api_key)
+        patch.delenv("PINECONE_CONTROLLER_HOST", raising=False)
+        yield PineconeUnderTest(PineconeSettings(controller_host=emulator.url), (emulator.api_key,), emulator)
