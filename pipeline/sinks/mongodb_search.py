@@ -183,7 +183,11 @@ class MongoSearch:
         pipeline = [*stages, {"$project": {**projection(vectors=False), "score": {"$meta": score}}}]
 
         async def attempt() -> list[Document]:
-            return await (await self._collection.aggregate(pipeline)).to_list()
+            try:
+                return await (await self._collection.aggregate(pipeline)).to_list()
+            except OperationFailure:
+                await self._list()  # a server without search may stumble over something else first
+                raise
 
         try:
             documents = await self._request("search", attempt)

@@ -1,11 +1,12 @@
-"""MongoDB in process, with Atlas's search, which sees a write only when ``settle`` lets it."""
+"""MongoDB in process, with or without Atlas's search; and a real one where a live test asks for it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
+from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.emulators.atlas_search import AtlasSearch
 
 if TYPE_CHECKING:
@@ -20,43 +22,60 @@ if TYPE_CHECKING:
 
 PASSWORD = "s3cret-p%40ss"
 UNREACHABLE_URI = f"mongodb://writer:{PASSWORD}@127.0.0.1:9/?authSource=admin"
-NO_ENGINE = "SecantusDB is not installed, so MongoDB is NOT TESTED: pip install -r requirements-secantus.lock"
+NO_ENGINE = "SecantusDB is not installed, so the mongodb sink is NOT TESTED: install requirements-secantus.lock"
 
-
-@contextmanager
-def environment(**variables: str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
-            patch.setenv(name, value)
-        yield
+_UNREACHABLE_ENV = "UNREACHABLE_MONGODB_URI"
 
 
 @dataclass
 class MongoDBUnderTest:
-    server: MongoServer
-    search: AtlasSearch
+    """``search`` sees a write only when ``settle`` lets it, where the server has one."""
+
+    settings: MongoDBSettings
+    server: MongoServer | None = None
+    search: AtlasSearch | None = None
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
     secrets: Sequence[str] = (PASSWORD, "s3cret-p@ss", UNREACHABLE_URI)
+    collections: set[str] = field(default_factory=set)
+    """Every collection it was asked to open."""
 
     def make_exporter(self, context: SinkContext) -> Exporter:
-        return MongoDBExporter(MongoDBSettings(uri_env="CONFORMANCE_MONGODB_URI"), context)
+        exporter = MongoDBExporter(self.settings, context)
+        self.collections.add(exporter.collection_name)
+        return exporter
 
     def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
-        return MongoDBExporter(MongoDBSettings(uri_env="UNREACHABLE_MONGODB_URI", timeout_seconds=0.3), context)
+        return MongoDBExporter(MongoDBSettings(uri_env=_UNREACHABLE_ENV, timeout_seconds=0.3), context)
 
     async def settle(self, exporter: Exporter) -> None:
-        self.search.catch_up()
+        if self.search:
+            self.search.catch_up()
 
 
 @contextmanager
-def mongodb(directory: Path) -> Iterator[MongoDBUnderTest]:
+def emulated_mongodb(*, search: AtlasSearch | None, replica_set: bool = True) -> Iterator[MongoDBUnderTest]:
     pytest.importorskip("secantus", reason=NO_ENGINE)
     from pipeline_tests.emulators.mongodb import mongo_server
 
-    search = AtlasSearch(build_seconds=0.05, lag_seconds=math.inf)
-    with (
-        mongo_server(search=search) as server,
-        environment(CONFORMANCE_MONGODB_URI=server.uri, UNREACHABLE_MONGODB_URI=UNREACHABLE_URI),
-    ):
-        yield MongoDBUnderTest(server, search)
+    with mongo_server(search=search, replica_set=replica_set) as server, pytest.MonkeyPatch.context() as patch:
+        uri_env = f"CONFORMANCE_MONGODB_URI_{uuid.uuid4().hex[:8]}"
+        patch.setenv(uri_env, server.uri)
+        patch.setenv(_UNREACHABLE_ENV, UNREACHABLE_URI)
+        yield MongoDBUnderTest(MongoDBSettings(uri_env=uri_env), server, search)
+
+
+def mongodb(directory: Path) -> AbstractContextManager[MongoDBUnderTest]:
+    """It keeps nothing in the directory."""
+    return emulated_mongodb(search=AtlasSearch(build_seconds=0.05, lag_seconds=math.inf))
+
+
+@asynccontextmanager
+async def provisioned_bench(sink: MongoDBUnderTest) -> AsyncIterator[Bench]:
+    made = Bench(sink)
+    try:
+        await made.open().provision()
+        yield made
+    finally:
+        for exporter in made.opened:
+            await exporter.close()

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 from secantus import SecantusDBServer, commands
-from secantus.failpoints import CloseConnectionRequested
 
 from pipeline_tests.emulators.atlas_search import AtlasSearch, Namespace, SearchError
 
@@ -35,6 +34,8 @@ class MongoServer:
         self.search = search
         self.sent: list[str] = []
         """Names of the commands received, in order; a test may clear it."""
+        self.statements: list[int] = []
+        """How many statements each ``update`` command had."""
         self._lost_replies: list[str] = []
         self._writes_to_fail: list[tuple[int, int]] = []
 
@@ -67,6 +68,8 @@ class MongoServer:
 
     def handle(self, name: str, document: dict[str, Any], context: Any) -> dict[str, Any]:
         self.sent.append(name)
+        if name == "update":
+            self.statements.append(len(document["updates"]))
         try:
             reply = self._answer(name, document, context)
         except SearchError as error:
@@ -75,7 +78,7 @@ class MongoServer:
             self.search.note_write()
         if name in self._lost_replies:
             self._lost_replies.remove(name)
-            raise CloseConnectionRequested
+            context.connections.kill(context.connection_id)
         return reply
 
     def _answer(self, name: str, document: dict[str, Any], context: Any) -> dict[str, Any]:
@@ -106,7 +109,8 @@ class MongoServer:
         position, code = self._writes_to_fail.pop()
         statements = list(document["updates"])
         del statements[position]
-        reply = _ORIGINAL["update"]({**document, "updates": statements}, context)
+        done: dict[str, Any] = {"ok": 1.0, "n": 0, "nModified": 0}
+        reply = _ORIGINAL["update"]({**document, "updates": statements}, context) if statements else done
         return {**reply, "writeErrors": [{"index": position, "code": code, "errmsg": "this write has failed"}]}
 
     def _check_exists(self, namespace: Namespace, context: Any) -> None:
