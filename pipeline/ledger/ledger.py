@@ -9,21 +9,20 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 
 from pipeline.ledger import schema
 from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
+from pipeline.ledger.register import Register, entombed
+from pipeline.ledger.sql import batches, upsert
 from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
 _STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fields__]
-_IN_LIMIT = 900
-"""Values in one IN list: SQLite's default limit is 999 variables a statement."""
 
 
 class Ledger:
@@ -41,6 +40,7 @@ class Ledger:
             if self._engine.url.database:
                 _make_parent(self._engine.url.database)
         schema.metadata.create_all(self._engine)
+        self.register = Register(self._engine, export, clock)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -54,7 +54,7 @@ class Ledger:
     def update_state(self, **values: Any) -> None:
         """Set columns of the export's own row."""
         with self._engine.begin() as connection:
-            self._upsert(connection, schema.exports, [{"export": self.export, **values}])
+            upsert(connection, schema.exports, [{"export": self.export, **values}])
 
     def files(self, file_ids: Collection[str] | None = None) -> dict[str, FileRow]:
         """Rows by file id, all of them or those named (unknown ids are absent), in file id order."""
@@ -64,18 +64,21 @@ class Ledger:
                 return {row[0]: FileRow(*row) for row in connection.execute(query)}
             return {
                 row[0]: FileRow(*row)
-                for batch in _batches(sorted(set(file_ids)))
+                for batch in batches(sorted(set(file_ids)))
                 for row in connection.execute(query.where(schema.files.c.file_id.in_(batch)))
             }
 
     def record_listing(self, listed: Iterable[DirectoryFile], listing_id: int) -> tuple[int, int]:
-        """Take in a page of a listing; answers (new, changed). A changed file is no longer failed or parked."""
+        """Take in a page of a listing; answers (new, changed). A changed file is no longer failed or parked; an erased one
+        stays out."""
         now = self._clock()
         by_id = {file.id: file for file in listed}
         new: dict[str, dict[str, Any]] = {}
         changed: dict[str, dict[str, Any]] = {}
         seen: list[str] = []
         with self._engine.begin() as connection:
+            for file_id in entombed(connection, self.export, list(by_id)):
+                del by_id[file_id]
             known = self._known_tokens(connection, list(by_id))
             for file in by_id.values():
                 values = {
@@ -97,10 +100,10 @@ class Ledger:
                     changed[file.id] = {**values, "status": status, **reset}
                 else:
                     seen.append(file.id)
-            self._upsert(connection, schema.files, list(new.values()))
+            upsert(connection, schema.files, list(new.values()))
             for row in changed.values():
-                self._upsert(connection, schema.files, [row])
-            for batch in _batches(seen):
+                upsert(connection, schema.files, [row])
+            for batch in batches(seen):
                 connection.execute(
                     sa.update(schema.files)
                     .where(schema.files.c.export == self.export, schema.files.c.file_id.in_(batch))
@@ -120,7 +123,7 @@ class Ledger:
                 .where(mine, schema.files.c.listing_id != listing_id, schema.files.c.missing_since.is_(None))
                 .values(missing_since=now)
             )
-            self._upsert(connection, schema.exports, [{"export": self.export, "complete_at": now}])
+            upsert(connection, schema.exports, [{"export": self.export, "complete_at": now}])
             missing = connection.execute(
                 sa.select(sa.func.count()).select_from(schema.files).where(mine, schema.files.c.missing_since.is_not(None))
             )
@@ -157,7 +160,7 @@ class Ledger:
         free = sa.or_(c.run_id.is_(None), c.run_id == run_id, c.lease_until < now, c.run_id.in_(sorted(dead_runs)))
         held: list[str] = []
         with self._engine.begin() as connection:
-            for batch in _batches(file_ids):
+            for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.files).where(mine, free).values(run_id=run_id, lease_until=now + seconds))
                 held += [row[0] for row in connection.execute(sa.select(c.file_id).where(mine, c.run_id == run_id))]
@@ -169,7 +172,7 @@ class Ledger:
         c = schema.files.c
         found: set[str] = set()
         with self._engine.connect() as connection:
-            for batch in _batches(file_ids):
+            for batch in batches(file_ids):
                 query = (
                     sa.select(c.run_id)
                     .distinct()
@@ -233,15 +236,17 @@ class Ledger:
             for f, h in hashes.items()
         ]
         with self._engine.begin() as connection:
-            self._upsert(connection, schema.file_sinks, rows)
+            upsert(connection, schema.file_sinks, rows)
 
-    def sink_hashes(self, file_ids: Collection[str] | None = None) -> dict[str, dict[str, str]]:
-        """``{sink: {file id: record_set_hash}}`` as last recorded, of all files or those named."""
+    def sink_hashes(self, file_ids: Collection[str] | None = None, *, model: str | None = None) -> dict[str, dict[str, str]]:
+        """``{sink: {file id: record_set_hash}}`` as last recorded, of all files or those named, of any model or of one."""
         c = schema.file_sinks.c
         query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self.export)
+        if model is not None:
+            query = query.where(c.model == model)
         found: dict[str, dict[str, str]] = defaultdict(dict)
         with self._engine.connect() as connection:
-            for part in [query] if file_ids is None else [query.where(c.file_id.in_(b)) for b in _batches(list(file_ids))]:
+            for part in [query] if file_ids is None else [query.where(c.file_id.in_(b)) for b in batches(list(file_ids))]:
                 for sink, file_id, digest in connection.execute(part):
                     found[sink][file_id] = digest
         return dict(found)
@@ -259,14 +264,14 @@ class Ledger:
         down_until = None if error is None else self._clock() + backoff(attempts)
         row = {"export": self.export, "sink": sink, "attempts": attempts, "down_until": down_until, "last_error": error}
         with self._engine.begin() as connection:
-            self._upsert(connection, schema.sinks, [row])
+            upsert(connection, schema.sinks, [row])
 
     def known_vectors(self, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
         """For each digest that has a vector in the lake, one partition that holds it."""
         c = schema.vectors.c
         found: dict[bytes, str] = {}
         with self._engine.connect() as connection:
-            for batch in _batches(sorted(digests)):
+            for batch in batches(sorted(digests)):
                 query = sa.select(c.digest, c.file_id).where(c.export == self.export, c.model == model, c.digest.in_(batch))
                 found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
         return found
@@ -301,7 +306,7 @@ class Ledger:
         with self._engine.begin() as connection:
             for table in (schema.file_sinks, schema.vectors):
                 self._delete_of_files(connection, table, file_ids)
-            for batch in _batches(file_ids):
+            for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.files).where(mine).values(**empty))
                 connection.execute(sa.update(schema.files).where(mine, c.status == "removing").values(status="removed"))
@@ -338,7 +343,7 @@ class Ledger:
         query = sa.select(c.file_id, c.change_token, c.status).where(c.export == self.export)
         return {
             row[0]: (row[1], row[2])
-            for batch in _batches(file_ids)
+            for batch in batches(file_ids)
             for row in connection.execute(query.where(c.file_id.in_(batch)))
         }
 
@@ -359,23 +364,9 @@ class Ledger:
         if rows:
             connection.execute(sa.insert(schema.history), rows)
 
-    def _upsert(self, connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-        if not rows:
-            return
-        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        statement = dialect.insert(table)
-        keys = [column.name for column in table.primary_key]
-        changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
-
     def _delete_of_files(self, connection: sa.Connection, table: sa.Table, file_ids: Sequence[str]) -> None:
-        for batch in _batches(file_ids):
+        for batch in batches(file_ids):
             connection.execute(sa.delete(table).where(table.c.export == self.export, table.c.file_id.in_(batch)))
-
-
-def _batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(values), _IN_LIMIT):
-        yield values[start : start + _IN_LIMIT]
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

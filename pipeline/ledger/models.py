@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 FileStatus = Literal["new", "requested", "done", "failed", "parked", "removing", "removed"]
 
@@ -81,3 +82,24 @@ class HistoryEvent:
     event: str
     run_id: str | None
     details: str
+
+
+@dataclass(frozen=True, slots=True)
+class SinkCollection:
+    """What a sink holds of one model; ``settings`` are the sink's as they were when it was last written, with ``type``."""
+
+    sink: str
+    slug: str
+    model: str
+    fingerprint: str
+    dimension: int
+    settings: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Tombstone:
+    """An erased file; ``proved_at`` is when nothing of it was found any more, ``None`` until then. Unix seconds."""
+
+    file_id: str
+    erased_at: float
+    proved_at: float | None

@@ -100,6 +100,32 @@ sinks = Table(
     PrimaryKeyConstraint("export", "sink"),
 )
 
+collections = Table(
+    "indexport_collections",
+    metadata,
+    Column("export", String, nullable=False),
+    Column("sink", String, nullable=False),
+    Column("slug", String, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False),
+    Column("dimension", Integer, nullable=False),
+    Column("settings", Text, nullable=False),
+    PrimaryKeyConstraint("export", "sink", "slug"),
+)
+"""Where records were ever written: one row a sink and model, with the sink's settings (never secrets) as JSON, so that an
+old model's collection or a sink that has left the export's YAML can still be emptied."""
+
+tombstones = Table(
+    "indexport_tombstones",
+    metadata,
+    Column("export", String, nullable=False),
+    Column("file_id", String, nullable=False),
+    Column("erased_at", Float, nullable=False),
+    Column("proved_at", Float),
+    PrimaryKeyConstraint("export", "file_id"),
+)
+"""Erased files: a listing never brings them back. The lake holds a copy, in case the ledger is lost."""
+
 vectors = Table(
     "indexport_vectors",
     metadata,

@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.documents.models import MetadataValue
 from pipeline.embedding.base import ModelIdentity
-from pipeline.errors import ConfigError, RecordRefused
+from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.records import ChunkRecord, FileRecords, from_records, record_schema, split_files
 
 SearchMode = Literal["vector", "text", "hybrid"]
@@ -182,6 +182,17 @@ class Exporter(ABC):
 
         Ends readers of old versions; called after an erasure, while no run writes.
         """
+
+    async def list_scopes(self) -> frozenset[tuple[str, str]] | None:
+        """Every (tenant_id, export_config_id) the collection holds records of, whoever wrote them, for verification alone.
+
+        ``None`` where the store cannot say in a bounded number of requests.
+        """
+        return None
+
+    async def drop_collection(self) -> None:
+        """Remove the collection of this exporter's model, with everything in it. Raises SinkConflict where not supported."""
+        raise SinkConflict(f"{type(self).__name__} cannot drop a collection; the empty one of {self.context.model.slug} stays")
 
     @abstractmethod
     async def close(self) -> None:

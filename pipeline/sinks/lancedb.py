@@ -293,6 +293,14 @@ class LanceDBExporter(Exporter):
         await self._store.commit("rebuild the indexes", partial(self._create_indexes, table, replace=True))
         await self._tidy(table, timedelta(0))
 
+    async def list_scopes(self) -> frozenset[tuple[str, str]]:
+        """One scan of two columns, a batch of rows in memory at a time."""
+        table = await self._store.table()
+        return await self._store.call("list the scopes", partial(_scopes, table))
+
+    async def drop_collection(self) -> None:
+        await self._store.drop()
+
     async def close(self) -> None:
         self._store.close()
 
@@ -300,6 +308,14 @@ class LanceDBExporter(Exporter):
 async def _rewrite_rows(table: AsyncTable) -> None:
     """Every row as it is, in new data files."""
     await table.update(updates_sql={"chunk_count": "chunk_count"})
+
+
+async def _scopes(table: AsyncTable) -> frozenset[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    async for batch in await table.query().select(["tenant_id", "export_config_id"]).to_batches():
+        distinct = pa.Table.from_batches([batch]).group_by(["tenant_id", "export_config_id"]).aggregate([])
+        found.update(zip(*(distinct[name].to_pylist() for name in ("tenant_id", "export_config_id")), strict=True))
+    return frozenset(found)
 
 
 def _snapshots(rows: pa.Table) -> list[Snapshot]:

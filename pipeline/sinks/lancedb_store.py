@@ -72,6 +72,12 @@ class LanceStore:
                 self._table = await self._open()
             return self._table
 
+    async def drop(self) -> None:
+        """Remove the table."""
+        database = await self._database()
+        self.close_table()
+        await self.call("drop the table", lambda: database.drop_table(self.table_name, ignore_missing=True))
+
     @asynccontextmanager
     async def pinned(self) -> AsyncIterator[AsyncTable]:
         """A handle of its own that stays at the present version."""
@@ -146,11 +152,16 @@ class LanceStore:
         parts = urlsplit(self._uri)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else self._uri
 
+    def close_table(self) -> None:
+        if self._table is not None:
+            _release(self._table)
+        self._table = None
+
     def close(self) -> None:
-        for handle in (self._table, self._connection):
-            if handle is not None:
-                _release(handle)
-        self._table = self._connection = None
+        self.close_table()
+        if self._connection is not None:
+            _release(self._connection)
+        self._connection = None
 
 
 def _release(handle: Any) -> None:

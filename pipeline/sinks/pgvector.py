@@ -245,6 +245,20 @@ class PgVectorExporter(Exporter):
         """Remove deleted rows from the table's pages and indexes; until then they lie there, though no query reads them."""
         await self._store.run_outside_transaction("vacuum the table", sql.SQL("VACUUM {}").format(self.layout.identifier))
 
+    async def list_scopes(self) -> frozenset[tuple[str, str]]:
+        """One query over the whole table."""
+        query = statements.scopes(self.layout)
+
+        async def work(connection: Connection) -> list[codec.Row]:
+            return await (await connection.execute(query)).fetchall()
+
+        return frozenset((row[0], row[1]) for row in await self._store.run("list the scopes", work))
+
+    async def drop_collection(self) -> None:
+        await self._store.run_outside_transaction(
+            "drop the table", sql.SQL("DROP TABLE IF EXISTS {}").format(self.layout.identifier)
+        )
+
     async def close(self) -> None:
         await self._store.close()
 

@@ -137,6 +137,12 @@ def records(layout: TableLayout, where: Where) -> sql.Composed:
     return sql.SQL(template).format(names(record_columns(layout.model.dimension)), layout.identifier, where.clause)
 
 
+def scopes(layout: TableLayout) -> sql.Composed:
+    """Every (tenant, config) there is; rows that LlamaIndex itself added have neither and are not ours to judge."""
+    template = "SELECT DISTINCT tenant_id, export_config_id FROM {} WHERE tenant_id IS NOT NULL AND export_config_id IS NOT NULL"
+    return sql.SQL(template).format(layout.identifier)
+
+
 def begin_search(ef_search: int) -> sql.Composed:
     """How one transaction searches: all queries see one version, and go on in the index until filters let enough through."""
     return sql.SQL("{}; SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.ef_search = {}").format(

@@ -273,6 +273,19 @@ class TurbopufferExporter(Exporter):
             scores = np.clip(1.0 - scores, -1.0, 1.0)
         return [SearchHit(record, score) for record, score in zip(records, scores.tolist(), strict=True)]
 
+    async def list_scopes(self) -> frozenset[tuple[str, str]]:
+        """Documents counted by tenant, then by config: a query a tenant."""
+        found: set[tuple[str, str]] = set()
+        async for tenants in self._store.counts("list the tenants", ("chunk_index", "Gte", 0), "tenant_id"):
+            for tenant_id, _ in tenants:
+                where = ("tenant_id", "Eq", tenant_id)
+                async for configs in self._store.counts("list the configs", where, "export_config_id"):
+                    found.update((tenant_id, config) for config, _ in configs)
+        return frozenset(found)
+
+    async def drop_collection(self) -> None:
+        await self._store.drop()
+
     async def close(self) -> None:
         await self._store.close()
 

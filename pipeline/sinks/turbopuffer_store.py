@@ -93,6 +93,17 @@ class TurbopufferStore:
 
         return await self._answer(action, ask)
 
+    async def drop(self) -> None:
+        """Delete the namespace; a missing one is no error."""
+
+        async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
+            return (await client.namespace(self.namespace).with_raw_response.delete_all()).http_response
+
+        try:
+            await self._answer("delete the namespace", ask)
+        except NamespaceMissing:
+            return
+
     async def query(self, action: str, query: dict[str, Any]) -> dict[str, Any]:
         """Raises NamespaceMissing."""
 

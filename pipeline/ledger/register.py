@@ -1,0 +1,102 @@
+"""The ledger's memory beyond single loads: where an export has ever written, and what must never be written again.
+
+What belongs here: the collections of every sink and model, the scopes of all exports, and tombstones. All calls block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+
+from pipeline.ledger import schema
+from pipeline.ledger.models import SinkCollection, Tombstone
+from pipeline.ledger.sql import batches, upsert
+
+_COLLECTION_COLUMNS = [schema.collections.c[name] for name in SinkCollection.__dataclass_fields__ if name != "settings"]
+
+
+class Register:
+    """The register of one export, on the ledger's own engine."""
+
+    def __init__(self, engine: sa.Engine, export: str, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._export = export
+        self._clock = clock
+
+    def known_scopes(self) -> set[tuple[str, str]]:
+        """(tenant_id, export_config_id) of every export this ledger knows of."""
+        c = schema.exports.c
+        query = sa.select(c.tenant_id, c.export_config_id).where(c.tenant_id.is_not(None), c.export_config_id.is_not(None))
+        with self._engine.connect() as connection:
+            return {(tenant_id, config) for tenant_id, config in connection.execute(query)}
+
+    def record_collection(self, held: SinkCollection) -> None:
+        """Note that a sink holds records of a model, and with which settings it is reached."""
+        row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
+        with self._engine.begin() as connection:
+            upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(dict(held.settings))}])
+
+    def collections(self) -> list[SinkCollection]:
+        """Every collection ever written and not retired, by sink and model."""
+        c = schema.collections.c
+        query = sa.select(*_COLLECTION_COLUMNS, c.settings).where(c.export == self._export).order_by(c.sink, c.slug)
+        with self._engine.connect() as connection:
+            return [SinkCollection(*row[:-1], json.loads(row[-1])) for row in connection.execute(query)]
+
+    def forget_collection(self, sink: str, slug: str) -> None:
+        """A collection has been retired: what was recorded of its files goes too."""
+        with self._engine.begin() as connection:
+            c, held = schema.collections.c, schema.file_sinks.c
+            connection.execute(sa.delete(schema.collections).where(c.export == self._export, c.sink == sink, c.slug == slug))
+            connection.execute(
+                sa.delete(schema.file_sinks).where(held.export == self._export, held.sink == sink, held.model == slug)
+            )
+
+    def reset_sink(self, sink: str) -> None:
+        """Nothing is taken for granted of a sink any more: every file is compared with it again."""
+        with self._engine.begin() as connection:
+            for table in (schema.file_sinks, schema.sinks):
+                connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
+
+    def entomb(self, file_ids: Sequence[str], *, erased_at: float | None = None) -> None:
+        """Files that no listing may bring back. Names are not kept."""
+        at = self._clock() if erased_at is None else erased_at
+        with self._engine.begin() as connection:
+            upsert(
+                connection, schema.tombstones, [{"export": self._export, "file_id": f, "erased_at": at} for f in sorted(file_ids)]
+            )
+
+    def record_proof(self, file_ids: Sequence[str]) -> None:
+        """Nothing of these erased files was found anywhere."""
+        self._update(file_ids, {"proved_at": self._clock()})
+
+    def tombstones(self) -> dict[str, Tombstone]:
+        """Erased files by id."""
+        c = schema.tombstones.c
+        query = sa.select(c.file_id, c.erased_at, c.proved_at).where(c.export == self._export).order_by(c.file_id)
+        with self._engine.connect() as connection:
+            return {row[0]: Tombstone(*row) for row in connection.execute(query)}
+
+    def lift(self, file_ids: Collection[str]) -> None:
+        """Let erased files return at the next complete listing."""
+        c = schema.tombstones.c
+        with self._engine.begin() as connection:
+            for batch in batches(sorted(file_ids)):
+                connection.execute(sa.delete(schema.tombstones).where(c.export == self._export, c.file_id.in_(batch)))
+
+    def _update(self, file_ids: Sequence[str], values: Mapping[str, Any]) -> None:
+        c = schema.tombstones.c
+        with self._engine.begin() as connection:
+            for batch in batches(file_ids):
+                mine = sa.and_(c.export == self._export, c.file_id.in_(batch))
+                connection.execute(sa.update(schema.tombstones).where(mine).values(**values))
+
+
+def entombed(connection: sa.Connection, export: str, file_ids: Sequence[str]) -> set[str]:
+    """Those of these files that have a tombstone."""
+    c = schema.tombstones.c
+    query = sa.select(c.file_id).where(c.export == export)
+    return {row[0] for batch in batches(file_ids) for row in connection.execute(query.where(c.file_id.in_(batch)))}

@@ -1,0 +1,29 @@
+"""SQL both databases of the ledger understand: bulk upserts, and lists of values cut to what a statement takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+_IN_LIMIT = 900
+"""Values in one IN list: SQLite's default limit is 999 variables a statement."""
+
+
+def upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert rows or, where their primary key is taken, set their other columns."""
+    if not rows:
+        return
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(table)
+    keys = [column.name for column in table.primary_key]
+    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
+    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+
+
+def batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """``values`` in parts that fit an IN list."""
+    for start in range(0, len(values), _IN_LIMIT):
+        yield values[start : start + _IN_LIMIT]
