@@ -183,10 +183,12 @@ async def _run(
         raise dg.Failure(f"{keys[0]}: {report.failures[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
     for file_id, reason in report.failures.items():
         context.log.warning("left out of the batch: %s: %s", file_id, reason)
-    if details := details_metadata(report):
-        # Metadata of the result is repeated on the event of every file; these go on the last file's alone.
-        context.add_asset_metadata(details, partition_key=keys[-1])
-    metadata = totals_metadata(report)
+    metadata, details = totals_metadata(report), details_metadata(report)
+    if len(keys) == 1:
+        metadata |= details
+    elif details:
+        # A result's metadata is repeated on the event of every file: tables and image go on one observation of the run.
+        context.log_event(dg.AssetObservation(context.asset_key, metadata={**metadata, **details}))
     if dataset:
         metadata["dagster/uri"] = export.lake.uri(dataset)
     return dg.MaterializeResult(metadata=metadata)

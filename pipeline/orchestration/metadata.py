@@ -41,14 +41,14 @@ def totals_metadata(report: StageReport) -> dict[str, Any]:
 def details_metadata(report: StageReport) -> dict[str, Any]:
     """Tables and an image, tens of kilobytes: once a run, never once a file."""
     metadata: dict[str, Any] = {}
+    if report.sizes:
+        metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     if report.rows:
         metadata["files"] = dg.MetadataValue.table([dg.TableRecord(row) for row in report.rows[:_TABLE_ROWS]])
     if report.failures:
         metadata["failures"] = dg.MetadataValue.table(
             [dg.TableRecord({"file_id": f, "reason": reason}) for f, reason in list(report.failures.items())[:_TABLE_ROWS]]
         )
-    if report.sizes:
-        metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     return metadata
 
 

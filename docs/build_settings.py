@@ -1,0 +1,72 @@
+"""Writes ``settings.md`` from the settings themselves: ``python docs/build_settings.py``. A test keeps the two equal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from pipeline.errors import ConfigError
+from pipeline.sinks.registry import SINKS, exporter_class
+from pipeline.stages.settings import ExportSettings
+
+TARGET = Path(__file__).with_name("settings.md")
+_HEAD = """# Settings of an export
+
+Written by `docs/build_settings.py` from the code. One file `pipeline/defs/<export>/defs.yaml` an export; everything below
+stands under `attributes:`. Secrets are never settings: they come from the environment.
+"""
+
+
+def settings_page() -> str:
+    """The page as it should be."""
+    parts = [_HEAD, _table(ExportSettings)]
+    for name, field in ExportSettings.model_fields.items():
+        for model in _models(field):
+            parts += [f"## `{name}`\n", _document(model), _table(model)]
+            for inner, inner_field in model.model_fields.items():
+                for inner_model in _models(inner_field):
+                    parts += [f"### `{name}.{inner}`\n", _document(inner_model), _table(inner_model)]
+    parts.append("## `sinks`\n\nName of the sink -> its settings.\n")
+    for sink in sorted(SINKS):
+        parts += [f"### `sinks.{sink}`\n", _sink(sink)]
+    return "\n".join(parts)
+
+
+def _sink(name: str) -> str:
+    try:
+        return _table(exporter_class(name).settings_type)
+    except ConfigError as error:
+        raise SystemExit(f"settings.md needs every extra installed: {error}") from error
+
+
+def _models(field: FieldInfo) -> Iterator[type[BaseModel]]:
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            yield candidate
+
+
+def _document(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").split()) + "\n"
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = ["| setting | default | meaning |", "|---|---|---|"]
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        rows.append(f"| `{name}` | {default} | {(field.description or '').replace('|', ' or ')} |")
+    return "\n".join(rows) + "\n"
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, BaseModel):
+        return "see below"
+    return f"`{json.dumps(default, default=str)}`"
+
+
+if __name__ == "__main__":
+    TARGET.write_text(settings_page(), encoding="utf-8")
