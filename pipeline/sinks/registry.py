@@ -8,14 +8,19 @@ from pipeline.errors import ConfigError
 from pipeline.sinks.base import Exporter
 
 SINKS: dict[str, str] = {
+    "azure_ai_search": "pipeline.sinks.azure_ai_search:AzureAISearchExporter",
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
     "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
     "pinecone": "pipeline.sinks.pinecone:PineconeExporter",
     "qdrant": "pipeline.sinks.qdrant:QdrantExporter",
+    "storage_context": "pipeline.sinks.storage_context:StorageContextExporter",
     "turbopuffer": "pipeline.sinks.turbopuffer:TurbopufferExporter",
 }
 """Name -> ``module:Class``. Modules are imported on first use: most of them need an extra."""
+
+_EXTRAS: dict[str, str] = {"azure_ai_search": "azure"}
+"""The extras that are not called as their sink."""
 
 
 def exporter_class(name: str) -> type[Exporter]:
@@ -29,6 +34,7 @@ def exporter_class(name: str) -> type[Exporter]:
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise ConfigError(f"sink {name!r} needs {error.name!r}; install it with: pip install 'indexport[{name}]'") from error
+        extra = _EXTRAS.get(name, name)
+        raise ConfigError(f"sink {name!r} needs {error.name!r}; install it with: pip install 'indexport[{extra}]'") from error
     found: type[Exporter] = getattr(loaded, attribute)
     return found

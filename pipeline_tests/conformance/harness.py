@@ -26,10 +26,14 @@ from pipeline.sinks.base import Exporter, MetadataType, ReplaceReport, SearchHit
 from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records, group_files, record_set_hash
 
 HARNESSES: dict[str, str] = {
+    "azure_ai_search": "pipeline_tests.conformance.azure_ai_search_harness:azure_ai_search",
     "lancedb": "pipeline_tests.conformance.lancedb_harness:lancedb",
     "mongodb": "pipeline_tests.conformance.mongodb_harness:mongodb",
     "pgvector": "pipeline_tests.conformance.pgvector_harness:pgvector",
     "pinecone": "pipeline_tests.conformance.pinecone_harness:pinecone",
+    "storage_context": "pipeline_tests.conformance.storage_context_harness:storage_context",
+    "qdrant": "pipeline_tests.conformance.qdrant_harness:qdrant",
+    "qdrant_local": "pipeline_tests.conformance.qdrant_harness:qdrant_local",
     "turbopuffer": "pipeline_tests.conformance.turbopuffer_harness:turbopuffer",
 }
 """Sink -> ``module:factory``."""

@@ -1,0 +1,225 @@
+"""The index of one config in the store: its generations, which of them counts, and the step from one to the next.
+
+What belongs here: everything that happens under one config's folder. All of it blocks; callers run it in threads. Changes
+need the folder's lease.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar
+
+import pyarrow as pa
+
+from pipeline.errors import RecordRefused, SinkUnavailable
+from pipeline.sinks.records import FileRecords
+from pipeline.sinks.storage_context_files import FolderStore
+from pipeline.sinks.storage_context_generation import (
+    MANIFEST,
+    RECORDS,
+    HeldFile,
+    Manifest,
+    held_file,
+    row_groups,
+    without_files,
+    write_generation,
+)
+from pipeline.sinks.storage_context_lease import Lease
+
+T = TypeVar("T")
+
+CURRENT: Final = "CURRENT"
+_GENERATIONS: Final = "generations"
+_READS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The largest index a generation is written of: records, and bytes of records in memory."""
+
+    records: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What became of a replace; ``size`` is the bytes of the generation written, 0 when there was nothing to write."""
+
+    refused: list[RecordRefused]
+    records: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The generation that counts. ``intact`` unless somebody else has changed one of its files."""
+
+    generation: str
+    manifest: Manifest
+    intact: bool
+
+
+class ConfigIndex:
+    """``folder`` is relative to the store; ``index_id`` is what LlamaIndex calls the index."""
+
+    def __init__(self, store: FolderStore, folder: str, index_id: str, dimension: int) -> None:
+        self.lease_folder = f"{folder}/leases"
+        self._store = store
+        self._folder = folder
+        self._index_id = index_id
+        self._dimension = dimension
+
+    def current(self) -> str | None:
+        """The path of the generation that counts, below the folder; ``None`` before the first one."""
+        named = self._store.read(f"{self._folder}/{CURRENT}")
+        return named.decode().strip() if named else None
+
+    def location(self, generation: str) -> str:
+        """Where a generation lies, as the file system knows it: LlamaIndex's ``persist_dir``."""
+        return self._store.path(f"{self._folder}/{generation}")
+
+    def state(self) -> State | None:
+        """``None`` before the first generation."""
+        return self._of_current(self._state)
+
+    def _state(self, generation: str) -> State:
+        data = self._store.read(f"{self._folder}/{generation}/{MANIFEST}")
+        if data is None:
+            raise FileNotFoundError(generation)
+        manifest = Manifest.decode(data)
+        found = self._store.sizes(f"{self._folder}/{generation}")
+        return State(generation, manifest, all(found.get(name) == size for name, size in manifest.sizes.items()))
+
+    def table(self) -> tuple[str, pa.Table] | None:
+        """The generation that counts and all its records."""
+
+        def read(generation: str) -> tuple[str, pa.Table]:
+            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+                return generation, file.read()
+
+        return self._of_current(read)
+
+    def tables(self) -> Generator[pa.Table, None, None]:
+        """The records of one generation, even if others follow meanwhile, as long as it is kept."""
+        generation = self.current()
+        if generation is None:
+            return
+        try:
+            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+                yield from row_groups(file)
+        except FileNotFoundError:
+            raise SinkUnavailable(
+                f"storage_context at {self._store.shown}: {generation} was removed while it was read; "
+                "read again, or raise keep_generations"
+            ) from None
+
+    def _of_current(self, read: Callable[[str], T]) -> T | None:
+        """Read the generation that counts; again where it was replaced and removed in between."""
+        for _ in range(_READS):
+            generation = self.current()
+            if generation is None:
+                return None
+            try:
+                return read(generation)
+            except FileNotFoundError:
+                continue
+        raise SinkUnavailable(
+            f"storage_context at {self._store.shown}: {self._folder}/{CURRENT} names a generation that is not there; "
+            f"have {CURRENT} name another one, or remove the folder and export again"
+        )
+
+    def replace(self, files: Sequence[FileRecords], limits: Limits, keep: int, lease: Lease) -> Written:
+        """Write the next generation with these files in place of what it had of them, and have it count."""
+        state = self.state()
+        held = state.manifest.held if state else {}
+        accepted, refused = _admit(files, held, limits)
+        replaced = [file.file_id for file in accepted]
+        new = [file for file in accepted if file.table.num_rows]
+        if not new and not any(file_id in held for file_id in replaced):
+            return Written(refused, 0, 0)
+        kept = {file_id: item for file_id, item in held.items() if file_id not in set(replaced)}
+        next_held = kept | {file.file_id: held_file(file) for file in new}
+        size = self._publish(state, replaced, [file.table for file in new], next_held, lease)
+        self._tidy(keep)
+        return Written(refused, sum(file.table.num_rows for file in new), size)
+
+    def remove(self, file_ids: Sequence[str], keep: int, lease: Lease) -> None:
+        """The same for files of which nothing shall be left."""
+        state = self.state()
+        if state is None or not any(file_id in state.manifest.held for file_id in file_ids):
+            return
+        kept = {file_id: item for file_id, item in state.manifest.held.items() if file_id not in set(file_ids)}
+        self._publish(state, file_ids, [], kept, lease)
+        self._tidy(keep)
+
+    def purge(self, lease: Lease) -> None:
+        """Remove every generation but the one that counts."""
+        lease.check()
+        self._tidy(1)
+
+    def _publish(
+        self, state: State | None, replaced: Sequence[str], new: Sequence[pa.Table], held: dict[str, HeldFile], lease: Lease
+    ) -> int:
+        generation = f"{_GENERATIONS}/{lease.number:012}"
+        base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
+        with self._store.filling(f"{self._folder}/{generation}") as folder, base as before:
+            kept = without_files(row_groups(before), replaced) if before else iter(())
+            size = write_generation(folder, self._index_id, self._dimension, _chained(kept, new), held)
+        lease.check()
+        self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
+        return size
+
+    def _tidy(self, keep: int) -> None:
+        """Remove what crashed writers left, and all but the latest generations."""
+        current = self.current()
+        if current is None:
+            return
+        counting = current.rpartition("/")[2]
+        names = sorted(self._store.sizes(f"{self._folder}/{_GENERATIONS}"))
+        kept = set([name for name in names if name <= counting][-keep:])
+        for name in names:
+            if name not in kept:
+                self._store.remove(f"{self._folder}/{_GENERATIONS}/{name}")
+
+
+def _chained(kept: Iterator[pa.Table], new: Sequence[pa.Table]) -> Iterator[pa.Table]:
+    yield from kept
+    yield from new
+
+
+def _admit(
+    files: Sequence[FileRecords], held: dict[str, HeldFile], limits: Limits
+) -> tuple[list[FileRecords], list[RecordRefused]]:
+    """Part the files that fit, in their order, from those that do not; a refused file keeps what is held of it."""
+    records = sum(item.snapshot.chunk_count for item in held.values())
+    size = sum(item.size for item in held.values())
+    accepted, refused = [], []
+    for file in sorted(files, key=partial(_grows, held)):  # files that shrink make room, so they come first
+        before = held.get(file.file_id)
+        grown_records = records + file.table.num_rows - (before.snapshot.chunk_count if before else 0)
+        grown_size = size + file.table.nbytes - (before.size if before else 0)
+        grows = grown_records > records or grown_size > size
+        if grows and (grown_records > limits.records or grown_size > limits.size):
+            refused.append(_too_large(file, grown_records, grown_size, limits))
+            continue
+        records, size = grown_records, grown_size
+        accepted.append(file)
+    return accepted, refused
+
+
+def _grows(held: dict[str, HeldFile], file: FileRecords) -> bool:
+    before = held.get(file.file_id)
+    size: int = file.table.nbytes
+    return size > (before.size if before else 0)
+
+
+def _too_large(file: FileRecords, records: int, size: int, limits: Limits) -> RecordRefused:
+    return RecordRefused(
+        file.file_id,
+        f"the index would have {records:,} records of {size:,} bytes; a storage_context sink holds up to {limits.records:,} "
+        f"records and {limits.size:,} bytes (max_records, max_bytes): every write rewrites the index, and LlamaIndex loads "
+        "all of it into memory. Use a database sink for more",
+    )

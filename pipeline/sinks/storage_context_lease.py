@@ -1,0 +1,142 @@
+"""One writer at a time: a lease kept as numbered files beside what it protects.
+
+What belongs here: taking, renewing and giving back the lease. Each holder creates the file that follows the highest number
+there is, which only one of several can; the highest number is the holder until its file says that it has expired. Numbers
+never come twice, so they also name what a holder writes. Clocks of writers may differ by less than the lease's duration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from pipeline.errors import SinkUnavailable
+from pipeline.sinks.storage_context_files import FolderStore
+
+_FIRST_WAIT: Final = 0.05
+_LONGEST_WAIT: Final = 2.0
+
+
+class Lease:
+    """A lease that was taken. ``number`` is larger than that of every earlier holder."""
+
+    def __init__(self, store: FolderStore, folder: str, number: int, seconds: float) -> None:
+        self.number = number
+        self._store = store
+        self._folder = folder
+        self._seconds = seconds
+        self._valid_until = time.monotonic() + seconds
+
+    def check(self) -> None:
+        """Raises SinkUnavailable when the lease has expired or somebody else has taken it over."""
+        if time.monotonic() >= self._valid_until or max(_numbers(self._store, self._folder), default=0) != self.number:
+            raise SinkUnavailable(
+                f"storage_context at {self._store.shown}: this writer was stalled for so long that another took over; "
+                "nothing of this attempt was published, run again"
+            )
+
+    def renew(self) -> None:
+        before = time.monotonic()
+        self._store.put(_name(self._folder, self.number), _content(time.time() + self._seconds))
+        self._valid_until = before + self._seconds
+
+    def release(self) -> None:
+        self._valid_until = 0.0
+        self._store.put(_name(self._folder, self.number), _content(0))
+
+
+@asynccontextmanager
+async def held_lease(store: FolderStore, folder: str, *, seconds: float, wait: float) -> AsyncIterator[Lease]:
+    """Hold the lease during the block and renew it. Raises SinkUnavailable when another writer holds it for ``wait`` seconds."""
+    lease = await _acquire(store, folder, seconds, wait)
+    renewing = asyncio.create_task(_keep(lease, seconds / 3))
+    try:
+        yield lease
+    finally:
+        renewing.cancel()
+        await asyncio.gather(renewing, return_exceptions=True)
+        await asyncio.to_thread(lease.release)
+
+
+async def _keep(lease: Lease, pause: float) -> None:
+    """Renew until cancelled; a store that does not answer may answer the next time, and ``check`` notices if it does not."""
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            await asyncio.to_thread(lease.renew)
+        except SinkUnavailable:
+            continue
+
+
+async def _acquire(store: FolderStore, folder: str, seconds: float, wait: float) -> Lease:
+    deadline = time.monotonic() + wait
+    pause = _FIRST_WAIT
+    while (taken := await _attempt(store, folder, seconds)) is None:
+        if time.monotonic() >= deadline:
+            owner = await asyncio.to_thread(_owner, store, folder)
+            raise SinkUnavailable(
+                f"storage_context at {store.shown}: {owner} has been writing for more than {wait:g} s; "
+                "wait for it to end, or raise lease_wait_seconds"
+            )
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
+        pause = min(pause * 1.5, _LONGEST_WAIT)
+    return taken
+
+
+async def _attempt(store: FolderStore, folder: str, seconds: float) -> Lease | None:
+    """Try in a thread; a lease that arrives after its taker was cancelled is given back."""
+    trying = asyncio.create_task(asyncio.to_thread(_try, store, folder, seconds))
+    try:
+        return await asyncio.shield(trying)
+    except asyncio.CancelledError:
+        (outcome,) = await asyncio.gather(trying, return_exceptions=True)
+        if isinstance(outcome, Lease):
+            await asyncio.to_thread(outcome.release)
+        raise
+
+
+def _try(store: FolderStore, folder: str, seconds: float) -> Lease | None:
+    latest = max(_numbers(store, folder), default=0)
+    if latest and _holder(store, folder, latest)["expires_at"] > time.time():
+        return None
+    lease = Lease(store, folder, latest + 1, seconds)
+    if not store.create(_name(folder, lease.number), _content(time.time() + seconds)):
+        return None
+    numbers = _numbers(store, folder)
+    if max(numbers) != lease.number:  # the listing was old: others have come and gone, and removed the file of this number
+        store.remove(_name(folder, lease.number))
+        return None
+    for number in numbers:
+        if number != lease.number:
+            store.remove(_name(folder, number))
+    return lease
+
+
+def _owner(store: FolderStore, folder: str) -> str:
+    latest = max(_numbers(store, folder), default=0)
+    return str(_holder(store, folder, latest)["owner"])
+
+
+def _holder(store: FolderStore, folder: str, number: int) -> dict[str, Any]:
+    content = store.read(_name(folder, number))
+    found: dict[str, Any] = json.loads(content) if content else {"owner": "nobody", "expires_at": 0}
+    return found
+
+
+def _numbers(store: FolderStore, folder: str) -> list[int]:
+    return [int(name) for name in store.sizes(folder) if name.isdigit()]
+
+
+def _name(folder: str, number: int) -> str:
+    return f"{folder}/{number:012}"
+
+
+def _content(expires_at: float) -> bytes:
+    return json.dumps({"owner": f"{socket.gethostname()} process {os.getpid()}", "expires_at": expires_at}).encode()

@@ -1,0 +1,66 @@
+"""Exact search over the records of one config, held in memory.
+
+What belongs here: scores, and what the conditions of ``pipeline.sinks.filters`` mean for values at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from pipeline.sinks.base import MetadataType, SearchHit
+from pipeline.sinks.filters import Condition, FieldValue, fitting_values
+from pipeline.sinks.records import to_records
+
+
+class ExactIndex:
+    """Records of ``record_schema``, and their vectors with length 1."""
+
+    def __init__(self, records: pa.Table, declared: Mapping[str, MetadataType]) -> None:
+        vectors = records["embedding"].combine_chunks()
+        matrix = vectors.flatten().to_numpy().reshape(len(records), vectors.type.list_size)
+        self._vectors = _normalised(matrix)
+        self._records = records.drop_columns(["embedding"])
+        keys = zip(*(records[name].to_pylist() for name in ("parsed_directory_file_id", "file_name", "metadata")), strict=True)
+        numbers: dict[tuple[str, str, str], int] = {}
+        self._file_of_row = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+        self._fields: list[dict[str, FieldValue]] = [
+            {**fitting_values(metadata, declared), "parsed_directory_file_id": file_id, "file_name": name}
+            for file_id, name, metadata in numbers
+        ]
+
+    def nearest(self, vector: npt.NDArray[np.float32], k: int, conditions: Sequence[Condition]) -> list[SearchHit]:
+        """The ``k`` best records by cosine similarity among those whose file meets the conditions."""
+        rows = self._rows_meeting(conditions)
+        if not len(rows):
+            return []
+        scores = self._vectors[rows] @ _normalised(vector.reshape(1, -1))[0]
+        best = np.argsort(-scores, kind="stable")[:k]
+        records = to_records(self._records.take(pa.array(rows[best])))
+        similarities = np.clip(scores[best], -1.0, 1.0).tolist()
+        return [SearchHit(record, score) for record, score in zip(records, similarities, strict=True)]
+
+    def _rows_meeting(self, conditions: Sequence[Condition]) -> npt.NDArray[np.int64]:
+        meets = np.array([all(_holds(item, fields.get(item.field)) for item in conditions) for fields in self._fields], bool)
+        return np.flatnonzero(meets[self._file_of_row]) if len(meets) else np.empty(0, np.int64)
+
+
+def _normalised(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return (matrix / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
+
+
+def _holds(condition: Condition, value: FieldValue) -> bool:
+    if condition.operator in ("gt", "gte", "lt", "lte"):
+        return isinstance(value, (int, float)) and _compares(condition, value)
+    present = value if isinstance(value, list) else [value]
+    return any(item in condition.values for item in present) != condition.negated
+
+
+def _compares(condition: Condition, value: float) -> bool:
+    operand = condition.values[0]
+    assert isinstance(operand, (int, float))  # noqa: S101 - parse_filters allows order for numbers alone
+    return {"gt": value > operand, "gte": value >= operand, "lt": value < operand, "lte": value <= operand}[condition.operator]

@@ -1,0 +1,74 @@
+"""The lease: one holder at a time, taken over when it has expired, never from under a holder that renews."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SinkUnavailable
+from pipeline.sinks.storage_context_files import FolderStore
+from pipeline.sinks.storage_context_lease import held_lease
+
+
+def lease_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in (folder / "leases").iterdir())
+
+
+async def test_holders_come_one_after_the_other_and_their_numbers_grow(tmp_path: Path) -> None:
+    inside, numbers = 0, []
+
+    async def work() -> None:
+        nonlocal inside
+        async with held_lease(FolderStore(str(tmp_path)), "leases", seconds=30, wait=30) as lease:
+            inside += 1
+            assert inside == 1
+            numbers.append(lease.number)
+            await asyncio.to_thread(lease.check)
+            inside -= 1
+
+    await asyncio.gather(*(work() for _ in range(12)))
+    assert numbers == sorted(set(numbers))
+    assert lease_files(tmp_path) == [f"{numbers[-1]:012}"]
+
+
+async def test_a_held_lease_is_waited_for_and_then_reported_with_its_owner(tmp_path: Path) -> None:
+    store = FolderStore(str(tmp_path))
+    async with held_lease(store, "leases", seconds=30, wait=1):
+        with pytest.raises(SinkUnavailable, match=r"process \d+ has been writing"):
+            async with held_lease(store, "leases", seconds=30, wait=0.01):
+                pytest.fail("two holders")
+
+
+async def test_an_expired_lease_is_taken_over_and_its_holder_notices(tmp_path: Path) -> None:
+    store = FolderStore(str(tmp_path))
+    async with held_lease(store, "leases", seconds=30, wait=1) as stalled:
+        file = tmp_path / "leases" / f"{stalled.number:012}"
+        file.write_text(json.dumps({"owner": "a machine that sleeps", "expires_at": time.time() - 1}))
+        async with held_lease(store, "leases", seconds=30, wait=1) as next_holder:
+            assert next_holder.number == stalled.number + 1
+            with pytest.raises(SinkUnavailable, match="another took over"):
+                stalled.check()
+            next_holder.check()
+
+
+async def test_a_holder_that_renews_is_not_overtaken_after_the_duration(tmp_path: Path) -> None:
+    store = FolderStore(str(tmp_path))
+    async with held_lease(store, "leases", seconds=0.3, wait=1) as lease:
+        with pytest.raises(SinkUnavailable, match="has been writing"):
+            async with held_lease(store, "leases", seconds=30, wait=0.9):
+                pytest.fail("two holders")
+        lease.check()
+
+
+async def test_a_given_back_lease_is_free_at_once_and_worthless(tmp_path: Path) -> None:
+    store = FolderStore(str(tmp_path))
+    async with held_lease(store, "leases", seconds=30, wait=1) as lease:
+        pass
+    with pytest.raises(SinkUnavailable):
+        lease.check()
+    async with held_lease(store, "leases", seconds=30, wait=0.01) as following:
+        assert following.number == lease.number + 1
