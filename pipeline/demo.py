@@ -29,6 +29,7 @@ QUESTIONS = (
     "Who approves a business trip abroad?",
     "What does fault code E01 mean?",
 )
+_QUESTIONS = 3
 _EDITED = Path("handbook/onboarding.md")
 _ADDED = Path("support/field-notes.md")
 _REMOVED = Path("support/opening-hours.txt")
@@ -43,7 +44,7 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
     os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
     folder = Path(documents) if documents else home.root / "documents"
     if documents is None:
-        shutil.copytree(SAMPLES, folder, ignore=shutil.ignore_patterns("*.py"))
+        shutil.copytree(SAMPLES, folder)
     with local_cloud_environment(str(folder), home.local_cloud):
         export = _open(home)
         out.rule(f"1. A local LlamaCloud parses {folder}; one Dagster run exports it")
@@ -77,15 +78,14 @@ def _sync(out: Console, err: Console, export: Export) -> SyncReport:
 
 
 async def _headings(export: Export) -> list[str]:
-    """Three headings of the user's own documents, as questions nobody had to write."""
-    found: list[str] = []
+    """A heading each of three of the user's own documents, as questions nobody had to write."""
+    found: dict[str, str] = {}
     async for record in records(export, next(iter(export.settings.sinks))):
-        heading = record.context.strip().splitlines()[0] if record.context.strip() else record.content.strip().splitlines()[0]
-        if heading[:80] not in found:
-            found.append(heading[:80])
-        if len(found) == 3:
+        lines = (record.context.strip() or record.content.strip()).splitlines()
+        found.setdefault(record.file_name, lines[0].rsplit(" > ", 1)[-1].lstrip("# ")[:80])
+        if len(found) == _QUESTIONS:
             break
-    return found
+    return list(found.values())
 
 
 def _change(out: Console, folder: Path) -> None:

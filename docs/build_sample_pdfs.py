@@ -1,6 +1,6 @@
-"""Writes the PDF samples of the fictional company Tidewater Instruments next to this file.
+"""Writes the PDF samples of the fictional company Tidewater Instruments into `samples/`.
 
-Run it again after editing the text: ``python samples/build_pdfs.py``. The same text gives the same bytes (ReportLab's
+Run it again after editing the text: ``python docs/build_sample_pdfs.py``. The same text gives the same bytes (ReportLab's
 ``invariant`` mode), so an unchanged document stays unchanged in version control. ``broken.pdf`` is the first third of the
 security policy: what an interrupted copy leaves behind.
 """
@@ -19,7 +19,7 @@ from reportlab.lib.units import mm
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import BaseDocTemplate, Flowable, Frame, PageTemplate, Paragraph, Spacer, Table, TableStyle
 
-_SAMPLES = Path(__file__).resolve().parent
+_SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 _STYLES = getSampleStyleSheet()
 _BODY = ParagraphStyle("body", parent=_STYLES["BodyText"], fontSize=10, leading=13, spaceAfter=11)
 
