@@ -1,0 +1,314 @@
+"""The Azure AI Search sink: a hosted vector and full-text index.
+
+What belongs here: what each promise of a sink becomes. How the index looks is ``azure_layout``'s, how a record is encoded
+``azure_documents``', how filters are spelt ``azure_query``'s, how requests are made ``azure_store``'s and how files are replaced
+``azure_writer``'s. The key comes from ``AZURE_SEARCH_API_KEY`` alone (an admin key: a query key cannot write), the address
+from the settings or ``AZURE_SEARCH_ENDPOINT``.
+
+Searches lag behind writes. Every method that writes returns when searches show what it wrote, so a snapshot never answers
+from before this exporter's own writes; other readers, on other replicas, follow within seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.errors import RecordRefused, SinkConflict, SinkUnavailable
+from pipeline.sinks import azure_documents as documents
+from pipeline.sinks.azure_documents import Document, Row
+from pipeline.sinks.azure_layout import SEMANTIC, IndexDesign, field_name, record_attributes
+from pipeline.sinks.azure_query import escape_text, literal, render, scope, words_of
+from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, IndexMissing
+from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter
+from pipeline.sinks.backoff import backoff
+from pipeline.sinks.base import (
+    Exporter,
+    ReplaceReport,
+    SearchHit,
+    SearchMode,
+    SearchRequest,
+    SinkContext,
+    SinkSettings,
+    Snapshot,
+)
+from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
+from pipeline.sinks.generations import FileKey, FileWrites, Generation, to_snapshots
+from pipeline.sinks.records import FileRecords, canonical_json, to_records
+from pipeline.sinks.slicing import named_slices, one_ahead, slices
+
+_RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
+"""Records of this size are encoded at once, make about three times as many bytes, and are waited for together."""
+
+_BYTES_PER_PAGE: Final = 8 * 2**20
+_TEXT_BYTES_GUESSED: Final = 8192
+_JSON_BYTES_PER_DIMENSION: Final = 13
+_HYBRID_DEPTH: Final = 50
+_SETTING_ATTEMPTS: Final = 5
+_MAX_SCOPES: Final = 100
+"""A filter of hundreds of clauses may be refused; documented by the vendor."""
+
+
+class AzureAISearchSettings(SinkSettings):
+    """Where the indexes are and how they analyze and rank text."""
+
+    endpoint: str | None = Field(
+        default=None,
+        description="Address of the search service, https://NAME.search.windows.net. Default: AZURE_SEARCH_ENDPOINT.",
+    )
+    index_prefix: str = Field(default="indexport", pattern=r"^[a-z0-9](-?[a-z0-9]){1,63}$")
+    analyzer: str = Field(
+        default="standard.lucene",
+        min_length=1,
+        description="Analyzer of the text, as in de.microsoft. Fixed once the index exists.",
+    )
+    semantic_ranking: bool = Field(
+        default=False, description="Rank text and hybrid results again by the semantic ranker, which the vendor bills by query."
+    )
+    visibility_timeout_seconds: float = Field(
+        default=120.0, gt=0, description="How long to wait until what was written is searchable; usually it is within seconds."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoded:
+    """A batch ready to be written, and the files it had to leave out."""
+
+    files: list[FileWrites[Document]]
+    refused: list[RecordRefused]
+
+
+class AzureAISearchExporter(Exporter):
+    """One index a model, ``{index_prefix}-{model.slug}``, shared by all tenants, configs and processes."""
+
+    settings_type: ClassVar[type[SinkSettings]] = AzureAISearchSettings
+    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    settings: AzureAISearchSettings
+
+    def __init__(self, settings: AzureAISearchSettings, context: SinkContext) -> None:
+        super().__init__(settings, context)
+        name = f"{settings.index_prefix}-{context.model.slug.strip('-')}"
+        self._declared = context.metadata_fields
+        self._design = IndexDesign(name, context.model, self._declared, settings.analyzer, settings.semantic_ranking)
+        self._store = AzureStore(name, settings.endpoint)
+        self._writer = AzureWriter(self._store, context.tenant_id, settings.visibility_timeout_seconds)
+
+    @property
+    def index_name(self) -> str:
+        return self._store.index
+
+    async def provision(self) -> None:
+        """Create the index, add metadata fields declared since, and fill these from what the documents hold."""
+        self._design.check_model()
+        for _ in range(_SETTING_ATTEMPTS):
+            if await self._set_index():
+                return await self._fill_added_fields()
+        raise SinkUnavailable(f"Azure AI Search index {self.index_name!r} keeps being changed by others; run again")
+
+    async def _set_index(self) -> bool:
+        """False when another process has changed the index at the same time."""
+        try:
+            found = await self._store.get_index()
+        except IndexMissing:
+            return await self._store.put_index(self._design.definition(), replacing=None)
+        wanted = self._design.extended(found)
+        return wanted is None or await self._store.put_index(wanted, replacing=found["@odata.etag"])
+
+    async def _fill_added_fields(self) -> None:
+        """Fill declared fields that are null in documents whose metadata has a value: those older than the declaration.
+
+        What is missing is read off the documents, so a crash on the way is made good by the next call.
+        """
+        if not self._declared:
+            return
+        deadline = time.monotonic() + self.settings.visibility_timeout_seconds
+        filled: set[str] = set()
+        attempt = 0
+        while unfilled := await self._unfilled():
+            due = {first: changes for first, changes in unfilled.items() if first not in filled}
+            changes = [change for some in due.values() for change in some]
+            for batch in slices(changes, count=MAX_PAGE):
+                failures = await self._store.change("fill metadata fields", batch)
+                refused = [failure for failure in failures.values() if failure.status != 404]  # 404: replaced meanwhile
+                if refused:
+                    raise SinkConflict(f"Azure AI Search cannot fill metadata fields: {refused[0].status}, {refused[0].message}")
+            filled |= due.keys()
+            attempt += 1
+            if time.monotonic() > deadline:
+                raise SinkUnavailable(f"Azure AI Search index {self.index_name!r} does not show metadata filled in; run again")
+            await asyncio.sleep(backoff(attempt, first=0.1, longest=2.0))
+
+    async def _unfilled(self) -> dict[str, list[Action]]:
+        """What to change in each file with declared fields to fill, by the id of its chunk 0."""
+        lacking = " or ".join(
+            f"not {field_name(key)}/any()" if kind == "string_list" else f"{field_name(key)} eq null"
+            for key, kind in self._declared.items()
+        )
+        where = f"tenant_id eq {literal(self.context.tenant_id)} and chunk_index eq 0 and ({lacking})"
+        names = [field_name(key) for key in self._declared]
+        select = ["id", *documents.HEAD_FIELDS, "metadata_json", *names]
+        found: dict[str, list[Action]] = {}
+        async for rows in self._store.pages("find metadata to fill in", where, select):
+            for row in rows:
+                values = fitting_values(row["metadata_json"], self._declared)
+                missing = {
+                    field_name(key): value
+                    for key, value in values.items()
+                    if value not in (None, []) and row.get(field_name(key)) in (None, [])
+                }
+                if missing:
+                    found[row["id"]] = _merges(row, missing)
+        return found
+
+    async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
+        """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
+        self.check_files(files)
+        batches = list(
+            slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE, size_of=lambda file: int(file.table.nbytes))
+        )
+        records, size = 0, 0
+        refused: list[RecordRefused] = []
+        async for _, encoded in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
+            unwanted = await self._writer.replace(encoded.files)
+            left_out = {error.file_id for error in unwanted}
+            written = [write for file in encoded.files if file.key.file_id not in left_out for write in file.writes]
+            refused += [*encoded.refused, *unwanted]
+            records += len(written)
+            size += sum(write.size for write in written)
+        return ReplaceReport(records, size, tuple(refused))
+
+    def _encode(self, files: Sequence[FileRecords]) -> _Encoded:
+        encoded = _Encoded([], [])
+        for file in files:
+            try:
+                encoded.files.append(documents.encode_file(file, self._declared))
+            except RecordRefused as error:
+                encoded.refused.append(error)
+        return encoded
+
+    async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
+        """By computed ids, then by the ids searches still find (there is no delete by filter), until they find none."""
+        try:
+            await self._writer.remove(
+                [
+                    FileKey(self.context.tenant_id, export_config_id, file_id)
+                    for file_id in dict.fromkeys(parsed_directory_file_ids)
+                ]
+            )
+        except IndexMissing:
+            return
+
+    async def list_snapshots(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> list[Snapshot]:
+        """One search for every 1,000 files, or for every 500 named ones."""
+        heads = []
+        for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
+            where = f"{self._scope(export_config_id, file_ids)} and chunk_index eq 0"
+            async for rows in self._store.pages("list snapshots", where, documents.HEAD_FIELDS):
+                heads += [documents.to_head(row) for row in rows]
+        return to_snapshots(heads)
+
+    async def fetch_records(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> AsyncIterator[pa.Table]:
+        """Tables of about 8 MB (more only for a file that alone is larger)."""
+        dimension = self.context.model.dimension
+        select = record_attributes(vectors=True)
+        limit = max(2, min(MAX_PAGE, _BYTES_PER_PAGE // (dimension * _JSON_BYTES_PER_DIMENSION + _TEXT_BYTES_GUESSED)))
+        for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
+            held: list[Row] = []
+            async for rows in self._store.pages("read records", self._scope(export_config_id, file_ids), select, limit=limit):
+                held += rows
+                unfinished = documents.file_number(rows[-1])
+                whole = [row for row in held if documents.file_number(row) != unfinished]
+                if whole:
+                    held = held[len(whole) :]
+                    yield await asyncio.to_thread(_ordered, whole, dimension)
+            if held:
+                yield await asyncio.to_thread(_ordered, held, dimension)
+
+    def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> str:
+        return scope(self.context.tenant_id, export_config_id, file_ids)
+
+    async def search(self, request: SearchRequest) -> list[SearchHit]:
+        """Vector search by cosine, text search by BM25, hybrid by the service's own reciprocal rank fusion.
+
+        Raises ValueError for more results or a longer text than the service takes.
+        """
+        self.check_search(request)
+        conditions = parse_filters(request.filters, self._declared)
+        if request.k > MAX_PAGE:
+            raise ValueError(f"k must be at most {MAX_PAGE:,}, the most Azure AI Search answers with, not {request.k:,}")
+        text = request.text if request.mode != "vector" and request.text and words_of(request.text) else None
+        if request.mode == "text" and text is None:
+            return []
+        query: dict[str, Any] = {
+            "filter": " and ".join([self._scope(request.export_config_id), *map(render, conditions)]),
+            "select": ",".join(record_attributes(vectors=False)),
+            "top": request.k,
+        }
+        if text is not None:
+            query |= self._text_query(text)
+        if request.vector is not None and request.mode != "text":
+            depth = max(request.k, _HYBRID_DEPTH) if request.mode == "hybrid" else request.k
+            nearest = {"kind": "vector", "vector": request.vector.tolist(), "fields": "embedding", "k": depth}
+            query |= {"vectorQueries": [nearest], "vectorFilterMode": "preFilter"}
+        rows = await self._store.search("search", query)
+        return self._hits(rows, text)
+
+    def _text_query(self, text: str) -> dict[str, Any]:
+        query = {"search": escape_text(text), "searchFields": "content", "searchMode": "any", "queryType": "simple"}
+        if self.settings.semantic_ranking:
+            query |= {"queryType": "semantic", "semanticConfiguration": SEMANTIC, "semanticQuery": text}
+        return query
+
+    def _hits(self, rows: Sequence[Row], text: str | None) -> list[SearchHit]:
+        """A vector search's score is ``1 / (1 + (1 - cosine))``, documented by the vendor."""
+        records = to_records(documents.decode(rows, self.context.model.dimension, vectors=False))
+        if text is None:
+            scores = np.clip([2.0 - 1.0 / row["@search.score"] for row in rows], -1.0, 1.0).tolist()
+        else:
+            scores = [row.get("@search.rerankerScore") or row["@search.score"] for row in rows]
+        return [SearchHit(record, score) for record, score in zip(records, scores, strict=True)]
+
+    async def list_scopes(self) -> frozenset[tuple[str, str]] | None:
+        """A search for every few scopes, each for documents of scopes not found yet; ``None`` for more than 100 scopes."""
+        found: set[tuple[str, str]] = set()
+        while len(found) <= _MAX_SCOPES:
+            others = " and ".join(["chunk_index ge 0", *(f"not ({scope(*known)})" for known in sorted(found))])
+            try:
+                rows = await self._store.rows("list scopes", others, ["tenant_id", "export_config_id"])
+            except IndexMissing:
+                rows = []
+            if not rows:
+                return frozenset(found)
+            found.update((row["tenant_id"], row["export_config_id"]) for row in rows)
+        return None
+
+    async def drop_collection(self) -> None:
+        await self._store.drop_index()
+
+    async def close(self) -> None:
+        await self._store.close()
+
+
+def _merges(row: Row, values: Mapping[str, FieldValue]) -> list[Action]:
+    """Changes that set these fields in every record of the version a chunk 0 belongs to."""
+    head = documents.to_head(row)
+    members = canonical_json(dict(values))[1:-1]
+    ids = head.key.ids(Generation(head.snapshot.record_set_hash, head.snapshot.chunk_count))
+    return [Action(found, f'{{"@search.action":"merge","id":"{found}",{members}}}'.encode()) for found in ids]
+
+
+def _ordered(rows: Sequence[Row], dimension: int) -> pa.Table:
+    records = documents.decode(rows, dimension, vectors=True)
+    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

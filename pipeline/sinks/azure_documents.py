@@ -1,0 +1,201 @@
+"""Records as documents of an Azure AI Search index, and back.
+
+What belongs here: pure functions between Arrow tables of ``record_schema`` and the JSON of documents. A record is encoded once,
+into the bytes it takes in a request.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.errors import RecordRefused
+from pipeline.sinks.azure_layout import PENDING, SORT_KEY, attribute_name, field_name
+from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.filters import FieldValue, fields_of_file
+from pipeline.sinks.generations import FileKey, FileWrites, Head
+from pipeline.sinks.llama_node import node_metadata
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, chunk_ids, json_string, record_schema, ref_doc_id
+from pipeline.sinks.refusals import check_vectors
+
+Row = dict[str, Any]
+
+MAX_REQUEST_BYTES: Final = 16_000_000
+"""A batch of documents takes about 16 MB; documented by the vendor."""
+
+MAX_TERM_BYTES: Final = 32_766
+"""Longest string in a field that can be filtered on; documented by the vendor."""
+
+MAX_CHUNKS: Final = 2**21
+"""Chunks of a file ``sort_key`` has room for."""
+
+SNAPSHOT_FIELDS: Final = (
+    "export_config_id",
+    "parsed_directory_file_id",
+    "content_fingerprint_hash",
+    "source_modified_at",
+    "chunk_count",
+    "embedding_model",
+    "record_set_hash",
+)
+HEAD_FIELDS: Final = (*SNAPSHOT_FIELDS, "tenant_id", PENDING)
+
+_CHUNK_NAMES: Final = frozenset(field.name for field in CHUNK_FIELDS)
+_FRAME_BYTES: Final = 64
+"""Around a document in a request: its braces, its action and the comma."""
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document: ``members`` is the inside of its JSON object."""
+
+    id: str
+    members: bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in a request."""
+        return len(self.members) + _FRAME_BYTES
+
+    def marked(self, marker: str) -> Document:
+        return Document(self.id, self.members + _members([(PENDING, json_string(marker))], after=True))
+
+
+def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> FileWrites[Document]:
+    """A file's documents, their ids of its generation. Raises RecordRefused, which names the limit, for what cannot be held."""
+    check_vectors(file)
+    provenance = file.provenance
+    key = FileKey(provenance.tenant_id, provenance.export_config_id, file.file_id)
+    values = fields_of_file(file, declared)
+    _check_terms(file, values)
+    if file.table.num_rows > MAX_CHUNKS:
+        raise RecordRefused(file.file_id, f"{file.table.num_rows:,} chunks, this sink numbers {MAX_CHUNKS:,}; use larger chunks")
+    documents = _documents(file, key, values) if file.table.num_rows else []
+    for index, document in enumerate(documents):
+        if document.size > MAX_REQUEST_BYTES:
+            raise RecordRefused(
+                file.file_id,
+                f"chunk {index} takes {document.size:,} bytes, a request to Azure AI Search holds {MAX_REQUEST_BYTES:,}; "
+                "use smaller chunks",
+            )
+    return FileWrites(key, file.record_set_hash, documents)
+
+
+def _check_terms(file: FileRecords, values: Mapping[str, FieldValue]) -> None:
+    provenance = file.provenance
+    terms: dict[str, FieldValue] = {
+        "file_name": provenance.file_name,
+        "doc_id": ref_doc_id(provenance.export_config_id, file.file_id),
+        **values,
+    }
+    for name, value in terms.items():
+        longest = max((len(term.encode()) for term in _strings(value)), default=0)
+        if longest > MAX_TERM_BYTES:
+            raise RecordRefused(
+                file.file_id,
+                f"{name!r} has {longest:,} bytes, a field of Azure AI Search that can be filtered on holds {MAX_TERM_BYTES:,}; "
+                "shorten it at its source, or do not declare it",
+            )
+
+
+def _strings(value: FieldValue) -> Iterable[str]:
+    return value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
+def _documents(file: FileRecords, key: FileKey, values: Mapping[str, FieldValue]) -> list[Document]:
+    indices = file.table["chunk_index"].to_pylist()
+    ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, indices, file.record_set_hash)
+    table = file.table.set_column(0, file.table.schema.field("id"), pa.array(ids, pa.string()))
+    number = _file_number(key)
+    columns: dict[str, Sequence[str]] = {
+        attribute_name(name): _json_values(table[name]) for name in table.column_names if name in _CHUNK_NAMES or name == "id"
+    }
+    columns[SORT_KEY] = [str(number | index) for index in indices]
+    columns["metadata"] = [json_string(canonical_json(node)) for node in node_metadata(table, include_text=False)]
+    columns["embedding"] = _json_vectors(table["embedding"])
+    shared = _members(_shared(table, key, values), after=True)
+    names = list(columns)
+    rows = zip(*columns.values(), strict=True)
+    return [Document(found, _members(zip(names, row, strict=True)) + shared) for found, row in zip(ids, rows, strict=True)]
+
+
+def _shared(table: pa.Table, key: FileKey, values: Mapping[str, FieldValue]) -> list[tuple[str, str]]:
+    """What all records of a file have in common."""
+    same = [name for name in table.column_names if name not in _CHUNK_NAMES and name not in ("id", "embedding")]
+    return [
+        *((attribute_name(name), _json_values(table[name].slice(0, 1))[0]) for name in same),
+        ("doc_id", json_string(ref_doc_id(key.export_config_id, key.file_id))),
+        *((field_name(name), canonical_json(value)) for name, value in values.items() if value is not None),
+    ]
+
+
+def _members(pairs: Iterable[tuple[str, str]], *, after: bool = False) -> bytes:
+    joined = ",".join([f'"{name}":{value}' for name, value in pairs])
+    return f",{joined}".encode() if after else joined.encode()
+
+
+def _json_values(column: pa.ChunkedArray) -> Sequence[str]:
+    if pa.types.is_list(column.type):
+        return [json_string(canonical_json(value)) for value in column.to_pylist()]
+    if pa.types.is_string(column.type):
+        return ["null" if value is None else json_string(value) for value in column.to_pylist()]
+    if pa.types.is_integer(column.type):
+        return ["null" if value is None else str(value) for value in column.to_pylist()]
+    return [canonical_json(value) for value in column.to_pylist()]
+
+
+def _json_vectors(column: pa.ChunkedArray) -> list[str]:
+    """Arrays of the shortest decimals that read back as the same float32."""
+    vectors = column.combine_chunks()
+    numbers = pc.cast(vectors.flatten(), pa.string())
+    lists = pa.FixedSizeListArray.from_arrays(numbers, vectors.type.list_size)
+    joined = pc.binary_join(lists.cast(pa.list_(pa.string())), ",")
+    return [f"[{text}]" for text in joined.to_pylist()]
+
+
+def _file_number(key: FileKey) -> int:
+    """42 bits of the file's address, above the 21 of the chunk's index."""
+    address = canonical_json([key.tenant_id, key.export_config_id, key.file_id])
+    return int.from_bytes(sha256(address.encode()).digest()[:8], "big") >> 22 << 21
+
+
+def file_number(row: Row) -> int:
+    """The same for all documents of a file, and hardly ever for those of two."""
+    return int(row[SORT_KEY]) // MAX_CHUNKS
+
+
+def to_head(row: Row) -> Head:
+    values = {name: row.get(name) for name in SNAPSHOT_FIELDS}
+    values["source_modified_at"] = _instant(row.get("source_modified_at"))
+    key = FileKey(row["tenant_id"], row["export_config_id"], row["parsed_directory_file_id"])
+    return Head(key, Snapshot(**values), row.get(PENDING))
+
+
+def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
+    """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
+    held = [field for field in record_schema(dimension) if vectors or field.name != "embedding"]
+    return pa.table([_column(rows, field) for field in held], schema=pa.schema(held))
+
+
+def _column(rows: Sequence[Row], field: pa.Field) -> pa.Array:
+    values = [row.get(attribute_name(field.name)) for row in rows]
+    if field.name == "embedding":
+        flat = np.asarray(values, np.float32).reshape(-1)
+        return pa.FixedSizeListArray.from_arrays(pa.array(flat), field.type.list_size)
+    if pa.types.is_timestamp(field.type):
+        values = [_instant(value) for value in values]
+    elif pa.types.is_list(field.type):
+        values = [json.loads(str(value)) for value in values]
+    return pa.array(values, field.type)
+
+
+def _instant(value: str | None) -> datetime | None:
+    return None if value is None else datetime.fromisoformat(value)

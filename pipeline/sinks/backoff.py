@@ -1,0 +1,29 @@
+"""How long to wait before a store that is busy, or out of reach, is asked again."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+FIRST_WAIT: Final = 0.25
+LONGEST_WAIT: Final = 30.0
+
+
+def backoff(attempt: int, *, first: float = FIRST_WAIT, longest: float = LONGEST_WAIT) -> float:
+    """Seconds after this attempt, counted from 1: twice as long each time, up to ``longest``, with jitter."""
+    ceiling = min(longest, first * 2.0 ** min(attempt - 1, 30))
+    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
+
+
+def wait(retry_after: str | None, attempt: int) -> float:
+    """Seconds after this attempt: what a ``Retry-After`` header asks for, up to the longest wait and with jitter on top."""
+    asked = _seconds(retry_after)
+    return backoff(attempt) if asked is None else min(asked, LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311 - jitter
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """The header's seconds; ``None`` where it is absent or, as HTTP allows too, a date."""
+    try:
+        return None if retry_after is None else max(0.0, float(retry_after))
+    except ValueError:
+        return None

@@ -1,0 +1,78 @@
+"""Azure AI Search, emulated; and the real service where a live test asks for it.
+
+SDK 11 speaks TLS alone: there the emulator needs AZURE_EMULATOR_CERTIFICATE and AZURE_EMULATOR_KEY (PEM files), and the
+process SSL_CERT_FILE, to trust it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
+from pipeline.sinks.base import Exporter, SinkContext
+from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Certificate, azure_ai_search_emulator
+
+
+@dataclass
+class AzureAISearchUnderTest:
+    settings: AzureAISearchSettings
+    secrets: Sequence[str]
+    vector_tolerance: float = 0.0
+    max_content_bytes: int | None = None
+    emulator: AzureAISearchEmulator | None = None
+    indexes: set[str] = field(default_factory=set)
+    """Every index it was asked to open."""
+
+    def make_exporter(self, context: SinkContext) -> Exporter:
+        exporter = AzureAISearchExporter(self.settings, context)
+        self.indexes.add(exporter.index_name)
+        return exporter
+
+    def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
+        return AzureAISearchExporter(AzureAISearchSettings(endpoint="https://user:secret-word@127.0.0.1:9"), context)
+
+    async def settle(self, exporter: Exporter) -> None:
+        """A method that writes returns when searches show what it wrote."""
+
+    def fresh_emulator(self) -> AzureAISearchEmulator:
+        """The emulator, empty, whatever the last test left behind."""
+        assert self.emulator is not None
+        self.emulator.reset()
+        return self.emulator
+
+
+def _certificate() -> Certificate | None:
+    chain, key = os.environ.get("AZURE_EMULATOR_CERTIFICATE"), os.environ.get("AZURE_EMULATOR_KEY")
+    return Certificate(Path(chain), Path(key)) if chain and key else None
+
+
+@contextmanager
+def emulated_azure_ai_search() -> Iterator[AzureAISearchUnderTest]:
+    with azure_ai_search_emulator(_certificate()) as emulator, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AZURE_SEARCH_API_KEY", emulator.api_key)
+        patch.delenv("AZURE_SEARCH_ENDPOINT", raising=False)
+        settings = AzureAISearchSettings(endpoint=emulator.url)
+        yield AzureAISearchUnderTest(settings, (emulator.api_key, "secret-word"), emulator=emulator)
+
+
+def azure_ai_search(directory: Path) -> AbstractContextManager[AzureAISearchUnderTest]:
+    """It keeps nothing in the directory."""
+    return emulated_azure_ai_search()
+
+
+@asynccontextmanager
+async def provisioned_bench(sink: AzureAISearchUnderTest) -> AsyncIterator[Bench]:
+    made = Bench(sink)
+    await made.open().provision()
+    try:
+        yield made
+    finally:
+        for exporter in made.opened:
+            await exporter.close()
