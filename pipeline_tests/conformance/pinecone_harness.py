@@ -41,9 +41,17 @@ class PineconeUnderTest:
 
 
 @contextmanager
-def pinecone(directory: Path) -> Iterator[PineconeUnderTest]:
+def emulated_pinecone() -> Iterator[PineconeUnderTest]:
     with pinecone_emulator() as emulator, pytest.MonkeyPatch.context() as patch:
-        emulator.lag.reads = 1
         patch.setenv("PINECONE_API_KEY", emulator.api_key)
         patch.delenv("PINECONE_CONTROLLER_HOST", raising=False)
         yield PineconeUnderTest(PineconeSettings(controller_host=emulator.url), (emulator.api_key,), emulator)
+
+
+@contextmanager
+def pinecone(directory: Path) -> Iterator[PineconeUnderTest]:
+    """It keeps nothing in the directory."""
+    with emulated_pinecone() as under_test:
+        assert under_test.emulator is not None
+        under_test.emulator.lag.reads = 1
+        yield under_test

@@ -8,6 +8,7 @@ where the real service gives it a host of its own.
 from __future__ import annotations
 
 import json
+import math
 import re
 import threading
 import time
@@ -22,6 +23,8 @@ from pipeline_tests.emulators.pinecone_engine import MAX_REQUEST_BYTES, ApiError
 
 OLD_API, NEW_API = "2025-10", "2026-07"
 MAX_INDEX_NAME = 45
+POSITION_HEADERS = ("x-pinecone-request-lsn", "x-pinecone-max-indexed-lsn")
+OTHER_POSITION_HEADERS = ("x-pinecone-lsn-committed", "x-pinecone-lsn-reconciled")
 
 _DATA_ROUTES: tuple[tuple[str, str, str], ...] = (
     ("POST", r"/vectors/upsert", "upsert"),
@@ -45,6 +48,7 @@ _CONTROL_ROUTES: tuple[tuple[str, str, str], ...] = (
     ("PATCH", r"/indexes/([^/]+)", "configure_index"),
 )
 WRITES = frozenset({"upsert", "update", "delete"})
+BOUNDED = frozenset({"query", "fetch", "fetch_by_metadata"})
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,7 @@ class PineconeEmulator:
     def __init__(self, api_key: str = "pc-emulator-key") -> None:
         self.api_key = api_key
         self.lag = Lag()
-        self.headers: tuple[str, str] | None = ("x-pinecone-request-lsn", "x-pinecone-max-indexed-lsn")
+        self.headers: tuple[str, str] | None = POSITION_HEADERS
         self.describes_until_ready = 0
         self.indexes: dict[str, Index] = {}
         self.requests: list[Request] = []
@@ -135,6 +139,15 @@ class PineconeEmulator:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def reset(self) -> None:
+        """As it was at first: no index, no fault, readers at once up to date."""
+        self.lag = Lag()
+        self.headers = POSITION_HEADERS
+        self.describes_until_ready = 0
+        self.before = None
+        for kept in (self.indexes, self.requests, self._faults):
+            kept.clear()
 
     def start(self) -> None:
         self._thread.start()
@@ -161,6 +174,10 @@ class PineconeEmulator:
     def lose_answer(self, operation: str, *, times: int = 1, stall_seconds: float = 0.0) -> None:
         """Do the next requests of this operation and close the connection instead of answering, perhaps after a while."""
         self._faults.append(Fault(operation, times, None, "all", stall_seconds=stall_seconds))
+
+    def reset_faults(self) -> None:
+        with self._lock:
+            self._faults.clear()
 
     def count(self, operation: str) -> int:
         return sum(request.operation == operation for request in self.requests)
@@ -191,6 +208,9 @@ class PineconeEmulator:
         if position is None or self.headers is None:
             return answer, {}
         return answer, {self.headers[0 if request.operation in WRITES else 1]: str(position)}
+
+    def largest_answer(self, request: Request) -> float:
+        return self.indexes[request.index].engine.max_result_bytes if request.operation in BOUNDED else math.inf
 
     def _asked(self, engine: Engine, request: Request, share: float) -> tuple[dict[str, Any], int | None]:
         body, parameters, name = request.body, request.parameters, request.namespace
@@ -294,7 +314,8 @@ def _handler(emulator: PineconeEmulator) -> type[BaseHTTPRequestHandler]:
 
         def _answer(self, request: Request, fault: Fault | None) -> None:
             if fault is None:
-                self._send(200, *emulator.done(request))
+                answer, headers = emulator.done(request)
+                self._send(200, answer, headers, emulator.largest_answer(request))
                 return
             if fault.takes_effect != "not":
                 emulator.done(request, 0.5 if fault.takes_effect == "half" else 1.0)
@@ -328,8 +349,10 @@ def _handler(emulator: PineconeEmulator) -> type[BaseHTTPRequestHandler]:
                     return Request(operation, index, target, body, len(raw), parse_qs(parts.query), version)
             raise ApiError(404, f"no route {self.command} {path}", 5)
 
-        def _send(self, status: int, answer: Any, headers: dict[str, str]) -> None:
+        def _send(self, status: int, answer: Any, headers: dict[str, str], largest: float = math.inf) -> None:
             content = json.dumps(answer).encode()
+            if len(content) > largest:
+                raise ApiError(400, f"Response size {len(content)} exceeds the limit of {largest} bytes")
             self.send_response(status)
             for name, value in {"Content-Type": "application/json", "Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)

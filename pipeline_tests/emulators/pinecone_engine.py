@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
+from operator import ge, gt, le, lt
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ LIST_PAGE = 100
 
 Record = dict[str, Any]
 Change = Callable[[dict[str, Record]], None]
+Condition = Callable[[dict[str, Any]], bool]
 
 
 class ApiError(Exception):
@@ -191,33 +195,34 @@ class Engine:
         best = np.argsort(-scores, kind="stable")[: body["topK"]]
         matches = [_shown(found[i], body, float(scores[i])) for i in best]
         answer = {"matches": matches, "namespace": name, "usage": {"readUnits": 1}}
-        return self._bounded(answer), namespace.seen_lsn
+        return answer, namespace.seen_lsn
 
     def fetch(self, name: str, ids: list[str]) -> dict[str, Any]:
         if len(ids) > MAX_IDS:
             raise ApiError(400, f"Request contains {len(ids)} ids; the limit is {MAX_IDS}")
         held = self.namespaces[name].read() if name in self.namespaces else {}
         found = {record_id: _whole(held[record_id]) for record_id in ids if record_id in held}
-        return self._bounded({"vectors": found, "namespace": name, "usage": {"readUnits": 1}})
+        return {"vectors": found, "namespace": name, "usage": {"readUnits": 1}}
 
     def fetch_by_metadata(self, name: str, body: dict[str, Any]) -> dict[str, Any]:
         limit = body.get("limit", 100)
         if not 1 <= limit <= 10_000:
             raise ApiError(400, "limit must be between 1 and 10000")
-        found = _matching(self._existing(name).read().values(), body["filter"])
-        after = body.get("paginationToken", "")
-        rest = sorted((record for record in found if record["id"] > after), key=lambda record: record["id"])
-        page = rest[:limit]
+        held = self._existing(name).read()
+        ids = sorted(held)
+        rest = (held[record_id] for record_id in ids[bisect_right(ids, body.get("paginationToken", "")) :])
+        found = list(islice(_matching(rest, body["filter"]), limit + 1))
+        page = found[:limit]
         answer: dict[str, Any] = {"vectors": {record["id"]: _whole(record) for record in page}, "namespace": name}
-        if len(rest) > limit:
+        if len(found) > limit:
             answer["pagination"] = {"next": page[-1]["id"]}
-        return self._bounded({**answer, "usage": {"readUnits": 1}})
+        return {**answer, "usage": {"readUnits": 1}}
 
     def list_ids(self, name: str, prefix: str, limit: int, after: str) -> dict[str, Any]:
         if not 1 <= limit <= LIST_PAGE:
             raise ApiError(400, f"limit must be between 1 and {LIST_PAGE}")
         held = self.namespaces[name].read() if name in self.namespaces else {}
-        rest = sorted(record_id for record_id in held if record_id.startswith(prefix) and record_id > after)
+        rest = sorted(record_id for record_id in held if record_id > after and record_id.startswith(prefix))
         answer: dict[str, Any] = {"vectors": [{"id": record_id} for record_id in rest[:limit]], "namespace": name}
         if len(rest) > limit:
             answer["pagination"] = {"next": rest[limit - 1]}
@@ -256,12 +261,6 @@ class Engine:
         if name not in self.namespaces:
             raise ApiError(404, "Namespace not found", 5)
         return self.namespaces[name]
-
-    def _bounded(self, answer: dict[str, Any]) -> dict[str, Any]:
-        size = len(json.dumps(answer).encode())
-        if size > self.max_result_bytes:
-            raise ApiError(400, f"Response size {size} exceeds the limit of {self.max_result_bytes} bytes")
-        return answer
 
 
 def _check_id(record_id: str) -> None:
@@ -308,46 +307,49 @@ def _cosines(records: list[Record], vector: np.ndarray[Any, np.dtype[np.float32]
     return held @ vector / (np.linalg.norm(held, axis=1) * max(float(np.linalg.norm(vector)), 1e-30))
 
 
-def _matching(records: Iterable[Record], where: dict[str, Any]) -> list[Record]:
-    return [record for record in records if matches(record["metadata"], where)]
+def _matching(records: Iterable[Record], where: dict[str, Any]) -> Iterator[Record]:
+    wanted = compiled(where)
+    return (record for record in records if wanted(record["metadata"]))
 
 
-def matches(metadata: dict[str, Any], where: dict[str, Any]) -> bool:
-    """Whether metadata fulfils a filter. Every operator but ``$exists`` is false for a field that is absent."""
-    for key, condition in where.items():
-        if key in ("$and", "$or"):
-            if not isinstance(condition, list) or not condition:
-                raise ApiError(400, f"{key} needs a list of at least one condition")
-            if not (all if key == "$and" else any)(matches(metadata, part) for part in condition):
-                return False
-        elif key.startswith("$"):
-            raise ApiError(400, f"{key} is not a valid operator")
-        else:
-            operators = condition if isinstance(condition, dict) else {"$eq": condition}
-            if not all(_holds(metadata, key, operator, operand) for operator, operand in operators.items()):
-                return False
-    return True
+def compiled(where: dict[str, Any]) -> Condition:
+    """A filter as a test of metadata. Every operator but ``$exists`` is false for a field that is absent."""
+    parts = [_part(key, condition) for key, condition in where.items()]
+    return lambda metadata: all(part(metadata) for part in parts)
 
 
-def _holds(metadata: dict[str, Any], key: str, operator: str, operand: Any) -> bool:
+def _part(key: str, condition: Any) -> Condition:
+    if key in ("$and", "$or"):
+        if not isinstance(condition, list) or not condition:
+            raise ApiError(400, f"{key} needs a list of at least one condition")
+        joined, parts = (all if key == "$and" else any), [compiled(part) for part in condition]
+        return lambda metadata: joined(part(metadata) for part in parts)
+    if key.startswith("$"):
+        raise ApiError(400, f"{key} is not a valid operator")
+    operators = condition if isinstance(condition, dict) else {"$eq": condition}
+    tests = [_operator(key, operator, operand) for operator, operand in operators.items()]
+    return lambda metadata: all(test(metadata) for test in tests)
+
+
+def _operator(key: str, operator: str, operand: Any) -> Condition:
     _check_operand(operator, operand)
     if operator == "$exists":
-        return (key in metadata) == operand
-    if key not in metadata:
-        return False
-    value = metadata[key]
-    held = value if isinstance(value, list) else [value]
-    if operator in ("$eq", "$in"):
-        return any(_same(element, wanted) for element in held for wanted in (operand if operator == "$in" else [operand]))
-    if operator in ("$ne", "$nin"):
-        return not _holds(metadata, key, "$in" if operator == "$nin" else "$eq", operand)
-    if isinstance(value, bool) or not isinstance(value, float):
-        return False
-    return {"$gt": value > operand, "$gte": value >= operand, "$lt": value < operand, "$lte": value <= operand}[operator]
+        return lambda metadata: (key in metadata) == operand
+    if operator in ("$gt", "$gte", "$lt", "$lte"):
+        compare = {"$gt": gt, "$gte": ge, "$lt": lt, "$lte": le}[operator]
+        return lambda metadata: type(metadata.get(key)) is float and compare(metadata[key], operand)
+    wanted = frozenset(map(_comparable, operand if operator in ("$in", "$nin") else [operand]))
+    negated = operator in ("$ne", "$nin")
+    return lambda metadata: key in metadata and wanted.isdisjoint(_elements(metadata[key])) == negated
 
 
-def _same(held: Any, wanted: Any) -> bool:
-    return isinstance(held, bool) == isinstance(wanted, bool) and bool(held == wanted)
+def _elements(value: Any) -> list[Any]:
+    return [_comparable(element) for element in (value if isinstance(value, list) else [value])]
+
+
+def _comparable(value: Any) -> Any:
+    """Equal where Pinecone says so: 1 and 1.0 are, 1 and true are not."""
+    return ("boolean", value) if isinstance(value, bool) else value
 
 
 def _check_operand(operator: str, operand: Any) -> None:
