@@ -1,0 +1,106 @@
+"""Looks at the index: what is evidence, what is not, and what survives running out of time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SourceUnavailable
+from pipeline.stages.detect import detect
+from pipeline_tests.world import World, open_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(5):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n")
+        opened.refresh()
+        yield opened
+
+
+def test_a_listing_that_runs_out_of_time_goes_on_from_its_cursor(world: World) -> None:
+    world.faults(page_size_cap=2)
+    first = asyncio.run(detect(world.export, budget_seconds=0))
+    assert (first.look, first.new) == ("incomplete", 2)
+    assert "doc-" not in (first.cursor or "")
+    second = asyncio.run(detect(world.export, cursor=first.cursor, budget_seconds=0))
+    third = asyncio.run(detect(world.export, cursor=second.cursor, budget_seconds=0))
+    assert (second.new, third.new, third.look) == (2, 1, "complete")
+    assert world.export.ledger.state().complete_at is not None
+
+
+def test_an_unfinished_listing_makes_nothing_missing(world: World) -> None:
+    asyncio.run(detect(world.export))
+    world.remove("doc-4.md")
+    world.refresh()
+    world.faults(page_size_cap=2)
+    asyncio.run(detect(world.export, budget_seconds=0))
+    assert all(row.missing_since is None for row in world.export.ledger.files().values())
+
+
+def test_a_cursor_of_an_older_state_of_the_index_is_dropped(world: World) -> None:
+    world.faults(page_size_cap=2)
+    first = asyncio.run(detect(world.export, budget_seconds=0))
+    world.faults()
+    world.write("doc-9.md", "# Nine\n")
+    world.refresh()
+    answer = asyncio.run(detect(world.export, cursor=first.cursor))
+    assert answer.look == "complete"
+    assert len(world.export.ledger.files()) == 6
+
+
+def test_items_repeated_across_pages_count_once(world: World) -> None:
+    world.faults(page_size_cap=2, repeat_items_across_pages=True)
+    answer = asyncio.run(detect(world.export))
+    assert answer.new == 5
+
+
+def test_a_listing_taken_during_a_sync_is_no_evidence_of_absence(world: World) -> None:
+    asyncio.run(detect(world.export))
+    world.faults(hold_syncs=True, hidden_files=["doc-0.md"])
+
+    async def start() -> bool:
+        async with world.export.source() as source:
+            return await source.start_sync()
+
+    assert asyncio.run(start())
+    answer = asyncio.run(detect(world.export, complete=True))
+    assert answer.look in ("building", "incremental")
+    assert all(row.missing_since is None for row in world.export.ledger.files().values())
+    world.faults()
+
+
+def test_a_reconcile_marks_a_rotating_slice_for_another_fetch(world: World) -> None:
+    asyncio.run(detect(world.export))
+    world.change(detection={"reconcile_interval_seconds": 0})
+    marked: list[str] = []
+    for _ in range(3):
+        asyncio.run(detect(world.export))
+        chosen = [file_id for file_id, row in world.export.ledger.files().items() if row.refetch and file_id not in marked]
+        marked += chosen
+        assert len(chosen) == 1
+    assert marked == sorted(world.export.ledger.files())[:3]
+
+
+def test_the_cursor_holds_a_token_and_digests_never_the_manifest(world: World) -> None:
+    world.faults(page_size_cap=1)
+    answer = asyncio.run(detect(world.export, budget_seconds=0))
+    assert len(json.loads(answer.cursor or "[]")) == 5
+    assert len(answer.cursor or "") < 300
+
+
+def test_an_unreachable_index_raises_and_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(detect(world.export))
+    before = world.export.ledger.files()
+    monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://127.0.0.1:9")
+    started = time.monotonic()
+    with pytest.raises(SourceUnavailable):
+        asyncio.run(detect(world.export, complete=True))
+    assert world.export.ledger.files() == before
+    assert time.monotonic() - started < 60

@@ -1,0 +1,119 @@
+"""Stages on their own: a file that goes wrong half way, a lake that lost something, memory that stays bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.embedding.base import Vectors
+from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.errors import RecordRefused
+from pipeline.sinks.base import ReplaceReport
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.sinks.records import FileRecords
+from pipeline.stages import work
+from pipeline.stages.chunk import chunk
+from pipeline.stages.embed import embed
+from pipeline_tests.world import World, open_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(4):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThe body of document {n}.\n")
+        yield opened
+
+
+class PoisonousEmbedder(ConstantEmbedder):
+    """Answers NaN for texts that say poison."""
+
+    def _vectors(self, texts: Sequence[str]) -> Vectors:
+        vectors = super()._vectors(texts)
+        for position, text in enumerate(texts):
+            if "poison" in text:
+                vectors[position] = np.nan
+        return vectors
+
+
+def test_a_vector_that_is_not_finite_parks_its_file_and_no_other(world: World) -> None:
+    world.write("doc-1.md", "# Document 1\n\nSome poison for the model.\n")
+    world.export.embedder = PoisonousEmbedder()
+    report = world.sync()
+    assert not report.ok
+    assert world.names() == {"doc-0.md", "doc-2.md", "doc-3.md"}
+    row = world.export.ledger.files()[world.file_id("doc-1.md")]
+    assert row.status == "failed"
+    assert "not finite" in (row.last_error or "")
+
+
+def test_a_refused_record_keeps_the_old_version_and_the_batch_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.sync()
+    world.write("doc-0.md", "# Document 0\n\nToo much for the store.\n")
+    world.write("doc-1.md", "# Document 1\n\nJust right.\n")
+    real = LanceDBExporter.replace_files
+
+    async def replace_files(self: LanceDBExporter, files: Sequence[FileRecords]) -> ReplaceReport:
+        refused = [RecordRefused(f.file_id, "over 40 KB") for f in files if f.provenance.file_name == "doc-0.md"]
+        done = await real(self, [f for f in files if f.provenance.file_name != "doc-0.md"])
+        return ReplaceReport(done.records_written, done.bytes_written, tuple(refused))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "replace_files", replace_files)
+        assert not world.sync().ok
+    texts = {record.file_name: record.content for record in world.held()}
+    assert "body of document 0" in texts["doc-0.md"]
+    assert "Just right." in texts["doc-1.md"]
+    row = world.export.ledger.files()[world.file_id("doc-0.md")]
+    assert (row.status, row.last_error) == ("failed", "over 40 KB")
+
+
+@pytest.mark.parametrize("dataset", ["parsed_payloads", "chunks", "embeddings"])
+def test_an_object_lost_from_the_lake_is_made_again_when_it_is_needed(world: World, dataset: str) -> None:
+    world.sync()
+    file_id = world.file_id("doc-2.md")
+    (world.root / "home" / "lake" / "default" / dataset / f"{file_id}.parquet").unlink()
+    world.change(chunking={"max_tokens": 64}, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
+    world.sync()
+    world.export.ledger.release([f for f, row in world.export.ledger.files().items() if row.status == "failed"])
+    assert world.sync().ok
+    world.assert_settled("lancedb")
+    world.assert_settled("second")
+
+
+def test_groups_bound_what_is_held_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(work, "GROUP_CHUNKS", 1)
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: World) -> None:
+    world.sync()
+    world.write("copy.md", (world.documents / "doc-3.md").read_text())
+    world.sync()
+    assert world.numbers("embeddings")["run_reused"] == 1
+    assert world.numbers("embeddings")["run_computed"] == 0
+    world.remove("doc-3.md")
+    world.sync()
+    world.write("third.md", (world.documents / "copy.md").read_text())
+    world.sync()
+    assert world.numbers("embeddings")["run_computed"] == 0
+    world.assert_settled()
+
+
+def test_a_dry_run_counts_what_would_be_embedded_and_writes_nothing(world: World) -> None:
+    world.sync()
+    world.change(chunking={"max_tokens": 64})
+    export = world.export
+    ids = list(export.ledger.files())
+    asyncio.run(chunk(export, ids, run_id="dry"))
+    before = {dataset: export.lake.partitions(dataset) for dataset in ("chunks", "embeddings")}
+    report = asyncio.run(embed(export, ids, run_id="dry", dry_run=True))
+    chunks = sum(row.chunk_count or 0 for row in export.ledger.files().values())
+    assert report.numbers["computed"] + report.numbers["reused"] == chunks > 0
+    assert {dataset: export.lake.partitions(dataset) for dataset in ("chunks", "embeddings")} == before
+    assert all(row.vectors_key != export.vectors_key(row) for row in export.ledger.files().values())
