@@ -3,7 +3,8 @@
 Settings come as ``--set name=value``; without any, LanceDB writes to a temporary directory. For LanceDB the bare
 ``merge_insert`` of the same physical rows is measured beside it: the price of everything Indexport adds. PostgreSQL is
 measured beside a bare binary ``COPY`` in the same way, on a server of its own unless INDEXPORT_PGVECTOR_DSN names one;
-Turbopuffer beside its own client, on an emulator unless TURBOPUFFER_API_KEY is set.
+MongoDB beside its driver, on SecantusDB unless INDEXPORT_MONGODB_URI names a server; Turbopuffer and Pinecone beside their
+own clients, on emulators unless TURBOPUFFER_API_KEY or PINECONE_API_KEY is set, and Qdrant likewise (QDRANT_URL).
 """
 
 from __future__ import annotations
@@ -35,7 +36,13 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_file_recor
 from pipeline.sinks.registry import exporter_class
 
 SEARCHES = 20
-COMPARISONS = {"pgvector": "benchmarks.sink_pgvector", "turbopuffer": "benchmarks.sink_turbopuffer"}
+COMPARISONS = {
+    "mongodb": "benchmarks.sink_mongodb",
+    "pgvector": "benchmarks.sink_pgvector",
+    "pinecone": "benchmarks.sink_pinecone",
+    "qdrant": "benchmarks.sink_qdrant",
+    "turbopuffer": "benchmarks.sink_turbopuffer",
+}
 """Sinks whose module has a ``server()`` to run on and a ``Comparison`` with the store's own way of writing."""
 
 TENANT, CONFIG = "prj-benchmark", "cfg-benchmark"

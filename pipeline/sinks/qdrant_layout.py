@@ -150,44 +150,42 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     values = {key: value for key, value in fields_of_file(file, declared).items() if value is not None}
     where = file.provenance
     key = FileKey(where.tenant_id, where.export_config_id, file.file_id)
-    table = file.table
-    if not table.num_rows:
+    if not file.table.num_rows:
         return FileWrites(key, file.record_set_hash, [])
-    ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, range(table.num_rows), file.record_set_hash)
-    table = table.set_column(0, "id", pa.array(ids, pa.string()))
-    sizes = _sizes(table)
+    ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, range(file.table.num_rows), file.record_set_hash)
+    table = file.table.set_column(0, "id", pa.array(ids, pa.string()))
+    nodes = node_contents(table, include_text=True)
+    sizes = _sizes(table, nodes)
     if max(sizes) > MAX_RECORD_BYTES:
         raise RecordRefused(
             file.file_id,
             f"a record of about {max(sizes):,} bytes; Qdrant takes one of up to {MAX_RECORD_BYTES:,}. Make chunks smaller",
         )
-    columns = {name: _values(table[name]) for name in RECORD_KEYS}
-    columns["_node_content"] = node_contents(table, include_text=True).to_pylist()
-    document = ref_doc_ids(table)[0].as_py()
-    shared = {
-        **values,
-        "_node_type": NODE_TYPE,
-        **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), document),
-        FILTER_FIELDS: sorted(declared),
-    }
+    payloads = _payloads(table, nodes, {**values, FILTER_FIELDS: sorted(declared)})
     vectors = _matrix(table["embedding"]).tolist()
-    rows = zip(ids, vectors, sizes, zip(*columns.values(), strict=True), strict=True)
-    writes = [
-        PointWrite(
-            models.PointStruct(id=found, vector={VECTOR: vector}, payload={**dict(zip(columns, row, strict=True)), **shared}),
-            size,
-        )
-        for found, vector, size, row in rows
+    points = [
+        models.PointStruct(id=found, vector={VECTOR: vector}, payload=payload)
+        for found, vector, payload in zip(ids, vectors, payloads, strict=True)
     ]
-    return FileWrites(key, file.record_set_hash, writes)
+    return FileWrites(key, file.record_set_hash, list(map(PointWrite, points, sizes)))
 
 
-def _sizes(table: pa.Table) -> list[int]:
-    """About the bytes of each row in a request: every text is in the record and in the node."""
+def _payloads(table: pa.Table, nodes: pa.StringArray, extra: Mapping[str, Any]) -> list[dict[str, Any]]:
+    columns = {name: _values(table[name]) for name in RECORD_KEYS}
+    columns["_node_content"] = nodes.to_pylist()
+    document = ref_doc_ids(table)[0].as_py()
+    shared = {**extra, "_node_type": NODE_TYPE, **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), document)}
+    return [{**dict(zip(columns, row, strict=True)), **shared} for row in zip(*columns.values(), strict=True)]
+
+
+def _sizes(table: pa.Table, nodes: pa.Array) -> list[int]:
+    """About the bytes of each row in a request, whose strings are JSON; ``nodes``, being JSON, are escaped twice."""
     fixed = _BYTES_PER_PAYLOAD + table.schema.field("embedding").type.list_size * _BYTES_PER_COMPONENT
     total = np.full(table.num_rows, fixed, np.int64)
-    for name in _WEIGHED:
-        total += 2 * pc.binary_length(table[name]).to_numpy()
+    for column in (nodes, *(table[name] for name in _WEIGHED)):
+        total += pc.binary_length(column).to_numpy(zero_copy_only=False)
+        for escaped in ('"', "\\", "\n"):
+            total += pc.count_substring(column, escaped).to_numpy(zero_copy_only=False)
     sizes: list[int] = total.tolist()
     return sizes
 

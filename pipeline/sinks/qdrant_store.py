@@ -7,6 +7,7 @@ documented by the vendor as fit for tests and small collections) is opened once 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import sqlite3
@@ -242,6 +243,8 @@ class QdrantStore:
             except QdrantException as error:  # a 429 whose Retry-After is a date
                 failure = self._failure(action, 429, str(error))
                 wait = _backoff(attempt)
+            except (json.JSONDecodeError, UnicodeDecodeError):
+                raise self._stranger(action) from None
             except (ValueError, OSError, sqlite3.Error) as error:
                 if not self.is_local:
                     raise
@@ -255,6 +258,9 @@ class QdrantStore:
             return SinkUnavailable(f"Qdrant at {self._place.shown} did not answer in time to {action}")
         if isinstance(error.source, httpx.TransportError):
             return SinkUnavailable(f"Qdrant at {self._place.shown} cannot be reached to {action}")
+        return self._stranger(action)
+
+    def _stranger(self, action: str) -> SinkUnavailable:
         return SinkUnavailable(f"what answers at {self._place.shown} to {action} is not Qdrant; check the address")
 
     def _failure(self, action: str, status: int, message: str) -> Exception:
@@ -264,7 +270,7 @@ class QdrantStore:
                 f"Qdrant at {self._place.shown} has no collection {self.collection!r} to {action}; provision the sink first"
             )
         if status in (401, 403):
-            return SinkUnavailable(f"Qdrant at {self._place.shown} refuses the key in {API_KEY} to {action}: {told}")
+            return SinkUnavailable(f"Qdrant at {self._place.shown} refuses to {action}; check {API_KEY}: {told}")
         if 400 <= status < 500 and status not in _BUSY:
             return RequestRefused(f"Qdrant refuses to {action} in collection {self.collection!r}: {told}")
         return SinkUnavailable(f"Qdrant at {self._place.shown} cannot {action}: {told}")

@@ -33,7 +33,6 @@ HARNESSES: dict[str, str] = {
     "pinecone": "pipeline_tests.conformance.pinecone_harness:pinecone",
     "storage_context": "pipeline_tests.conformance.storage_context_harness:storage_context",
     "qdrant": "pipeline_tests.conformance.qdrant_harness:qdrant",
-    "qdrant_local": "pipeline_tests.conformance.qdrant_harness:qdrant_local",
     "turbopuffer": "pipeline_tests.conformance.turbopuffer_harness:turbopuffer",
 }
 """Sink -> ``module:factory``."""

@@ -1,0 +1,116 @@
+"""The Qdrant sink beside the vendor's own client upserting the same points to the same endpoint.
+
+``python -m benchmarks.sink qdrant`` runs it against the emulator in a process of its own, or against the server ``QDRANT_URL``
+names; there it deletes the collections it made. Against the emulator only the ratio means something.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from qdrant_client import AsyncQdrantClient, models
+
+from pipeline.sinks import qdrant_layout as layout
+from pipeline.sinks.base import SinkContext
+from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
+from pipeline.sinks.records import FileRecords
+from pipeline.sinks.slicing import each, slices
+from pipeline_tests.emulators.qdrant import qdrant_emulator
+
+URL, API_KEY = "QDRANT_URL", "QDRANT_API_KEY"
+TURNS = 2
+BATCH = 256
+CONCURRENCY = 4
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """The server that is configured, or the emulator for the time being."""
+    if os.environ.get(URL):
+        yield
+        return
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        os.environ[API_KEY], os.environ[URL] = ours.recv()
+        yield
+    finally:
+        ours.send(None)
+        process.join()
+        os.environ.pop(API_KEY, None)
+        os.environ.pop(URL, None)
+
+
+def _serve(pipe: Connection) -> None:
+    with qdrant_emulator() as emulator:
+        pipe.send((emulator.api_key, emulator.url))
+        pipe.recv()
+
+
+def _client() -> AsyncQdrantClient:
+    return AsyncQdrantClient(os.environ[URL], api_key=os.environ.get(API_KEY), timeout=60, check_compatibility=False)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways of writing the same batches: ours, and the client's upsert of ready points, as many requests at once."""
+
+    context: SinkContext
+    batches: Sequence[Sequence[FileRecords]]
+
+    def rows(self) -> list[tuple[str, list[float], dict[str, Any]]]:
+        """What somebody who uses the client has: ids, vectors and payloads."""
+        files = [layout.encode_file(file, self.context.metadata_fields) for batch in self.batches for file in batch]
+        points = [write.point for file in files for write in file.writes]
+        return [
+            (str(point.id), point.vector[layout.VECTOR], point.payload or {})
+            for point in points
+            if isinstance(point.vector, dict)
+        ]
+
+    async def exporter(self, prefix: str) -> QdrantExporter:
+        made = QdrantExporter(QdrantSettings(collection_prefix=prefix), self.context)
+        await made.provision()
+        return made
+
+    async def upsert_all(self, collection: str, rows: Sequence[tuple[str, list[float], dict[str, Any]]]) -> None:
+        client = _client()
+
+        async def upsert(some: list[tuple[str, list[float], dict[str, Any]]]) -> None:
+            points = [models.PointStruct(id=key, vector={layout.VECTOR: vector}, payload=held) for key, vector, held in some]
+            await client.upsert(collection, points, wait=True)
+
+        await each(slices(rows, count=BATCH), upsert, concurrency=CONCURRENCY)
+        await client.close()
+
+    async def replace_all(self, exporter: QdrantExporter) -> None:
+        for files in self.batches:
+            await exporter.replace_files(files)
+
+    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
+        """The best turn of each, turn by turn."""
+        rows = self.rows()
+        bare, ours = [], []
+        for turn in range(TURNS):
+            exporter = await self.exporter(f"bare{turn}")
+            bare.append(await timed("the client's upsert", len(rows), partial(self.upsert_all, exporter.collection, rows)))
+            await self._drop(exporter)
+            exporter = await self.exporter(f"turn{turn}")
+            ours.append(await timed("replace_files, best turn", len(rows), partial(self.replace_all, exporter)))
+            await self._drop(exporter)
+        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+
+    async def _drop(self, exporter: QdrantExporter) -> None:
+        await exporter.close()
+        client = _client()
+        await client.delete_collection(exporter.collection)
+        await client.close()

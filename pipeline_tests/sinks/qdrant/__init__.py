@@ -1,0 +1,1 @@
+"""The Qdrant sink, over HTTP against the emulator and in local mode."""
