@@ -11,10 +11,43 @@ SAMPLES = Path(__file__).parents[1] / "samples"
 SYSTEM_PDFS = Path("/usr/share/doc")
 _SHORTEST, _LONGEST = 2_000, 30_000
 _LONGEST_PDF_BYTES = 400_000
-_WORDS = (
-    "gauge river station level flow sensor valve mast cable reading alarm flood bank weir lock pump report inspector archive "
-    "battery panel antenna signal record summer winter channel bridge permit crew survey depth rain season chart"
-).split()
+_WORDS = [
+    "gauge",
+    "river",
+    "station",
+    "level",
+    "flow",
+    "sensor",
+    "valve",
+    "mast",
+    "cable",
+    "reading",
+    "alarm",
+    "flood",
+    "bank",
+    "weir",
+    "lock",
+    "pump",
+    "report",
+    "inspector",
+    "archive",
+    "battery",
+    "panel",
+    "antenna",
+    "signal",
+    "record",
+    "summer",
+    "winter",
+    "channel",
+    "bridge",
+    "permit",
+    "crew",
+    "survey",
+    "depth",
+    "rain",
+    "season",
+    "chart",
+]
 
 
 def real_documents(folder: Path, most: int | None = None) -> int:
@@ -40,7 +73,7 @@ def real_documents(folder: Path, most: int | None = None) -> int:
 
 
 def made_documents(folder: Path, files: int, sections: int) -> None:
-    """Markdown files of so many sections, each long enough to be a chunk of its own (about 200 tokens); seeded."""
+    """Markdown files of so many sections, each a chunk of its own, about as long as the chunks of real documents; seeded."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(files):
         rng = random.Random(number)
@@ -51,7 +84,7 @@ def made_document(rng: random.Random, number: int, sections: int) -> str:
     """One title and so many sections of prose."""
     parts = [f"# Document {number}"]
     for section in range(1, sections + 1):
-        parts += [f"## Section {section}", made_paragraph(rng, 165)]
+        parts += [f"## Section {section}", made_paragraph(rng, 150)]
     return "\n\n".join(parts) + "\n"
 
 

@@ -96,7 +96,8 @@ def local_cloud(documents: Path, state: Path) -> Iterator[dict[str, str]]:
     """A local LlamaCloud over a folder in a process of its own, its index parsed and ready; answers the environment to use."""
     command = [sys.executable, "-m", "benchmarks.cloud", str(documents), str(state)]
     with subprocess.Popen(command, cwd=_MODULE_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None and server.stdout is not None
+        assert server.stdin is not None
+        assert server.stdout is not None
         try:
             line = server.stdout.readline()
             if not line:

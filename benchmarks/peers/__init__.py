@@ -1,0 +1,1 @@
+"""What Indexport is measured against, each a program of its own."""
