@@ -9,7 +9,7 @@ from pathlib import Path
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SYSTEM_PDFS = Path("/usr/share/doc")
-_SHORTEST, _LONGEST = 2_000, 30_000
+_SHORTEST, _LONGEST = 2_000, 40_000
 _LONGEST_PDF_BYTES = 400_000
 _WORDS = [
     "gauge",
@@ -53,7 +53,7 @@ _WORDS = [
 def real_documents(folder: Path, most: int | None = None) -> int:
     """Copies real documents into a folder; answers the characters of Markdown among them.
 
-    Markdown is the long descriptions of the packages installed here (2,000 to 30,000 characters), PDF the project's samples
+    Markdown is the long descriptions of the packages installed here (2,000 to 40,000 characters), PDF the project's samples
     and what Debian's packages have left on this machine. The same for the same installation.
     """
     folder.mkdir(parents=True, exist_ok=True)
