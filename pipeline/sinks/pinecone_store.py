@@ -77,6 +77,7 @@ class PineconeStore:
         self._committed: dict[str, int] = {}
         self._seen: dict[str, int] = {}
         self._undated: set[str] = set()
+        self._looking: dict[str, asyncio.Lock] = {}
 
     async def create(self, *, cloud: str, region: str, timeout_seconds: float) -> None:
         """Make the index when it is missing, and wait until it is ready.
@@ -266,6 +267,10 @@ class PineconeStore:
 
         Raises SinkUnavailable when that takes too long.
         """
+        async with self._looking.setdefault(namespace, asyncio.Lock()):
+            await self._see_own_writes(namespace)
+
+    async def _see_own_writes(self, namespace: str) -> None:
         if namespace in self._undated:
             await self._date(namespace)
         target = self._committed.get(namespace)

@@ -1,0 +1,124 @@
+"""The Pinecone sink beside the vendor's own client writing the same records to the same endpoint.
+
+``python -m benchmarks.sink pinecone`` runs it against the emulator in a process of its own, or against the real service where
+``PINECONE_API_KEY`` is set; there it deletes the indexes it made. Against the emulator only the ratio means something: how
+fast it takes records in says nothing of the service.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from pinecone import AsyncPinecone
+
+from pipeline.sinks import pinecone_layout as layout
+from pipeline.sinks.base import SinkContext
+from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
+from pipeline.sinks.pinecone_replace import MAX_REQUEST_BYTES
+from pipeline.sinks.records import FileRecords
+from pipeline_tests.emulators.pinecone import pinecone_emulator
+
+API_KEY, CONTROLLER_HOST = "PINECONE_API_KEY", "PINECONE_CONTROLLER_HOST"
+NAMESPACE = "benchmark"
+TURNS = 2
+DECIMALS_BYTES = 20
+"""Of a float64 as JSON, at most about."""
+
+Records = list[dict[str, Any]]
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """The service that is configured, or the emulator for the time being."""
+    if os.environ.get(API_KEY):
+        yield
+        return
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        os.environ[API_KEY], os.environ[CONTROLLER_HOST] = ours.recv()
+        yield
+    finally:
+        ours.send(None)
+        process.join()
+        os.environ.pop(API_KEY, None)
+        os.environ.pop(CONTROLLER_HOST, None)
+
+
+def _serve(pipe: Connection) -> None:
+    with pinecone_emulator() as emulator:
+        pipe.send((emulator.api_key, emulator.url))
+        pipe.recv()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways of writing the same batches."""
+
+    context: SinkContext
+    batches: Sequence[Sequence[FileRecords]]
+
+    def documents(self) -> list[Records]:
+        """What the client takes: dicts with the same metadata, vectors as lists of numbers."""
+        batches = []
+        for files in self.batches:
+            records = []
+            for file in files:
+                writes = layout.encode_file(file, self.context.metadata_fields).writes
+                vectors = file.table["embedding"].to_pylist()
+                records += [
+                    {"id": write.id, "values": vector, "metadata": write.metadata}
+                    for write, vector in zip(writes, vectors, strict=True)
+                ]
+            batches.append(records)
+        return batches
+
+    def batch_size(self) -> int:
+        """The most records of this kind that fit in one request."""
+        writes = layout.encode_file(self.batches[0][0], self.context.metadata_fields).writes
+        spare = self.context.model.dimension * DECIMALS_BYTES
+        return min(1_000, MAX_REQUEST_BYTES // (max(write.size for write in writes) + spare // 2))
+
+    async def exporter(self, prefix: str) -> PineconeExporter:
+        made = PineconeExporter(PineconeSettings(index_prefix=prefix), self.context)
+        await made.provision()
+        return made
+
+    async def upsert_all(self, name: str, size: int, batches: Sequence[Records]) -> None:
+        async with AsyncPinecone() as client, await client.index(name) as index:
+            for records in batches:
+                answer = await index.upsert(vectors=records, namespace=NAMESPACE, batch_size=size, show_progress=False)
+                assert not answer.has_errors
+
+    async def replace_all(self, exporter: PineconeExporter) -> None:
+        for files in self.batches:
+            await exporter.replace_files(files)
+
+    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
+        """The best turn of each, turn by turn."""
+        records = sum(file.table.num_rows for files in self.batches for file in files)
+        documents, size = self.documents(), self.batch_size()
+        bare, ours = [], []
+        for turn in range(TURNS):
+            exporter = await self.exporter(f"bare{turn}")
+            work = partial(self.upsert_all, exporter.index_name, size, documents)
+            bare.append(await timed("the client's upsert", records, work))
+            await self._drop(exporter)
+            exporter = await self.exporter(f"turn{turn}")
+            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
+            await self._drop(exporter)
+        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+
+    async def _drop(self, exporter: PineconeExporter) -> None:
+        await exporter.close()
+        async with AsyncPinecone() as client:
+            await client.delete_index(exporter.index_name)
