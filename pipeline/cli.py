@@ -6,37 +6,29 @@ question or the configuration is wrong. Results go to stdout, everything else to
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
+from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, file_ids_of, open_export, out, sink_of
+from pipeline.cli_trust import trust_app
 from pipeline.errors import ConfigError, IndexportError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="LlamaCloud indexes in databases you own.")
 index_app = typer.Typer(no_args_is_help=True, help="The LlamaCloud index itself.")
 app.add_typer(index_app, name="index")
-
-out = Console()
-err = Console(stderr=True)
+app.add_typer(trust_app)
 
 LOCAL_CLOUD_PORT = 8800
 
-T = TypeVar("T")
-
-ExportOption = Annotated[str, typer.Option("--export", help="Which export, by its name.")]
-SinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; the export's first by default.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 DocumentsOption = Annotated[
     str | None,
     typer.Option("--documents", help="A folder or fsspec URL to serve through a local LlamaCloud for this command."),
@@ -78,11 +70,11 @@ def sync(
     from pipeline.stages.detect import refresh
 
     with _cloud(documents):
-        opened = _open(export)
+        opened = open_export(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
         if ask or documents:
-            _await(refresh(opened))
+            await_now(refresh(opened))
         with SyncView(err) as view, open_instance(opened.home) as instance:
             report = run_sync(opened.settings, instance, progress=view.progress)
     if as_json:
@@ -102,11 +94,11 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
     from pipeline.stages.plan import make_plan
 
     with _cloud(documents):
-        opened = _open(export)
+        opened = open_export(export)
         if documents:
-            _await(refresh(opened))
+            await_now(refresh(opened))
         with open_instance(opened.home) as instance:
-            made = _await(make_plan(EXPORTS.open(opened.settings, instance)))
+            made = await_now(make_plan(EXPORTS.open(opened.settings, instance)))
     needs = made.needs
     counts = {
         "new": len(needs.new),
@@ -141,7 +133,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
     """What is known of the index, its files and its sinks."""
     from pipeline.cli_output import when
 
-    opened = _open(export)
+    opened = open_export(export)
     state, rows = opened.ledger.state(), opened.ledger.files()
     hashes, sinks = opened.ledger.sink_hashes(), opened.ledger.sink_states()
     by_status: dict[str, int] = {}
@@ -188,10 +180,10 @@ def search(
     from pipeline.cli_output import print_hits, record_json
     from pipeline.stages.search import search as run_search
 
-    opened = _open(export)
+    opened = open_export(export)
     filters: dict[str, Any] = dict(_filter(condition) for condition in where or [])
     try:
-        hits = _await(run_search(opened, _sink(opened, sink), query, mode=mode.value, k=k, filters=filters))
+        hits = await_now(run_search(opened, sink_of(opened, sink), query, mode=mode.value, k=k, filters=filters))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
@@ -211,17 +203,17 @@ def records(
     from pipeline.cli_output import pages, record_json, snippet
     from pipeline.stages.search import records as held
 
-    opened = _open(export)
-    wanted = None if file is None else _file_ids(opened, file)
+    opened = open_export(export)
+    wanted = None if file is None else file_ids_of(opened, file)
 
     async def show() -> None:
-        async for record in held(opened, _sink(opened, sink), wanted):
+        async for record in held(opened, sink_of(opened, sink), wanted):
             if as_json:
                 sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
             else:
                 out.print(f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}", markup=False)
 
-    _await(show())
+    await_now(show())
 
 
 @app.command()
@@ -229,8 +221,8 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
     """Everything that happened to a file, by its id or its name."""
     from pipeline.cli_output import when
 
-    opened = _open(export)
-    for file_id in _file_ids(opened, file):
+    opened = open_export(export)
+    for file_id in file_ids_of(opened, file):
         for event in opened.ledger.history(file_id):
             if as_json:
                 sys.stdout.write(json.dumps(asdict(event)) + "\n")
@@ -241,8 +233,8 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 @app.command()
 def release(files: list[str], export: ExportOption = "default") -> None:
     """Give failed or parked files a fresh start at the next look."""
-    opened = _open(export)
-    found = [file_id for name in files for file_id in _file_ids(opened, name)]
+    opened = open_export(export)
+    found = [file_id for name in files for file_id in file_ids_of(opened, name)]
     opened.ledger.release(found)
     out.print(f"{len(found)} files released")
 
@@ -296,13 +288,13 @@ def index_create(
     export: ExportOption = "default",
 ) -> None:
     """Create the index (or find it by name) with vector_target=DISABLED."""
-    opened = _open(export)
+    opened = open_export(export)
 
     async def create() -> Any:
         async with opened.source() as source:
             return await source.create_index(source_directory_id, name)
 
-    index = _await(create())
+    index = await_now(create())
     out.print_json(data={"index_id": index.index_id, "export_config_id": index.export_config_id, "status": index.status})
 
 
@@ -314,20 +306,20 @@ def index_sync(
     """Ask LlamaCloud to sync its index."""
     from pipeline.stages.detect import refresh
 
-    started = _await(refresh(_open(export), wait=wait))
+    started = await_now(refresh(open_export(export), wait=wait))
     out.print("sync started" if started else "a sync is already running")
 
 
 @index_app.command("status")
 def index_status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """What LlamaCloud says of the index now."""
-    opened = _open(export)
+    opened = open_export(export)
 
     async def get() -> Any:
         async with opened.source() as source:
             return await source.get_index()
 
-    index = _await(get())
+    index = await_now(get())
     if as_json:
         out.print_json(data=asdict(index))
     else:
@@ -336,17 +328,6 @@ def index_status(export: ExportOption = "default", as_json: JsonOption = False) 
         out.print(f"{index.name} ({index.index_id}): {index.status}{syncing}{message}", markup=False)
     if index.status == "failed":
         raise typer.Exit(1)
-
-
-def _open(name: str) -> Any:
-    from pipeline.home import Home
-    from pipeline.stages.export import Export
-    from pipeline.stages.settings import load_exports
-
-    exports = load_exports(Path(__file__).parent / "defs")
-    if name not in exports:
-        raise ConfigError(f"there is no export {name!r}; defs/ has: {', '.join(sorted(exports)) or 'none'}")
-    return Export(exports[name], Home.from_environment())
 
 
 @contextmanager
@@ -364,22 +345,6 @@ def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
 
 def _local_cloud_variables(port: int) -> str:
     return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
-
-
-def _await(coroutine: Coroutine[Any, Any, T]) -> T:
-    return asyncio.run(coroutine)
-
-
-def _sink(opened: Any, name: str | None) -> str:
-    return name or next(iter(opened.settings.sinks))
-
-
-def _file_ids(opened: Any, file: str) -> list[str]:
-    rows = opened.ledger.files()
-    found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
-    if not found:
-        raise ConfigError(f"no file of {opened.name!r} has the id or name {file!r}")
-    return found
 
 
 def _filter(condition: str) -> tuple[str, Any]:

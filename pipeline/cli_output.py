@@ -5,6 +5,7 @@ What belongs here: formatting only; nothing here reads a store.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from pipeline.sinks.base import SearchHit
 from pipeline.sinks.records import ChunkRecord
 from pipeline.stages.export import Export
+from pipeline.stages.verify import SinkVerification
 
 if TYPE_CHECKING:
     from pipeline.orchestration.launcher import SyncReport
@@ -78,6 +80,26 @@ def print_hits(console: Console, hits: list[SearchHit]) -> None:
         name = escape(hit.record.file_name)
         console.print(f"[bold]{rank}. {name}[/bold], {pages(hit.record)} [dim]score {hit.score:.3f}[/dim]", highlight=False)
         console.print(f"   {snippet(hit.record.content)}", markup=False, highlight=False)
+
+
+def print_verification(console: Console, found: SinkVerification, names: Mapping[str, str]) -> None:
+    """What a verification says of one sink; ``names`` maps file ids to what people call them."""
+    kind = "every record" if found.deep else "snapshots"
+    verdict = "[green]holds its source[/green]" if found.ok else f"[red]{len(found.findings)} findings[/red]"
+    console.print(f"{found.sink}: {verdict} ({kind}; {found.files} files, {found.records} records, {found.seconds:.1f} s)")
+    for finding in found.findings:
+        file = "-" if finding.file_id is None else f"{names.get(finding.file_id, '?')} ({finding.file_id})"
+        chunk = "" if finding.chunk_index is None else f" #{finding.chunk_index}"
+        console.print(f"  {finding.kind}  {file}{chunk}: {finding.detail}", markup=False, highlight=False)
+    if found.unsettled:
+        console.print(f"  {found.unsettled} files have work ahead of them and are not claimed", highlight=False)
+    for what in found.unchecked:
+        console.print(f"  not checked: {what}", markup=False, highlight=False)
+
+
+def verification_json(found: SinkVerification) -> dict[str, Any]:
+    """The same for scripts."""
+    return {**asdict(found), "ok": found.ok}
 
 
 def sync_summary(report: SyncReport) -> dict[str, Any]:

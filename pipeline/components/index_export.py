@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
-from pipeline.orchestration.jobs import ingest_job, removal_job
+from pipeline.orchestration.jobs import ingest_job, removal_job, verification_job
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.settings import ExportSettings
@@ -37,11 +37,11 @@ class IndexExport(dg.Component):
 
 def export_definitions(settings: ExportSettings) -> dg.Definitions:
     """The same definitions from settings made in code: what tests and benchmarks use."""
-    ingest, removal = ingest_job(settings), removal_job(settings)
+    ingest, removal, verification = ingest_job(settings), removal_job(settings), verification_job(settings)
     return dg.Definitions(
         assets=export_assets(settings),
         asset_checks=export_checks(settings),
-        jobs=[ingest, removal],
-        sensors=[directory_changes(settings, ingest, removal)],
+        jobs=[ingest, removal, verification],
+        sensors=[directory_changes(settings, ingest, removal, verification)],
         resources={"exports": EXPORTS},
     )

@@ -15,7 +15,7 @@ from pipeline.ledger import schema
 from pipeline.ledger.models import SinkCollection, Tombstone
 from pipeline.ledger.sql import batches, upsert
 
-_COLLECTION_COLUMNS = [schema.collections.c[name] for name in SinkCollection.__dataclass_fields__ if name != "settings"]
+_COLLECTION_COLUMNS = [schema.collections.c[name] for name in SinkCollection.__dataclass_fields__]
 
 
 class Register:
@@ -33,6 +33,15 @@ class Register:
         with self._engine.connect() as connection:
             return {(tenant_id, config) for tenant_id, config in connection.execute(query)}
 
+    def last_change(self) -> float | None:
+        """When a file of any sink was last loaded; ``None`` before the first one."""
+        c = schema.file_sinks.c
+        with self._engine.connect() as connection:
+            found: float | None = connection.execute(
+                sa.select(sa.func.max(c.updated_at)).where(c.export == self._export)
+            ).scalar()
+        return found
+
     def record_collection(self, held: SinkCollection) -> None:
         """Note that a sink holds records of a model, and with which settings it is reached."""
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
@@ -42,9 +51,10 @@ class Register:
     def collections(self) -> list[SinkCollection]:
         """Every collection ever written and not retired, by sink and model."""
         c = schema.collections.c
-        query = sa.select(*_COLLECTION_COLUMNS, c.settings).where(c.export == self._export).order_by(c.sink, c.slug)
+        query = sa.select(*_COLLECTION_COLUMNS).where(c.export == self._export).order_by(c.sink, c.slug)
         with self._engine.connect() as connection:
-            return [SinkCollection(*row[:-1], json.loads(row[-1])) for row in connection.execute(query)]
+            rows = connection.execute(query).mappings()
+            return [SinkCollection(**{**row, "settings": json.loads(row["settings"])}) for row in rows]
 
     def forget_collection(self, sink: str, slug: str) -> None:
         """A collection has been retired: what was recorded of its files goes too."""

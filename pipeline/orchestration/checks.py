@@ -1,20 +1,32 @@
-"""Asset checks over the whole export: they read the ledger, so the next clean batch cannot hide a parked file."""
+"""Asset checks over the whole export: they read the ledger and the sinks' snapshots, so the next clean batch cannot hide a
+parked file or a damaged one. None loads the lake."""
 
+import asyncio
+from collections import Counter
 from typing import Any
 
 import dagster as dg
 
+from pipeline.errors import SinkUnavailable
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.settings import ExportSettings
+from pipeline.stages.verify import SinkVerification, verify
 
 INDEX_CHECK = "index_is_healthy"
+SINK_CHECK = "holds_its_source"
 _TABLE_ROWS = 200
 
 
 def export_checks(settings: ExportSettings) -> list[dg.AssetChecksDefinition]:
     """The checks of one export."""
-    return [_index_is_healthy(settings), _no_file_is_left_behind(settings)]
+    held = [_holds_its_source(settings, sink) for sink in settings.sinks]
+    return [_index_is_healthy(settings), _no_file_is_left_behind(settings), *held]
+
+
+def sink_checks(settings: ExportSettings) -> list[dg.AssetCheckKey]:
+    """The checks that compare a sink with its source."""
+    return [dg.AssetCheckKey(asset_key(settings, sink), SINK_CHECK) for sink in settings.sinks]
 
 
 def index_metadata(status: str | None, message: str | None) -> dict[str, Any]:
@@ -57,3 +69,48 @@ def _no_file_is_left_behind(settings: ExportSettings) -> dg.AssetChecksDefinitio
         )
 
     return check
+
+
+def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefinition:
+    @dg.asset_check(
+        asset=asset_key(settings, sink),
+        name=SINK_CHECK,
+        description="The sink holds the current version of every file of the directory and nothing else, by its snapshots.",
+    )
+    def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
+        export = exports.open(settings, context.instance)
+        try:
+            found = asyncio.run(verify(export, sink))
+        except SinkUnavailable as error:
+            return dg.AssetCheckResult(passed=False, metadata={"not_reached": str(error)})
+        return dg.AssetCheckResult(passed=found.ok, metadata=verification_metadata(found))
+
+    return check
+
+
+def verification_metadata(found: SinkVerification) -> dict[str, Any]:
+    """What a verification found, with the findings as a table."""
+    metadata: dict[str, Any] = {
+        "files": found.files,
+        "records": found.records,
+        "unsettled": found.unsettled,
+        "findings": len(found.findings),
+        "seconds": dg.MetadataValue.float(round(found.seconds, 3)),
+    }
+    metadata |= {f"findings_{kind}": count for kind, count in sorted(Counter(f.kind for f in found.findings).items())}
+    if found.findings:
+        rows = [
+            dg.TableRecord(
+                {
+                    "kind": finding.kind,
+                    "file_id": finding.file_id or "",
+                    "chunk": "" if finding.chunk_index is None else str(finding.chunk_index),
+                    "detail": finding.detail,
+                }
+            )
+            for finding in found.findings[:_TABLE_ROWS]
+        ]
+        metadata["differences"] = dg.MetadataValue.table(rows)
+    if found.unchecked:
+        metadata["not_checked"] = "; ".join(found.unchecked)
+    return metadata

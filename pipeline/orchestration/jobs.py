@@ -1,9 +1,10 @@
-"""Jobs of an export: the ingest of any partitions, and the removal of files that are gone."""
+"""Jobs of an export: the ingest of any partitions, the verification of its sinks, the removal of files that are gone."""
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
+from pipeline.orchestration.checks import sink_checks
 from pipeline.orchestration.metadata import report_metadata
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import SHARED_ASSETS
@@ -18,12 +19,23 @@ class RemovalConfig(dg.Config):
 
 
 def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
-    """Every partitioned asset of the export."""
+    """Every partitioned asset of the export. Sinks are verified when all runs are through, not once a run."""
+    assets = [asset_key(settings, asset) for asset in (*SHARED_ASSETS, *settings.sinks)]
     return dg.define_asset_job(
         f"{settings.name}_ingest",
-        selection=[asset_key(settings, asset) for asset in (*SHARED_ASSETS, *settings.sinks)],
+        selection=dg.AssetSelection.assets(*assets) - dg.AssetSelection.checks(*sink_checks(settings)),
         executor_def=dg.in_process_executor,
         description="Payload, chunks, embeddings and sinks of the files in the run's partition range.",
+    )
+
+
+def verification_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
+    """Every sink compared with its source, by snapshots."""
+    return dg.define_asset_job(
+        f"{settings.name}_verification",
+        selection=dg.AssetSelection.checks(*sink_checks(settings)),
+        executor_def=dg.in_process_executor,
+        description="Proves that every sink holds the current version of every file and nothing else.",
     )
 
 

@@ -20,7 +20,10 @@ from pipeline.stages.settings import ExportSettings
 
 
 def directory_changes(
-    settings: ExportSettings, ingest: UnresolvedAssetJobDefinition, removal: dg.JobDefinition
+    settings: ExportSettings,
+    ingest: UnresolvedAssetJobDefinition,
+    removal: dg.JobDefinition,
+    verification: UnresolvedAssetJobDefinition,
 ) -> dg.SensorDefinition:
     """A level-triggered sensor: it compares the whole directory with the ledger, so lost ticks heal.
 
@@ -30,7 +33,7 @@ def directory_changes(
 
     @dg.sensor(
         name=f"{settings.name}_directory_changes",
-        jobs=[ingest, removal],
+        jobs=[ingest, removal, verification],
         minimum_interval_seconds=settings.detection.minimum_interval_seconds,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Looks at the LlamaCloud index and asks for what differs from the ledger.",
@@ -46,11 +49,14 @@ def directory_changes(
         decided = dispatch(context.instance, export, scope, waiting_since=cursor.get("waiting_since"))
         context.update_cursor(json.dumps({"listing": detection.cursor, "waiting_since": decided.waiting_since}))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
-        if not (decided.runs or decided.removals or observed):
+        requests = [_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]
+        requests += [_removal(settings, decided.removals)] if decided.removals else []
+        if decided.settled:
+            requests += _verification(export)
+        if not (requests or observed):
             return dg.SkipReason(_reason(detection, decided))
         return dg.SensorResult(
-            run_requests=[_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]
-            + ([_removal(settings, decided.removals)] if decided.removals else []),
+            run_requests=requests,
             asset_events=_events(settings, detection, decided) if observed else [],
         )
 
@@ -87,6 +93,18 @@ def _removal(settings: ExportSettings, file_ids: tuple[str, ...]) -> dg.RunReque
         run_config=removal_config(settings, file_ids),
         tags={EXPORT_TAG: settings.name, LANE_TAG: "removal"},
     )
+
+
+def _verification(export: Export) -> list[dg.RunRequest]:
+    """A proof of every state the sinks come to rest in, and of the same one again after every complete listing. The run key
+    makes it one run however often the sensor looks."""
+    state = (export.ledger.register.last_change(), export.ledger.state().complete_at)
+    if state[0] is None:
+        return []
+    job = f"{export.name}_verification"
+    return [
+        dg.RunRequest(run_key=f"{job}-{state[0]}-{state[1]}", job_name=job, tags={EXPORT_TAG: export.name, LANE_TAG: "proof"})
+    ]
 
 
 def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:

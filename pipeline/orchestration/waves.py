@@ -62,6 +62,8 @@ class Dispatch:
     runs: tuple[RunSpec, ...]
     removals: tuple[str, ...]
     waiting_since: float | None
+    settled: bool = False
+    """Nothing runs and nothing is to be run."""
 
 
 def dispatch(
@@ -77,7 +79,7 @@ def dispatch(
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
     ingest = needs.ingest
     if not (ingest or needs.alone or any(needs.lagging.values())):
-        return Dispatch(needs, (), removals, None)
+        return Dispatch(needs, (), removals, None, settled=not (running or removals))
     order = _with_new_keys(instance, export.name, ingest + needs.alone)
     ranges, waiting_since = _arrange(instance, export, ingest, order, quiet=quiet, waiting_since=waiting_since)
     wave = uuid.uuid4().hex

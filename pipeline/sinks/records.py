@@ -48,6 +48,10 @@ HASHED_FIELDS: tuple[str, ...] = tuple(f.name for f in (*CHUNK_FIELDS, *_FILE_FI
 """What ``record_set_hash`` covers: every field but ids, vectors and the hash itself."""
 
 
+EMPTY_RECORD_SET = hashlib.sha256().hexdigest()
+"""``record_set_hash`` of a file without records."""
+
+
 def record_schema(dimension: int) -> pa.Schema:
     """Arrow schema of records with ``embedding: fixed_size_list<float32>[dimension]``; ``metadata`` is canonical JSON."""
     return pa.schema(

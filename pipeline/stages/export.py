@@ -10,18 +10,18 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Protocol
 
 from pydantic import ValidationError
 
 from pipeline.documents.chunking import chunker_fingerprint
-from pipeline.embedding.base import Embedder
+from pipeline.embedding.base import Embedder, ModelIdentity
 from pipeline.embedding.loading import load_embedder
 from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.lake import Lake
 from pipeline.ledger import Ledger
-from pipeline.ledger.models import FileRow
+from pipeline.ledger.models import FileRow, SinkCollection
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
@@ -99,12 +99,23 @@ class Export:
         """The exporter of a sink of this export, bound to the tenant and the model. Raises ConfigError."""
         if name not in self.settings.sinks:
             raise ConfigError(f"export {self.name!r} has no sink {name!r}; it has: {', '.join(self.settings.sinks)}")
-        given: dict[str, Any] = dict(self.settings.sinks[name])
-        kind = given.pop("type", name)
-        if kind == "lancedb":
-            given.setdefault("uri", self.home.lancedb_uri)
+        return self.collection(self.held_in(name), tenant_id)
+
+    def held_in(self, sink: str) -> SinkCollection:
+        """Where a sink of this export keeps the present model's records."""
+        settings = {"type": sink, **self.settings.sinks[sink]}
+        if settings["type"] == "lancedb":
+            settings.setdefault("uri", self.home.lancedb_uri)
+        model = self.embedder.identity
+        return SinkCollection(sink, model.slug, model.name, model.fingerprint, model.dimension, settings)
+
+    def collection(self, held: SinkCollection, tenant_id: str) -> Exporter:
+        """The exporter of any collection ever written, whether its sink and model are still the export's or not."""
+        given = dict(held.settings)
+        kind, name = given.pop("type"), held.sink
         found = plug_in_class(kind) if ":" in kind else exporter_class(kind)
-        context = SinkContext(tenant_id, self.embedder.identity, self.settings.metadata_fields)
+        identity = ModelIdentity(held.model, held.fingerprint, held.dimension)
+        context = SinkContext(tenant_id, identity, self.settings.metadata_fields)
         try:
             if issubclass(found, Exporter):
                 return found(found.settings_type(**given), context)

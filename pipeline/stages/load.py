@@ -9,6 +9,8 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
+import pyarrow as pa
+
 from pipeline.errors import SinkUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
@@ -29,6 +31,7 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
         exporter = await asyncio.to_thread(export.sink, sink, scope[0])
         try:
             await exporter.provision()
+            await asyncio.to_thread(export.ledger.register.record_collection, export.held_in(sink))
             await _load(export, sink, exporter, scope, rows, report)
             await exporter.optimize()
         finally:
@@ -50,11 +53,11 @@ async def _load(
     listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
     snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
     recorded = await asyncio.to_thread(export.ledger.sink_hashes, [row.file_id for row in ready])
-    snapshots = {file_id: _complete(snapshot, recorded.get(sink, {})) for file_id, snapshot in snapshots.items()}
+    snapshots = {file_id: complete_snapshot(snapshot, recorded.get(sink, {})) for file_id, snapshot in snapshots.items()}
     for group in groups_of(ready):
         unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
-        built = await asyncio.to_thread(_build, export, unknown, scope, report)
-        stale = [file for file in built if not _holds(snapshots.get(file.file_id), file.record_set_hash, file.table.num_rows)]
+        built = await asyncio.to_thread(build_records, export, unknown, scope, report)
+        stale = [file for file in built if not holds(snapshots.get(file.file_id), file.record_set_hash, file.table.num_rows)]
         outcome = await exporter.replace_files(stale) if stale else None
         refused = {error.file_id: error.reason for error in outcome.refused} if outcome else {}
         report.failures.update(refused)
@@ -77,21 +80,21 @@ async def _load(
 def _matches(export: Export, row: FileRow, scope: tuple[str, str], snapshot: Snapshot | None) -> bool:
     """The sink holds this file's records as the ledger last digested them: nothing needs to be read."""
     current = row.records_key == export.records_key(row, scope) and row.record_set_hash is not None
-    return current and _holds(snapshot, row.record_set_hash or "", row.chunk_count or 0)
+    return current and holds(snapshot, row.record_set_hash or "", row.chunk_count or 0)
 
 
-def _complete(snapshot: Snapshot, recorded: Mapping[str, str]) -> Snapshot:
+def complete_snapshot(snapshot: Snapshot, recorded: Mapping[str, str]) -> Snapshot:
     """A plugged-in exporter may keep no digest: then what the ledger recorded of the last load stands in for it."""
     if snapshot.record_set_hash != UNKNOWN_RECORD_SET:
         return snapshot
     return replace(snapshot, record_set_hash=recorded.get(snapshot.parsed_directory_file_id, UNKNOWN_RECORD_SET))
 
 
-def _holds(snapshot: Snapshot | None, record_set_hash: str, records: int) -> bool:
+def holds(snapshot: Snapshot | None, record_set_hash: str, records: int) -> bool:
     return snapshot.record_set_hash == record_set_hash if snapshot else records == 0
 
 
-def _build(export: Export, rows: list[FileRow], scope: tuple[str, str], report: StageReport) -> list[FileRecords]:
+def build_records(export: Export, rows: list[FileRow], scope: tuple[str, str], report: StageReport) -> list[FileRecords]:
     """Record sets from the lake; notes their digests in the ledger for the other sinks."""
     tables = export.lake.read_many("embeddings", [row.file_id for row in rows])
     built: list[FileRecords] = []
@@ -103,8 +106,7 @@ def _build(export: Export, rows: list[FileRow], scope: tuple[str, str], report: 
             lost.append({"file_id": row.file_id, "vectors_key": None})
             report.failures[row.file_id] = "its vectors are gone from the lake; they will be made again"
             continue
-        vectors = table["embedding"].combine_chunks()
-        records = build_file_records(_provenance(row, scope), table, vectors, export.embedder.identity)
+        records = file_records(export, row, scope, table)
         built.append(records)
         updates.append(
             {
@@ -116,6 +118,11 @@ def _build(export: Export, rows: list[FileRow], scope: tuple[str, str], report: 
     export.ledger.update_files(updates)
     export.ledger.update_files(lost)
     return built
+
+
+def file_records(export: Export, row: FileRow, scope: tuple[str, str], table: pa.Table) -> FileRecords:
+    """What every sink should hold of a file, from its partition of ``embeddings``."""
+    return build_file_records(_provenance(row, scope), table, table["embedding"].combine_chunks(), export.embedder.identity)
 
 
 def _provenance(row: FileRow, scope: tuple[str, str]) -> FileProvenance:

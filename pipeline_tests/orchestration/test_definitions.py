@@ -53,9 +53,10 @@ def test_jobs_sensors_and_checks_carry_the_exports_name() -> None:
     loaded = defs()
     assert loaded.resolve_job_def("default_ingest")
     assert loaded.resolve_job_def("default_removal")
+    assert loaded.resolve_job_def("default_verification")
     assert loaded.resolve_sensor_def("default_directory_changes").minimum_interval_seconds == 30
     checks = {key.name for key in loaded.resolve_asset_graph().asset_check_keys}
-    assert checks == {"index_is_healthy", "no_file_is_left_behind"}
+    assert checks == {"index_is_healthy", "no_file_is_left_behind", "holds_its_source"}
 
 
 def test_two_exports_live_side_by_side() -> None:

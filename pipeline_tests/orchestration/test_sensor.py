@@ -46,7 +46,7 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None}
 
 
-def test_an_unchanged_directory_costs_one_request_and_launches_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sync()
     asked: list[str] = []
     real = CloudApi.call
@@ -56,10 +56,25 @@ def test_an_unchanged_directory_costs_one_request_and_launches_nothing(world: Wo
         return await real(self, *args, doing=doing, **options)
 
     monkeypatch.setattr(CloudApi, "call", counted)
+    (answer, _), (again, _) = tick(world), tick(world)
+    proofs = []
+    for one in (answer, again):
+        assert isinstance(one, dg.SensorResult)
+        assert one.run_requests is not None
+        assert [request.job_name for request in one.run_requests] == ["default_verification"]
+        proofs.append(one.run_requests[0].run_key)
+    assert proofs[0] == proofs[1]
+    assert asked == ["reading the index"] * 2
+
+
+def test_nothing_is_proved_while_something_is_to_be_done(world: World) -> None:
+    world.sync()
+    world.write("doc-0.md", "# Document 0\n\nEdited.\n")
+    world.refresh()
     answer, _ = tick(world)
-    assert isinstance(answer, dg.SkipReason)
-    assert "unchanged" in (answer.skip_message or "")
-    assert asked == ["reading the index"]
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.run_requests is not None
+    assert [request.job_name for request in answer.run_requests] == ["default_ingest"]
 
 
 def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> None:

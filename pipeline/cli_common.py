@@ -1,0 +1,76 @@
+"""What every command needs: the two consoles, the options they share, and opening an export.
+
+What belongs here: no commands. Imports of the pipeline are inside functions, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+
+from pipeline.errors import ConfigError
+
+out = Console()
+err = Console(stderr=True)
+
+T = TypeVar("T")
+
+ExportOption = Annotated[str, typer.Option("--export", help="Which export, by its name.")]
+SinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; the export's first by default.")]
+EverySinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; every one by default.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def open_export(name: str) -> Any:
+    """An export of ``defs/`` by its name. Raises ConfigError."""
+    from pipeline.home import Home
+    from pipeline.stages.export import Export
+    from pipeline.stages.settings import load_exports
+
+    exports = load_exports(Path(__file__).parent / "defs")
+    if name not in exports:
+        raise ConfigError(f"there is no export {name!r}; defs/ has: {', '.join(sorted(exports)) or 'none'}")
+    return Export(exports[name], Home.from_environment())
+
+
+@contextmanager
+def opened_with_instance(name: str) -> Iterator[tuple[Any, Any]]:
+    """An export that knows which runs are live, and the Dagster instance that knows it."""
+    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.resources import EXPORTS
+
+    opened = open_export(name)
+    with open_instance(opened.home) as instance:
+        yield EXPORTS.open(opened.settings, instance), instance
+
+
+def sinks_of(opened: Any, name: str | None) -> list[str]:
+    """The sink named, or every one. Raises ConfigError for one the export does not have."""
+    if name is not None and name not in opened.settings.sinks:
+        raise ConfigError(f"export {opened.name!r} has no sink {name!r}; it has: {', '.join(opened.settings.sinks)}")
+    return list(opened.settings.sinks) if name is None else [name]
+
+
+def await_now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine, for commands, which are not async."""
+    return asyncio.run(coroutine)
+
+
+def sink_of(opened: Any, name: str | None) -> str:
+    """The sink named, or the first."""
+    return name or next(iter(opened.settings.sinks))
+
+
+def file_ids_of(opened: Any, file: str) -> list[str]:
+    """Files of this id or name. Raises ConfigError when there are none."""
+    rows = opened.ledger.files()
+    found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
+    if not found:
+        raise ConfigError(f"no file of {opened.name!r} has the id or name {file!r}")
+    return found

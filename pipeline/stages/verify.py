@@ -1,0 +1,221 @@
+"""Verification: proof that a sink holds its source, file by file and chunk by chunk, in both directions.
+
+Shallow reads snapshots, in a bounded number of requests at any size. Deep reads every record and compares it with the one
+rebuilt from the lake, a table of bounded size at a time. Nothing is repaired here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import SinkConflict
+from pipeline.ledger.models import FileRow
+from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
+from pipeline.sinks.generations import PENDING_PREFIX
+from pipeline.sinks.records import EMPTY_RECORD_SET, group_files, record_set_hash
+from pipeline.stages.export import Export
+from pipeline.stages.findings import Finding, FindingKind, compare_file
+from pipeline.stages.load import complete_snapshot, file_records
+
+_SEEN_IN_DEEP: frozenset[FindingKind] = frozenset({"missing_file", "stale_file", "duplicate", "wrong_model"})
+"""What a deep verification says more exactly of a file whose records it has read."""
+
+
+@dataclass(slots=True)
+class SinkVerification:
+    """What was found in one sink. ``unsettled`` files are being worked on or not made yet: nothing is claimed of them.
+
+    ``unchecked`` names in words what this sink gives no way to check.
+    """
+
+    sink: str
+    deep: bool
+    files: int = 0
+    records: int = 0
+    unsettled: int = 0
+    findings: list[Finding] = field(default_factory=list)
+    unchecked: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return not self.findings
+
+    def add(self, kind: FindingKind, file_id: str | None, detail: str) -> None:
+        self.findings.append(Finding(kind, self.sink, file_id, None, detail))
+
+
+@dataclass(frozen=True, slots=True)
+class _Expected:
+    """What a sink should hold of a file: this record set, or, with ``None``, nothing that could be said now.
+
+    ``may_be_absent``: it is on its way out. ``row``: its records can be rebuilt from the lake.
+    """
+
+    record_set_hash: str | None
+    may_be_absent: bool
+    row: FileRow | None
+
+
+async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerification:
+    """Compare one sink with its source. Raises SinkUnavailable; a collection that is not ours is a finding."""
+    started = time.perf_counter()
+    found = SinkVerification(sink, deep)
+    scope = await export.scope()
+    exporter = await asyncio.to_thread(export.sink, sink, scope[0])
+    try:
+        await exporter.provision()
+        expected = await asyncio.to_thread(_expectations, export, sink, scope)
+        found.files = sum(1 for file in expected.values() if file.record_set_hash is not None)
+        found.unsettled = len(expected) - found.files
+        await _check_snapshots(export, exporter, scope, expected, found)
+        await _check_scopes(export, exporter, scope, found)
+        if deep:
+            await _check_records(export, exporter, scope, expected, found)
+        if found.findings:
+            _leave_out_moved(expected, await asyncio.to_thread(_expectations, export, sink, scope), found)
+    except SinkConflict as error:
+        found.add("conflict", None, str(error))
+    finally:
+        await exporter.close()
+    found.findings.sort(key=lambda finding: (finding.file_id or "", finding.chunk_index or 0, finding.kind))
+    found.seconds = time.perf_counter() - started
+    return found
+
+
+def _expectations(export: Export, sink: str, scope: tuple[str, str]) -> dict[str, _Expected]:
+    """Every file that may be in the sink. One with work ahead of it should stand there as it was last loaded."""
+    recorded = export.ledger.sink_hashes(model=export.embedder.identity.slug).get(sink, {})
+    rows = {row.file_id: row for row in export.ledger.files().values() if row.status != "removed"}
+    now = time.time()
+    leased = {row.run_id for row in rows.values() if row.run_id and (row.lease_until or 0.0) > now}
+    live = {run_id for run_id in leased if run_id and export.run_is_live(run_id)}
+    expected = {}
+    for file_id, row in rows.items():
+        leaving = row.missing_since is not None or row.status == "removing"
+        if row.run_id in live:
+            expected[file_id] = _Expected(None, leaving, None)
+        elif row.record_set_hash is not None and row.records_key == export.records_key(row, scope):
+            expected[file_id] = _Expected(row.record_set_hash, leaving, row)
+        else:
+            expected[file_id] = _Expected(recorded.get(file_id), leaving, None)
+    return expected
+
+
+def _leave_out_moved(before: Mapping[str, _Expected], after: Mapping[str, _Expected], found: SinkVerification) -> None:
+    """A run may have replaced a file while it was compared: what was seen of that file proves nothing."""
+    moved = {
+        file_id
+        for file_id in before.keys() | after.keys()
+        if (one := before.get(file_id)) is None
+        or (other := after.get(file_id)) is None
+        or one.record_set_hash != other.record_set_hash
+    }
+    kept = [finding for finding in found.findings if finding.file_id not in moved]
+    found.unsettled += len({finding.file_id for finding in found.findings} - {finding.file_id for finding in kept})
+    found.findings = kept
+
+
+async def _check_snapshots(
+    export: Export, exporter: Exporter, scope: tuple[str, str], expected: Mapping[str, _Expected], found: SinkVerification
+) -> None:
+    recorded = await asyncio.to_thread(export.ledger.sink_hashes)
+    snapshots: dict[str, list[Snapshot]] = {}
+    for listed in await exporter.list_snapshots(export_config_id=scope[1]):
+        snapshot = complete_snapshot(listed, recorded.get(found.sink, {}))
+        snapshots.setdefault(snapshot.parsed_directory_file_id, []).append(snapshot)
+    for file_id, of_file in snapshots.items():
+        if not found.deep:
+            found.records += sum(snapshot.chunk_count for snapshot in of_file)
+        if file_id not in expected:
+            found.add("orphan_file", file_id, f"{of_file[0].chunk_count} records of a file the directory does not have")
+        elif expected[file_id].record_set_hash is not None:
+            _check_snapshot(exporter, file_id, of_file, expected[file_id], found)
+    for file_id in expected.keys() - snapshots.keys():
+        wanted = expected[file_id]
+        if wanted.record_set_hash not in (None, EMPTY_RECORD_SET) and not wanted.may_be_absent:
+            found.add("missing_file", file_id, "the sink has no record of it")
+
+
+def _check_snapshot(
+    exporter: Exporter, file_id: str, of_file: list[Snapshot], expected: _Expected, found: SinkVerification
+) -> None:
+    snapshot = next((s for s in of_file if s.record_set_hash.startswith(PENDING_PREFIX)), of_file[0])
+    if snapshot.record_set_hash.startswith(PENDING_PREFIX):
+        found.add("pending", file_id, "a replace was left half-way")
+    elif len(of_file) > 1:
+        found.add("duplicate", file_id, f"{len(of_file)} first chunks")
+    elif snapshot.embedding_model != exporter.context.model.fingerprint:
+        found.add("wrong_model", file_id, f"made by {snapshot.embedding_model!r}")
+    elif snapshot.record_set_hash == UNKNOWN_RECORD_SET:
+        found.add("unproved", file_id, "this exporter keeps no digest, and the ledger has recorded none")
+    elif snapshot.record_set_hash != expected.record_set_hash:
+        detail = f"another record set stands, of {snapshot.chunk_count} records"
+        wanted = expected.row.chunk_count if expected.row else None
+        found.add("stale_file", file_id, detail if wanted is None else f"{detail} instead of {wanted}")
+
+
+async def _check_scopes(export: Export, exporter: Exporter, scope: tuple[str, str], found: SinkVerification) -> None:
+    held = await exporter.list_scopes()
+    if held is None:
+        found.unchecked.append("records of tenants and configs that no known export owns: this sink cannot list them")
+        return
+    known = await asyncio.to_thread(export.ledger.register.known_scopes)
+    for tenant_id, config in sorted(held - known - {scope}):
+        found.add("foreign_records", None, f"records of project {tenant_id!r}, config {config!r}, which no known export owns")
+
+
+async def _check_records(
+    export: Export, exporter: Exporter, scope: tuple[str, str], expected: Mapping[str, _Expected], found: SinkVerification
+) -> None:
+    pending = {finding.file_id for finding in found.findings if finding.kind == "pending"}
+    try:
+        tables = exporter.fetch_records(export_config_id=scope[1])
+    except SinkConflict as error:
+        found.unchecked.append(str(error))
+        return
+    seen: set[str] = set()
+    differences: list[Finding] = []
+    async for table in tables:
+        files = {group["parsed_directory_file_id"][0].as_py(): group for group in group_files(table)}
+        compared = {file_id: group for file_id, group in files.items() if file_id not in pending}
+        differences += await asyncio.to_thread(_compare, export, found.sink, scope, expected, compared)
+        found.records += table.num_rows
+        seen |= compared.keys()
+    told = {(finding.file_id, finding.kind) for finding in found.findings}
+    found.findings = [f for f in found.findings if not (f.kind in _SEEN_IN_DEEP and f.file_id in seen)]
+    found.findings += [f for f in differences if f.kind != "orphan_file" or (f.file_id, f.kind) not in told]
+
+
+def _compare(
+    export: Export, sink: str, scope: tuple[str, str], expected: Mapping[str, _Expected], held: Mapping[str, pa.Table]
+) -> Iterable[Finding]:
+    rows = [wanted.row for file_id in held if (wanted := expected.get(file_id)) and wanted.row]
+    lake = export.lake.read_many("embeddings", [row.file_id for row in rows])
+    findings: list[Finding] = []
+    for file_id, table in held.items():
+        wanted = expected.get(file_id)
+        if wanted is None:
+            detail = f"{table.num_rows} records of a file the directory does not have"
+            findings.append(Finding("orphan_file", sink, file_id, None, detail))
+        elif wanted.row is not None:
+            findings += _compare_with_lake(export, sink, scope, wanted.row, lake.get(file_id), table)
+        elif wanted.record_set_hash not in (None, record_set_hash(table)):
+            detail = "its records are not those last loaded, and its next version is not made yet"
+            findings.append(Finding("stale_file", sink, file_id, None, detail))
+    return findings
+
+
+def _compare_with_lake(
+    export: Export, sink: str, scope: tuple[str, str], row: FileRow, source: pa.Table | None, held: pa.Table
+) -> list[Finding]:
+    marks: Mapping[bytes, Any] = (source.schema.metadata or {}) if source is not None else {}
+    if source is None or marks.get(b"vectors_key") != (row.vectors_key or "").encode():
+        return [Finding("unproved", sink, row.file_id, None, "its vectors are gone from the lake")]
+    return compare_file(sink, row.file_id, file_records(export, row, scope, source).table, held)

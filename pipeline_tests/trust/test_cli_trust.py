@@ -1,0 +1,44 @@
+"""The commands that prove and restore, as a user types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli import app
+from pipeline.local_cloud.environment import local_cloud_environment
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Documents behind a local cloud, synced into a home of their own."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name in ("gauges", "boats", "weirs"):
+        (documents / f"{name}.md").write_text(f"# {name.title()}\n\nWhat there is to know of {name}.\n")
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    with local_cloud_environment(str(documents), tmp_path / "cloud"):
+        invoke("sync", "--refresh", "--json")
+        yield documents
+    os.environ.pop("DAGSTER_HOME", None)
+
+
+def invoke(*arguments: str, code: int = 0) -> str:
+    outcome = CliRunner().invoke(app, list(arguments))
+    assert outcome.exit_code == code, (outcome.output, outcome.exception)
+    return outcome.stdout
+
+
+def test_verify_says_what_is_missing_and_ends_with_one(folder: Path) -> None:
+    assert "holds its source" in invoke("verify", "--deep")
+    shutil.rmtree(folder.parent / "home" / "lancedb")
+    assert "missing_file  boats.md" in invoke("verify", code=1)
+    found = json.loads(invoke("verify", "--json", code=1))
+    assert [(one["sink"], one["ok"], len(one["findings"])) for one in found] == [("lancedb", False, 3)]

@@ -1,0 +1,216 @@
+"""Verification finds every kind of damage, and nothing in a sink that holds its source."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from pipeline.components.index_export import export_definitions
+from pipeline.sinks.base import Exporter
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.sinks.records import split_files
+from pipeline.stages.settings import ExportSettings
+from pipeline.stages.verify import SinkVerification, verify
+from pipeline_tests.trust.damage import alter, drop_rows, duplicate_rows, held_tables, with_exporter
+from pipeline_tests.world import World, open_world
+
+LONG = "# Long\n\n" + "\n\n".join(f"## Part {n}\n\n" + f"Sentence {n} speaks of river gauges. " * 40 for n in range(6))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(3):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
+        opened.write("long.md", LONG)
+        opened.write("empty.md", "")
+        assert opened.sync().ok
+        yield opened
+
+
+def found(world: World, *, deep: bool = False, sink: str = "lancedb") -> SinkVerification:
+    return asyncio.run(verify(world.export, sink, deep=deep))
+
+
+def kinds(verification: SinkVerification) -> set[tuple[str, str | None, int | None]]:
+    return {(f.kind, f.file_id, f.chunk_index) for f in verification.findings}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_sink_that_holds_its_source_has_no_findings(world: World, deep: bool) -> None:
+    verification = found(world, deep=deep)
+    assert (verification.ok, verification.findings, verification.unchecked) == (True, [], [])
+    assert (verification.files, verification.unsettled) == (5, 0)
+    assert verification.records == len(world.held()) > 6
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_file_the_sink_lost_is_missing(world: World, deep: bool) -> None:
+    file_id = world.file_id("doc-1.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    assert kinds(found(world, deep=deep)) == {("missing_file", file_id, None)}
+
+
+def test_a_lost_chunk_is_found_by_reading_the_records_and_a_lost_first_chunk_by_snapshots_too(world: World) -> None:
+    file_id = world.file_id("long.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}' AND chunk_index = 2")
+    assert found(world).ok
+    assert kinds(found(world, deep=True)) == {("missing_chunk", file_id, 2)}
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}' AND chunk_index = 0")
+    assert kinds(found(world)) == {("missing_file", file_id, None)}
+    assert kinds(found(world, deep=True)) == {("missing_chunk", file_id, 0), ("missing_chunk", file_id, 2)}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "kind"),
+    [
+        ("text", "'another text'", "altered_text"),
+        ("file_name", "'another name'", "altered_metadata"),
+        ("metadata_json", """'{"team":"other"}'""", "altered_metadata"),
+        ("page_range_start", "7", "altered_metadata"),
+        ("embedding_model", "'another@1'", "wrong_model"),
+    ],
+)
+def test_an_altered_field_is_named(world: World, column: str, value: str, kind: str) -> None:
+    file_id = world.file_id("long.md")
+    alter(world, f"parsed_directory_file_id = '{file_id}' AND chunk_index = 1", {column: value})
+    assert kinds(found(world, deep=True)) == {(kind, file_id, 1)}
+
+
+def test_another_vector_is_found(world: World) -> None:
+    file_id = world.file_id("long.md")
+    table = next(t for t in held_tables(world) if file_id in t["parsed_directory_file_id"].to_pylist())
+    row = table.filter(pa.compute.field("parsed_directory_file_id") == file_id)
+    swapped = row["embedding"].combine_chunks().take(pa.array([1, 0, *range(2, row.num_rows)]))
+    records = row.set_column(row.schema.get_field_index("embedding"), row.schema.field("embedding"), swapped)
+
+    async def write(exporter: Exporter) -> None:
+        await exporter.replace_files(split_files(records))
+
+    with_exporter(world, write)
+    assert found(world).ok
+    assert kinds(found(world, deep=True)) == {("altered_vector", file_id, 0), ("altered_vector", file_id, 1)}
+
+
+def test_a_stale_tail_and_duplicates_are_told_apart(world: World) -> None:
+    long, short = world.file_id("long.md"), world.file_id("doc-0.md")
+    duplicate_rows(world, short, {})
+    duplicate_rows(world, long, {"chunk_index": pa.scalar(99, pa.int32())})
+    assert kinds(found(world, deep=True)) == {("duplicate", short, 0), ("stale_tail", long, 99)}
+    assert kinds(found(world)) == {("duplicate", short, None)}
+
+
+def test_records_of_an_empty_file_are_a_stale_tail(world: World) -> None:
+    empty = world.file_id("empty.md")
+    duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar(empty)})
+    assert kinds(found(world)) == {("stale_file", empty, None)}
+    assert kinds(found(world, deep=True)) == {("stale_tail", empty, 0)}
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_file_the_directory_does_not_have_is_an_orphan(world: World, deep: bool) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar("dfl-gone")})
+    assert kinds(found(world, deep=deep)) == {("orphan_file", "dfl-gone", None)}
+
+
+def test_records_no_known_export_owns_are_foreign_and_another_exports_are_not(world: World) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {"export_config_id": pa.scalar("exp-unknown")})
+    verification = found(world)
+    assert [finding.kind for finding in verification.findings] == ["foreign_records"]
+    assert "exp-unknown" in verification.findings[0].detail
+    tenant = world.export.ledger.state().tenant_id
+    other = world.export.ledger.__class__(world.export.home.ledger_url, "other")
+    other.update_state(tenant_id=tenant, export_config_id="exp-unknown")
+    other.close()
+    assert found(world).ok
+
+
+def test_an_old_version_left_behind_is_stale(world: World) -> None:
+    file_id = world.file_id("doc-0.md")
+    old = [t for table in held_tables(world) for t in split_files(table) if t.file_id == file_id]
+    world.write("doc-0.md", "# Document 0\n\nEdited.\n")
+    world.sync()
+    assert found(world, deep=True).ok
+
+    async def write_back(exporter: Exporter) -> None:
+        await exporter.replace_files(old)
+
+    with_exporter(world, write_back)
+    assert kinds(found(world)) == {("stale_file", file_id, None)}
+    assert ("altered_text", file_id, 0) in kinds(found(world, deep=True))
+
+
+def test_a_file_on_its_way_claims_nothing(world: World) -> None:
+    world.write("new.md", "# New\n\nNot loaded yet.\n")
+    world.faults(payloads={"new.md": "not_json"})
+    assert not world.sync().ok
+    verification = found(world, deep=True)
+    assert (verification.ok, verification.unsettled) == (True, 1)
+
+
+def test_a_collection_of_another_making_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.change(sinks={"lancedb": {"uri": str(world.root / "other")}})
+
+    async def strangers(exporter: Exporter) -> None:
+        assert isinstance(exporter, LanceDBExporter)
+        import lancedb
+
+        database = await lancedb.connect_async(str(world.root / "other"))
+        await database.create_table(exporter.table_name, data=pa.table({"a": [1]}))
+
+    with_exporter(world, strangers, provision=False)
+    verification = found(world)
+    assert [finding.kind for finding in verification.findings] == ["conflict"]
+    assert "was not made by" in verification.findings[0].detail
+
+
+def test_a_lake_that_lost_a_partition_proves_nothing(world: World) -> None:
+    file_id = world.file_id("doc-2.md")
+    world.export.lake.delete(file_id)
+    assert found(world).ok
+    assert kinds(found(world, deep=True)) == {("unproved", file_id, None)}
+
+
+def test_the_number_of_requests_does_not_grow_with_files(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Sequence[str] | None] = []
+    real = LanceDBExporter.list_snapshots
+
+    async def counted(self: LanceDBExporter, **options: Any) -> Any:
+        asked.append(options.get("parsed_directory_file_ids"))
+        return await real(self, **options)
+
+    monkeypatch.setattr(LanceDBExporter, "list_snapshots", counted)
+    found(world)
+    assert asked == [None]
+
+
+def check(world: World, settings: ExportSettings | None = None) -> dg.AssetCheckEvaluation:
+    definitions = export_definitions(settings or world.settings)
+    result = definitions.resolve_job_def("default_verification").execute_in_process(instance=world.instance, raise_on_error=False)
+    assert result.success
+    return next(e for e in result.get_asset_check_evaluations() if e.check_name == "holds_its_source")
+
+
+def test_the_check_shows_what_differs_as_a_table(world: World) -> None:
+    assert check(world).passed
+    file_id = world.file_id("doc-1.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    evaluation = check(world)
+    assert not evaluation.passed
+    table = evaluation.metadata["differences"]
+    assert isinstance(table, dg.TableMetadataValue)
+    assert [record.data["kind"] for record in table.records] == ["missing_file"]
+
+
+def test_a_sink_that_does_not_answer_fails_its_check_and_not_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.root / "blocked").write_text("a file where the database should lie")
+    world.change(sinks={"lancedb": {"uri": str(world.root / "blocked" / "db")}})
+    evaluation = check(world)
+    assert not evaluation.passed
+    assert "not_reached" in evaluation.metadata
