@@ -28,8 +28,7 @@ from pipeline.sinks.azure_documents import Document, Row
 from pipeline.sinks.azure_layout import SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, render, scope, words_of
 from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, IndexMissing
-from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter
-from pipeline.sinks.backoff import backoff
+from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.base import (
     Exporter,
     ReplaceReport,
@@ -144,7 +143,7 @@ class AzureAISearchExporter(Exporter):
             attempt += 1
             if time.monotonic() > deadline:
                 raise SinkUnavailable(f"Azure AI Search index {self.index_name!r} does not show metadata filled in; run again")
-            await asyncio.sleep(backoff(attempt, first=0.1, longest=2.0))
+            await asyncio.sleep(poll_wait(attempt))
 
     async def _unfilled(self) -> dict[str, list[Action]]:
         """What to change in each file with declared fields to fill, by the id of its chunk 0."""

@@ -173,7 +173,7 @@ class AzureStore:
         rows: list[Row] = (await self._answer(action, "POST", "/docs/search.post.search", _json(query)))["value"]
         return rows
 
-    async def rows(self, action: str, where: str, select: Sequence[str], *, top: int = MAX_PAGE) -> list[Row]:
+    async def rows(self, action: str, where: str, select: Sequence[str], *, top: int | None = None) -> list[Row]:
         """Up to a page of the documents a filter finds, in the order of ``sort_key``, as this object's own writes left them.
 
         One session for all: the vendor documents that it is kept on one set of replicas where possible.
@@ -184,28 +184,31 @@ class AzureStore:
                 "filter": where,
                 "select": ",".join(select),
                 "orderby": SORT_KEY,
-                "top": top,
+                "top": top or MAX_PAGE,
                 "sessionId": self._session,
             },
         )
 
-    async def pages(self, action: str, where: str, select: Sequence[str], *, limit: int = MAX_PAGE) -> AsyncIterator[list[Row]]:
+    async def pages(
+        self, action: str, where: str, select: Sequence[str], *, limit: int | None = None
+    ) -> AsyncIterator[list[Row]]:
         """All documents a filter finds, in the order of ``sort_key``, up to ``limit`` a page; none where no index exists."""
+        size = limit or MAX_PAGE
         fields = list(dict.fromkeys([*select, SORT_KEY]))
         after = where
         while True:
             try:
-                rows = await self.rows(action, after, fields, top=limit)
+                rows = await self.rows(action, after, fields, top=size)
             except IndexMissing:
                 return
-            if len(rows) < limit:
+            if len(rows) < size:
                 if rows:
                     yield rows
                 return
             last = rows[-1][SORT_KEY]  # documents may share it: those of the page's end come with the next page
             whole = [row for row in rows if row[SORT_KEY] != last]
             if not whole:
-                raise SinkConflict(f"more than {limit} documents of index {self.index!r} share a {SORT_KEY}; delete the index")
+                raise SinkConflict(f"more than {size} documents of index {self.index!r} share a {SORT_KEY}; delete the index")
             yield whole
             after = f"({where}) and {SORT_KEY} ge {last}"
 

@@ -34,6 +34,8 @@ _PROBES: Final = frozenset({3, 6, 12})
 """Polls after which documents are asked for where changes are made; then after every 24th."""
 
 _PROBED: Final = 20
+_ATTEMPTS: Final = 5
+_VERSION_FIELDS: Final = ("id", "parsed_directory_file_id", "chunk_index", "record_set_hash")
 _NOT_THERE: Final = 404
 
 Wanted = Literal["present", "absent", "unmarked"]
@@ -65,38 +67,49 @@ class AzureWriter:
     async def replace(self, files: Sequence[FileWrites[Document]]) -> list[RecordRefused]:
         """Make the index hold exactly these records of these files, and wait until searches say so.
 
-        A file the service will not hold keeps its old version; the others are written.
+        A file the service will not hold keeps its old version; the others are written. Versions that show only now, because
+        a run that ended half way had just written them, are replaced too.
         """
         refused: list[RecordRefused] = []
+        for attempt in range(1, _ATTEMPTS + 1):
+            accepted = await self._write(files, refused)
+            await self.settle()
+            files = await self._sweep(accepted)
+            if not files:
+                return refused
+            await asyncio.sleep(poll_wait(attempt))
+        raise SinkUnavailable("another run keeps writing the same files to this sink; run again when it has ended")
+
+    async def _write(self, files: Sequence[FileWrites[Document]], refused: list[RecordRefused]) -> Sequence[FileWrites[Document]]:
+        """Replace these files but for those that go to ``refused``; the ones that were replaced."""
         while files:
             try:
                 await replace_generations(self, files)
+                return files
             except _DocumentsRefused as error:
                 bad = [file for file in files if not error.failures.keys().isdisjoint(_ids(file))]
                 refused += [_refusal(file, error.failures) for file in bad]
                 await self._withdraw(bad)
                 files = [file for file in files if file not in bad]
-            else:
-                await self.settle()
-                await self._sweep(files)
-                break
-        return refused
+        return files
 
     async def _withdraw(self, files: Sequence[FileWrites[Document]]) -> None:
         written = [found for file in files for found in _ids(file)]
         await each(slices(written, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
 
-    async def _sweep(self, files: Sequence[FileWrites[Document]]) -> None:
-        """Delete records of versions that have no head, which only runs that met against all leases leave behind."""
+    async def _sweep(self, files: Sequence[FileWrites[Document]]) -> list[FileWrites[Document]]:
+        """The files of which searches find other versions; records of versions without a head are deleted."""
         hashes = sorted({file.record_set_hash for file in files})
+        disturbed: set[tuple[str, str]] = set()
         for config, file_ids in _by_config(file.key for file in files).items():
             others = f"{scope(self._tenant_id, config, file_ids)} and not ({one_of('record_set_hash', hashes)})"
-            found = [
-                row async for rows in self._store.pages("sweep", others, ["id", "chunk_index", "record_set_hash"]) for row in rows
-            ]
+            pages = self._store.pages("look for other versions", others, _VERSION_FIELDS)
+            found = [row async for rows in pages for row in rows]
             headed = {row["record_set_hash"] for row in found if row["chunk_index"] == 0}
+            disturbed |= {(config, row["parsed_directory_file_id"]) for row in found if row["record_set_hash"] in headed}
             await self._delete_all([row["id"] for row in found if row["record_set_hash"] not in headed])
+        return [file for file in files if (file.key.export_config_id, file.key.file_id) in disturbed]
 
     async def remove(self, keys: Sequence[FileKey]) -> None:
         """Delete every record of these files, by computed ids, then whatever else searches find; wait until they find none."""
@@ -197,7 +210,7 @@ class AzureWriter:
                     f"Azure AI Search index {self._store.index!r} does not show {len(due)} changes it has answered within "
                     f"{self._visibility_seconds:g} s; run again, or raise visibility_timeout_seconds"
                 )
-            await asyncio.sleep(backoff(poll, first=_FIRST_POLL, longest=_LONGEST_POLL))
+            await asyncio.sleep(poll_wait(poll))
         self._forget(wanted, ids)
         return overruled
 
@@ -221,6 +234,11 @@ class AzureWriter:
         some = ids[:_PROBED]
         gone = await self._merge("look for records", some, f'"tenant_id":{json_string(self._tenant_id)}')
         return bool(gone) if wanted == "present" else len(gone) < len(some)
+
+
+def poll_wait(poll: int) -> float:
+    """Seconds after this poll, counted from 1, until searches are asked again whether they show a change."""
+    return backoff(poll, first=_FIRST_POLL, longest=_LONGEST_POLL)
 
 
 def _ids(file: FileWrites[Document]) -> list[str]:

@@ -9,9 +9,9 @@ FIRST_WAIT: Final = 0.25
 LONGEST_WAIT: Final = 30.0
 
 
-def backoff(attempt: int, *, first: float = FIRST_WAIT, longest: float = LONGEST_WAIT) -> float:
-    """Seconds after this attempt, counted from 1: twice as long each time, up to ``longest``, with jitter."""
-    ceiling = min(longest, first * 2.0 ** min(attempt - 1, 30))
+def backoff(attempt: int, *, first: float | None = None, longest: float | None = None) -> float:
+    """Seconds after this attempt, counted from 1: about ``first``, twice as long each time, up to ``longest``, with jitter."""
+    ceiling = min(longest or LONGEST_WAIT, (first or FIRST_WAIT) * 2.0 ** min(attempt - 1, 30))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
 
 
