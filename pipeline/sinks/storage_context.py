@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import ClassVar, Final, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +98,17 @@ class StorageContextExporter(Exporter):
         """The config's folder: a name people recognise, and a digest that tells tenants and odd names apart."""
         readable = re.sub(r"[^A-Za-z0-9_-]+", "_", export_config_id)[:64]
         digest = hashlib.sha256(canonical_json([self.context.tenant_id, export_config_id]).encode()).hexdigest()[:16]
-        return ConfigIndex(self._store, f"{self._root}/{readable}-{digest}", export_config_id, self.context.model.dimension)
+        return ConfigIndex(self._store, f"{self._root}/{readable}-{digest}")
+
+    def persist_dir(self, export_config_id: str) -> tuple[Any, str] | None:
+        """The fsspec file system and folder of the config's current generation, for LlamaIndex; ``None`` before the first.
+
+        Blocks. The folder stays until as many generations as are kept have followed.
+        """
+        self._check_marker()
+        index = self._index(export_config_id)
+        generation = index.current()
+        return None if generation is None else (self._store.filesystem, index.location(generation))
 
     async def _read(self, work: Callable[[], T]) -> T:
         await asyncio.to_thread(self._check_marker)
@@ -191,10 +201,24 @@ class StorageContextExporter(Exporter):
 
     async def purge_history(self) -> None:
         """Remove all generations but the current one, of every config in the folder."""
-        for folder in await self._read(partial(self._store.sizes, self._root)):
-            if folder != MARKER:
-                index = ConfigIndex(self._store, f"{self._root}/{folder}", folder, self.context.model.dimension)
-                await self._change(index, index.purge)
+        for index in await self._read(self._all_indexes):
+            await self._change(index, index.purge)
+
+    async def list_scopes(self) -> frozenset[tuple[str, str]]:
+        """A listing, and three requests a config: there are as many as exports ever wrote here."""
+        indexes = await self._read(self._all_indexes)
+        states = [await asyncio.to_thread(index.state) for index in indexes]
+        return frozenset(state.manifest.scope for state in states if state is not None and state.manifest.held)
+
+    def _all_indexes(self) -> list[ConfigIndex]:
+        names = sorted(self._store.sizes(self._root).keys() - {MARKER})
+        return [ConfigIndex(self._store, f"{self._root}/{name}") for name in names]
+
+    async def drop_collection(self) -> None:
+        """Remove the model's folder with all indexes in it."""
+        await self._read(partial(self._store.remove, self._root))
+        self._provisioned = False
+        self._loaded = {}
 
     async def close(self) -> None:
         self._loaded = {}

@@ -20,12 +20,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.records import FileRecords, canonical_json, record_schema
+from pipeline.sinks.records import FileRecords, canonical_json
 from pipeline.sinks.storage_context_layout import storage_files
 
 RECORDS: Final = "records.parquet"
 MANIFEST: Final = "manifest.json"
 _ROW_GROUP_BYTES: Final = 16 * 2**20
+
+Scope = tuple[str, str]
+"""(tenant_id, export_config_id)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,20 +41,22 @@ class HeldFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """What a generation consists of: its files' sizes, and the exported files it holds, by their ids."""
+    """What a generation consists of: whose it is, its files' sizes, and the exported files it holds, by their ids."""
 
+    scope: Scope
     sizes: dict[str, int]
     held: dict[str, HeldFile]
 
     def encode(self) -> bytes:
         held = [{**asdict(item.snapshot), "size": item.size} for item in self.held.values()]
-        return canonical_json({"sizes": self.sizes, "held": held}).encode()
+        return canonical_json({"scope": self.scope, "sizes": self.sizes, "held": held}).encode()
 
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
         found = json.loads(data)
         held = (HeldFile(_snapshot(item), item["size"]) for item in found["held"])
-        return cls(found["sizes"], {item.snapshot.parsed_directory_file_id: item for item in held})
+        tenant_id, export_config_id = found["scope"]
+        return cls((tenant_id, export_config_id), found["sizes"], {item.snapshot.parsed_directory_file_id: item for item in held})
 
 
 def _snapshot(item: dict[str, Any]) -> Snapshot:
@@ -70,19 +75,18 @@ def altered(snapshot: Snapshot, marker: str) -> Snapshot:
     return replace(snapshot, record_set_hash=marker + snapshot.record_set_hash)
 
 
-def write_generation(folder: Path, index_id: str, dimension: int, tables: Iterable[pa.Table], held: dict[str, HeldFile]) -> int:
-    """Write a generation of these records into an empty folder; answers its size in bytes."""
-    schema = record_schema(dimension)
+def write_generation(folder: Path, scope: Scope, schema: pa.Schema, tables: Iterable[pa.Table], held: dict[str, HeldFile]) -> int:
+    """Write a generation of these records into an empty folder; answers its size in bytes. The index is called as the config."""
     records = folder / RECORDS
     with pq.ParquetWriter(records, schema, compression="zstd", compression_level=1, use_dictionary=False) as writer:
         for table in _regrouped(tables):
             writer.write_table(table, row_group_size=table.num_rows)
     with pq.ParquetFile(records) as written:
-        for name, content in storage_files(index_id).items():
+        for name, content in storage_files(scope[1]).items():
             with (folder / name).open("w", encoding="utf-8", newline="\n") as file:
                 file.writelines(content(lambda columns: row_groups(written, columns)))
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    (folder / MANIFEST).write_bytes(Manifest(sizes, held).encode())
+    (folder / MANIFEST).write_bytes(Manifest(scope, sizes, held).encode())
     return sum(sizes.values())
 
 

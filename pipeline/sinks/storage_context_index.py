@@ -6,10 +6,11 @@ need the folder's lease.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Final, TypeVar
 
 import pyarrow as pa
@@ -22,6 +23,7 @@ from pipeline.sinks.storage_context_generation import (
     RECORDS,
     HeldFile,
     Manifest,
+    Scope,
     held_file,
     row_groups,
     without_files,
@@ -62,15 +64,23 @@ class State:
     intact: bool
 
 
-class ConfigIndex:
-    """``folder`` is relative to the store; ``index_id`` is what LlamaIndex calls the index."""
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What a generation has anew: of the ``replaced`` files ``new`` is all there is. Never empty where there was nothing."""
 
-    def __init__(self, store: FolderStore, folder: str, index_id: str, dimension: int) -> None:
+    scope: Scope
+    replaced: Sequence[str]
+    new: Sequence[pa.Table]
+    held: dict[str, HeldFile]
+
+
+class ConfigIndex:
+    """The folder of one config, relative to the store."""
+
+    def __init__(self, store: FolderStore, folder: str) -> None:
         self.lease_folder = f"{folder}/leases"
         self._store = store
         self._folder = folder
-        self._index_id = index_id
-        self._dimension = dimension
 
     def current(self) -> str | None:
         """The path of the generation that counts, below the folder; ``None`` before the first one."""
@@ -132,7 +142,7 @@ class ConfigIndex:
         )
 
     def replace(self, files: Sequence[FileRecords], limits: Limits, keep: int, lease: Lease) -> Written:
-        """Write the next generation with these files in place of what it had of them, and have it count."""
+        """Write the next generation with these files, at least one, in place of what it had of them, and have it count."""
         state = self.state()
         held = state.manifest.held if state else {}
         accepted, refused = _admit(files, held, limits)
@@ -142,7 +152,8 @@ class ConfigIndex:
             return Written(refused, 0, 0)
         kept = {file_id: item for file_id, item in held.items() if file_id not in set(replaced)}
         next_held = kept | {file.file_id: held_file(file) for file in new}
-        size = self._publish(state, replaced, [file.table for file in new], next_held, lease)
+        scope = (files[0].provenance.tenant_id, files[0].provenance.export_config_id)
+        size = self._publish(state, _Change(scope, replaced, [file.table for file in new], next_held), lease)
         self._tidy(keep)
         return Written(refused, sum(file.table.num_rows for file in new), size)
 
@@ -152,7 +163,7 @@ class ConfigIndex:
         if state is None or not any(file_id in state.manifest.held for file_id in file_ids):
             return
         kept = {file_id: item for file_id, item in state.manifest.held.items() if file_id not in set(file_ids)}
-        self._publish(state, file_ids, [], kept, lease)
+        self._publish(state, _Change(state.manifest.scope, file_ids, [], kept), lease)
         self._tidy(keep)
 
     def purge(self, lease: Lease) -> None:
@@ -160,14 +171,13 @@ class ConfigIndex:
         lease.check()
         self._tidy(1)
 
-    def _publish(
-        self, state: State | None, replaced: Sequence[str], new: Sequence[pa.Table], held: dict[str, HeldFile], lease: Lease
-    ) -> int:
+    def _publish(self, state: State | None, change: _Change, lease: Lease) -> int:
         generation = f"{_GENERATIONS}/{lease.number:012}"
         base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
         with self._store.filling(f"{self._folder}/{generation}") as folder, base as before:
-            kept = without_files(row_groups(before), replaced) if before else iter(())
-            size = write_generation(folder, self._index_id, self._dimension, _chained(kept, new), held)
+            schema = before.schema_arrow if before else change.new[0].schema
+            kept = without_files(row_groups(before), change.replaced) if before else ()
+            size = write_generation(folder, change.scope, schema, chain(kept, change.new), change.held)
         lease.check()
         self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
         return size
@@ -183,11 +193,6 @@ class ConfigIndex:
         for name in names:
             if name not in kept:
                 self._store.remove(f"{self._folder}/{_GENERATIONS}/{name}")
-
-
-def _chained(kept: Iterator[pa.Table], new: Sequence[pa.Table]) -> Iterator[pa.Table]:
-    yield from kept
-    yield from new
 
 
 def _admit(

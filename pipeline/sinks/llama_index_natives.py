@@ -1,0 +1,204 @@
+# mypy: disable-error-code="import-not-found", allow-subclassing-any
+# LlamaIndex has an environment of its own, which the type checker does not see.
+"""LlamaIndex's own vector stores of the databases, opened on what our sinks have written there.
+
+What belongs here: one function a sink, which makes the store and says how it is told the conditions of a query. LlamaIndex's
+stores render filters of their own without quoting values and without a tenant, so each is given what the sink itself renders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import timedelta
+from typing import Any, Final
+
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
+
+from pipeline.sinks.base import Exporter
+from pipeline.sinks.filters import Condition
+from pipeline.sinks.llama_index_reader import NativeStore
+
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
+
+Native = Callable[[Any, str], NativeStore | None]
+
+
+def native_store(exporter: Exporter, export_config_id: str) -> NativeStore | None:
+    """LlamaIndex's own store for this sink; ``None`` where there is none, or where it cannot open what the sink has opened.
+
+    Raises ModuleNotFoundError when LlamaIndex's package for the store is not installed.
+    """
+    opening = _NATIVE.get(type(exporter).__module__)
+    return None if opening is None else opening(exporter, export_config_id)
+
+
+def _by_argument(name: str, render: Callable[[Sequence[Condition]], Any]) -> Any:
+    """For stores that take a condition in their own language as a keyword argument of the query."""
+    return lambda query, conditions: (query, {name: render(conditions)})
+
+
+def _lancedb(exporter: Any, export_config_id: str) -> NativeStore:
+    import lancedb
+    from llama_index.vector_stores.lancedb import LanceDBVectorStore
+
+    from pipeline.sinks import lancedb_table as layout
+
+    class Store(LanceDBVectorStore):
+        def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+            """LlamaIndex's store raises a Warning for an empty result."""
+            try:
+                return super().query(query, **kwargs)
+            except Warning:
+                return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
+
+    connection = lancedb.connect(exporter.settings.uri, read_consistency_interval=timedelta(0))
+    store = Store(connection=connection, uri=exporter.settings.uri, table_name=exporter.table_name)
+    scope = layout.scope(exporter.context.tenant_id, export_config_id)
+    return NativeStore(store, _by_argument("where", lambda found: " AND ".join([scope, *map(layout.render, found)])))
+
+
+def _qdrant(exporter: Any, export_config_id: str) -> NativeStore | None:
+    """A local directory is one client's alone, and the sink has it."""
+    from llama_index.vector_stores.qdrant import QdrantVectorStore
+    from qdrant_client import QdrantClient, models
+
+    from pipeline.sinks import qdrant_layout as layout
+    from pipeline.sinks.qdrant_store import API_KEY, URL
+
+    settings = exporter.settings
+    if settings.path is not None:
+        return None
+    client = QdrantClient(
+        url=settings.url or os.environ.get(URL),
+        api_key=os.environ.get(API_KEY),
+        timeout=settings.timeout_seconds,
+        check_compatibility=False,
+    )
+    scope = layout.scope(exporter.context.tenant_id, export_config_id)
+    store = QdrantVectorStore(collection_name=exporter.collection, client=client, dense_vector_name=layout.VECTOR)
+    render = _by_argument("qdrant_filters", lambda found: models.Filter(must=[*scope, *map(layout.render, found)]))
+    return NativeStore(store, render)
+
+
+def _pinecone(exporter: Any, export_config_id: str) -> NativeStore:
+    from llama_index.vector_stores.pinecone import PineconeVectorStore
+    from pinecone import Pinecone
+
+    from pipeline.sinks import pinecone_layout as layout
+
+    client = Pinecone(host=exporter.settings.controller_host)
+    index = client.Index(host=str(client.describe_index(exporter.index_name).host))
+    store = PineconeVectorStore(pinecone_index=index, namespace=exporter.namespace(export_config_id))
+    tenant_id = exporter.context.tenant_id
+    render = _by_argument("pinecone_query_filters", lambda found: layout.search_filter(tenant_id, export_config_id, found))
+    return NativeStore(store, render)
+
+
+def _postgres(exporter: Any, export_config_id: str) -> NativeStore | None:
+    """LlamaIndex's store writes a schema's name in lower case, so it finds no other."""
+    import psycopg
+    from llama_index.vector_stores.postgres import PGVectorStore
+    from sqlalchemy import create_engine, text
+    from sqlalchemy.ext.asyncio import create_async_engine
+
+    from pipeline.sinks import pgvector_sql as statements
+
+    settings, layout = exporter.settings, exporter.layout
+    if settings.schema_name != settings.schema_name.lower():
+        return None
+    dsn = os.environ[settings.dsn_env]
+    store = PGVectorStore(
+        table_name=layout.name.removeprefix("data_"),
+        schema_name=settings.schema_name,
+        embed_dim=exporter.context.model.dimension,
+        use_jsonb=True,
+        perform_setup=False,
+        engine=create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn)),
+        async_engine=create_async_engine("postgresql+psycopg://", async_creator=lambda: psycopg.AsyncConnection.connect(dsn)),
+        customize_query_fn=lambda statement, _, **options: statement.where(text(options["where"])),
+    )
+
+    def render(conditions: Sequence[Condition]) -> str:
+        where = statements.filtered(statements.scope(exporter.context.tenant_id, export_config_id), conditions)
+        return _without_parameters(where.clause, where.parameters).replace(":", "\\:")
+
+    return NativeStore(store, _by_argument("where", render))
+
+
+def _without_parameters(clause: Any, parameters: Mapping[str, Any]) -> str:
+    """SQL with its parameters as literals: LlamaIndex's store takes no parameters beside its own."""
+    from psycopg import sql
+
+    literals = {name: sql.Literal(value).as_string(None) for name, value in parameters.items()}
+    return _PARAMETER.sub(lambda found: literals[found[1]], clause.as_string(None))
+
+
+def _mongodb(exporter: Any, export_config_id: str) -> NativeStore:
+    from llama_index.vector_stores.mongodb import MongoDBAtlasVectorSearch
+    from pymongo import AsyncMongoClient, MongoClient
+
+    from pipeline.sinks.mongodb_index import VECTOR_INDEX
+    from pipeline.sinks.mongodb_layout import vector_filter
+
+    @dataclass
+    class Query(VectorStoreQuery):
+        where: Mapping[str, Any] | None = None
+
+    class Store(MongoDBAtlasVectorSearch):
+        def _create_query_pipeline(self, query: Query) -> list[dict[str, Any]]:
+            pipeline: list[dict[str, Any]] = super()._create_query_pipeline(query)
+            pipeline[0]["$vectorSearch"]["filter"] = query.where
+            return pipeline
+
+    def prepare(query: VectorStoreQuery, conditions: Sequence[Condition]) -> tuple[VectorStoreQuery, dict[str, Any]]:
+        given = {item.name: getattr(query, item.name) for item in fields(query)}
+        return Query(**given, where=vector_filter(exporter.context.tenant_id, export_config_id, conditions)), {}
+
+    settings = exporter.settings
+    uri = os.environ[settings.uri_env]
+    store = Store(
+        mongodb_client=MongoClient(uri),
+        async_mongodb_client=AsyncMongoClient(uri),
+        db_name=settings.database,
+        collection_name=exporter.collection_name,
+        vector_index_name=VECTOR_INDEX,
+    )
+    return NativeStore(store, prepare)
+
+
+def _azure(exporter: Any, export_config_id: str) -> NativeStore:
+    from azure.core.credentials import AzureKeyCredential
+    from azure.search.documents.indexes import SearchIndexClient
+    from llama_index.vector_stores.azureaisearch import AzureAISearchVectorStore, IndexManagement
+
+    from pipeline.sinks.azure_query import render, scope
+    from pipeline.sinks.azure_store import API_KEY, ENDPOINT
+
+    endpoint = exporter.settings.endpoint or os.environ[ENDPOINT]
+    store = AzureAISearchVectorStore(
+        search_or_index_client=SearchIndexClient(endpoint, AzureKeyCredential(os.environ[API_KEY])),
+        index_name=exporter.index_name,
+        id_field_key="id",
+        chunk_field_key="content",
+        embedding_field_key="embedding",
+        metadata_string_field_key="metadata",
+        doc_id_field_key="doc_id",
+        embedding_dimensionality=exporter.context.model.dimension,
+        index_management=IndexManagement.NO_VALIDATION,
+    )
+    whole = scope(exporter.context.tenant_id, export_config_id)
+    return NativeStore(store, _by_argument("odata_filters", lambda found: " and ".join([whole, *map(render, found)])))
+
+
+_NATIVE: Final[Mapping[str, Native]] = {
+    "pipeline.sinks.azure_ai_search": _azure,
+    "pipeline.sinks.lancedb": _lancedb,
+    "pipeline.sinks.mongodb": _mongodb,
+    "pipeline.sinks.pgvector": _postgres,
+    "pipeline.sinks.pinecone": _pinecone,
+    "pipeline.sinks.qdrant": _qdrant,
+}
+"""By the module of the sink; importing its class would need its SDK."""

@@ -1,0 +1,1 @@
+"""What needs LlamaIndex: run in an environment of its own, by ``make test-llama-index``."""

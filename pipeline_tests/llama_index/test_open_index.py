@@ -1,0 +1,191 @@
+"""Every sink as a LlamaIndex index: retrieve, filter by metadata, delete a document, and nothing of anybody else's."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+
+from pipeline_tests.llama_index.bench import REASON, NamedVectors
+
+pytest.importorskip("llama_index.core", reason=REASON)
+
+from llama_index.core import VectorStoreIndex
+from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryMode
+
+from pipeline.embedding.base import ModelIdentity
+from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.errors import ConfigError
+from pipeline.sinks.llama_index import open_index
+from pipeline_tests.conformance.harness import Bench, SinkUnderTest, load_harness
+
+NATIVE = {
+    "azure_ai_search": "AzureAISearchVectorStore",
+    "lancedb": "LanceDBVectorStore",
+    "mongodb": "MongoDBAtlasVectorSearch",
+    "pgvector": "PGVectorStore",
+    "pinecone": "PineconeVectorStore",
+    "qdrant": "QdrantVectorStore",
+    "qdrant_local": None,
+    "turbopuffer": None,
+}
+"""Sink -> LlamaIndex's own store of it, where there is one."""
+
+
+@pytest.fixture(scope="module", params=sorted(NATIVE))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def sink(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkUnderTest]:
+    with load_harness(name)(tmp_path_factory.mktemp(name)) as under_test:
+        yield under_test
+
+
+@pytest.fixture
+async def bench(sink: SinkUnderTest) -> AsyncIterator[Bench]:
+    made = Bench(sink)
+    await made.open().provision()
+    yield made
+    for exporter in made.opened:
+        await exporter.close()
+
+
+@pytest.fixture
+async def index(bench: Bench) -> AsyncIterator[VectorStoreIndex]:
+    """Three files of ours; one of another config and one of another tenant, both nearer to what is asked for."""
+    other = bench.open(tenant=f"{bench.tenant}-b")
+    await bench.replace(
+        bench.file("dfl-1", 3, metadata={"year": 2021, "tags": ["river"], "language": "it's"}),
+        bench.file("dfl-2", 2, metadata={"year": 2022, "tags": ["gauge"], "draft": True}),
+        bench.file("dfl-3", 1, metadata={"note": "none of the declared fields"}),
+        bench.file("dfl-1", 3, config=f"{bench.config}-b"),
+    )
+    await other.replace_files([bench.file("dfl-1", 3, tenant=f"{bench.tenant}-b")])
+    await bench.sink.settle(other)
+    opened = open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
+    yield opened
+    opened.vector_store.close()
+
+
+def filters(*conditions: tuple[str, FilterOperator, Any], combined: FilterCondition = FilterCondition.AND) -> MetadataFilters:
+    parts = [MetadataFilter(key=key, operator=operator, value=value) for key, operator, value in conditions]
+    return MetadataFilters(filters=parts, condition=combined)
+
+
+def files_of(nodes: list[Any]) -> list[str]:
+    return sorted(item.node.metadata["parsed_directory_file_id"] for item in nodes)
+
+
+async def test_a_sink_is_read_through_the_store_llama_index_has_for_it(name: str, index: VectorStoreIndex) -> None:
+    expected = NATIVE[name]
+    kinds = [kind.__name__ for kind in type(index.vector_store.client).__mro__]
+    assert (expected in kinds) if expected else not isinstance(index.vector_store.client, BasePydanticVectorStore)
+
+
+async def test_retrieving_finds_the_nearest_chunk_as_a_whole_node(bench: Bench, index: VectorStoreIndex) -> None:
+    retriever = index.as_retriever(similarity_top_k=10)
+    found = retriever.retrieve("dfl-1/v1/1")
+    assert files_of(found) == ["dfl-1", "dfl-1", "dfl-1", "dfl-2", "dfl-2", "dfl-3"]
+    best = found[0].node
+    assert best.text == "v1 of section 1 in dfl-1: the river gauge is read"
+    assert best.ref_doc_id == f"{bench.config}:dfl-1"
+    assert best.metadata["file_name"] == "dfl-1.pdf"
+    assert best.metadata["year"] == 2021
+    assert best.metadata["tags"] == ["river"]
+    assert best.metadata["chunk_index"] == 1
+    assert (best.start_char_idx, best.end_char_idx) == (51, 100)
+    asynchronously = await retriever.aretrieve("dfl-1/v1/1")
+    assert [item.node.node_id for item in asynchronously] == [item.node.node_id for item in found]
+
+
+@pytest.mark.parametrize(
+    ("condition", "expected"),
+    [
+        ([("year", FilterOperator.EQ, 2022)], ["dfl-2", "dfl-2"]),
+        ([("year", FilterOperator.GTE, 2021), ("draft", FilterOperator.NE, 1)], ["dfl-1"] * 3),
+        ([("language", FilterOperator.EQ, "it's")], ["dfl-1"] * 3),
+        ([("language", FilterOperator.EQ, "') OR ('1'='1")], []),
+        ([("tags", FilterOperator.CONTAINS, "gauge")], ["dfl-2", "dfl-2"]),
+        ([("file_name", FilterOperator.IN, ["dfl-3.pdf", "x"])], ["dfl-3"]),
+        ([("year", FilterOperator.EQ, 1999)], []),
+        ([("draft", FilterOperator.IN, [1, 0])], ["dfl-2", "dfl-2"]),
+    ],
+)
+async def test_filters_mean_what_they_mean_to_the_sink(
+    index: VectorStoreIndex, condition: list[tuple[str, FilterOperator, Any]], expected: list[str]
+) -> None:
+    found = index.as_retriever(similarity_top_k=10, filters=filters(*condition)).retrieve("dfl-1/v1/0")
+    assert files_of(found) == expected
+
+
+async def test_a_search_can_be_limited_to_documents(bench: Bench, index: VectorStoreIndex) -> None:
+    found = index.as_retriever(similarity_top_k=10, doc_ids=[f"{bench.config}:dfl-2"]).retrieve("dfl-1/v1/0")
+    assert files_of(found) == ["dfl-2", "dfl-2"]
+
+
+async def test_what_a_sink_cannot_express_is_refused(index: VectorStoreIndex) -> None:
+    for wrong in (
+        filters(("pages", FilterOperator.EQ, 3)),
+        filters(("language", FilterOperator.TEXT_MATCH, "x")),
+        filters(("year", FilterOperator.EQ, 1), ("year", FilterOperator.EQ, 2)),
+        filters(("year", FilterOperator.EQ, 1), ("draft", FilterOperator.EQ, 1), combined=FilterCondition.OR),
+    ):
+        with pytest.raises(ValueError, match=r"pages|text_match|twice|or"):
+            index.as_retriever(filters=wrong).retrieve("dfl-1/v1/0")
+    with pytest.raises(ValueError, match="mmr"):
+        index.as_retriever(vector_store_query_mode="mmr").retrieve("dfl-1/v1/0")
+
+
+async def test_hybrid_and_text_search_go_through_the_sink(bench: Bench, index: VectorStoreIndex) -> None:
+    if "hybrid" not in bench.exporter.search_modes:
+        with pytest.raises(ValueError, match="hybrid"):
+            index.as_retriever(vector_store_query_mode="hybrid").retrieve("section 1")
+        return
+    retriever = index.as_retriever(similarity_top_k=20, vector_store_query_mode=VectorStoreQueryMode.HYBRID)
+    found = retriever.retrieve("dfl-2/v1/0")
+    assert set(files_of(found)) <= {"dfl-1", "dfl-2", "dfl-3"}
+    assert found[0].node.text.startswith("v1 of section 0 in dfl-2")
+
+
+async def test_a_deleted_document_is_gone_and_nobody_elses_is(bench: Bench, index: VectorStoreIndex) -> None:
+    index.delete_ref_doc(f"{bench.config}:dfl-1")
+    await index.adelete_ref_doc(f"{bench.config}:dfl-3")
+    await bench.sink.settle(bench.exporter)
+    assert files_of(index.as_retriever(similarity_top_k=10).retrieve("dfl-1/v1/0")) == ["dfl-2", "dfl-2"]
+    assert set(await bench.snapshots()) == {"dfl-2"}
+    assert set(await bench.snapshots(config=f"{bench.config}-b")) == {"dfl-1"}
+    assert set(await bench.snapshots(bench.opened[1])) == {"dfl-1"}
+    with pytest.raises(ValueError, match="not one of export"):
+        index.delete_ref_doc(f"{bench.config}-b:dfl-1")
+
+
+async def test_llama_indexs_own_delete_takes_a_document_of_this_config_alone(
+    name: str, bench: Bench, index: VectorStoreIndex
+) -> None:
+    native = index.vector_store.client
+    if name == "lancedb":
+        with pytest.raises(ValueError, match="No field named"):
+            native.delete(f"{bench.config}:dfl-1")
+        return
+    if NATIVE[name] is None:
+        pytest.skip("LlamaIndex has no store of its own for this sink")
+    native.delete(f"{bench.config}:dfl-1")
+    await bench.sink.settle(bench.exporter)
+    assert files_of(index.as_retriever(similarity_top_k=10).retrieve("dfl-1/v1/0")) == ["dfl-2", "dfl-2", "dfl-3"]
+    assert set(await bench.snapshots(config=f"{bench.config}-b")) == {"dfl-1"}
+
+
+async def test_nodes_cannot_be_added_past_the_export(index: VectorStoreIndex) -> None:
+    with pytest.raises(ValueError, match="only writer"):
+        index.vector_store.add([])
+
+
+async def test_an_embedder_of_another_model_is_refused(bench: Bench) -> None:
+    other = ConstantEmbedder(16)
+    assert isinstance(other.identity, ModelIdentity)
+    with pytest.raises(ConfigError, match="constant"):
+        open_index(bench.exporter, export_config_id=bench.config, embedder=other)
