@@ -1,7 +1,7 @@
 """Azure AI Search, emulated; and the real service where a live test asks for it.
 
-SDK 11 speaks TLS alone: there the emulator needs AZURE_EMULATOR_CERTIFICATE and AZURE_EMULATOR_KEY (PEM files), and the
-process SSL_CERT_FILE, to trust it.
+SDK 11 speaks TLS alone: there the emulator needs AZURE_EMULATOR_CERTIFICATE and AZURE_EMULATOR_KEY (PEM files), and the tests
+SSL_CERT_FILE and REQUESTS_CA_BUNDLE with the same certificate, to trust it.
 """
 
 from __future__ import annotations
