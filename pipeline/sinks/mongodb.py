@@ -172,6 +172,21 @@ class MongoDBExporter(Exporter):
         rankings = await asyncio.gather(found.by_vector(request, conditions, depth), found.by_text(request, conditions, depth))
         return fuse_hits(rankings, request.k)
 
+    async def list_scopes(self) -> frozenset[tuple[str, str]]:
+        """One pass over an index."""
+        collection = await self._store.collection(self.context.model)
+        group = {"$group": {"_id": {"tenant": "$tenant_id", "config": "$export_config_id"}}}
+
+        async def attempt() -> list[Document]:
+            stages = [{"$match": {"tenant_id": {"$gte": ""}}}, group]  # nodes LlamaIndex has added belong to no tenant
+            return await (await collection.aggregate(stages, hint="records")).to_list()
+
+        found = await self._store.call("list the scopes", attempt)
+        return frozenset((item["_id"]["tenant"], item["_id"]["config"]) for item in found)
+
+    async def drop_collection(self) -> None:
+        await self._store.drop(self.context.model)
+
     async def close(self) -> None:
         await self._store.close()
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -22,6 +21,7 @@ from pymongo.errors import OperationFailure
 from pymongo.operations import SearchIndexModel
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks.backoff import backoff
 from pipeline.sinks.base import SearchHit, SearchRequest, SinkContext
 from pipeline.sinks.filters import Condition
 from pipeline.sinks.mongodb_index import (
@@ -88,7 +88,7 @@ class MongoSearch:
         ``wait_seconds``; 0 does not wait.
         """
         deadline = monotonic() + wait_seconds
-        wait = _FIRST_WAIT
+        asked = 1
         try:
             while not await self._advance():
                 if monotonic() >= deadline:
@@ -98,8 +98,8 @@ class MongoSearch:
                             f"{wait_seconds:g} s; run again later, or set index_wait_seconds higher, or to 0 not to wait"
                         )
                     return
-                await asyncio.sleep(wait * random.uniform(0.5, 1))  # noqa: S311 - jitter, no secret
-                wait = min(2 * wait, _LONGEST_WAIT)
+                await asyncio.sleep(backoff(asked, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
+                asked += 1
         except _SearchMissing:
             _log.warning("%s", self._missing())
 

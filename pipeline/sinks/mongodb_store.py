@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
@@ -33,6 +32,7 @@ from pymongo.read_concern import ReadConcern
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks.backoff import backoff
 from pipeline.sinks.mongodb_layout import CODEC, GENERATION, Document
 
 T = TypeVar("T")
@@ -123,6 +123,15 @@ class MongoStore:
                 )
             return self._opened
 
+    async def drop(self, model: ModelIdentity) -> None:
+        """Remove the collection with its indexes. Raises SinkConflict when it is not ours."""
+        database = self._database()
+        found = await self.call("look up the collection", lambda: self._look_up(database))
+        if found is not None:
+            self._check_mark(found, model)
+            await self.call("drop the collection", lambda: database.drop_collection(self.collection_name))
+        self._opened = None
+
     async def _look_up(self, database: AsyncDatabase[Document]) -> Mapping[str, Any] | None:
         return await anext(await database.list_collections(filter={"name": self.collection_name}), None)
 
@@ -171,13 +180,13 @@ class MongoStore:
     async def call(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """One request, tried again while its failure may pass, eight times in all."""
         with self._errors(action):
-            for number in range(_ATTEMPTS - 1):
+            for number in range(1, _ATTEMPTS):
                 try:
                     return await attempt()
                 except PyMongoError as error:
                     if not _passes(error):
                         raise
-                await asyncio.sleep(random.uniform(0, min(_FIRST_WAIT * 2**number, _LONGEST_WAIT)))  # noqa: S311 - jitter, no secret
+                await asyncio.sleep(backoff(number, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
             return await attempt()
 
     async def in_transaction(self, action: str, work: Callable[[AsyncClientSession], Awaitable[None]]) -> None:

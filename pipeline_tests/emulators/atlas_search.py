@@ -74,7 +74,6 @@ class AtlasSearch:
     build_seconds: float = 0.0
     lag_seconds: float = 0.0
     indexes: dict[Namespace, dict[str, SearchIndex]] = field(default_factory=dict)
-    commands: Counter[str] = field(default_factory=Counter)
     _views: dict[Namespace, tuple[int, list[Document]]] = field(default_factory=dict)
     _writes: int = 0
     _written_at: float = -math.inf
@@ -112,6 +111,12 @@ class AtlasSearch:
         with self._lock:
             self._named(namespace, name)
             del self.indexes[namespace][name]
+
+    def forget(self, namespace: Namespace) -> None:
+        """The collection is dropped, and its indexes with it."""
+        with self._lock:
+            self.indexes.pop(namespace, None)
+            self._views.pop(namespace, None)
 
     def list(self, namespace: Namespace, name: str | None) -> list[dict[str, Any]]:
         with self._lock:

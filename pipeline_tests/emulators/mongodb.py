@@ -98,6 +98,8 @@ class MongoServer:
         if name == "updateSearchIndex":
             self.search.update(namespace, document["name"], document["definition"])
             return {"ok": 1.0}
+        if name == "drop":
+            self.search.forget(namespace)
         if name == "dropSearchIndex":
             self.search.drop(namespace, document["name"])
             return {"ok": 1.0}
@@ -126,7 +128,8 @@ class MongoServer:
             found = search.list(namespace, options.get("name"))
         elif stage in ("$vectorSearch", "$search"):
             rank = search.vector_search if stage == "$vectorSearch" else search.text_search
-            ranking = rank(namespace, options, lambda: _read(document, context, {}))
+            wanted = stages[0].get("$limit") if stages else None
+            ranking = rank(namespace, options, lambda: _read(document, context, {}))[:wanted]
             held = {item["_id"]: item for item in _read(document, context, {"_id": {"$in": [found for found, _ in ranking]}})}
             scored = [(dict(held[name]), score) for name, score in ranking if name in held]  # deleted since: looked up in vain
             found = _through(stages, scored)

@@ -265,6 +265,7 @@ async def test_records_of_others_in_the_collection_are_left_alone(bench: Bench, 
     file = bench.file("dfl-1")
     await bench.replace(file)
     await bench.assert_holds(file)
+    assert await bench.exporter.list_scopes() == {(bench.tenant, bench.config)}
     await bench.delete("dfl-1")
     assert [document["_id"] async for document in raw.find()] == ["theirs"]
 
@@ -275,6 +276,15 @@ async def test_a_collection_that_is_not_ours_is_left_alone(bench: Bench, mongo: 
     for attempt in (bench.open().provision, lambda: bench.open().list_snapshots(export_config_id="cfg")):
         with pytest.raises(SinkConflict, match="collection_prefix"):
             await attempt()
+
+
+async def test_a_collection_that_is_not_ours_is_not_dropped(bench: Bench, raw: AsyncCollection) -> None:
+    await bench.exporter.drop_collection()
+    await bench.exporter.drop_collection()
+    await raw.insert_one({"_id": "theirs"})
+    with pytest.raises(SinkConflict, match="was not made by"):
+        await bench.exporter.drop_collection()
+    assert await raw.count_documents({}) == 1
 
 
 async def test_a_missing_collection_is_not_made_by_writing(bench: Bench, raw: AsyncCollection) -> None:
