@@ -15,6 +15,7 @@ from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import CHUNKER_VERSION
 from pipeline.errors import ConfigError, Unavailable
 from pipeline.lake.lake import Dataset
+from pipeline.orchestration.liveness import mark_run
 from pipeline.orchestration.metadata import column_schema, details_metadata, report_metadata, totals_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.resources import Exports
@@ -173,6 +174,7 @@ def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
 async def _run(
     context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Dataset | None = None
 ) -> dg.MaterializeResult[Any]:
+    mark_run(context.instance, context.run)
     keys = _partition_keys(context)
     export = exports.open(settings, context.instance)
     try:

@@ -5,6 +5,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks
+from pipeline.orchestration.liveness import mark_run
 from pipeline.orchestration.metadata import report_metadata
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import SHARED_ASSETS
@@ -45,6 +46,7 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.op(name=f"{settings.name}_remove_files")
     async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
         """Delete from every sink and the lake, then log one observation with what went."""
+        mark_run(context.instance, context.run)
         export = exports.open(settings, context.instance)
         report = await remove(export, config.file_ids, run_id=context.run_id)
         context.log_event(

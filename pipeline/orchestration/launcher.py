@@ -22,7 +22,8 @@ from pipeline.components.index_export import export_definitions
 from pipeline.errors import SyncFailed
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
-from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
+from pipeline.orchestration.liveness import process_mark
+from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG, PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import removal_config
 from pipeline.orchestration.waves import RunSpec, dispatch
@@ -90,17 +91,18 @@ def sync(
     scope = (detection.index.project_id, detection.index.export_config_id)
     report = SyncReport(detection)
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
-    while True:
-        decided = dispatch(instance, export, scope)
-        fresh = [spec for spec in decided.runs if any((key, spec.assets) not in tried for key in spec.keys)]
-        if not (fresh or decided.removals):
-            break
-        for spec in fresh:
-            tried |= {(key, spec.assets) for key in spec.keys}
-            told(spec)
-            _execute(ingest, spec, settings, instance, report)
-        if decided.removals:
-            _remove(removal, decided.removals, settings, instance, report)
+    with process_mark() as mark:
+        while True:
+            decided = dispatch(instance, export, scope)
+            fresh = [spec for spec in decided.runs if any((key, spec.assets) not in tried for key in spec.keys)]
+            if not (fresh or decided.removals):
+                break
+            for spec in fresh:
+                tried |= {(key, spec.assets) for key in spec.keys}
+                told(spec)
+                _execute(ingest, spec, settings, instance, report, mark)
+            if decided.removals:
+                _remove(removal, decided.removals, settings, instance, report, mark)
     report.needs = needs_of(export, scope)
     return report
 
@@ -116,13 +118,18 @@ async def _look(export: Export) -> Detection:
 
 
 def _execute(
-    job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, report: SyncReport
+    job: dg.JobDefinition,
+    spec: RunSpec,
+    settings: ExportSettings,
+    instance: dg.DagsterInstance,
+    report: SyncReport,
+    mark: str,
 ) -> None:
     result = job.execute_in_process(
         instance=instance,
         run_config=_QUIET,
         partition_key=spec.keys[0] if spec.alone else None,
-        tags=spec.tags(settings.name),
+        tags={**spec.tags(settings.name), PROCESS_TAG: mark},
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         raise_on_error=False,
     )
@@ -137,11 +144,12 @@ def _remove(
     settings: ExportSettings,
     instance: dg.DagsterInstance,
     report: SyncReport,
+    mark: str,
 ) -> None:
     result = job.execute_in_process(
         instance=instance,
         run_config={**_QUIET, **removal_config(settings, file_ids)},
-        tags={EXPORT_TAG: settings.name, LANE_TAG: "removal"},
+        tags={EXPORT_TAG: settings.name, LANE_TAG: "removal", PROCESS_TAG: mark},
         raise_on_error=False,
     )
     report.runs += 1

@@ -18,6 +18,7 @@ EXPORT_TAG = "indexport/export"
 WAVE_TAG = "indexport/wave"
 FILES_TAG = "indexport/files"
 LANE_TAG = "indexport/lane"
+PROCESS_TAG = "indexport/process"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,

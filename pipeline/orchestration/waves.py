@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from pipeline.orchestration.liveness import end_dead_runs
 from pipeline.orchestration.partitions import (
     EXPORT_TAG,
     FILES_TAG,
@@ -70,6 +71,7 @@ def dispatch(
     instance: dg.DagsterInstance, export: Export, scope: tuple[str, str], *, waiting_since: float | None = None
 ) -> Dispatch:
     """Decide which runs to start now, and note in the ledger what they carry. Changes the order of partition keys."""
+    end_dead_runs(instance)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
     quiet = is_quiet(instance)

@@ -1,0 +1,81 @@
+"""Runs whose process is gone are over; those of a living process are not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipeline.orchestration.launcher import sync
+from pipeline.orchestration.liveness import end_dead_runs, process_mark
+from pipeline.orchestration.partitions import PROCESS_TAG, is_quiet
+from pipeline_tests.soak.crash import Killed, dies_at_write
+from pipeline_tests.world import open_world
+
+HOLDER = """
+import os, signal
+from pipeline.orchestration.liveness import process_mark
+with process_mark() as mark:
+    print(mark, flush=True)
+    signal.pause()
+"""
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+
+
+def started(instance: dg.DagsterInstance, mark: str) -> str:
+    run = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: mark, "dagster/partition": "a"})
+    instance.add_run(run)
+    return run.run_id
+
+
+def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.status
+
+
+def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left() -> None:
+    with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
+        with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            mark = process.stdout.readline().strip()
+            theirs, ours = started(instance, mark), started(instance, own)
+            end_dead_runs(instance)
+            assert status(instance, theirs) is dg.DagsterRunStatus.STARTED
+            process.kill()
+        end_dead_runs(instance)
+        assert status(instance, theirs) is dg.DagsterRunStatus.FAILURE
+        assert status(instance, ours) is dg.DagsterRunStatus.STARTED
+
+
+def test_a_mark_of_another_machine_says_nothing() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run_id = started(instance, "0" * 32)
+        end_dead_runs(instance)
+        assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
+
+
+def test_nothing_is_left_of_a_process_that_ends_in_order(tmp_path: Path) -> None:
+    with process_mark():
+        assert len(list((tmp_path / "home/dagster/processes").iterdir())) == 1
+    assert list((tmp_path / "home/dagster/processes").iterdir()) == []
+
+
+def test_a_killed_sync_holds_up_neither_its_files_nor_the_quiet_moment(tmp_path: Path) -> None:
+    with open_world(tmp_path) as world:
+        world.write("a.md", "# A\n\nText.\n")
+        world.refresh()
+        with dies_at_write(20), pytest.raises(Killed):
+            sync(world.settings, world.instance)
+        assert [run.status for run in world.runs()] == [dg.DagsterRunStatus.STARTED]
+        assert world.sync().ok
+        assert is_quiet(world.instance)
+        world.assert_settled()
