@@ -31,6 +31,12 @@ $(LLAMA_STAMP): $(STAMP) requirements-llama-index.lock
 	$(BIN)/uv pip install --quiet --python $(LLAMA_VENV)/bin/python --no-deps --editable .
 	touch $@
 
+# The MongoDB tests' engine: beta releases that may disappear from the registry, so that it has a lock of its own.
+$(VENV)/.secantus: requirements-secantus.lock $(STAMP)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirements requirements-secantus.lock \
+	  || echo "SecantusDB cannot be installed: the MongoDB tests will say that they were left out"
+	touch $@
+
 demo: setup
 	$(BIN)/indexport demo $(if $(DOCS),--documents "$(DOCS)")
 

@@ -1,0 +1,98 @@
+"""Writes ``sinks.md``: what each store promises, as measured on the engines and emulators of the conformance suite.
+
+``python docs/build_sinks.py`` replaces files under the eyes of a second reader and notes what that reader ever saw.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.sinks.base import Exporter
+from pipeline.sinks.registry import SINKS, exporter_class
+from pipeline_tests.conformance.harness import HARNESSES, Bench, SinkUnderTest, load_harness
+
+TARGET = Path(__file__).with_name("sinks.md")
+_ROUNDS = 12
+_RECORDS = 12
+_HEAD = """# What each sink promises
+
+Measured by `docs/build_sinks.py` on the engines and emulators of the conformance suite, which every sink passes: a file of
+{records} records was replaced {rounds} times while a second reader read it without pause. *Mixed*: the reader saw records of
+both versions at once; *fewer*: it saw fewer records than the old version had, which no sink may show.
+
+| sink | reads | mixed | fewer | declared atomic | search | largest chunk |
+|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the second reader saw."""
+
+    reads: int
+    mixed: int
+    fewer: int
+
+
+async def measure(sink: SinkUnderTest) -> Measured:
+    """Replace one file again and again; count what a second handle sees meanwhile."""
+    bench = Bench(sink)
+    writer, reader = bench.open(), bench.open()
+    try:
+        await writer.provision()
+        await reader.provision()
+        await bench.replace(bench.file("dfl-1", _RECORDS, version="v0"))
+        seen: Counter[str] = Counter()
+        done = asyncio.Event()
+        watching = asyncio.create_task(_watch(reader, bench.config, done, seen))
+        for n in range(1, _ROUNDS + 1):
+            await writer.replace_files([bench.file("dfl-1", _RECORDS, version=f"v{n}")])
+        done.set()
+        await watching
+        return Measured(seen["reads"], seen["mixed"], seen["fewer"])
+    finally:
+        for exporter in bench.opened:
+            await exporter.close()
+
+
+async def _watch(reader: Exporter, config: str, done: asyncio.Event, seen: Counter[str]) -> None:
+    while not done.is_set():
+        rows, hashes = 0, set()
+        async for table in reader.fetch_records(export_config_id=config):
+            rows += table.num_rows
+            hashes |= set(table["content_fingerprint_hash"].to_pylist())
+        seen["reads"] += 1
+        seen["mixed"] += len(hashes) > 1
+        seen["fewer"] += rows < _RECORDS
+
+
+def sinks_page() -> str:
+    """The page as measured now."""
+    lines = [_HEAD.format(records=_RECORDS, rounds=_ROUNDS)]
+    notes = []
+    for name in sorted(HARNESSES):
+        with tempfile.TemporaryDirectory() as directory, load_harness(name)(Path(directory)) as sink:
+            found = asyncio.run(measure(sink))
+            limit = f"{sink.max_content_bytes:,} bytes" if sink.max_content_bytes else "over 1 MB"
+        kind = exporter_class(name)
+        atomic = "yes" if kind.atomic_replace else "no"
+        modes = ", ".join(mode for mode in ("vector", "text", "hybrid") if mode in kind.search_modes)
+        lines.append(f"| `{name}` | {found.reads} | {found.mixed} | {found.fewer} | {atomic} | {modes} | {limit} |\n")
+        module = importlib.import_module(SINKS[name].partition(":")[0])
+        notes.append(f"\n## `{name}`\n\n{_about(module.__doc__ or '')}\n")
+    return "".join(lines + notes)
+
+
+def _about(document: str) -> str:
+    """A module's docstring without what it says to people who change it."""
+    paragraphs = [" ".join(paragraph.split()) for paragraph in document.strip().split("\n\n")]
+    return "\n\n".join(p for p in paragraphs if not p.startswith("What belongs here"))
+
+
+if __name__ == "__main__":
+    TARGET.write_text(sinks_page(), encoding="utf-8")
