@@ -43,7 +43,7 @@ demo: setup
 dev: setup
 	$(BIN)/indexport dev $(if $(DOCS),--documents "$(DOCS)")
 
-test: setup test-llama-index
+test: setup $(VENV)/.secantus test-llama-index
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # What needs LlamaIndex, and the sinks whose SDKs it holds at an older major; that of Azure AI Search speaks TLS alone.
