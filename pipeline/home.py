@@ -36,9 +36,9 @@ class Home:
         """A SQLAlchemy URL; ``INDEXPORT_LEDGER_URL`` moves it to PostgreSQL when several machines share it."""
         return os.environ.get("INDEXPORT_LEDGER_URL") or f"sqlite:///{self.root / 'ledger.sqlite'}"
 
-    @property
-    def lancedb_uri(self) -> str:
-        return os.environ.get("INDEXPORT_LANCEDB_URI") or str(self.root / "lancedb")
+    def sink_uri(self, sink: str) -> str:
+        """The folder of a sink that needs no server; ``INDEXPORT_<SINK>_URI`` moves it to an object store."""
+        return os.environ.get(f"INDEXPORT_{sink.upper()}_URI") or str(self.root / sink)
 
     @property
     def local_cloud(self) -> Path:

@@ -104,8 +104,8 @@ class Export:
     def held_in(self, sink: str) -> SinkCollection:
         """Where a sink of this export keeps the present model's records."""
         settings = {"type": sink, **self.settings.sinks[sink]}
-        if settings["type"] == "lancedb":
-            settings.setdefault("uri", self.home.lancedb_uri)
+        if settings["type"] in _LOCAL_SINKS:
+            settings.setdefault("uri", self.home.sink_uri(settings["type"]))
         model = self.embedder.identity
         return SinkCollection(sink, model.slug, model.name, model.fingerprint, model.dimension, settings)
 
@@ -170,6 +170,9 @@ class Export:
         self.ledger.record_done(done, self.settings_digest)
         return len(done)
 
+
+_LOCAL_SINKS = ("lancedb", "storage_context")
+"""Sinks that live in a folder or bucket: without a ``uri`` of their own they live under the home."""
 
 LEASE_SECONDS = 900.0
 """A stage renews its leases when it starts; a holder that stays silent for longer has died with its machine."""
