@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import dagster as dg
 import httpx
@@ -34,10 +34,20 @@ from pipeline.stages.settings import ExportSettings
 CONSTANT: dict[str, Any] = {"provider": "constant"}
 
 
+class CloudServer(Protocol):
+    """What answers as LlamaCloud on this machine."""
+
+    @property
+    def base_url(self) -> str: ...
+
+    @property
+    def api_key(self) -> str: ...
+
+
 class World:
     """One folder of documents and everything that exports it."""
 
-    def __init__(self, root: Path, cloud: RunningLocalCloud, instance: dg.DagsterInstance, settings: ExportSettings) -> None:
+    def __init__(self, root: Path, cloud: CloudServer, instance: dg.DagsterInstance, settings: ExportSettings) -> None:
         self.root = root
         self.cloud = cloud
         self.instance = instance
@@ -147,16 +157,23 @@ class World:
 def open_world(root: Path, **settings: Any) -> Iterator[World]:
     """A world under ``root`` for the time of a test; the environment is put back at the end."""
     (root / "documents").mkdir(parents=True, exist_ok=True)
+    cloud_settings = LocalCloudSettings(
+        documents=str(root / "documents"), state_dir=root / "cloud", auto_sync_on_start=False, allow_fault_injection=True
+    )
+    with RunningLocalCloud(cloud_settings) as cloud, world_over(root, cloud, **settings) as world:
+        yield world
+
+
+@contextmanager
+def world_over(root: Path, cloud: CloudServer, **settings: Any) -> Iterator[World]:
+    """A world whose index is served by ``cloud``; the environment is put back at the end."""
     defaults: dict[str, Any] = {
         "name": "default",
         "embedding": EmbeddingSettings(**CONSTANT),
         "removal": {"grace_period_seconds": 0, "max_delete_fraction": 0.5},
     }
-    cloud_settings = LocalCloudSettings(
-        documents=str(root / "documents"), state_dir=root / "cloud", auto_sync_on_start=False, allow_fault_injection=True
-    )
     before = dict(os.environ)
-    with RunningLocalCloud(cloud_settings) as cloud, dg.DagsterInstance.ephemeral() as instance:
+    with dg.DagsterInstance.ephemeral() as instance:
         os.environ |= {
             "INDEXPORT_HOME": str(root / "home"),
             "LLAMA_CLOUD_BASE_URL": cloud.base_url,
