@@ -232,10 +232,15 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 
 @app.command()
 def release(files: list[str], export: ExportOption = "default") -> None:
-    """Give failed or parked files a fresh start at the next look."""
+    """Give failed or parked files a fresh start at the next look; an erased file, by its id, may return."""
     opened = open_export(export)
-    found = [file_id for name in files for file_id in file_ids_of(opened, name)]
+    erased = [name for name in files if name in opened.ledger.register.tombstones()]
+    for file_id in erased:
+        opened.lake.delete(file_id, ["tombstones"])
+    opened.ledger.register.lift(erased)
+    found = [file_id for name in files if name not in erased for file_id in file_ids_of(opened, name)]
     opened.ledger.release(found)
+    found += erased
     out.print(f"{len(found)} files released")
 
 

@@ -5,7 +5,7 @@ What belongs here: formatting only; nothing here reads a store.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from types import TracebackType
@@ -17,7 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from pipeline.sinks.base import SearchHit
 from pipeline.sinks.records import ChunkRecord
+from pipeline.stages.erase import ErasureReport
 from pipeline.stages.export import Export
+from pipeline.stages.remove import Removal
+from pipeline.stages.repair import RepairReport
 from pipeline.stages.verify import SinkVerification
 
 if TYPE_CHECKING:
@@ -100,6 +103,42 @@ def print_verification(console: Console, found: SinkVerification, names: Mapping
 def verification_json(found: SinkVerification) -> dict[str, Any]:
     """The same for scripts."""
     return {**asdict(found), "ok": found.ok}
+
+
+def print_repair(console: Console, report: RepairReport, names: Mapping[str, str]) -> None:
+    """What a repair did, and the verification it ended with."""
+    console.print(
+        f"{report.before.sink}: {len(report.before.findings)} findings; {len(report.replaced)} files replaced, "
+        f"{len(report.deleted)} orphans deleted, {len(report.kept)} kept, {len(report.failures)} failures",
+        highlight=False,
+    )
+    for file_id, reason in {**report.kept, **report.failures}.items():
+        console.print(f"  {names.get(file_id, '?')} ({file_id}): {reason}", markup=False, highlight=False)
+    print_verification(console, report.after, names)
+
+
+def repair_json(report: RepairReport) -> dict[str, Any]:
+    """The same for scripts."""
+    return {**asdict(report), "ok": report.ok}
+
+
+def print_removals(console: Console, waiting: Sequence[Removal]) -> None:
+    """What would go, by name."""
+    if not waiting:
+        console.print("nothing waits to be removed")
+    for removal in waiting:
+        line = f"{removal.file} ({removal.file_id}): {removal.records} records, missing since {when(removal.missing_since)}"
+        console.print(f"{line}; waits for: {removal.waits_for}", markup=False, highlight=False)
+
+
+def print_erasure(console: Console, report: ErasureReport) -> None:
+    """The proof, place by place."""
+    for proof in report.proofs:
+        console.print(f"{proof.place}: {proof.records} found ({proof.checked})", markup=False, highlight=False)
+    for problem in report.problems:
+        console.print(f"not erased: {problem}", markup=False, highlight=False)
+    verdict = "[green]erased and proved[/green]" if report.proved else "[red]not proved; erase again[/red]"
+    console.print(f"{', '.join(report.file_ids)}: {verdict}", highlight=False)
 
 
 def sync_summary(report: SyncReport) -> dict[str, Any]:

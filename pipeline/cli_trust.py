@@ -5,13 +5,27 @@ What belongs here: arguments, output and exit codes, as in ``cli``.
 
 from __future__ import annotations
 
-from typing import Annotated
+import uuid
+from typing import Annotated, Any
 
 import typer
 
-from pipeline.cli_common import EverySinkOption, ExportOption, JsonOption, await_now, opened_with_instance, out, sinks_of
+from pipeline.cli_common import (
+    EverySinkOption,
+    ExportOption,
+    JsonOption,
+    await_now,
+    err,
+    file_ids_of,
+    opened_with_instance,
+    out,
+    sinks_of,
+)
+from pipeline.errors import ConfigError
 
 trust_app = typer.Typer(no_args_is_help=True)
+rebuild_app = typer.Typer(no_args_is_help=True, help="Make what was lost from what is left.")
+trust_app.add_typer(rebuild_app, name="rebuild")
 
 
 @trust_app.command()
@@ -35,3 +49,159 @@ def verify(
             print_verification(out, one, names)
     if not all(one.ok for one in found):
         raise typer.Exit(1)
+
+
+@trust_app.command()
+def repair(
+    export: ExportOption = "default",
+    sink: EverySinkOption = None,
+    shallow: Annotated[bool, typer.Option("--shallow", help="Trust snapshots instead of reading every record.")] = False,
+    allow_deletes: Annotated[int, typer.Option(help="Approve up to this many deletes beyond the fuse.")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the files that differ, and no other, from the lake; ends with a verification."""
+    from pipeline.cli_output import print_repair, repair_json
+    from pipeline.stages.repair import repair as run_repair
+
+    with opened_with_instance(export) as (opened, _):
+        if allow_deletes:
+            opened.ledger.update_state(allowed_deletes=allow_deletes)
+        names = {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
+        reports = [
+            await_now(run_repair(opened, name, run_id=_run_id("repair"), deep=not shallow)) for name in sinks_of(opened, sink)
+        ]
+    if as_json:
+        out.print_json(data=[repair_json(report) for report in reports])
+    else:
+        for report in reports:
+            print_repair(out, report, names)
+    if not all(report.ok for report in reports):
+        raise typer.Exit(1)
+
+
+@rebuild_app.command("ledger")
+def rebuild_ledger(export: ExportOption = "default") -> None:
+    """From a complete listing, the lake and the sinks' snapshots; embeds nothing and writes to no sink."""
+    from dataclasses import asdict
+
+    from pipeline.stages.rebuild import rebuild_ledger as run_rebuild
+
+    with opened_with_instance(export) as (opened, _):
+        rebuilt = await_now(run_rebuild(opened))
+    out.print_json(data=asdict(rebuilt))
+    if rebuilt.unreachable:
+        raise typer.Exit(1)
+
+
+@rebuild_app.command("lake")
+def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None) -> None:
+    """Payloads are fetched and cut again; vectors are read back from a sink, and embedded only where none has them."""
+    from pipeline.cli_output import SyncView
+    from pipeline.stages.rebuild import rebuild_lake as run_rebuild
+
+    run_id = _run_id("rebuild")
+    with opened_with_instance(export) as (opened, _), SyncView(err) as view:
+        opened.progress = view.progress
+        try:
+            rebuilt = await_now(run_rebuild(opened, run_id=run_id, sinks=sinks_of(opened, sink)))
+        finally:
+            opened.ledger.drop_leases(run_id)
+    out.print_json(
+        data={
+            "files": rebuilt.files,
+            "payloads_fetched": rebuilt.fetched.worked,
+            "files_cut": rebuilt.cut.worked,
+            "vectors_reused": rebuilt.embedded.numbers["reused"],
+            "vectors_embedded": rebuilt.embedded.numbers["computed"],
+            "failures": rebuilt.failures,
+        }
+    )
+    if rebuilt.failures:
+        raise typer.Exit(1)
+
+
+@rebuild_app.command("sink")
+def rebuild_sink(name: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
+    """Fill a sink that was lost or half restored from the lake; files that stand there already are not written again."""
+    from pipeline.cli_output import SyncView, print_sync, sync_summary
+    from pipeline.orchestration.launcher import sync
+
+    with opened_with_instance(export) as (opened, instance), SyncView(err) as view:
+        sinks_of(opened, name)
+        opened.ledger.register.reset_sink(name)
+        report = sync(opened.settings, instance, progress=view.progress)
+    if as_json:
+        out.print_json(data=sync_summary(report))
+    else:
+        print_sync(out, opened, report)
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@trust_app.command()
+def removals(export: ExportOption = "default", as_json: JsonOption = False) -> None:
+    """Which files would be deleted from the sinks, and what each waits for."""
+    from dataclasses import asdict
+
+    from pipeline.cli_output import print_removals
+    from pipeline.stages.remove import pending_removals
+
+    with opened_with_instance(export) as (opened, _):
+        waiting = pending_removals(opened)
+    if as_json:
+        out.print_json(data=[asdict(removal) for removal in waiting])
+    else:
+        print_removals(out, waiting)
+
+
+@trust_app.command()
+def erase(
+    files: Annotated[list[str], typer.Argument(help="Files by id or name.")],
+    export: ExportOption = "default",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove files from every sink, old versions and old models included, and from the lake, for good; prints the proof.
+
+    `indexport release FILE_ID` lifts the tombstone.
+    """
+    from dataclasses import asdict
+
+    from pipeline.cli_output import print_erasure
+    from pipeline.stages.erase import erase as run_erase
+
+    with opened_with_instance(export) as (opened, _):
+        chosen = [file_id for name in files for file_id in _erasable(opened, name)]
+        report = await_now(run_erase(opened, chosen, run_id=_run_id("erase")))
+    if as_json:
+        out.print_json(data={**asdict(report), "proved": report.proved})
+    else:
+        print_erasure(out, report)
+    if not report.proved:
+        raise typer.Exit(1)
+
+
+@trust_app.command()
+def retire(
+    export: ExportOption = "default",
+    model: Annotated[str | None, typer.Option(help="Slug of a model that is no longer used.")] = None,
+    sink: Annotated[str | None, typer.Option(help="A sink that has left the export's YAML.")] = None,
+) -> None:
+    """Remove an old model's records, or those of a sink that is no longer used."""
+    from pipeline.stages.erase import retire as run_retire
+
+    if model is None and sink is None:
+        raise ConfigError("say what to retire: --model SLUG or --sink NAME")
+    with opened_with_instance(export) as (opened, _):
+        for done in await_now(run_retire(opened, model=model, sink=sink)):
+            what = "collection dropped" if done.kept is None else f"collection kept: {done.kept}"
+            out.print(f"{done.slug} in {done.sink}: {done.files} files removed; {what}", highlight=False)
+
+
+def _erasable(opened: Any, name: str) -> list[str]:
+    """Also files that are only a tombstone by now, whose erasure is to be finished or proved again."""
+    return [name] if name in opened.ledger.register.tombstones() else file_ids_of(opened, name)
+
+
+def _run_id(what: str) -> str:
+    """A holder of leases that no orchestrator knows of: whoever finds it dead may take over."""
+    return f"{what}-{uuid.uuid4().hex}"

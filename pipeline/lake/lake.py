@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import LakeError
 
-Dataset = Literal["parsed_payloads", "chunks", "embeddings"]
+Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
 DATASETS: tuple[Dataset, ...] = ("parsed_payloads", "chunks", "embeddings")
+"""What a file consists of. ``tombstones`` has an empty partition an erased file, a copy of the ledger's."""
 
 _SUFFIX = ".parquet"
 _LONGEST_NAME = 200
@@ -88,9 +89,9 @@ class Lake:
             key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW:")
         }
 
-    def delete(self, partition: str) -> None:
-        """Remove a partition from every dataset; a missing one is no error."""
-        for dataset in DATASETS:
+    def delete(self, partition: str, datasets: Iterable[Dataset] = DATASETS) -> None:
+        """Remove a partition from every dataset of files; a missing one is no error."""
+        for dataset in datasets:
             path = self._path(dataset, partition)
             try:
                 self._fs.rm_file(path)

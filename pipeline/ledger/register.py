@@ -43,10 +43,13 @@ class Register:
         return found
 
     def record_collection(self, held: SinkCollection) -> None:
-        """Note that a sink holds records of a model, and with which settings it is reached."""
+        """Note that a sink holds records of a model, and with which settings it is reached. A plug-in's are left out: what
+        it is given may be a secret."""
+        kind = str(held.settings["type"])
+        settings = {"type": kind} if ":" in kind else dict(held.settings)
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
         with self._engine.begin() as connection:
-            upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(dict(held.settings))}])
+            upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
 
     def collections(self) -> list[SinkCollection]:
         """Every collection ever written and not retired, by sink and model."""
@@ -71,6 +74,14 @@ class Register:
             for table in (schema.file_sinks, schema.sinks):
                 connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
 
+    def adopt_orphans(self, found: Mapping[str, tuple[str, int]]) -> None:
+        """Files a sink holds and no listing shows, by id with name and number of records: missing from now on, so that they
+        go the way of every removed file, with its grace period and its fuse."""
+        orphan = {"export": self._export, "change_token": "", "listing_id": 0, "status": "done", "missing_since": self._clock()}
+        rows = [{**orphan, "file_id": f, "display_name": name, "chunk_count": count} for f, (name, count) in found.items()]
+        with self._engine.begin() as connection:
+            upsert(connection, schema.files, rows)
+
     def entomb(self, file_ids: Sequence[str], *, erased_at: float | None = None) -> None:
         """Files that no listing may bring back. Names are not kept."""
         at = self._clock() if erased_at is None else erased_at
@@ -78,6 +89,13 @@ class Register:
             upsert(
                 connection, schema.tombstones, [{"export": self._export, "file_id": f, "erased_at": at} for f in sorted(file_ids)]
             )
+
+    def count_vectors(self, file_ids: Sequence[str]) -> int:
+        """Entries of the vector index that point to these files' partitions."""
+        c = schema.vectors.c
+        query = sa.select(sa.func.count()).select_from(schema.vectors).where(c.export == self._export)
+        with self._engine.connect() as connection:
+            return sum(int(connection.execute(query.where(c.file_id.in_(batch))).scalar_one()) for batch in batches(file_ids))
 
     def record_proof(self, file_ids: Sequence[str]) -> None:
         """Nothing of these erased files was found anywhere."""

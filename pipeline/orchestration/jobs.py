@@ -1,15 +1,18 @@
 """Jobs of an export: the ingest of any partitions, the verification of its sinks, the removal of files that are gone."""
 
+from dataclasses import asdict
+
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
-from pipeline.orchestration.checks import sink_checks
+from pipeline.orchestration.checks import sink_checks, verification_metadata
 from pipeline.orchestration.liveness import mark_run
 from pipeline.orchestration.metadata import report_metadata
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import SHARED_ASSETS
-from pipeline.stages.remove import remove
+from pipeline.stages.remove import pending_removals, remove
+from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
 
 
@@ -17,6 +20,22 @@ class RemovalConfig(dg.Config):
     """Which files to remove; only those the ledger has marked are touched."""
 
     file_ids: list[str]
+
+
+class RepairConfig(dg.Config):
+    """What to repair, and how closely to look."""
+
+    sink: str | None = None
+    """Every sink by default."""
+    deep: bool = True
+    """Read every record instead of snapshots alone."""
+
+
+class ApprovalConfig(dg.Config):
+    """What a person has approved."""
+
+    count: int
+    """Files that may be deleted at the next look, beyond the fuse."""
 
 
 def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
@@ -64,3 +83,61 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
         remove_files()
 
     return removal
+
+
+def repair_job(settings: ExportSettings) -> dg.JobDefinition:
+    """Replaces the files of a sink that differ from their source, and no other."""
+
+    @dg.op(name=f"{settings.name}_repair_sinks")
+    async def repair_sinks(context: dg.OpExecutionContext, exports: Exports, config: RepairConfig) -> None:
+        """Repair, verify again, and log one observation a sink; fails while something still differs."""
+        export = exports.open(settings, context.instance)
+        left: list[str] = []
+        for sink in [config.sink] if config.sink else list(settings.sinks):
+            report = await repair(export, sink, run_id=context.run_id, deep=config.deep)
+            metadata = {
+                "found": len(report.before.findings),
+                "replaced": len(report.replaced),
+                "orphans_deleted": len(report.deleted),
+                "orphans_kept": len(report.kept),
+                **verification_metadata(report.after),
+            }
+            context.log_event(dg.AssetObservation(asset_key(settings, sink), metadata=metadata))
+            left += [] if report.ok else [sink]
+        if left:
+            raise dg.Failure(f"not all is repaired in {', '.join(left)}; the observations say what is left", allow_retries=False)
+
+    @dg.job(
+        name=f"{settings.name}_repair",
+        executor_def=dg.in_process_executor,
+        description="Replaces the files of a sink that differ from their source from the lake; embeds nothing it has.",
+    )
+    def repairing() -> None:
+        repair_sinks()
+
+    return repairing
+
+
+def approval_job(settings: ExportSettings) -> dg.JobDefinition:
+    """Lets deletes through that the fuse has stopped."""
+
+    @dg.op(name=f"{settings.name}_approve")
+    def approve(context: dg.OpExecutionContext, exports: Exports, config: ApprovalConfig) -> None:
+        """Note the approval for the sensor's next look, and what waits for it."""
+        export = exports.open(settings, context.instance)
+        waiting = pending_removals(export)
+        export.ledger.update_state(allowed_deletes=config.count)
+        rows = [dg.TableRecord(asdict(removal)) for removal in waiting[:200]]
+        metadata = {"approved": config.count, "waiting": len(waiting)}
+        table = {"files": dg.MetadataValue.table(rows)} if rows else {}
+        context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata={**metadata, **table}))
+
+    @dg.job(
+        name=f"{settings.name}_approve_removals",
+        executor_def=dg.in_process_executor,
+        description="Approves the removal of more files than max_delete_fraction lets through; the run shows which wait.",
+    )
+    def approval() -> None:
+        approve()
+
+    return approval

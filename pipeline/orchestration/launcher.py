@@ -91,13 +91,18 @@ def sync(
     scope = (detection.index.project_id, detection.index.export_config_id)
     report = SyncReport(detection)
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
+    restore_keys = True
+
+    def is_fresh(spec: RunSpec) -> bool:
+        return any((key, spec.assets) not in tried for key in spec.keys)
+
     with process_mark() as mark:
         while True:
-            decided = dispatch(instance, export, scope)
-            fresh = [spec for spec in decided.runs if any((key, spec.assets) not in tried for key in spec.keys)]
-            if not (fresh or decided.removals):
+            decided = dispatch(instance, export, scope, restore_keys=restore_keys, wanted=is_fresh)
+            restore_keys = False
+            if not (decided.runs or decided.removals):
                 break
-            for spec in fresh:
+            for spec in decided.runs:
                 tried |= {(key, spec.assets) for key in spec.keys}
                 told(spec)
                 _execute(ingest, spec, settings, instance, report, mark)

@@ -46,7 +46,13 @@ def directory_changes(
         except SourceUnavailable as error:
             return dg.SkipReason(f"nothing is decided without the index: {error}")
         scope = (detection.index.project_id, detection.index.export_config_id)
-        decided = dispatch(context.instance, export, scope, waiting_since=cursor.get("waiting_since"))
+        decided = dispatch(
+            context.instance,
+            export,
+            scope,
+            waiting_since=cursor.get("waiting_since"),
+            restore_keys=detection.look == "complete" or not cursor,
+        )
         context.update_cursor(json.dumps({"listing": detection.cursor, "waiting_since": decided.waiting_since}))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
         requests = [_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import dagster as dg
@@ -68,12 +68,24 @@ class Dispatch:
 
 
 def dispatch(
-    instance: dg.DagsterInstance, export: Export, scope: tuple[str, str], *, waiting_since: float | None = None
+    instance: dg.DagsterInstance,
+    export: Export,
+    scope: tuple[str, str],
+    *,
+    waiting_since: float | None = None,
+    restore_keys: bool = False,
+    wanted: Callable[[RunSpec], bool] = lambda _spec: True,
 ) -> Dispatch:
-    """Decide which runs to start now, and note in the ledger what they carry. Changes the order of partition keys."""
+    """Decide which runs to start now, and note in the ledger what they carry. Changes the order of partition keys.
+
+    With ``restore_keys`` every known file gets its partition key back, as after the loss of the instance.
+    Runs that are not ``wanted`` are not handed out, and their files stay as they are.
+    """
     end_dead_runs(instance)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
+    if restore_keys:
+        _with_new_keys(instance, export.name, [row.file_id for row in export.ledger.files().values() if row.status != "removed"])
     quiet = is_quiet(instance)
     if quiet and needs.removed:
         delete_keys(instance, export.name, needs.removed)
@@ -95,7 +107,7 @@ def dispatch(
             RunSpec(tuple(keys), sinks, wave, "sinks")
             for keys in contiguous_ranges(order, files, export.settings.detection.files_per_run)
         ]
-    runs = runs[:_MAX_RUNS]
+    runs = [run for run in runs if wanted(run)][:_MAX_RUNS]
     export.ledger.request(sorted({key for run in runs for key in run.keys}), wave)
     return Dispatch(needs, tuple(runs), removals, waiting_since)
 

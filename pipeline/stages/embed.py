@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,8 +29,16 @@ class _FileChunks:
     digests: list[bytes]
 
 
-async def embed(export: Export, file_ids: list[str], *, run_id: str, dry_run: bool = False) -> StageReport:
-    """Give vectors to the chunks of these files where chunks or model changed.
+class HeldVectors(Protocol):
+    """Vectors of the present model kept elsewhere than in the lake, by embedding digest, for the texts of these files."""
+
+    async def __call__(self, file_ids: list[str]) -> dict[bytes, npt.NDArray[np.float32]]: ...
+
+
+async def embed(
+    export: Export, file_ids: list[str], *, run_id: str, dry_run: bool = False, held: HeldVectors | None = None
+) -> StageReport:
+    """Give vectors to the chunks of these files where chunks or model changed; what ``held`` has is not embedded either.
 
     With ``dry_run`` nothing is embedded or written: the numbers say what would be.
     Raises EmbedderUnavailable when the model cannot answer; groups finished until then are kept.
@@ -40,6 +49,9 @@ async def embed(export: Export, file_ids: list[str], *, run_id: str, dry_run: bo
     for group in groups_of(stale):
         files = await asyncio.to_thread(_read, export, group, report)
         known = await asyncio.to_thread(_known_vectors, export, files)
+        lacking = [file.row.file_id for file in files if not known.keys() >= set(file.digests)]
+        if held and lacking:
+            known = {**await held(lacking), **known}
         if dry_run:
             _count(files, set(known) | seen, report)
             seen.update(digest for file in files for digest in file.digests)
@@ -59,13 +71,14 @@ def _read(export: Export, group: list[FileRow], report: StageReport) -> list[_Fi
             lost.append({"file_id": row.file_id, "chunks_key": None})
             report.failures[row.file_id] = "its chunks are gone from the lake; they will be made again"
             continue
-        texts = _embedding_texts(table)
+        texts = embedding_texts(table)
         files.append(_FileChunks(row, table, [embedding_digest(text) for text in texts]))
     export.ledger.update_files(lost)
     return files
 
 
-def _embedding_texts(table: pa.Table) -> list[str]:
+def embedding_texts(table: pa.Table) -> list[str]:
+    """What is embedded of every row of chunks."""
     return [
         context + content for context, content in zip(table["context"].to_pylist(), table["content"].to_pylist(), strict=True)
     ]
@@ -82,7 +95,7 @@ def _known_vectors(export: Export, files: list[_FileChunks]) -> dict[bytes, npt.
             continue
         if (table.schema.metadata or {}).get(b"model") != export.embedder.identity.fingerprint.encode():
             continue
-        vectors = _matrix(table["embedding"].combine_chunks(), export.embedder.identity.dimension)
+        vectors = vector_matrix(table["embedding"].combine_chunks(), export.embedder.identity.dimension)
         for position, digest in enumerate(table["embedding_digest"].to_pylist()):
             if digest in wanted:
                 known[digest] = vectors[position]
@@ -102,7 +115,7 @@ def _count(files: list[_FileChunks], known: set[bytes], report: StageReport) -> 
 async def _embed_group(
     export: Export, files: list[_FileChunks], known: dict[bytes, npt.NDArray[np.float32]], report: StageReport
 ) -> None:
-    texts = [text for file in files for text in _embedding_texts(file.table)]
+    texts = [text for file in files for text in embedding_texts(file.table)]
     tokens = [count for file in files for count in file.table["chunk_token_count"].to_pylist()]
     vectors, stats = await embed_missing(export.embedder, texts, tokens, known)
     report.numbers["computed"] += stats.computed
@@ -146,5 +159,6 @@ def _fixed_size_list(vectors: Vectors, dimension: int) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1)), dimension)
 
 
-def _matrix(array: pa.FixedSizeListArray, dimension: int) -> Vectors:
+def vector_matrix(array: pa.FixedSizeListArray, dimension: int) -> Vectors:
+    """A column of vectors as one array of shape (n, dimension)."""
     return np.asarray(array.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dimension)

@@ -57,7 +57,12 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
         changed = digest != row.payload_digest
         if changed:
             table = pages_to_table(payload.pages)
-            metadata = {"payload_digest": digest, "text_digest": text, "provenance": _provenance(file, payload)}
+            metadata = {
+                "payload_digest": digest,
+                "text_digest": text,
+                "provenance": _provenance(file, payload),
+                "change_token": file.change_token,
+            }
             if payload.attachments:
                 metadata["attachments"] = canonical_json([[a.attachment_name, a.source_id, a.type] for a in payload.attachments])
             objects.append((file.id, table, metadata))

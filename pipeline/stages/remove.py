@@ -3,10 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 
 from pipeline.stages.export import Export
+from pipeline.stages.needs import needs_of
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """A file the directory has no longer, and what its records wait for: ``grace period``, ``approval``, or nothing (``now``)."""
+
+    file_id: str
+    file: str
+    records: int
+    missing_since: float | None
+    waits_for: str
+
+
+def pending_removals(export: Export) -> list[Removal]:
+    """What would go from every sink, by name, in the order of names. Reads the ledger alone."""
+    state = export.ledger.state()
+    needs = needs_of(export, (state.tenant_id or "", state.export_config_id or ""))
+    waits = {
+        **dict.fromkeys(needs.awaiting_grace, "grace period"),
+        **dict.fromkeys(needs.awaiting_approval, "approval"),
+        **dict.fromkeys([*needs.removable, *needs.removing], "now"),
+    }
+    rows = export.ledger.files(list(waits))
+    found = [Removal(f, row.display_name, row.chunk_count or 0, row.missing_since, waits[f]) for f, row in rows.items()]
+    return sorted(found, key=lambda removal: (removal.file, removal.file_id))
 
 
 async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:

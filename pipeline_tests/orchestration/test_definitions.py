@@ -51,9 +51,8 @@ def test_a_setting_moves_the_code_version_of_what_it_decides_and_of_nothing_else
 
 def test_jobs_sensors_and_checks_carry_the_exports_name() -> None:
     loaded = defs()
-    assert loaded.resolve_job_def("default_ingest")
-    assert loaded.resolve_job_def("default_removal")
-    assert loaded.resolve_job_def("default_verification")
+    for job in ("ingest", "removal", "verification", "repair", "approve_removals"):
+        assert loaded.resolve_job_def(f"default_{job}").description
     assert loaded.resolve_sensor_def("default_directory_changes").minimum_interval_seconds == 30
     checks = {key.name for key in loaded.resolve_asset_graph().asset_check_keys}
     assert checks == {"index_is_healthy", "no_file_is_left_behind", "holds_its_source"}

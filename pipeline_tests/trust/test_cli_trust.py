@@ -42,3 +42,36 @@ def test_verify_says_what_is_missing_and_ends_with_one(folder: Path) -> None:
     assert "missing_file  boats.md" in invoke("verify", code=1)
     found = json.loads(invoke("verify", "--json", code=1))
     assert [(one["sink"], one["ok"], len(one["findings"])) for one in found] == [("lancedb", False, 3)]
+
+
+def test_repair_and_rebuild_end_with_a_sink_that_verifies(folder: Path) -> None:
+    home = folder.parent / "home"
+    shutil.rmtree(home / "lancedb")
+    assert "3 files replaced" in invoke("repair")
+    shutil.rmtree(home / "lake")
+    rebuilt = json.loads(invoke("rebuild", "lake"))
+    assert (rebuilt["files"], rebuilt["vectors_reused"], rebuilt["vectors_embedded"]) == (3, 3, 0)
+    (home / "ledger.sqlite").unlink()
+    assert json.loads(invoke("rebuild", "ledger"))["standing"] == {"lancedb": 3}
+    shutil.rmtree(home / "lancedb")
+    assert json.loads(invoke("rebuild", "sink", "lancedb", "--json"))["ok"]
+    assert all(one["ok"] for one in json.loads(invoke("verify", "--deep", "--json")))
+    assert json.loads(invoke("removals", "--json")) == []
+
+
+def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) -> None:
+    report = json.loads(invoke("erase", "boats.md", "--json"))
+    assert report["proved"]
+    assert [proof["records"] for proof in report["proofs"]] == [0, 0, 0]
+    invoke("sync", "--json")
+    assert json.loads(invoke("status", "--json"))["files"] == {"done": 2}
+    assert "erased and proved" in invoke("erase", report["file_ids"][0])
+    invoke("erase", "boats.md", code=1)
+    assert "1 files released" in invoke("release", report["file_ids"][0])
+    invoke("sync", "--json")
+    assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
+
+
+def test_retire_wants_to_know_what(folder: Path) -> None:
+    outcome = CliRunner().invoke(app, ["retire"])
+    assert "say what to retire" in str(outcome.exception)

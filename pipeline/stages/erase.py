@@ -1,0 +1,200 @@
+"""Erasure and retirement: what leaves every place an export ever wrote to, with proof.
+
+A tombstone comes first and stays: whatever happens afterwards, no listing brings the file back. What the source itself
+holds (LlamaCloud, the documents) is the source's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pyarrow as pa
+
+from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.lake.lake import DATASETS
+from pipeline.ledger.models import SinkCollection
+from pipeline.sinks.base import Exporter
+from pipeline.stages.export import Export
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What was looked for in one place after the erasure, how, and how many records of the files were found."""
+
+    place: str
+    checked: str
+    records: int
+
+
+@dataclass(slots=True)
+class ErasureReport:
+    """``problems`` say what could not be erased or proved yet; erasing again goes on from there."""
+
+    file_ids: list[str]
+    proofs: list[Proof] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def proved(self) -> bool:
+        return not self.problems and all(proof.records == 0 for proof in self.proofs)
+
+
+@dataclass(frozen=True, slots=True)
+class Retired:
+    """A collection that holds nothing of this export any more; ``kept`` says why it was not dropped, ``None`` if it was."""
+
+    sink: str
+    slug: str
+    files: int
+    kept: str | None
+
+
+async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> ErasureReport:
+    """Remove files from every collection ever written, old versions and old models included, from the lake and the vector
+    index, and look whether anything is left.
+
+    Can be run again after any failure. Raises LakeError when the lake refuses.
+    """
+    report = ErasureReport(sorted(set(file_ids)))
+    await asyncio.to_thread(_entomb, export, report.file_ids)
+    free = await asyncio.to_thread(_claim, export, report, run_id)
+    try:
+        for file_id in free:
+            await asyncio.to_thread(export.lake.delete, file_id)
+        tenant_id, config = await export.scope()
+        for held in await asyncio.to_thread(_collections, export):
+            await _erase_from(export, held, tenant_id, config, free, report)
+        if not report.problems:
+            await asyncio.to_thread(export.ledger.record_removed, free, run_id=run_id)
+        await asyncio.to_thread(_prove_at_home, export, report)
+        if report.proved:
+            await asyncio.to_thread(export.ledger.register.record_proof, free)
+        await asyncio.to_thread(export.ledger.log, [(f, "erased", {"proved": report.proved}) for f in free], run_id=run_id)
+    finally:
+        await asyncio.to_thread(export.ledger.drop_leases, run_id)
+    return report
+
+
+def _entomb(export: Export, file_ids: Sequence[str]) -> None:
+    at = time.time()
+    for file_id in file_ids:
+        export.lake.write("tombstones", file_id, pa.table({}), {"erased_at": repr(at)})
+    export.ledger.register.entomb(file_ids, erased_at=at)
+
+
+def _claim(export: Export, report: ErasureReport, run_id: str) -> list[str]:
+    """Files no live run can write to meanwhile; the known ones are marked, so that no run takes them up again."""
+    known = export.ledger.files(report.file_ids)
+    held = set(export.claim(list(known), run_id))
+    report.problems += [
+        f"{file_id} is being worked on by a run; erase it again when that has ended" for file_id in known.keys() - held
+    ]
+    export.ledger.update_files([{"file_id": file_id, "status": "removing"} for file_id in sorted(held)])
+    return [file_id for file_id in report.file_ids if file_id not in known or file_id in held]
+
+
+def _collections(export: Export) -> list[SinkCollection]:
+    """Every collection this export has written and not retired; those of present sinks are reached by present settings."""
+    present = {sink: export.held_in(sink) for sink in export.settings.sinks}
+    known = {(held.sink, held.slug): held for held in present.values()}
+    for held in export.ledger.register.collections():
+        now = present.get(held.sink)
+        known.setdefault((held.sink, held.slug), replace(held, settings=now.settings) if now else held)
+    return list(known.values())
+
+
+async def _erase_from(
+    export: Export, held: SinkCollection, tenant_id: str, config: str, file_ids: Sequence[str], report: ErasureReport
+) -> None:
+    place = f"{held.sink} ({held.slug})"
+    try:
+        exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
+        try:
+            await exporter.provision()
+            await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
+            await exporter.purge_history()
+            report.proofs.append(await _proof(exporter, place, config, report.file_ids))
+        finally:
+            await exporter.close()
+    except (SinkUnavailable, ConfigError) as error:
+        report.problems.append(f"{place}: {error}")
+
+
+async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence[str]) -> Proof:
+    snapshots = await exporter.list_snapshots(export_config_id=config, parsed_directory_file_ids=file_ids)
+    records = sum(max(1, snapshot.chunk_count) for snapshot in snapshots)
+    try:
+        tables = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
+    except SinkConflict:
+        return Proof(place, "snapshots", records)
+    held = 0
+    async for table in tables:
+        held += table.num_rows
+    return Proof(place, "snapshots and records", max(records, held))
+
+
+def _prove_at_home(export: Export, report: ErasureReport) -> None:
+    left = sum(export.lake.metadata(dataset, file_id) is not None for dataset in DATASETS for file_id in report.file_ids)
+    report.proofs.append(Proof("lake", "partitions", left))
+    report.proofs.append(Proof("vector index", "entries", export.ledger.register.count_vectors(report.file_ids)))
+
+
+async def retire(export: Export, *, model: str | None = None, sink: str | None = None) -> list[Retired]:
+    """Remove what this export holds in an old model's collections, or in a sink that has left its settings.
+
+    A collection is dropped where the store can do that and nobody else's records are in it. Raises ConfigError for what is
+    in use or unknown, SinkUnavailable.
+    """
+    chosen = await asyncio.to_thread(_retirable, export, model, sink)
+    tenant_id, config = await export.scope()
+    return [await _retire(export, held, tenant_id, config) for held in chosen]
+
+
+def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:
+    known = [held for held in _collections(export) if sink in (None, held.sink) and model in (None, held.slug)]
+    if not known:
+        there = ", ".join(f"{held.slug} in {held.sink}" for held in _collections(export))
+        raise ConfigError(f"export {export.name!r} has written no such collection; it has: {there}")
+    for held in known:
+        if held.sink in export.settings.sinks and held.slug == export.embedder.identity.slug:
+            raise ConfigError(
+                f"{held.slug} in {held.sink} is in use; change the model or remove the sink from the export's YAML first"
+            )
+    return known
+
+
+async def _retire(export: Export, held: SinkCollection, tenant_id: str, config: str) -> Retired:
+    exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
+    try:
+        await exporter.provision()
+        snapshots = await exporter.list_snapshots(export_config_id=config)
+        file_ids = sorted({snapshot.parsed_directory_file_id for snapshot in snapshots})
+        await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
+        kept = await _drop_if_empty(exporter, (tenant_id, config))
+    finally:
+        await exporter.close()
+    await asyncio.to_thread(export.ledger.register.forget_collection, held.sink, held.slug)
+    return Retired(held.sink, held.slug, len(file_ids), kept)
+
+
+async def _drop_if_empty(exporter: Exporter, mine: tuple[str, str]) -> str | None:
+    """Drop the collection unless it has others' records; answers why not. What has lost its first chunk is still ours."""
+    scopes = await exporter.list_scopes()
+    if scopes is None:
+        return "this sink cannot say whether others have records in it"
+    if scopes - {mine}:
+        return "others have records in it"
+    try:
+        await exporter.drop_collection()
+    except SinkConflict as error:
+        return str(error)
+    return None
+
+
+def _exporter(export: Export, held: SinkCollection, tenant_id: str) -> Exporter:
+    if ":" in str(held.settings["type"]) and held.sink not in export.settings.sinks:
+        raise ConfigError(f"the settings of the plugged-in sink {held.sink!r} are not kept; put it back into the export's YAML")
+    return export.collection(held, tenant_id)

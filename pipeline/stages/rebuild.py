@@ -1,0 +1,249 @@
+"""Rebuilding what was lost from what is left: the ledger, the lake, or what is taken for granted of a sink.
+
+Nothing that any part still has is made again: a lost ledger is read off listing, lake and snapshots; a lost lake takes its
+vectors back from a sink.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.embedding.reuse import embedding_digest
+from pipeline.errors import IncompleteListing, SinkConflict, SinkUnavailable
+from pipeline.lake.lake import Dataset
+from pipeline.ledger.models import FileRow
+from pipeline.sinks.base import Exporter, Snapshot
+from pipeline.stages.chunk import chunk
+from pipeline.stages.detect import detect
+from pipeline.stages.embed import embed, embedding_texts, vector_matrix
+from pipeline.stages.export import Export
+from pipeline.stages.fetch import fetch
+from pipeline.stages.load import build_records, complete_snapshot, holds
+from pipeline.stages.report import StageReport
+from pipeline.stages.work import groups_of
+
+_THREADS = 8
+_LISTING_SECONDS = 6 * 3600.0
+
+
+@dataclass(slots=True)
+class LedgerRebuild:
+    """What a lost ledger was read off: files whose payloads and vectors the lake has, files each sink already holds."""
+
+    files: int = 0
+    with_payload: int = 0
+    with_vectors: int = 0
+    standing: dict[str, int] = field(default_factory=dict)
+    orphans: dict[str, int] = field(default_factory=dict)
+    """Files that a sink holds and the directory does not have; they go the way of every removed file."""
+    tombstones: int = 0
+    unreachable: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LakeRebuild:
+    """How many files had lost something, and what each stage did about it."""
+
+    files: int
+    fetched: StageReport
+    cut: StageReport
+    embedded: StageReport
+
+    @property
+    def failures(self) -> dict[str, str]:
+        return {**self.fetched.failures, **self.cut.failures, **self.embedded.failures}
+
+
+async def rebuild_ledger(export: Export) -> LedgerRebuild:
+    """Fill the ledger from a complete listing, the lake and every sink's snapshots; embeds nothing and writes to no sink.
+
+    Raises SourceUnavailable, also for a listing that is not complete: it would make files look removed.
+    """
+    rebuilt = LedgerRebuild()
+    rebuilt.tombstones = await asyncio.to_thread(_restore_tombstones, export)
+    detection = await detect(export, complete=True, budget_seconds=_LISTING_SECONDS)
+    if detection.look != "complete":
+        raise IncompleteListing(f"the listing is {detection.look}; a ledger is rebuilt from a complete one alone, so try again")
+    scope = await export.scope()
+    await asyncio.to_thread(_restore_rows, export, rebuilt)
+    ready = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if export.records_key(row, scope)]
+    for group in groups_of(ready):
+        await asyncio.to_thread(build_records, export, group, scope, StageReport("rebuild"))
+    for sink in export.settings.sinks:
+        await _adopt_sink(export, sink, scope, rebuilt)
+    await asyncio.to_thread(export.settle, [row.file_id for row in ready], scope)
+    return rebuilt
+
+
+def _restore_tombstones(export: Export) -> int:
+    known = export.ledger.register.tombstones()
+    lost = [file_id for file_id in export.lake.partitions("tombstones") if file_id not in known]
+    for file_id in lost:
+        marks = export.lake.metadata("tombstones", file_id) or {}
+        export.ledger.register.entomb([file_id], erased_at=float(marks["erased_at"]) if "erased_at" in marks else None)
+    return len(known) + len(lost)
+
+
+def _restore_rows(export: Export, rebuilt: LedgerRebuild) -> None:
+    rows = export.ledger.files()
+    unknown = [row.file_id for row in rows.values() if row.payload_digest is None]
+    model = export.embedder.identity
+    digests: dict[str, list[bytes]] = {}
+    updates = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for file_id, (values, of_file) in zip(unknown, pool.map(lambda f: _lake_row(export, f), unknown), strict=True):
+            updates.append({"file_id": file_id, **values})
+            if of_file is not None:
+                digests[file_id] = of_file
+    export.ledger.update_files(updates)
+    export.ledger.replace_vectors(model.slug, digests)
+    rebuilt.files = len(rows)
+    restored = export.ledger.files().values()
+    rebuilt.with_payload = sum(row.payload_digest is not None for row in restored)
+    rebuilt.with_vectors = sum(row.vectors_key is not None and row.vectors_key == export.vectors_key(row) for row in restored)
+
+
+def _lake_row(export: Export, file_id: str) -> tuple[dict[str, Any], list[bytes] | None]:
+    """A file's ledger columns as its partitions were stamped, and the digests of its vectors if the present model made them."""
+    payload = export.lake.metadata("parsed_payloads", file_id) or {}
+    chunks = export.lake.read("chunks", file_id, ["chunk_token_count"])
+    vectors = export.lake.read("embeddings", file_id, ["embedding_digest"])
+    values = {
+        "fetched_token": payload.get("change_token"),
+        "payload_digest": payload.get("payload_digest"),
+        "text_digest": payload.get("text_digest"),
+        "provenance": payload.get("provenance"),
+        "chunks_key": _mark(chunks, b"chunks_key"),
+        "chunk_count": chunks.num_rows if chunks is not None else None,
+        "token_count": int(pc.sum(chunks["chunk_token_count"]).as_py() or 0) if chunks is not None else None,
+        "vectors_key": _mark(vectors, b"vectors_key"),
+    }
+    ours = _mark(vectors, b"model") == export.embedder.identity.fingerprint
+    return values, vectors["embedding_digest"].to_pylist() if vectors is not None and ours else None
+
+
+def _mark(table: pa.Table | None, name: bytes) -> str | None:
+    found = (table.schema.metadata or {}).get(name) if table is not None else None
+    return found.decode() if found is not None else None
+
+
+async def _adopt_sink(export: Export, sink: str, scope: tuple[str, str], rebuilt: LedgerRebuild) -> None:
+    try:
+        async with opened_sink(export, sink, scope[0]) as exporter:
+            listed = await exporter.list_snapshots(export_config_id=scope[1])
+    except SinkUnavailable as error:
+        rebuilt.unreachable[sink] = str(error)
+        return
+    rebuilt.standing[sink], rebuilt.orphans[sink] = await asyncio.to_thread(_record_snapshots, export, sink, listed)
+
+
+def _record_snapshots(export: Export, sink: str, listed: Sequence[Snapshot]) -> tuple[int, int]:
+    """Note which current record sets stand in a sink; answers their number and that of orphans."""
+    rows = export.ledger.files()
+    snapshots = {snapshot.parsed_directory_file_id: complete_snapshot(snapshot, {}) for snapshot in listed}
+    if len(listed) != len(snapshots):
+        snapshots = {}  # a duplicate is left to a run, which compares and replaces
+    standing = {
+        row.file_id: row.record_set_hash
+        for row in rows.values()
+        if row.record_set_hash and holds(snapshots.get(row.file_id), row.record_set_hash, row.chunk_count or 0)
+    }
+    export.ledger.register.record_collection(export.held_in(sink))
+    export.ledger.record_sink(sink, standing, export.embedder.identity.slug)
+    orphans = {file_id: snapshot for file_id, snapshot in snapshots.items() if file_id not in rows}
+    named = {file_id: (_name_in_lake(export, file_id), snapshot.chunk_count) for file_id, snapshot in orphans.items()}
+    export.ledger.register.adopt_orphans(named)
+    return len(standing), len(orphans)
+
+
+def _name_in_lake(export: Export, file_id: str) -> str:
+    provenance = (export.lake.metadata("parsed_payloads", file_id) or {}).get("provenance")
+    return str(json.loads(provenance)["file_name"]) if provenance else file_id
+
+
+async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | None = None) -> LakeRebuild:
+    """Make what the lake has lost: payloads fetched, chunks cut, vectors read back from sinks, the rest embedded.
+
+    A vector is taken from a sink where the same model made it of the same text. Raises SourceUnavailable, LakeError.
+    """
+    rows = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if row.status not in ("removing", "removed")]
+    lost = await asyncio.to_thread(forget_lost, export, rows)
+    return await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)
+
+
+async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks: Iterable[str]) -> LakeRebuild:
+    """Payload, chunks and vectors of these files as far as they are not current, with vectors these sinks hold."""
+    fetched = await fetch(export, file_ids, run_id=run_id)
+    cut = await chunk(export, file_ids, run_id=run_id)
+    embedded = await embed(export, file_ids, run_id=run_id, held=_SinkVectors(export, list(sinks)))
+    return LakeRebuild(len(file_ids), fetched, cut, embedded)
+
+
+def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) -> list[str]:
+    """Take back what the ledger says of partitions that are gone; answers the files that have lost one.
+
+    By the lake's own listing or, with ``read``, by reading each partition, which finds damaged ones too.
+    """
+    there: dict[Dataset, set[str]] = {}
+    for dataset in ("parsed_payloads", "chunks", "embeddings"):
+        names = (
+            [row.file_id for row in rows if export.lake.metadata(dataset, row.file_id) is not None]
+            if read
+            else export.lake.partitions(dataset)
+        )
+        there[dataset] = set(names)
+    gone = {dataset: [row for row in rows if row.file_id not in names] for dataset, names in there.items()}
+    payload = {"fetched_token": None, "payload_digest": None, "text_digest": None}
+    export.ledger.update_files([{"file_id": row.file_id, **payload} for row in gone["parsed_payloads"]])
+    export.ledger.update_files([{"file_id": row.file_id, "chunks_key": None} for row in gone["chunks"]])
+    export.ledger.update_files([{"file_id": row.file_id, "vectors_key": None} for row in gone["embeddings"]])
+    export.ledger.replace_vectors(export.embedder.identity.slug, {row.file_id: [] for row in gone["embeddings"]})
+    return sorted({row.file_id for lacking in gone.values() for row in lacking})
+
+
+class _SinkVectors:
+    """Vectors read back from the records of sinks, the first sink that has a text first."""
+
+    def __init__(self, export: Export, sinks: Sequence[str]) -> None:
+        self._export = export
+        self._sinks = sinks
+
+    async def __call__(self, file_ids: list[str]) -> dict[bytes, npt.NDArray[np.float32]]:
+        tenant_id, config = await self._export.scope()
+        found: dict[bytes, npt.NDArray[np.float32]] = {}
+        for sink in self._sinks:
+            try:
+                async with opened_sink(self._export, sink, tenant_id) as exporter:
+                    async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
+                        found = {**await asyncio.to_thread(self._vectors, table), **found}
+            except (SinkUnavailable, SinkConflict):
+                continue  # another sink may have them; what none has is embedded
+        return found
+
+    def _vectors(self, table: pa.Table) -> Mapping[bytes, npt.NDArray[np.float32]]:
+        model = self._export.embedder.identity
+        rows = table.filter(pc.equal(table["embedding_model"], model.fingerprint))
+        vectors = vector_matrix(rows["embedding"].combine_chunks(), model.dimension)
+        return {embedding_digest(text): vector for text, vector in zip(embedding_texts(rows), vectors, strict=True)}
+
+
+@asynccontextmanager
+async def opened_sink(export: Export, sink: str, tenant_id: str) -> AsyncIterator[Exporter]:
+    """A provisioned exporter of a sink, closed at the end."""
+    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
+    try:
+        await exporter.provision()
+        yield exporter
+    finally:
+        await exporter.close()

@@ -1,0 +1,155 @@
+"""Repair: the files of a sink that differ from their source are replaced from the lake; every other file is left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from pipeline.errors import SourceUnavailable
+from pipeline.ledger.models import FileRow
+from pipeline.sinks.base import Exporter
+from pipeline.stages.detect import detect
+from pipeline.stages.export import Export
+from pipeline.stages.findings import FindingKind
+from pipeline.stages.load import build_records
+from pipeline.stages.rebuild import forget_lost, make_again, opened_sink
+from pipeline.stages.report import StageReport
+from pipeline.stages.verify import SinkVerification, verify
+from pipeline.stages.work import groups_of
+
+_BEYOND_REPAIR: frozenset[FindingKind] = frozenset({"orphan_file", "foreign_records", "conflict"})
+"""What replacing a file does not mend: orphans are deleted, the rest is for people to decide."""
+
+_LISTING_SECONDS = 6 * 3600.0
+
+
+@dataclass(slots=True)
+class RepairReport:
+    """What a repair found, did and left: ``kept`` says why an orphan stayed, ``failures`` why a file was not replaced."""
+
+    before: SinkVerification
+    after: SinkVerification
+    replaced: list[str] = field(default_factory=list)
+    deleted: list[str] = field(default_factory=list)
+    kept: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        return self.after.ok
+
+
+async def repair(export: Export, sink: str, *, run_id: str, deep: bool = True) -> RepairReport:
+    """Make a sink hold its source again, and verify that it does.
+
+    What a replace does not mend, because a store keeps records no snapshot speaks of, is deleted and written anew in a
+    second round: such a file does not answer for a moment. Raises SinkUnavailable.
+    """
+    found = await verify(export, sink, deep=deep)
+    report = RepairReport(found, found)
+    try:
+        for delete_first in (False, True):
+            if report.after.ok:
+                break
+            await _mend(export, sink, report, run_id, delete_first=delete_first)
+            report.after = await verify(export, sink, deep=deep)
+    finally:
+        await asyncio.to_thread(export.ledger.drop_leases, run_id)
+    return report
+
+
+async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *, delete_first: bool) -> None:
+    findings = report.after.findings
+    differing = sorted({f.file_id for f in findings if f.file_id is not None and f.kind not in _BEYOND_REPAIR})
+    orphans = sorted({f.file_id for f in findings if f.file_id is not None and f.kind == "orphan_file"})
+    if not (differing or orphans):
+        return
+    scope = await export.scope()
+    held = await asyncio.to_thread(export.claim, differing, run_id)
+    ready = await _current_rows(export, held, scope, report, run_id)
+    async with opened_sink(export, sink, scope[0]) as exporter:
+        for group in groups_of(ready):
+            await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
+        await _delete_orphans(export, exporter, scope, orphans, report, run_id)
+        await exporter.optimize()
+    await asyncio.to_thread(export.settle, held, scope)
+    await asyncio.to_thread(export.ledger.drop_leases, run_id)
+
+
+async def _current_rows(
+    export: Export, file_ids: list[str], scope: tuple[str, str], report: RepairReport, run_id: str
+) -> list[FileRow]:
+    """Rows whose records the lake can give, after making what it lacks; vectors of other sinks are taken back first."""
+    rows = await asyncio.to_thread(export.ledger.files, file_ids)
+    await asyncio.to_thread(forget_lost, export, list(rows.values()), read=True)
+    rows = await asyncio.to_thread(export.ledger.files, file_ids)
+    lacking = [row.file_id for row in rows.values() if not export.records_key(row, scope)]
+    if lacking:
+        made = await make_again(export, lacking, run_id=run_id, sinks=export.settings.sinks)
+        report.failures.update(made.failures)
+        rows = await asyncio.to_thread(export.ledger.files, file_ids)
+    return [row for row in rows.values() if export.records_key(row, scope)]
+
+
+async def _replace(
+    export: Export,
+    sink: str,
+    exporter: Exporter,
+    scope: tuple[str, str],
+    group: list[FileRow],
+    report: RepairReport,
+    run_id: str,
+    *,
+    delete_first: bool,
+) -> None:
+    built_report = StageReport("repair")
+    built = await asyncio.to_thread(build_records, export, group, scope, built_report)
+    if delete_first:
+        ids = [file.file_id for file in built]
+        await exporter.delete_files(parsed_directory_file_ids=ids, export_config_id=scope[1])
+    outcome = await exporter.replace_files(built)
+    refused = {error.file_id: error.reason for error in outcome.refused}
+    report.failures.update({**built_report.failures, **refused})
+    written = {file.file_id: file.record_set_hash for file in built if file.file_id not in refused}
+    report.replaced += [file_id for file_id in written if file_id not in report.replaced]
+    await asyncio.to_thread(export.ledger.record_sink, sink, written, export.embedder.identity.slug)
+    await asyncio.to_thread(export.ledger.log, [(f, f"repaired in {sink}", {}) for f in written], run_id=run_id)
+
+
+async def _delete_orphans(
+    export: Export, exporter: Exporter, scope: tuple[str, str], orphans: list[str], report: RepairReport, run_id: str
+) -> None:
+    doomed, report.kept = await _deletable(export, orphans) if orphans else ([], {})
+    if doomed:
+        await exporter.delete_files(parsed_directory_file_ids=doomed, export_config_id=scope[1])
+        report.deleted += doomed
+        await asyncio.to_thread(export.ledger.log, [(file_id, "orphan removed", {}) for file_id in doomed], run_id=run_id)
+
+
+async def _deletable(export: Export, orphans: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Orphans that a complete listing taken now does not show, unless they are too many; and why the others are kept.
+
+    An erased file needs no listing.
+    """
+    erased = await asyncio.to_thread(export.ledger.register.tombstones)
+    unproven = [file_id for file_id in orphans if file_id not in erased]
+    if not unproven:
+        return orphans, {}
+    sure = [file_id for file_id in orphans if file_id in erased]
+    try:
+        detection = await detect(export, complete=True, budget_seconds=_LISTING_SECONDS)
+    except SourceUnavailable as error:
+        return sure, dict.fromkeys(unproven, f"no listing proves it gone: {error}")
+    if detection.look != "complete":
+        return sure, dict.fromkeys(unproven, f"no listing proves it gone: the index is {detection.look}")
+    rows = await asyncio.to_thread(export.ledger.files)
+    gone = [file_id for file_id in unproven if file_id not in rows or rows[file_id].status == "removed"]
+    kept = dict.fromkeys(set(unproven) - set(gone), "the directory has it now")
+    state = await asyncio.to_thread(export.ledger.state)
+    limit = max(1, int(export.settings.removal.max_delete_fraction * (len(rows) + len(gone))), state.allowed_deletes)
+    if len(gone) > limit:
+        reason = (
+            f"{len(gone)} deletes are more than the {limit} let through at once; approve them with --allow-deletes {len(gone)}"
+        )
+        return sure, {**kept, **dict.fromkeys(gone, reason)}
+    return sure + gone, kept

@@ -1,0 +1,180 @@
+"""Erasure leaves nothing anywhere and never comes back; retirement takes what is ours and leaves what is not."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from pipeline.components.index_export import export_definitions
+from pipeline.errors import ConfigError
+from pipeline.stages.erase import ErasureReport, Retired, erase, retire
+from pipeline.stages.rebuild import rebuild_ledger
+from pipeline.stages.remove import pending_removals
+from pipeline.stages.verify import verify
+from pipeline_tests.trust.damage import duplicate_rows
+from pipeline_tests.trust.test_rebuild import lose_ledger
+from pipeline_tests.world import World, open_world
+
+SECRET = "The patient is called Quirinus Zwiebelfisch."
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        opened.write("patient.md", f"# Patient\n\n{SECRET}\n")
+        opened.write("other.md", "# Other\n\nNothing personal.\n")
+        assert opened.sync().ok
+        yield opened
+
+
+def wipe(world: World, file_id: str) -> ErasureReport:
+    return asyncio.run(erase(world.export, [file_id], run_id="erase-test"))
+
+
+def files_with(root: Path, text: bytes) -> list[Path]:
+    return [path for path in root.rglob("*") if path.is_file() and text in path.read_bytes()]
+
+
+def test_an_erased_file_leaves_no_byte_and_the_next_syncs_do_not_bring_it_back(world: World) -> None:
+    sink = world.root / "home" / "lancedb"
+    assert files_with(sink, b"Quirinus")
+    file_id = world.file_id("patient.md")
+    report = wipe(world, file_id)
+    assert report.proved
+    assert {proof.place.split(" ")[0] for proof in report.proofs} == {"lancedb", "lake", "vector"}
+    assert files_with(sink, b"Quirinus") == []
+    assert all(file_id not in world.export.lake.partitions(d) for d in ("parsed_payloads", "chunks", "embeddings"))
+    for _ in range(2):
+        assert world.sync().ok
+        assert world.names() == {"other.md"}
+    world.write("patient.md", f"# Patient\n\n{SECRET} Again.\n")
+    assert world.sync().ok
+    assert world.names() == {"other.md"}
+    assert file_id not in world.export.ledger.files()
+    assert file_id not in world.instance.get_dynamic_partitions("default_files")
+    assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+    assert world.export.ledger.register.tombstones()[file_id].proved_at is not None
+    assert "Quirinus" not in json.dumps([asdict(e) for e in world.export.ledger.history(file_id)])
+
+
+def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    assert world.sync().ok
+    report = wipe(world, file_id)
+    assert report.proved
+    assert len([proof for proof in report.proofs if proof.place.startswith("lancedb")]) == 2
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
+
+
+def test_a_tombstone_outlives_the_ledger(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    wipe(world, file_id)
+    lose_ledger(world)
+    assert asyncio.run(rebuild_ledger(world.export)).tombstones == 1
+    assert world.sync().ok
+    assert world.names() == {"other.md"}
+
+
+def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run_again(world: World) -> None:
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+    world.sync()
+    file_id = world.file_id("patient.md")
+    blocked = world.root / "blocked"
+    blocked.write_text("a file where the database should lie")
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(blocked / "db")}})
+    report = wipe(world, file_id)
+    assert not report.proved
+    assert "second" in report.problems[0]
+    assert world.export.ledger.register.tombstones()[file_id].proved_at is None
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+    assert wipe(world, file_id).proved
+    assert files_with(world.root / "second", b"Quirinus") == []
+
+
+def test_a_file_held_by_a_live_run_is_not_erased_under_its_feet(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    holder = dg.DagsterRun(job_name="other", run_id="11111111-2222-3333-4444-555555555555", status=dg.DagsterRunStatus.STARTED)
+    world.instance.add_run(holder)
+    export = world.export
+    assert export.ledger.claim([file_id], holder.run_id, seconds=600, dead_runs=export.ledger.holders([file_id])) == [file_id]
+    report = wipe(world, file_id)
+    assert not report.proved
+    assert "worked on by a run" in report.problems[0]
+    world.instance.delete_run(holder.run_id)
+    assert wipe(world, file_id).proved
+
+
+def test_a_lifted_tombstone_lets_the_file_return(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    wipe(world, file_id)
+    assert world.sync().ok
+    world.export.lake.delete(file_id, ["tombstones"])
+    world.export.ledger.register.lift([file_id])
+    assert world.sync().ok
+    assert world.names() == {"patient.md", "other.md"}
+
+
+def retired(world: World, **which: str) -> list[Retired]:
+    return asyncio.run(retire(world.export, **which))
+
+
+def test_an_old_models_collection_is_dropped_and_the_present_one_is_refused(world: World) -> None:
+    old = world.export.embedder.identity.slug
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.sync()
+    with pytest.raises(ConfigError, match="is in use"):
+        retired(world, model=world.export.embedder.identity.slug)
+    assert retired(world, model=old) == [Retired("lancedb", old, 2, None)]
+    assert not list((world.root / "home" / "lancedb").glob(f"*{old}*"))
+    world.assert_settled()
+    with pytest.raises(ConfigError, match="no such collection"):
+        retired(world, model=old)
+
+
+def test_a_collection_that_others_use_loses_only_what_is_ours(world: World) -> None:
+    old = world.export.embedder.identity.slug
+    duplicate_rows(world, world.file_id("other.md"), {"export_config_id": pa.scalar("exp-other")})
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.sync()
+    assert retired(world, model=old)[0].kept == "others have records in it"
+    world.change(embedding={"provider": "constant", "constant_dimension": 384})
+    assert world.held() == []
+
+
+def test_a_sink_that_has_left_the_yaml_is_emptied_and_one_in_use_is_refused(world: World) -> None:
+    second = world.root / "second"
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(second)}})
+    world.sync()
+    with pytest.raises(ConfigError, match="is in use"):
+        retired(world, sink="second")
+    world.change(sinks={"lancedb": {}})
+    assert [(one.sink, one.files, one.kept) for one in retired(world, sink="second")] == [("second", 2, None)]
+    assert files_with(second, b"Quirinus") == []
+    world.assert_settled()
+
+
+def test_what_would_go_is_named_with_what_it_waits_for_and_goes_once_approved_in_the_ui(world: World) -> None:
+    for n in range(4):
+        world.write(f"more-{n}.md", f"# More {n}\n\nText {n}.\n")
+    world.sync()
+    for n in range(4):
+        world.remove(f"more-{n}.md")
+    report = world.sync()
+    assert len(report.needs.awaiting_approval) == 4
+    waiting = pending_removals(world.export)
+    assert [(removal.file, removal.waits_for) for removal in waiting] == [(f"more-{n}.md", "approval") for n in range(4)]
+    job = export_definitions(world.settings).resolve_job_def("default_approve_removals")
+    config = {"ops": {"default_approve": {"config": {"count": 4}}}}
+    assert job.execute_in_process(instance=world.instance, run_config=config).success
+    assert {removal.waits_for for removal in pending_removals(world.export)} == {"now"}
+    assert len(world.sync().removed) == 4
+    assert pending_removals(world.export) == []
+    assert world.names() == {"patient.md", "other.md"}

@@ -1,0 +1,180 @@
+"""Ledger, lake, sink or instance lost, each alone: one command, and nothing made again that some part still has."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+import sqlalchemy as sa
+
+from pipeline.ledger import schema
+from pipeline.orchestration.partitions import key_order
+from pipeline.orchestration.resources import _open
+from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild, rebuild_lake, rebuild_ledger
+from pipeline.stages.verify import verify
+from pipeline_tests.trust.damage import drop_rows, duplicate_rows
+from pipeline_tests.trust.test_repair import embedded, replaced  # noqa: F401 - fixtures
+from pipeline_tests.world import World, open_world
+
+LONG = "# Long\n\n" + "\n\n".join(f"## Part {n}\n\n" + f"Sentence {n} speaks of river gauges. " * 40 for n in range(6))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(3):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
+        opened.write("long.md", LONG)
+        opened.write("empty.md", "")
+        assert opened.sync().ok
+        yield opened
+
+
+def lose_ledger(world: World) -> None:
+    """Every row of every table, as when the database is made anew."""
+    engine = sa.create_engine(world.export.home.ledger_url)
+    with engine.begin() as connection:
+        for table in schema.metadata.sorted_tables:
+            connection.execute(sa.delete(table))
+    engine.dispose()
+    _open.cache_clear()
+
+
+def restore_ledger(world: World) -> LedgerRebuild:
+    return asyncio.run(rebuild_ledger(world.export))
+
+
+def restore_lake(world: World, **options: Any) -> LakeRebuild:
+    return asyncio.run(rebuild_lake(world.export, run_id="rebuild-test", **options))
+
+
+def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
+    world: World,
+    embedded: list[str],  # noqa: F811
+    replaced: list[str],  # noqa: F811
+) -> None:
+    before = {f: (row.records_key, row.record_set_hash, row.chunk_count) for f, row in world.export.ledger.files().items()}
+    lose_ledger(world)
+    rebuilt = restore_ledger(world)
+    assert (rebuilt.files, rebuilt.with_payload, rebuilt.with_vectors) == (5, 5, 5)
+    assert (rebuilt.standing, rebuilt.orphans, rebuilt.unreachable) == ({"lancedb": 5}, {"lancedb": 0}, {})
+    rows = world.export.ledger.files()
+    assert {f: (row.records_key, row.record_set_hash, row.chunk_count) for f, row in rows.items()} == before
+    assert {row.status for row in rows.values()} == {"done"}
+    assert world.sync().runs == 0
+    assert (embedded, replaced) == ([], [])
+    assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+
+
+def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]) -> None:  # noqa: F811
+    lose_ledger(world)
+    restore_ledger(world)
+    (world.documents / "long.md").rename(world.documents / "renamed.md")
+    assert world.sync().ok
+    assert embedded == []
+    world.assert_settled()
+
+
+def test_what_a_lost_ledger_finds_damaged_or_changed_is_left_to_the_next_run(world: World) -> None:
+    file_id = world.file_id("doc-0.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    world.write("doc-1.md", "# Document 1\n\nEdited while the ledger was gone.\n")
+    world.refresh()
+    lose_ledger(world)
+    assert restore_ledger(world).standing == {"lancedb": 4}  # an edited file stands there as the lake has it
+    report = world.sync()
+    assert report.ok
+    assert set(report.ingested) == {file_id, world.file_id("doc-1.md")}
+    world.assert_settled()
+
+
+def test_orphans_found_without_a_ledger_go_the_way_of_removed_files(world: World) -> None:
+    world.remove("doc-2.md")
+    world.refresh()
+    lose_ledger(world)
+    assert restore_ledger(world).orphans == {"lancedb": 1}
+    assert "doc-2.md" in world.names()
+    report = world.sync()
+    assert len(report.removed) == 1
+    world.assert_settled()
+
+
+def test_an_incomplete_listing_rebuilds_nothing(world: World) -> None:
+    lose_ledger(world)
+    world.faults(page_size_cap=2, fail_listing_at_page=2)
+    with pytest.raises(Exception, match="rebuilt from a complete one alone"):
+        restore_ledger(world)
+
+
+def test_a_lost_lake_takes_its_vectors_back_from_the_sink(
+    world: World,
+    embedded: list[str],  # noqa: F811
+    replaced: list[str],  # noqa: F811
+) -> None:
+    shutil.rmtree(world.root / "home" / "lake")
+    rebuilt = restore_lake(world)
+    assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (5, 5, 5, 5)
+    assert (rebuilt.embedded.numbers["computed"], embedded) == (0, [])
+    assert rebuilt.embedded.numbers["reused"] == len(world.held())
+    assert world.sync().runs == 0
+    assert replaced == []
+    assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+
+
+def test_what_the_sink_does_not_hold_is_embedded(world: World, embedded: list[str]) -> None:  # noqa: F811
+    shutil.rmtree(world.root / "home" / "lake")
+    drop_rows(world, f"parsed_directory_file_id = '{world.file_id('doc-0.md')}'")
+    rebuilt = restore_lake(world)
+    assert rebuilt.embedded.numbers["computed"] == len(embedded) == 1
+
+
+def test_a_lost_part_of_the_lake_is_all_that_is_made_again(world: World) -> None:
+    world.export.lake.delete(world.file_id("doc-1.md"), ["embeddings"])
+    rebuilt = restore_lake(world)
+    assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (1, 0, 0, 1)
+
+
+def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: World, embedded: list[str]) -> None:  # noqa: F811
+    lose_ledger(world)
+    shutil.rmtree(world.root / "home" / "lake")
+    restore_ledger(world)
+    restore_lake(world)
+    assert embedded == []
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_lost_sink_is_filled_from_the_lake(world: World, embedded: list[str]) -> None:  # noqa: F811
+    shutil.rmtree(world.root / "home" / "lancedb")
+    world.export.ledger.register.reset_sink("lancedb")
+    assert world.sync().ok
+    world.assert_settled()
+    assert embedded == []
+
+
+def test_a_half_restored_sink_is_written_only_where_it_lacks_something(world: World, replaced: list[str]) -> None:  # noqa: F811
+    file_id = world.file_id("doc-1.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar(world.file_id("empty.md"))})
+    world.export.ledger.register.reset_sink("lancedb")
+    assert world.sync().ok
+    assert set(replaced) == {file_id, world.file_id("empty.md")}
+    world.assert_settled()
+
+
+def test_a_lost_instance_gets_its_partitions_back_and_runs_nothing(world: World) -> None:
+    keys = set(key_order(world.instance, "default"))
+    assert len(keys) == 5
+    with dg.DagsterInstance.ephemeral() as fresh:
+        world.instance = fresh
+        assert world.sync().runs == 0
+        assert set(key_order(fresh, "default")) == keys
+        world.write("doc-0.md", "# Document 0\n\nEdited.\n")
+        assert world.sync().ok
+        world.assert_settled()

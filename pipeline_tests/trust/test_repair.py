@@ -1,0 +1,150 @@
+"""Repair mends every kind of damage, touches no other file and embeds nothing the lake has."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+import pytest
+
+from pipeline.components.index_export import export_definitions
+from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.sinks.records import FileRecords
+from pipeline.stages.repair import RepairReport, repair
+from pipeline_tests.trust.damage import alter, drop_rows, duplicate_rows
+from pipeline_tests.world import World, open_world
+
+LONG = "# Long\n\n" + "\n\n".join(f"## Part {n}\n\n" + f"Sentence {n} speaks of river gauges. " * 40 for n in range(6))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path) as opened:
+        for n in range(3):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
+        opened.write("long.md", LONG)
+        assert opened.sync().ok
+        yield opened
+
+
+@pytest.fixture
+def replaced(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Files written to the sink from now on."""
+    written: list[str] = []
+    real = LanceDBExporter.replace_files
+
+    async def counted(self: LanceDBExporter, files: Sequence[FileRecords]) -> Any:
+        written.extend(file.file_id for file in files)
+        return await real(self, files)
+
+    monkeypatch.setattr(LanceDBExporter, "replace_files", counted)
+    return written
+
+
+@pytest.fixture
+def embedded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Texts embedded from now on."""
+    texts: list[str] = []
+    real = ConstantEmbedder.embed
+
+    async def counted(self: ConstantEmbedder, given: Sequence[str], counts: Sequence[int]) -> Any:
+        texts.extend(given)
+        return await real(self, given, counts)
+
+    monkeypatch.setattr(ConstantEmbedder, "embed", counted)
+    return texts
+
+
+def mend(world: World, **options: Any) -> RepairReport:
+    return asyncio.run(repair(world.export, "lancedb", run_id="repair-test", **options))
+
+
+def test_a_sink_that_holds_its_source_is_not_touched(world: World, replaced: list[str]) -> None:
+    report = mend(world)
+    assert (report.ok, report.replaced, replaced) == (True, [], [])
+
+
+def test_only_the_differing_files_are_replaced_and_nothing_is_embedded(
+    world: World, replaced: list[str], embedded: list[str]
+) -> None:
+    long, lost, renamed = (world.file_id(name) for name in ("long.md", "doc-0.md", "doc-1.md"))
+    drop_rows(world, f"parsed_directory_file_id = '{lost}'")
+    drop_rows(world, f"parsed_directory_file_id = '{long}' AND chunk_index = 1")
+    alter(world, f"parsed_directory_file_id = '{renamed}'", {"file_name": "'other'"})
+    duplicate_rows(world, long, {"chunk_index": pa.scalar(99, pa.int32())})
+    report = mend(world)
+    assert report.ok
+    assert {finding.kind for finding in report.before.findings} >= {
+        "missing_file",
+        "missing_chunk",
+        "stale_tail",
+        "altered_metadata",
+    }
+    assert sorted(report.replaced) == sorted(replaced) == sorted([long, lost, renamed])
+    assert embedded == []
+    world.assert_settled()
+    assert [event.event for event in world.export.ledger.history(lost)][-1] == "repaired in lancedb"
+    assert world.sync().runs == 0
+
+
+def test_a_duplicate_under_a_strange_id_is_mended(world: World) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {})
+    assert mend(world).ok
+    world.assert_settled()
+
+
+def test_an_orphan_goes_when_a_complete_listing_does_not_show_it(world: World) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar("dfl-gone")})
+    report = mend(world)
+    assert (report.ok, report.deleted) == (True, ["dfl-gone"])
+    world.assert_settled()
+
+
+def test_an_orphan_stays_without_evidence(world: World) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar("dfl-gone")})
+    world.faults(hidden_files=["*"])
+    report = mend(world)
+    assert not report.ok
+    assert "no listing proves it gone" in report.kept["dfl-gone"]
+    assert report.deleted == []
+
+
+def test_too_many_orphans_wait_for_approval(tmp_path: Path) -> None:
+    with open_world(tmp_path, removal={"grace_period_seconds": 0, "max_delete_fraction": 0.0}) as world:
+        world.write("a.md", "# A\n\nText.\n")
+        world.sync()
+        for n in range(3):
+            duplicate_rows(
+                world, world.file_id("a.md"), {"id": pa.scalar(f"x{n}"), "parsed_directory_file_id": pa.scalar(f"dfl-{n}")}
+            )
+        report = mend(world)
+        assert not report.ok
+        assert "--allow-deletes 3" in report.kept["dfl-0"]
+        world.export.ledger.update_state(allowed_deletes=3)
+        assert mend(world).ok
+
+
+def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(world: World, embedded: list[str]) -> None:
+    file_id = world.file_id("long.md")
+    world.export.lake.delete(file_id)
+    report = mend(world)
+    assert (report.ok, report.replaced, embedded) == (True, [file_id], [])
+    assert file_id in world.export.lake.partitions("embeddings")
+    assert world.sync().runs == 0
+
+
+def test_the_repair_job_observes_what_it_did(world: World) -> None:
+    file_id = world.file_id("doc-1.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    job = export_definitions(world.settings).resolve_job_def("default_repair")
+    assert job.execute_in_process(instance=world.instance).success
+    world.assert_settled()
+    records = world.instance.fetch_observations(dg.AssetKey(["default", "lancedb"]), limit=1).records
+    observation = records[0].asset_observation
+    assert observation is not None
+    assert (observation.metadata["replaced"].value, observation.metadata["findings"].value) == (1, 0)
