@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from pipeline.components.index_export import export_definitions
-from pipeline.sinks.base import Exporter
+from pipeline.sinks.base import Exporter, Snapshot
+from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import split_files
 from pipeline.stages.settings import ExportSettings
@@ -152,6 +154,22 @@ def test_a_file_on_its_way_claims_nothing(world: World) -> None:
     assert not world.sync().ok
     verification = found(world, deep=True)
     assert (verification.ok, verification.unsettled) == (True, 1)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_replace_left_half_way_is_pending_and_nothing_else(world: World, monkeypatch: pytest.MonkeyPatch, deep: bool) -> None:
+    file_id = world.file_id("long.md")
+    real = LanceDBExporter.list_snapshots
+
+    async def half_way(self: LanceDBExporter, **options: Any) -> list[Snapshot]:
+        listed = await real(self, **options)
+        return [
+            replace(s, record_set_hash=f"{PENDING_PREFIX}new:3") if s.parsed_directory_file_id == file_id else s for s in listed
+        ]
+
+    monkeypatch.setattr(LanceDBExporter, "list_snapshots", half_way)
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}' AND chunk_index = 2")
+    assert kinds(found(world, deep=deep)) == {("pending", file_id, None)}
 
 
 def test_a_collection_of_another_making_is_a_conflict(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
