@@ -153,7 +153,7 @@ def _handler(cloud: HostileCloud) -> type[BaseHTTPRequestHandler]:
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
-        def log_message(self, format: str, *args: object) -> None:
+        def log_message(self, *_args: object) -> None:
             """Nobody reads it."""
 
     return Handler

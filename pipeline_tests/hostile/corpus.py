@@ -99,7 +99,8 @@ def odd_payloads() -> list[Case]:
         [{"page_number": 1, "text": "proto", "__proto__": {"text": "no"}, "items": [{"__proto__": {"$where": "1"}, "a.b": 1}]}],
         **{"__proto__": {"parse": 1}, "constructor": {"prototype": {}}},
     )
-    bidi = "price \u202e000,1\u202c \u2066a\u2069 zero\u200bwidth\u200d \ufeff join\u2060er \U000e0041 e\u0301\u0327 \u0085 \u2028 end"
+    bidi = "price \u202e000,1\u202c \u2066a\u2069 zero\u200bwidth\u200d \ufeff join\u2060er \U000e0041"
+    bidi += " e\u0301\u0327 \u0085 \u2028 end"
     sql = "'; DROP TABLE records; -- \" OR 1=1 \\' $$ {{7*7}} %s %(a)s ${HOME} \x1b[31m"
     return [
         Case("nul-and-lone-surrogates", _file("nul", escaped), texts=("nul \ufffd and lone \ufffd and \ufffd here",)),
@@ -124,13 +125,17 @@ def hostile_names() -> list[Case]:
     names = (
         "../../../../etc/cron.d/evil", "/etc/passwd", "..\\..\\windows\\system32", "a/../../b", "C:\\x.pdf", "file:///etc/passwd",
         "'; DROP TABLE files; --", '" OR ""="', "x' OR '1'='1", "') OR true --", "{$gt: ''}", "$where", "__proto__", "%2e%2e%2f",
-        "\u202egpj.exe", "line\nbreak\r\ttab", "nul\x00byte", "\ud800lone", "\x1b[31mred", "a" * 5000, "😀" * 300, " ", ".", "..", "~",
+        "\u202egpj.exe", "line\nbreak\r\ttab", "nul\x00byte", "\ud800lone", "\x1b[31mred", "a" * 5000,
+        "😀" * 300, " ", ".", "..", "~",
         "CON.pdf", "-rf", "*", "?x=1#y", "[red]markup[/red]", "{0}{config}", "a,b;c|d&e", "dfl-0...dfl-9",
     )  # fmt: skip
     ids = (
-        "../../../../etc/cron.d/evil", "..", ".", "/etc/passwd", "a/b/../c", "..\\x", "%2e%2e%2fx", "~root", "-rf", "*", "{}", "$where",
-        "dfl-'; DROP TABLE files; --", "dfl-x' OR '1'='1", 'dfl-"x" OR ""="', "dfl-') OR true --", "dfl-a,b", "dfl-a...b", "dfl-a|b",
-        "__proto__", "dfl-é-日本-😀", "dfl-" + "x" * 400, "dfl-?x=1#y", "dfl-a:b", "dfl- space ", "__ASSET_PARTITION__", "0", "None",
+        "../../../../etc/cron.d/evil", "..", ".", "/etc/passwd", "a/b/../c", "..\\x", "%2e%2e%2fx", "~root",
+        "-rf", "*", "{}", "$where",
+        "dfl-'; DROP TABLE files; --", "dfl-x' OR '1'='1", 'dfl-"x" OR ""="', "dfl-') OR true --", "dfl-a,b",
+        "dfl-a...b", "dfl-a|b", "__proto__",
+        "dfl-é-日本-😀", "dfl-" + "x" * 400, "dfl-?x=1#y", "dfl-a:b", "dfl- space ", "__ASSET_PARTITION__",
+        "0", "None",
     )  # fmt: skip
     metadata: tuple[dict[str, Any], ...] = (
         {

@@ -179,6 +179,17 @@ def test_a_poison_file_costs_its_batch_nothing_and_its_old_version_stays(world: 
     world.assert_settled()
 
 
+def test_a_failed_file_that_is_due_again_before_the_sync_ends_stays_a_failed_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.export.file_backoff", lambda _attempts: 0.0)
+    world.faults(payloads={"doc-0.md": "not_json"})
+    report = world.sync()
+    row = world.export.ledger.files()[world.file_id("doc-0.md")]
+    assert (row.status, row.attempts) == ("failed", 1)
+    assert report.needs.alone == [row.file_id]
+
+
 def test_a_file_that_keeps_failing_is_retried_alone_as_a_failed_partition_and_then_parked(tmp_path: Path) -> None:
     with open_world(tmp_path, detection={"max_attempts": 2}) as world:
         world.write("bad.md", "# Bad\n\nText.\n")
