@@ -20,7 +20,7 @@ from pathlib import Path
 import dagster as dg
 
 from pipeline.home import Home
-from pipeline.orchestration.partitions import PROCESS_TAG, UNFINISHED
+from pipeline.orchestration.partitions import EXPORT_TAG, PROCESS_TAG, UNFINISHED, WAVE_TAG
 
 _SUFFIX = ".lock"
 
@@ -49,15 +49,23 @@ def mark_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
     instance.add_run_tags(run.run_id, {PROCESS_TAG: mark})
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Report as failed the unfinished runs of every process of this machine that has ended."""
+def end_dead_runs(instance: dg.DagsterInstance, export: str) -> set[str]:
+    """Report as failed the unfinished runs of this export whose process was of this machine and has ended; answers their waves.
+
+    A mark whose process worked for other exports too stays until theirs have been looked at.
+    """
+    waves: set[str] = set()
     for path in sorted(_folder().glob(f"*{_SUFFIX}")):
-        mark = path.name.removesuffix(_SUFFIX)
         if _is_alive(path):
             continue
-        for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags={PROCESS_TAG: mark})):
+        runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags={PROCESS_TAG: path.name.removesuffix(_SUFFIX)}))
+        mine = [run for run in runs if run.tags.get(EXPORT_TAG) == export]
+        for run in mine:
             instance.report_run_failed(run, "the process of this run ended without a word: it was killed, or its machine stopped")
-        path.unlink(missing_ok=True)
+        waves |= {run.tags[WAVE_TAG] for run in mine if WAVE_TAG in run.tags}
+        if len(mine) == len(runs):
+            path.unlink(missing_ok=True)
+    return waves
 
 
 def _folder() -> Path:

@@ -36,11 +36,16 @@ class Killed(BaseException):
     """No handler of errors gets to see a killed process; none may mistake this for an error."""
 
 
+def _raise() -> None:
+    raise Killed
+
+
 class Death:
     """Strikes at the ``after``-th write from now and stays."""
 
-    def __init__(self, after: int) -> None:
+    def __init__(self, after: int, strike: Callable[[], None]) -> None:
         self._left = after
+        self._strike = strike
         self._lock = threading.Lock()
 
     @property
@@ -54,13 +59,13 @@ class Death:
 
     def check(self) -> None:
         if self.struck:
-            raise Killed
+            self._strike()
 
 
 @contextmanager
-def dies_at_write(after: int, *exporters: type[Exporter]) -> Iterator[Death]:
-    """The block's process dies at its ``after``-th write, before or after it is done, to the lake, the ledger or a sink."""
-    death = Death(after)
+def dies_at_write(after: int, *exporters: type[Exporter], strike: Callable[[], None] = _raise) -> Iterator[Death]:
+    """The block's process dies at its ``after``-th write to the lake, the ledger or a sink, before or after it is done."""
+    death = Death(after, strike)
     with pytest.MonkeyPatch.context() as patch:
         for name in _LEDGER_WRITES:
             patch.setattr(Ledger, name, _mortal(getattr(Ledger, name), death))
