@@ -10,10 +10,12 @@ LLAMA_STAMP := $(LLAMA_VENV)/.installed
 LLAMA_TLS := $(LLAMA_VENV)/tls
 DOCS ?=
 SINK ?=
+SOAK_SECONDS ?= 600
+SOAK_KILLS ?= 50
 export UV_NO_PROGRESS := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
 
-.PHONY: setup demo dev test test-llama-index lint format bench lock clean
+.PHONY: setup demo dev test test-llama-index soak lint format bench lock clean
 
 setup: $(STAMP)
 
@@ -53,6 +55,9 @@ test-llama-index: $(LLAMA_STAMP)
 	  SSL_CERT_FILE=$(LLAMA_TLS)/certificate.pem REQUESTS_CA_BUNDLE=$(LLAMA_TLS)/certificate.pem \
 	  $(LLAMA_VENV)/bin/python -m pytest -n 2 --dist worksteal -rs -p no:cacheprovider \
 	  pipeline_tests/llama_index pipeline_tests/conformance pipeline_tests/sinks -k "llama_index or azure or pinecone"
+
+soak: setup
+	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -n 2 pipeline_tests/soak
 
 lint: setup
 	$(BIN)/ruff format --check .

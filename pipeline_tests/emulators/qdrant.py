@@ -96,9 +96,13 @@ class QdrantEmulator:
         self.engine = Engine()
         self.max_request_bytes = MAX_REQUEST_BYTES
         self.before = None
+        self.heal()
+        self.requests.clear()
+
+    def heal(self) -> None:
+        """No fault is left."""
         with self._lock:
             self._faults.clear()
-        self.requests.clear()
 
     def fail(
         self, operation: str, status: int, *, times: int = 1, retry_after: str | None = None, message: str = "injected"
