@@ -10,6 +10,7 @@ from pipeline.sinks.base import Exporter
 SINKS: dict[str, str] = {
     "azure_ai_search": "pipeline.sinks.azure_ai_search:AzureAISearchExporter",
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
+    "llama_index": "pipeline.sinks.llama_index_store:LlamaIndexExporter",
     "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
     "pinecone": "pipeline.sinks.pinecone:PineconeExporter",

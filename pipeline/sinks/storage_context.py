@@ -26,6 +26,7 @@ from pydantic import Field
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
+from pipeline.sinks.exact_search import ExactIndex
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.records import FileRecords, canonical_json
@@ -34,7 +35,6 @@ from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import altered
 from pipeline.sinks.storage_context_index import ConfigIndex, Limits, Written
 from pipeline.sinks.storage_context_lease import Lease, held_lease
-from pipeline.sinks.storage_context_search import ExactIndex
 
 T = TypeVar("T")
 

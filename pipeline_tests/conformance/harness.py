@@ -28,6 +28,7 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_file_recor
 HARNESSES: dict[str, str] = {
     "azure_ai_search": "pipeline_tests.conformance.azure_ai_search_harness:azure_ai_search",
     "lancedb": "pipeline_tests.conformance.lancedb_harness:lancedb",
+    "llama_index": "pipeline_tests.conformance.llama_index_harness:llama_index",
     "mongodb": "pipeline_tests.conformance.mongodb_harness:mongodb",
     "pgvector": "pipeline_tests.conformance.pgvector_harness:pgvector",
     "pinecone": "pipeline_tests.conformance.pinecone_harness:pinecone",

@@ -1,4 +1,4 @@
-"""Exact search over the records of one config, held in memory.
+"""Exact search over records held in memory.
 
 What belongs here: scores, and what the conditions of ``pipeline.sinks.filters`` mean for values at hand.
 """

@@ -1,0 +1,99 @@
+"""Objects named in settings: an import path, and the arguments to call it with.
+
+What belongs here: turning a description into the object, with secrets from the environment, and keeping these secrets out of
+whatever is said about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.errors import ConfigError
+
+_VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+class ObjectSettings(BaseModel):
+    """``class`` is ``module:Class`` or ``module:Class.factory``; an argument may be such an object itself.
+
+    In strings ``${VARIABLE}`` is replaced from the environment and ``{collection}`` by the model's physical name; an argument
+    that is ``{dimension}`` becomes the number.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    path: str = Field(alias="class", pattern=r"^[\w.]+:[\w.]+$")
+    args: dict[str, Any] | list[Any] = Field(default_factory=dict)
+
+
+@dataclass
+class Builder:
+    """Builds objects of one sink; ``secrets`` collects the values taken from the environment, by their names."""
+
+    collection: str
+    dimension: int
+    secrets: dict[str, str] = field(default_factory=dict)
+
+    def build(self, settings: ObjectSettings, **more: Any) -> Any:
+        """Raises ConfigError for a path that cannot be imported, arguments it does not take or a variable that is not set."""
+        target = imported(settings.path)
+        given = self._value(settings.args)
+        try:
+            return target(*given, **more) if isinstance(given, list) else target(**given, **more)
+        except TypeError as error:
+            raise ConfigError(f"{settings.path} does not take the arguments it is given: {self.shown(str(error))}") from None
+
+    def resolve(self, *described: ObjectSettings) -> None:
+        """Take what the descriptions want of the environment, and build nothing."""
+        for settings in described:
+            for found in _VARIABLE.finditer(settings.model_dump_json()):
+                self._variable(found)
+
+    def _value(self, value: Any) -> Any:
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, Mapping):
+            if "class" in value:
+                return self.build(ObjectSettings.model_validate(value))
+            return {key: self._value(item) for key, item in value.items()}
+        if isinstance(value, Sequence):
+            return [self._value(item) for item in value]
+        return value
+
+    def _text(self, text: str) -> str | int:
+        if text == "{dimension}":
+            return self.dimension
+        return _VARIABLE.sub(self._variable, text.replace("{collection}", self.collection))
+
+    def _variable(self, found: re.Match[str]) -> str:
+        name = found[1]
+        value = os.environ.get(name)
+        if value is None:
+            raise ConfigError(f"the environment variable {name}, which the llama_index sink's settings name, is not set")
+        self.secrets[name] = value
+        return value
+
+    def shown(self, message: str) -> str:
+        """The message with the values that came from the environment named instead of shown."""
+        for name, value in self.secrets.items():
+            message = message.replace(value, f"${{{name}}}") if value else message
+        return message
+
+
+def imported(path: str) -> Any:
+    """What ``module:attribute.attribute`` names. Raises ConfigError."""
+    module, _, attributes = path.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for name in attributes.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{path!r} cannot be imported: {error}; install the package that has it") from error
+    return found

@@ -1,0 +1,209 @@
+# mypy: disable-error-code="import-not-found"
+# LlamaIndex has an environment of its own, which the type checker does not see.
+"""A LlamaIndex vector store and docstore at work for the llama_index sink: how a file is replaced, and records are found.
+
+What belongs here: the order of changes. Everything blocks; callers run it in threads. Changes of one process take turns;
+several processes must not write one file at once, and leases see to that.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import pyarrow as pa
+from llama_index.core.schema import BaseNode, Document
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
+
+from pipeline.errors import SinkConflict, SinkUnavailable
+from pipeline.sinks.generations import FileKey, Generation
+from pipeline.sinks.llama_index_documents import (
+    MARKER,
+    Address,
+    FileState,
+    address_of,
+    decode_records,
+    decode_state,
+    encode_state,
+    nodes_of,
+    records_id,
+    snapshot_of,
+    state_id,
+)
+from pipeline.sinks.records import FileRecords, ref_doc_id
+from pipeline.sinks.slicing import slices
+
+_NODES_AT_ONCE: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFile:
+    """A file with at least one record, and its record set as the docstore holds it."""
+
+    file: FileRecords
+    encoded: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A replace: ``stale`` has to go; ``rewritten`` is the new version itself where some of it is there already."""
+
+    file: EncodedFile
+    key: FileKey
+    new: Generation
+    stale: Sequence[Generation]
+    rewritten: Sequence[Generation]
+    pending: FileState
+    complete: FileState
+
+
+class Stores:
+    """The vector store, and three namespaces of the docstore. One for all exporters of a process with the same settings."""
+
+    def __init__(self, make_vectors: Callable[[], Any], nodes: Any, records: Any, states: Any, *, in_memory: bool) -> None:
+        self._make_vectors = make_vectors
+        self._nodes = nodes
+        self._records = records
+        self._states = states
+        self._in_memory = in_memory
+        self._vectors: Any = None if in_memory else make_vectors()
+        self._lock = threading.RLock()
+        deletes = getattr(type(self._vectors), "delete_nodes", None)
+        self.replaces_beside = in_memory or deletes is not BasePydanticVectorStore.delete_nodes
+        """Whether a new version can stand beside the old one for a moment; else the old one goes first."""
+
+    def mark(self, marker: str) -> None:
+        """Say what the namespaces are, or raise SinkConflict when they are something else."""
+        with self._lock:
+            if self._text(self._states, MARKER) is None:
+                self._states.add_documents([Document(id_=MARKER, text=marker)])
+        self.check(marker)
+
+    def check(self, marker: str) -> None:
+        """Raises SinkUnavailable for namespaces that were never provisioned, SinkConflict for those of something else."""
+        found = self._text(self._states, MARKER)
+        if found is None:
+            raise SinkUnavailable("this LlamaIndex docstore holds nothing of Indexport; provision the sink first")
+        if found != marker:
+            raise SinkConflict(f"this LlamaIndex docstore is marked {found}, not {marker}; choose another prefix, or empty it")
+
+    def _opened(self) -> Any:
+        """The vector store. One that lives in memory is made anew from the docstore, which has every vector, after a change:
+        LlamaIndex's FAISS store gives the number of a removed vector to a second one (seen in its release 0.7)."""
+        if self._vectors is None:
+            self._vectors = self._make_vectors()
+            for state in self.states():
+                for generation in state.generations:
+                    table = self.records(state.key, generation)
+                    if table is not None:
+                        self._add_vectors(nodes_of(table, state.key, generation))
+        return self._vectors
+
+    def states(self) -> list[FileState]:
+        """Of all files of all tenants and configs, in one request of most docstores."""
+        return [decode_state(document.text) for name, document in self._states.docs.items() if name != MARKER]
+
+    def state(self, key: FileKey) -> FileState | None:
+        text = self._text(self._states, state_id(key))
+        return None if text is None else decode_state(text)
+
+    def records(self, key: FileKey, generation: Generation) -> pa.Table | None:
+        text = self._text(self._records, records_id(key, generation))
+        return None if text is None else decode_records(text)
+
+    def replace(self, files: Sequence[EncodedFile]) -> None:
+        """Say what is coming, write it, remove what it replaces, and say that it is complete; every step for all the files."""
+        with self._lock:
+            plans = [self._plan(file) for file in files]
+            self._states.add_documents([encode_state(plan.pending) for plan in plans])
+            first = [(p.key, [*p.rewritten, *([] if self.replaces_beside else p.stale)]) for p in plans]
+            self._remove_nodes(first)
+            self._records.add_documents([Document(id_=records_id(p.key, p.new), text=p.file.encoded) for p in plans])
+            nodes = [node for p in plans for node in nodes_of(p.file.file.table, p.key, p.new)]
+            self._nodes.add_documents(nodes)
+            self._write_vectors(nodes)
+            if self.replaces_beside:
+                self._remove_nodes([(p.key, p.stale) for p in plans])
+            self._forget_records([(p.key, p.stale) for p in plans])
+            self._states.add_documents([encode_state(plan.complete) for plan in plans])
+
+    def _plan(self, file: EncodedFile) -> _Plan:
+        provenance = file.file.provenance
+        key = FileKey(provenance.tenant_id, provenance.export_config_id, file.file.file_id)
+        new = Generation(file.file.record_set_hash, file.file.table.num_rows)
+        held = self.state(key)
+        generations = [] if held is None else list(held.generations)
+        stale = [item for item in generations if item != new]
+        snapshot = snapshot_of(file.file)
+        return _Plan(
+            file,
+            key,
+            new,
+            stale=stale,
+            rewritten=[new] if new in generations else [],
+            pending=FileState(key.tenant_id, held.snapshot if held else snapshot, (new, *stale), pending=True),
+            complete=FileState(key.tenant_id, snapshot, (new,), pending=False),
+        )
+
+    def remove(self, keys: Sequence[FileKey]) -> None:
+        with self._lock:
+            held = [state for state in map(self.state, keys) if state is not None]
+            if not held:
+                return
+            self._states.add_documents([encode_state(replace(state, pending=True)) for state in held])
+            self._remove_nodes([(state.key, state.generations) for state in held])
+            self._forget_records([(state.key, state.generations) for state in held])
+            for state in held:
+                self._states.delete_document(state_id(state.key), raise_error=False)
+
+    def nearest(self, vector: Sequence[float], k: int) -> list[Address | None]:
+        """Which records the vector store finds nearest; ``None`` for nodes of others. Fewer than ``k`` when there are no more."""
+        with self._lock:
+            found = self._opened().query(VectorStoreQuery(query_embedding=list(vector), similarity_top_k=k))
+            if found.nodes:
+                return [address_of(node) for node in found.nodes]
+            held = (self._nodes.get_document(node_id, raise_error=False) for node_id in found.ids or [])
+            return [None if node is None else address_of(node) for node in held]
+
+    def _write_vectors(self, nodes: Sequence[BaseNode]) -> None:
+        if self._in_memory:
+            self._vectors = None
+        else:
+            self._add_vectors(nodes)
+
+    def _add_vectors(self, nodes: Sequence[BaseNode]) -> None:
+        for some in slices(nodes, count=_NODES_AT_ONCE):
+            self._vectors.add(some)
+
+    def _remove_nodes(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
+        named = [(key, [name for generation in generations for name in key.ids(generation)]) for key, generations in versions]
+        ids = [name for _, names in named for name in names]
+        if not ids:
+            return
+        if self._in_memory:
+            self._vectors = None
+        elif self.replaces_beside:
+            for some in slices(ids, count=_NODES_AT_ONCE):
+                self._vectors.delete_nodes(some)
+        else:
+            for document in {ref_doc_id(key.export_config_id, key.file_id) for key, names in named if names}:
+                self._vectors.delete(document)
+        for name in ids:
+            self._nodes.delete_document(name, raise_error=False)
+
+    def _forget_records(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
+        for key, generations in versions:
+            for generation in generations:
+                self._records.delete_document(records_id(key, generation), raise_error=False)
+
+    @staticmethod
+    def _text(docstore: Any, name: str) -> str | None:
+        document = docstore.get_document(name, raise_error=False)
+        return None if document is None else str(document.text)
+
+
+def marker_of(fingerprint: str, dimension: int) -> str:
+    return json.dumps({"dimension": dimension, "format": "1", "model": fingerprint}, sort_keys=True)
