@@ -148,6 +148,7 @@ def sync_summary(report: SyncReport) -> dict[str, Any]:
         "removed": report.removed,
         "runs": report.runs,
         "failed_runs": report.failed_runs,
+        "errors": report.errors,
         "parked": report.needs.parked,
         "backing_off": report.needs.backing_off,
         "awaiting_approval": report.needs.awaiting_approval,
@@ -162,6 +163,8 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
         f"{len(report.ingested)} files worked on, {len(report.removed)} removed, {len(rows)} known; "
         f"{report.runs} runs, {report.failed_runs} failed"
     )
+    for reason in report.errors:
+        console.print(f"[red]failed:[/red] {escape(reason)}")
     for row in rows.values():
         if row.status in ("failed", "parked"):
             console.print(f"[yellow]{row.status}[/yellow] {escape(row.display_name)}: {escape(row.last_error or '')}")

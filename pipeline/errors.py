@@ -58,6 +58,10 @@ class EmbedderUnavailable(Unavailable):
     """The embedding model or endpoint cannot be loaded or reached."""
 
 
+class LedgerUnavailable(Unavailable):
+    """The ledger's database cannot be reached or written (disk full, read-only, locked for too long)."""
+
+
 class IncompleteListing(SourceUnavailable):
     """A directory listing stopped half way; it is evidence of what it shows, never of what it lacks."""
 

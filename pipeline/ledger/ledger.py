@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import schema
 from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
@@ -35,6 +36,7 @@ class Ledger:
         self.export = export
         self._clock = clock
         self._engine = sa.create_engine(url, pool_pre_ping=True)
+        sa.event.listen(self._engine, "handle_error", _explained)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
             if self._engine.url.database:
@@ -367,6 +369,15 @@ class Ledger:
     def _delete_of_files(self, connection: sa.Connection, table: sa.Table, file_ids: Sequence[str]) -> None:
         for batch in batches(file_ids):
             connection.execute(sa.delete(table).where(table.c.export == self.export, table.c.file_id.in_(batch)))
+
+
+def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
+    """What stands in for the driver's error; ``None`` leaves it."""
+    if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+        return None
+    where = context.engine.url.render_as_string(hide_password=True) if context.engine else "its URL"
+    reason = str(context.original_exception).strip()
+    return LedgerUnavailable(f"the ledger at {where} cannot be used: {reason}; check its space, its rights and that it runs")
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

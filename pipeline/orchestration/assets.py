@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import CHUNKER_VERSION
-from pipeline.errors import ConfigError, Unavailable
+from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
 from pipeline.orchestration.liveness import mark_run
 from pipeline.orchestration.metadata import column_schema, details_metadata, report_metadata, totals_metadata
@@ -179,7 +179,7 @@ async def _run(
     export = exports.open(settings, context.instance)
     try:
         report = await stage(export, keys, context.run.run_id)
-    except (Unavailable, ConfigError) as error:
+    except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
     if len(keys) == 1 and report.failures:
         raise dg.Failure(f"{keys[0]}: {report.failures[keys[0]]}", metadata=report_metadata(report), allow_retries=False)

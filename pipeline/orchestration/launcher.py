@@ -44,6 +44,8 @@ class SyncReport:
     removed: list[str] = field(default_factory=list)
     runs: int = 0
     failed_runs: int = 0
+    errors: list[str] = field(default_factory=list)
+    """Why steps of those runs failed, one line each."""
     needs: Needs = field(default_factory=Needs)
 
     @property
@@ -138,8 +140,7 @@ def _execute(
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         raise_on_error=False,
     )
-    report.runs += 1
-    report.failed_runs += not result.success
+    _count(result, report)
     report.ingested += spec.keys
 
 
@@ -157,10 +158,18 @@ def _remove(
         tags={EXPORT_TAG: settings.name, LANE_TAG: "removal", PROCESS_TAG: mark},
         raise_on_error=False,
     )
-    report.runs += 1
-    report.failed_runs += not result.success
+    _count(result, report)
     if result.success:
         report.removed += file_ids
+
+
+def _count(result: dg.ExecuteInProcessResult, report: SyncReport) -> None:
+    report.runs += 1
+    report.failed_runs += not result.success
+    for event in result.filter_events(lambda event: event.is_step_failure):
+        failure = event.step_failure_data
+        told = failure.user_failure_data.description if failure.user_failure_data else None
+        report.errors.append(told or (failure.error.message.strip() if failure.error else "no reason given"))
 
 
 def run_dagster_dev(port: int) -> int:

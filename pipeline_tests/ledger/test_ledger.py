@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from pipeline.ledger import Ledger
+from pipeline.errors import LedgerUnavailable
+from pipeline.ledger import Ledger, schema
 from pipeline.llama_cloud.models import DirectoryFile
 
 
@@ -146,3 +148,11 @@ def test_thousands_of_files_are_recorded_and_read_back(ledger: Ledger) -> None:
     assert ledger.record_listing((listed(file_id) for file_id in ids), 1) == (3_000, 0)
     assert list(ledger.files(ids[500:2_500])) == ids[500:2_500]
     assert ledger.claim(ids, "run", seconds=60) == ids
+
+
+def test_a_database_that_cannot_be_written_is_one_clear_error(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.sqlite'}", "default")
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as connection:
+        connection.execute(f"DROP TABLE {schema.history.name}")
+    with pytest.raises(LedgerUnavailable, match=r"ledger\.sqlite cannot be used: no such table: .*; check its space"):
+        ledger.log([("dfl-1", "listed", {})], run_id=None)
