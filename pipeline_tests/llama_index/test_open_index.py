@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import ConfigError
 from pipeline.sinks.llama_index import open_index
 from pipeline_tests.conformance.harness import Bench, SinkUnderTest, load_harness
+from pipeline_tests.conformance.qdrant_harness import qdrant_local
 
 NATIVE = {
     "azure_ai_search": "AzureAISearchVectorStore",
@@ -28,7 +30,6 @@ NATIVE = {
     "pgvector": "PGVectorStore",
     "pinecone": "PineconeVectorStore",
     "qdrant": "QdrantVectorStore",
-    "qdrant_local": None,
     "turbopuffer": None,
 }
 """Sink -> LlamaIndex's own store of it, where there is one."""
@@ -182,6 +183,19 @@ async def test_llama_indexs_own_delete_takes_a_document_of_this_config_alone(
 async def test_nodes_cannot_be_added_past_the_export(index: VectorStoreIndex) -> None:
     with pytest.raises(ValueError, match="only writer"):
         index.vector_store.add([])
+
+
+async def test_a_local_qdrant_directory_is_read_through_the_sink_that_has_it_open(tmp_path: Path) -> None:
+    with qdrant_local(tmp_path) as local:
+        bench = Bench(local)
+        await bench.open().provision()
+        await bench.replace(bench.file("dfl-1", 3))
+        opened = open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
+        assert opened.as_retriever(similarity_top_k=1).retrieve("dfl-1/v1/2")[0].node.metadata["chunk_index"] == 2
+        opened.delete_ref_doc(f"{bench.config}:dfl-1")
+        assert await bench.snapshots() == {}
+        opened.vector_store.close()
+        await bench.exporter.close()
 
 
 async def test_an_embedder_of_another_model_is_refused(bench: Bench) -> None:

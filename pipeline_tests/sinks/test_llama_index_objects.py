@@ -1,0 +1,54 @@
+"""Objects named in settings: built from import paths, with secrets from the environment that nobody gets to see."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
+
+
+def build(path: str, args: Any) -> Any:
+    return Builder("vectors_minilm", 384).build(ObjectSettings.model_validate({"class": path, "args": args}))
+
+
+def test_classes_factories_and_nested_objects_are_built() -> None:
+    assert build("fractions:Fraction", {"numerator": 1, "denominator": 2}) == Fraction(1, 2)
+    assert build("fractions:Fraction.from_float", [0.25]) == Fraction(1, 4)
+    inner = {"class": "fractions:Fraction", "args": [3, 4]}
+    assert build("builtins:dict", {"given": [inner, {"plain": inner}]}) == {"given": [Fraction(3, 4), {"plain": Fraction(3, 4)}]}
+
+
+def test_the_models_name_and_dimension_and_the_environment_are_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "s3cret")
+    built = build("builtins:dict", {"name": "x-{collection}", "dim": "{dimension}", "uri": "db://u:${STORE_PASSWORD}@h", "n": 3})
+    assert built == {"name": "x-vectors_minilm", "dim": 384, "uri": "db://u:s3cret@h", "n": 3}
+
+
+def test_what_is_wrong_with_a_description_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STORE_PASSWORD", raising=False)
+    for path, args, named in (
+        ("no.such.module:Store", {}, "no.such.module"),
+        ("fractions:NoSuchClass", {}, "NoSuchClass"),
+        ("builtins:dict", {"uri": "${STORE_PASSWORD}"}, "STORE_PASSWORD"),
+        ("fractions:Fraction", {"colour": 1}, "colour"),
+    ):
+        with pytest.raises(ConfigError, match=named):
+            build(path, args)
+
+
+def test_secrets_are_named_instead_of_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "s3cret")
+    builder = Builder("vectors", 3)
+    builder.build(ObjectSettings.model_validate({"class": "builtins:dict", "args": {"p": "${STORE_PASSWORD}"}}))
+    assert builder.shown("cannot log in with s3cret at h") == "cannot log in with ${STORE_PASSWORD} at h"
+
+
+def test_arguments_refused_because_of_a_secret_do_not_show_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_PASSWORD", "s3cret")
+    with pytest.raises(ConfigError) as caught:
+        build("builtins:dict", [["${STORE_PASSWORD}"], "too", "many"])
+    assert "s3cret" not in f"{caught.value!r}"
