@@ -15,7 +15,7 @@ _KEYS = ("LLAMA_CLOUD_BASE_URL", "LLAMA_CLOUD_API_KEY")
 
 @contextmanager
 def local_cloud_environment(documents: str, state_dir: Path, *, port: int = 0) -> Iterator[RunningLocalCloud]:
-    """Serve ``documents``, on a free port unless one is given, and point the environment's LlamaCloud at the server until the block ends."""
+    """Serve ``documents``, on a free port unless one is given; the environment's LlamaCloud is the server until the end."""
     before = {key: os.environ.get(key) for key in _KEYS}
     settings = LocalCloudSettings(documents=documents, state_dir=state_dir, port=port)
     with RunningLocalCloud(settings) as cloud:

@@ -173,7 +173,7 @@ def file_number(row: Row) -> int:
 
 
 def to_head(row: Row) -> Head:
-    values = {name: row.get(name) for name in SNAPSHOT_FIELDS}
+    values: dict[str, Any] = {name: row.get(name) for name in SNAPSHOT_FIELDS}
     values["source_modified_at"] = _instant(row.get("source_modified_at"))
     key = FileKey(row["tenant_id"], row["export_config_id"], row["parsed_directory_file_id"])
     return Head(key, Snapshot(**values), row.get(PENDING))

@@ -39,7 +39,7 @@ def grown_vector_definition(found: Mapping[str, Any], context: SinkContext) -> d
     """``found`` with the paths it lacks, ``None`` when it lacks none. Raises SinkConflict when its vectors do not fit."""
     held = found.get("fields", [])
     wanted = vector_definition(context)["fields"][0]
-    vector = next((item for item in held if item.get("path") == "embedding"), {})
+    vector: Mapping[str, Any] = next((item for item in held if item.get("path") == "embedding"), {})
     for name, value in wanted.items():
         if vector.get(name) != value:
             raise SinkConflict(f"search index {VECTOR_INDEX!r}: its {name} is {vector.get(name)!r}, not {value!r}; {_REMEDY}")

@@ -66,7 +66,7 @@ class Write:
 
     def with_field(self, name: str, value: str) -> Write:
         """The same document with a field added at its end, without decoding it."""
-        body = self.document.raw[4:-1] + bson.encode({name: value})[4:-1]
+        body = bytes(self.document.raw[4:-1]) + bson.encode({name: value})[4:-1]
         return replace(self, document=RawBSONDocument((len(body) + 5).to_bytes(4, "little") + body + b"\0"))
 
 

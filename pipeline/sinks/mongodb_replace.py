@@ -53,7 +53,8 @@ class MongoWriter:
         for head in await self.read_heads([file.key for file in files]):
             held[head.key] += head.snapshot.chunk_count
         await self.remove([file.key for file in files if not file.writes])
-        light, heavy = [], []
+        light: list[tuple[FileWrites[Write], int]] = []
+        heavy: list[tuple[FileWrites[Write], int]] = []
         for file in files:
             if file.writes:
                 weighed = (file, self._weight(file, held[file.key]))

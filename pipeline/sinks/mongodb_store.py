@@ -281,7 +281,12 @@ async def _raw_batches(
     """Decoded in a thread: a batch can have megabytes."""
     async with collection.find_raw_batches(selection, **find) as cursor:
         async for batch in cursor:
-            yield await asyncio.to_thread(bson.decode_all, batch, CODEC), len(batch)
+            yield await asyncio.to_thread(_decoded, batch), len(batch)
+
+
+def _decoded(batch: Any) -> list[Document]:
+    """``batch`` is raw BSON; the driver's annotation says documents."""
+    return bson.decode_all(batch, CODEC)
 
 
 def _passes(error: PyMongoError) -> bool:

@@ -309,9 +309,9 @@ def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
 
 
 def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
-    values = [row.get(attribute_name(field.name)) for row in rows]
+    values: list[Any] = [row.get(attribute_name(field.name)) for row in rows]
     if field.name == "embedding":
-        flat = np.frombuffer(b"".join(map(base64.b64decode, values)), "<f4")
+        flat = np.frombuffer(b"".join(base64.b64decode(value) for value in values), "<f4")
         return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimension)
     if pa.types.is_timestamp(field.type):
         values = [value and datetime.fromisoformat(value) for value in values]

@@ -114,7 +114,7 @@ class TurbopufferStore:
 
         return await self._answer(action, ask)
 
-    async def answers(self, action: str, queries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    async def answers(self, action: str, queries: Sequence[Any]) -> list[dict[str, Any]]:
         """The answers to several queries, all of one snapshot. Raises NamespaceMissing."""
         if len(queries) == 1:
             return [await self.query(action, queries[0])]

@@ -46,7 +46,9 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None}
 
 
-def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world.sync()
     asked: list[str] = []
     real = CloudApi.call
