@@ -1,0 +1,124 @@
+"""SIGKILL of real processes at seeded random points; whatever dies, running again ends with everything in its place."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from typer.testing import CliRunner
+
+import pipeline
+from pipeline.cli import app
+from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.partitions import UNFINISHED
+from pipeline.stages.settings import load_exports
+from pipeline_tests.world import World, home_of, open_world
+
+SEED = int(os.environ.get("SOAK_SEED", "7"))
+CLI = [sys.executable, "-m", "pipeline.cli"]
+SYNC = ["sync", "--refresh", "--json", "--allow-deletes", "100"]
+ASSETS = ("parsed_payloads", "chunks", "embeddings", "lancedb")
+FILES = 6
+MOST_WRITES = 60
+"""About as many writes as a sync of the edits below makes: a few kills come too late, as in life."""
+
+
+class Victim:
+    """A folder behind a local cloud and the ``indexport sync`` that is killed while it exports it."""
+
+    def __init__(self, world: World, seed: int) -> None:
+        self.world = world
+        self.random = random.Random(seed)
+        self.usual = 0.0
+        self.edits = 0
+
+    def edit(self) -> None:
+        """Change some files, grow or shrink one, remove one, add one."""
+        for number in range(FILES):
+            name = f"doc-{number}.md"
+            path = self.world.documents / name
+            if not path.exists() or self.random.random() < 0.4:
+                parts = self.random.randrange(1, 4)
+                self.edits += 1
+                body = "\n\n".join(f"## Part {n}\n\nGauge {number} reads {self.edits}. " * 8 for n in range(parts))
+                self.world.write(name, f"# Document {number}\n\n{body}\n")
+        self.world.remove(f"doc-{self.random.randrange(FILES)}.md")
+
+    def killed_at_a_moment(self) -> int:
+        """Kill ``indexport sync`` somewhere in its usual time; its exit code."""
+        process = subprocess.Popen([*CLI, *SYNC], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(self.usual * self.random.uniform(0.2, 1.0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+        return process.wait()
+
+    def killed_at_a_write(self) -> int:
+        """Let ``indexport sync`` kill itself at one of its writes; its exit code."""
+        after = str(self.random.randrange(1, MOST_WRITES))
+        command = [sys.executable, "-m", "pipeline_tests.soak.mortal_cli", after, *SYNC]
+        return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False).returncode
+
+    def run_undisturbed(self) -> None:
+        """In a process of its own, to learn how long that takes."""
+        started = time.monotonic()
+        subprocess.run([*CLI, *SYNC], stdout=subprocess.DEVNULL, check=True)
+        self.usual = time.monotonic() - started
+        assert_in_place(self.world)
+
+    def run_again(self) -> None:
+        outcome = CliRunner().invoke(app, SYNC)
+        assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+        assert_in_place(self.world)
+
+
+def assert_in_place(served: World) -> None:
+    """The invariant, and nothing stuck: no file, no lease, no run, no partition."""
+    settings = load_exports(Path(pipeline.__file__).parent / "defs")["default"]
+    with open_instance(home_of(served.root)) as instance:
+        world = World(served.root, served.cloud, instance, settings)
+        world.assert_settled()
+        rows = world.export.ledger.files()
+        assert {row.status for row in rows.values()} == {"done"}
+        assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        assert not [holder for holder in world.export.ledger.holders(list(rows)) if world.export.run_is_live(holder)]
+        assert set(instance.get_dynamic_partitions("default_files")) == set(rows)
+        for asset in ASSETS:
+            assert instance.get_materialized_partitions(dg.AssetKey(["default", asset])) >= set(rows)
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Iterator[Victim]:
+    with open_world(tmp_path) as world:
+        victim = Victim(world, SEED)
+        victim.edit()
+        victim.run_undisturbed()
+        yield victim
+
+
+def kill_and_run_again(victim: Victim, kills: int) -> None:
+    killed = 0
+    for attempt in range(kills):
+        victim.edit()
+        code = victim.killed_at_a_write() if attempt % 2 == 0 else victim.killed_at_a_moment()
+        assert code in (0, -signal.SIGKILL), code
+        killed += code == -signal.SIGKILL
+        victim.run_again()
+    assert killed >= kills // 2
+
+
+def test_a_killed_sync_is_made_good_by_the_next_one(victim: Victim) -> None:
+    kill_and_run_again(victim, 3)
+
+
+@pytest.mark.skipif("SOAK_KILLS" not in os.environ, reason="make soak sets SOAK_KILLS")
+def test_many_killed_syncs_are_made_good_each_by_the_next_one(victim: Victim) -> None:
+    kill_and_run_again(victim, int(os.environ["SOAK_KILLS"]))
