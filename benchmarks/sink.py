@@ -37,6 +37,7 @@ from pipeline.sinks.registry import exporter_class
 
 SEARCHES = 20
 COMPARISONS = {
+    "azure_ai_search": "benchmarks.sink_azure_ai_search",
     "mongodb": "benchmarks.sink_mongodb",
     "pgvector": "benchmarks.sink_pgvector",
     "pinecone": "benchmarks.sink_pinecone",

@@ -68,6 +68,15 @@ class Index:
     """Changes not yet visible: the number of the search that sees them, and the key."""
 
     searches: int = 0
+    _words: dict[tuple[str, ...], tuple[Document, Counter[str]]] = field(default_factory=dict)
+
+    def words(self, document: Document, names: tuple[str, ...]) -> Counter[str]:
+        """The words of these fields of a document, counted once."""
+        address = (document[self.key], *names)
+        known = self._words.get(address)
+        if known is None or known[0] is not document:
+            known = self._words[address] = document, tokens(" ".join(document.get(name) or "" for name in names))
+        return known[1]
 
     @property
     def key(self) -> str:
@@ -297,7 +306,8 @@ class _Search:
         self._check_semantic()
         rankings = [self._nearest(query) for query in self._query.get("vectorQueries") or ()]
         if not text.everything:
-            rankings.insert(0, bm25(text, [self._words(document) for document in self._documents], self._found))
+            names = self._searched()
+            rankings.insert(0, bm25(text, [self._index.words(document, names) for document in self._documents], self._found))
         if not rankings:
             return dict.fromkeys(self._found, 1.0)
         if len(rankings) == 1:
@@ -317,15 +327,16 @@ class _Search:
         if self._query.get("semanticConfiguration") not in {item["name"] for item in configurations}:
             raise bad("Unknown semantic configuration.\r\nParameter name: semanticConfiguration")
 
-    def _words(self, document: Document) -> Counter[str]:
-        names = [field.name for field in self._fields.values() if field.searchable and not field.is_vector]
+    def _searched(self) -> tuple[str, ...]:
+        """The fields a text is looked for in."""
         asked = self._query.get("searchFields")
-        if asked:
-            names = [name.strip() for name in asked.split(",")]
-            for name in names:
-                if name not in self._fields or not self._fields[name].searchable:
-                    raise bad(f"The field '{name}' in the search field list is not searchable.\r\nParameter name: searchFields")
-        return tokens(" ".join(document.get(name) or "" for name in names))
+        if not asked:
+            return tuple(field.name for field in self._fields.values() if field.searchable and not field.is_vector)
+        names = tuple(name.strip() for name in asked.split(","))
+        for name in names:
+            if name not in self._fields or not self._fields[name].searchable:
+                raise bad(f"The field '{name}' in the search field list is not searchable.\r\nParameter name: searchFields")
+        return names
 
     def _nearest(self, query: Mapping[str, Any]) -> dict[int, float]:
         field = self._fields.get(query.get("fields", ""))

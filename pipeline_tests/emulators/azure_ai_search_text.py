@@ -63,16 +63,17 @@ def bm25(query: TextQuery, held: Sequence[Counter[str]], found: Iterable[int]) -
     """The score of every document that matches, of ``found`` in ``held``."""
     lengths = [words.total() for words in held]
     average = sum(lengths) / max(1, len(held)) or 1.0
+    rarities = {term: _rarity(sum(term in words for words in held), len(held)) for term in set(query.terms)}
     scores = {}
     for number in found:
         words = held[number]
         if not query.matches(words):
             continue
         norm = _SATURATION * (1 - _LENGTH + _LENGTH * lengths[number] / average)
-        score = 0.0
-        for term in set(query.terms) & words.keys():
-            having = sum(term in other for other in held)
-            rarity = math.log(1 + (len(held) - having + 0.5) / (having + 0.5))
-            score += rarity * words[term] * (_SATURATION + 1) / (words[term] + norm)
+        score = sum(rarities[term] * words[term] * (_SATURATION + 1) / (words[term] + norm) for term in rarities & words.keys())
         scores[number] = score or 1.0
     return scores
+
+
+def _rarity(having: int, count: int) -> float:
+    return math.log(1 + (count - having + 0.5) / (having + 0.5))

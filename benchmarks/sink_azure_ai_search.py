@@ -1,0 +1,109 @@
+"""The Azure AI Search sink beside the vendor's own client uploading the same documents to the same endpoint.
+
+``python -m benchmarks.sink azure_ai_search`` runs it against the emulator in a process of its own, or against the service
+``AZURE_SEARCH_ENDPOINT`` and ``AZURE_SEARCH_API_KEY`` name; there it deletes the indexes it made. Against the emulator only
+the ratio means something: how fast it takes documents in says nothing of the service, and it shows them at once.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any
+
+from azure.core.credentials import AzureKeyCredential
+from azure.search.documents.aio import SearchClient
+
+from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
+from pipeline.sinks.azure_documents import encode_file
+from pipeline.sinks.base import SinkContext
+from pipeline.sinks.records import FileRecords
+from pipeline.sinks.slicing import each, slices
+from pipeline_tests.emulators.azure_ai_search import azure_ai_search_emulator
+
+ENDPOINT, API_KEY = "AZURE_SEARCH_ENDPOINT", "AZURE_SEARCH_API_KEY"
+TURNS = 2
+BATCH = 1000
+CONCURRENCY = 4
+
+Documents = list[dict[str, Any]]
+
+
+@contextmanager
+def server() -> Iterator[None]:
+    """The service that is configured, or the emulator for the time being."""
+    if os.environ.get(ENDPOINT):
+        yield
+        return
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        os.environ[API_KEY], os.environ[ENDPOINT] = ours.recv()
+        yield
+    finally:
+        ours.send(None)
+        process.join()
+        os.environ.pop(API_KEY, None)
+        os.environ.pop(ENDPOINT, None)
+
+
+def _serve(pipe: Connection) -> None:
+    with azure_ai_search_emulator() as emulator:
+        pipe.send((emulator.api_key, emulator.url))
+        pipe.recv()
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Both ways of writing the same batches: ours, and the client's upload of ready documents, as many requests at once."""
+
+    context: SinkContext
+    batches: Sequence[Sequence[FileRecords]]
+
+    def documents(self) -> Documents:
+        """What somebody who uses the client has: dicts, vectors as lists of numbers."""
+        files = [encode_file(file, self.context.metadata_fields) for batch in self.batches for file in batch]
+        return [json.loads(b"{" + write.members + b"}") for file in files for write in file.writes]
+
+    async def exporter(self, prefix: str) -> AzureAISearchExporter:
+        made = AzureAISearchExporter(AzureAISearchSettings(index_prefix=prefix), self.context)
+        await made.provision()
+        return made
+
+    async def upload_all(self, index: str, documents: Documents) -> None:
+        async with SearchClient(os.environ[ENDPOINT], index, AzureKeyCredential(os.environ[API_KEY])) as client:
+
+            async def upload(some: Documents) -> None:
+                assert all(result.succeeded for result in await client.upload_documents(some))
+
+            await each(slices(documents, count=BATCH), upload, concurrency=CONCURRENCY)
+
+    async def replace_all(self, exporter: AzureAISearchExporter) -> None:
+        for files in self.batches:
+            await exporter.replace_files(files)
+
+    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
+        """The best turn of each, turn by turn."""
+        documents = self.documents()
+        bare, ours = [], []
+        for turn in range(TURNS):
+            exporter = await self.exporter(f"bare{turn}")
+            work = partial(self.upload_all, exporter.index_name, documents)
+            bare.append(await timed("the client's upload", len(documents), work))
+            await self._drop(exporter)
+            exporter = await self.exporter(f"turn{turn}")
+            ours.append(await timed("replace_files, best turn", len(documents), partial(self.replace_all, exporter)))
+            await self._drop(exporter)
+        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+
+    async def _drop(self, exporter: AzureAISearchExporter) -> None:
+        await exporter.drop_collection()
+        await exporter.close()
