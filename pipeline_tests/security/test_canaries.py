@@ -1,0 +1,154 @@
+"""Planted secrets, failing sinks and failing downloads; then everything that was written is searched for the secrets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.local_cloud.faults import Faults
+from pipeline.local_cloud.server import RunningLocalCloud
+from pipeline.local_cloud.settings import LocalCloudSettings
+
+SECRETS = {
+    "LLAMA_CLOUD_API_KEY": "llx-canary01",
+    "OPENAI_API_KEY": "sk-canary02",
+    "QDRANT_API_KEY": "qdrant-canary03",
+    "PINECONE_API_KEY": "pcsk_canary04",
+    "TURBOPUFFER_API_KEY": "tpuf_canary05",
+    "AZURE_SEARCH_API_KEY": "azure-canary06",
+    "INDEXPORT_PG_DSN": "postgresql://writer:canary07@127.0.0.1:9/vectors",
+    "INDEXPORT_MONGODB_URI": "mongodb://writer:canary08@127.0.0.1:9/?authSource=admin",
+    "AWS_ACCESS_KEY_ID": "AKIAcanary09",
+    "AWS_SECRET_ACCESS_KEY": "canary10",
+}
+MARKS = (b"canary", b"_blob/")
+"""Part of every planted secret, and the path of every presigned URL."""
+
+NOWHERE = "http://127.0.0.1:9"
+FAILING_SINKS = {
+    "qdrant": {"url": NOWHERE, "timeout_seconds": 1},
+    "pinecone": {"controller_host": NOWHERE, "request_seconds": 1},
+    "turbopuffer": {"base_url": NOWHERE},
+    "azure_ai_search": {"endpoint": "https://127.0.0.1:9"},
+    "pgvector": {"dsn_env": "INDEXPORT_PG_DSN"},
+    "mongodb": {"uri_env": "INDEXPORT_MONGODB_URI", "timeout_seconds": 1},
+}
+
+
+@dataclass
+class Installation:
+    """A folder behind a local cloud, and a home of its own."""
+
+    root: Path
+    cloud: RunningLocalCloud
+
+    @property
+    def home(self) -> Path:
+        return self.root / "home"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_CLOUD", "DAGSTER", "INDEXPORT"))}
+        addresses = {"INDEXPORT_HOME": str(self.home), "LLAMA_CLOUD_BASE_URL": self.cloud.base_url}
+        return {**inherited, **SECRETS, **addresses}
+
+    def faults(self, **faults: object) -> None:
+        answer = httpx.put(
+            f"{self.cloud.base_url}/_admin/faults",
+            json=Faults(**faults).model_dump(mode="json"),
+            headers={"Authorization": f"Bearer {self.cloud.api_key}"},
+        )
+        answer.raise_for_status()
+
+    def run(self, *command: str) -> bytes:
+        """Everything a command prints; it need not succeed."""
+        outcome = subprocess.run(
+            [sys.executable, "-m", *command], env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=240
+        )
+        return outcome.stdout
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Iterator[Installation]:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for n in range(6):
+        (documents / f"doc-{n}.md").write_text(f"# Document {n}\n\nThe gauge of station {n} reads {n} metres.\n")
+    settings = LocalCloudSettings(
+        documents=str(documents),
+        state_dir=tmp_path / "cloud",
+        api_key=SECRETS["LLAMA_CLOUD_API_KEY"],
+        allow_fault_injection=True,
+    )
+    with RunningLocalCloud(settings) as cloud:
+        yield Installation(tmp_path, cloud)
+
+
+def _written(home: Path) -> Iterator[tuple[str, bytes]]:
+    """Every file as it lies there, and what compression hides."""
+    for path in sorted(home.rglob("*")):
+        if path.is_file():
+            yield str(path), path.read_bytes()
+        if path.suffix == ".parquet":
+            table = pq.read_table(path)
+            yield f"{path} (rows)", repr((table.to_pylist(), table.schema.metadata)).encode()
+
+
+def _leaks(pieces: Iterator[tuple[str, bytes]]) -> dict[str, bytes]:
+    found = {}
+    for where, data in pieces:
+        for mark in MARKS:
+            position = data.find(mark)
+            if position >= 0:
+                found[where] = data[max(0, position - 120) : position + 60]
+    return found
+
+
+def test_no_secret_and_no_presigned_url_is_written_or_printed(installation: Installation) -> None:
+    installation.faults(
+        payloads={"doc-0.md": "truncated", "doc-1.md": "missing", "doc-2.md": "not_json"},
+        expired_blob_requests=3,
+        page_size_cap=2,
+    )
+    export = {
+        "name": "default",
+        "embedding": {"provider": "constant"},
+        "sinks": {"lancedb": {}, **FAILING_SINKS},
+        "removal": {"grace_period_seconds": 0},
+    }
+    said = installation.run("pipeline_tests.security.worker", json.dumps(export))
+    assert said.count(b"cursor: ") == 1, said[-3000:].decode(errors="replace")
+    commands = (["plan"], ["status", "--json"], ["history", "doc-1.md"])
+    printed = {" ".join(command): installation.run("pipeline.cli", *command) for command in commands}
+    printed["worker"] = said
+    assert b"held: ChunkRecord" in said, "the sync has done its work"
+    written = list(_written(installation.home))
+    assert {"ledger.sqlite", "runs.db"} <= {Path(where).name for where, _ in written}
+    assert any(b"qdrant" in data for where, data in written if where.endswith("ledger.sqlite")), "the sinks have failed"
+    assert _leaks(iter([*written, *printed.items()])) == {}
+
+
+def test_an_error_that_stops_the_sync_shows_no_secret(installation: Installation) -> None:
+    installation.faults(server_error_requests=1000, server_error_status=500)
+    printed = {"sync": installation.run("pipeline.cli", "sync"), "plan": installation.run("pipeline.cli", "plan")}
+    assert all(b"LlamaCloud" in said for said in printed.values())
+    assert _leaks(iter([*_written(installation.home), *printed.items()])) == {}
+
+
+def test_the_local_cloud_listens_on_this_machine_alone_unless_told_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "documents").mkdir()
+    settings = LocalCloudSettings(documents=str(tmp_path / "documents"), state_dir=tmp_path / "cloud")
+    with RunningLocalCloud(settings) as cloud:
+        port = httpx.URL(cloud.base_url).port
+        listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"}
+        assert f"0100007F:{port:04X}" in listening
+        assert f"00000000:{port:04X}" not in listening

@@ -1,0 +1,54 @@
+"""A process that syncs an export as ``indexport sync`` does, with every logger of every library turned up.
+
+``python -m pipeline_tests.security.worker SETTINGS``: the export's settings as JSON; everything else from the environment.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+import dagster as dg
+
+from pipeline.components.index_export import export_definitions
+from pipeline.errors import IndexportError
+from pipeline.home import Home
+from pipeline.orchestration.launcher import open_instance, sync
+from pipeline.orchestration.resources import EXPORTS
+from pipeline.stages.export import Export
+from pipeline.stages.search import records
+from pipeline.stages.settings import ExportSettings
+
+
+def main(written: str) -> None:
+    logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+    settings = ExportSettings.model_validate_json(written)
+    with open_instance(Home.from_environment()) as instance:
+        try:
+            report = sync(settings, instance)
+        except IndexportError as error:
+            sys.stdout.write(f"failed: {error}\n")
+        else:
+            sys.stdout.write(f"{report}\n")
+        asyncio.run(_show(EXPORTS.open(settings, instance)))
+        _tick(settings, instance)
+
+
+async def _show(export: Export) -> None:
+    """What the first sink holds."""
+    async for record in records(export, next(iter(export.settings.sinks))):
+        sys.stdout.write(f"held: {record}\n")
+
+
+def _tick(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
+    """One look of the sensor, for its cursor."""
+    definitions = export_definitions(settings)
+    resources = {"exports": definitions.resources["exports"]}
+    context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=resources)
+    answer = definitions.resolve_sensor_def(f"{settings.name}_directory_changes")(context)
+    sys.stdout.write(f"cursor: {context.cursor}\nanswer: {answer}\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
