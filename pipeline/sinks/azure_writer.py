@@ -36,6 +36,7 @@ _PROBES: Final = frozenset({3, 6, 12})
 _PROBED: Final = 20
 _ATTEMPTS: Final = 5
 _VERSION_FIELDS: Final = ("id", "parsed_directory_file_id", "chunk_index", "record_set_hash")
+_UNFIT: Final = 400
 _NOT_THERE: Final = 404
 
 Wanted = Literal["present", "absent", "unmarked"]
@@ -142,6 +143,9 @@ class AzureWriter:
     async def upsert(self, writes: Sequence[Document]) -> None:
         lines = [Action(write.id, b'{"@search.action":"upload",' + write.members + b"}") for write in writes]
         failures = await self._store.change("write records", lines)
+        for failure in failures.values():
+            if failure.status != _UNFIT:
+                raise _impossible("write records", failure)
         if failures:
             raise _DocumentsRefused(failures)
         self._expect("present", [write.id for write in writes])
@@ -160,15 +164,14 @@ class AzureWriter:
         failures = await self._store.change(action, lines)
         for failure in failures.values():
             if failure.status != _NOT_THERE:
-                raise SinkUnavailable(f"Azure AI Search cannot {action}: {failure.status}, {failure.message}")
+                raise _impossible(action, failure)
         return set(failures)
 
     async def delete(self, ids: Sequence[str]) -> None:
         lines = [Action(found, f'{{"@search.action":"delete","id":"{found}"}}'.encode()) for found in ids]
         failures = await self._store.change("delete records", lines)
-        if failures:
-            told = next(iter(failures.values()))
-            raise SinkUnavailable(f"Azure AI Search cannot delete records: {told.status}, {told.message}")
+        for failure in failures.values():
+            raise _impossible("delete records", failure)
         self._expect("absent", ids)
 
     async def count_present(self, ids: Sequence[str]) -> int:
@@ -239,6 +242,10 @@ class AzureWriter:
 def poll_wait(poll: int) -> float:
     """Seconds after this poll, counted from 1, until searches are asked again whether they show a change."""
     return backoff(poll, first=_FIRST_POLL, longest=_LONGEST_POLL)
+
+
+def _impossible(action: str, failure: Failure) -> SinkUnavailable:
+    return SinkUnavailable(f"Azure AI Search cannot {action}: {failure.status}, {failure.message}")
 
 
 def _ids(file: FileWrites[Document]) -> list[str]:

@@ -16,8 +16,11 @@ import pytest
 
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import Exporter, SinkContext
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import MODEL, Bench
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Certificate, azure_ai_search_emulator
+
+INDEX = f"indexport-{MODEL.slug}"
+"""The index of the suite's model, under the default prefix."""
 
 
 @dataclass

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -27,32 +26,11 @@ from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchS
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.registry import _EXTRAS, SINKS, exporter_class
 from pipeline_tests.conformance.azure_ai_search_harness import (
+    INDEX,
     AzureAISearchUnderTest,
-    emulated_azure_ai_search,
-    provisioned_bench,
 )
 from pipeline_tests.conformance.harness import MODEL, Bench, matrix
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Certificate, azure_ai_search_emulator
-
-INDEX = f"indexport-{MODEL.slug}"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[AzureAISearchUnderTest]:
-    with emulated_azure_ai_search() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: AzureAISearchUnderTest) -> AzureAISearchEmulator:
-    return running.fresh_emulator()
-
-
-@pytest.fixture
-async def bench(running: AzureAISearchUnderTest, emulator: AzureAISearchEmulator) -> AsyncIterator[Bench]:
-    async with provisioned_bench(running) as made:
-        emulator.requests.clear()
-        yield made
 
 
 @pytest.mark.parametrize("status", [408, 409, 422, 429, 500, 502, 503, 504])

@@ -1,14 +1,12 @@
-"""Azure AI Search's own: documents on the wire, limits, partial failures, searches that lag, crashes."""
+"""Azure AI Search's own: documents on the wire, limits, partial failures, pages, searches."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-from azure.core.credentials import AzureKeyCredential
 from azure.search.documents import SearchClient
 
 from pipeline.errors import SinkUnavailable
@@ -16,53 +14,11 @@ from pipeline.sinks import azure_ai_search as sink
 from pipeline.sinks import azure_documents as documents
 from pipeline.sinks import azure_store as store
 from pipeline.sinks import azure_writer as writer
-from pipeline.sinks import backoff
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.records import chunk_id
-from pipeline_tests.conformance.azure_ai_search_harness import (
-    AzureAISearchUnderTest,
-    emulated_azure_ai_search,
-    provisioned_bench,
-)
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix
-from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
-from pipeline_tests.emulators.azure_ai_search_schema import ApiError
-
-INDEX = f"indexport-{MODEL.slug}"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[AzureAISearchUnderTest]:
-    with emulated_azure_ai_search() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: AzureAISearchUnderTest) -> AzureAISearchEmulator:
-    return running.fresh_emulator()
-
-
-@pytest.fixture
-async def bench(running: AzureAISearchUnderTest, emulator: AzureAISearchEmulator) -> AsyncIterator[Bench]:
-    async with provisioned_bench(running) as made:
-        emulator.requests.clear()
-        yield made
-
-
-@pytest.fixture
-def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Waits of a thousandth."""
-    monkeypatch.setattr(writer, "_FIRST_POLL", 0.0005)
-    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.0005)
-    monkeypatch.setattr(writer, "_LONGEST_POLL", 0.01)
-
-
-@pytest.fixture
-def client(emulator: AzureAISearchEmulator) -> Iterator[SearchClient]:
-    """The vendor's client, as another program would use it."""
-    with SearchClient(emulator.url, INDEX, AzureKeyCredential(emulator.api_key), retry_total=0) as made:
-        yield made
+from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 
 
 def changes(emulator: AzureAISearchEmulator) -> list[dict[str, Any]]:
@@ -186,6 +142,16 @@ async def test_documents_that_keep_failing_are_given_up(bench: Bench, emulator: 
     await bench.assert_holds(bench.file("dfl-1"))
 
 
+@pytest.mark.parametrize("action", ["upload", "merge", "delete"])
+async def test_a_service_that_is_full_or_forbids_is_unavailable_and_no_fault_of_a_file(
+    bench: Bench, emulator: AzureAISearchEmulator, action: str
+) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    emulator.engine.refuse = lambda kind, _: (403, "quota exceeded") if kind == action else None
+    with pytest.raises(SinkUnavailable, match="403, quota exceeded"):
+        await bench.replace(bench.file("dfl-1", version="v2"))
+
+
 @pytest.mark.parametrize("status", [429, 503])
 async def test_throttling_is_waited_out(bench: Bench, emulator: AzureAISearchEmulator, hasty: None, status: int) -> None:
     for operation in ("change", "search"):
@@ -206,113 +172,6 @@ async def test_a_change_whose_answer_was_lost_is_made_again(bench: Bench, emulat
     emulator.lose_answer("change", times=1)
     await bench.delete("dfl-1")
     await bench.assert_holds()
-
-
-@pytest.mark.parametrize("lag", [1, 4, 9])
-async def test_snapshots_never_answer_from_before_a_write(
-    bench: Bench, emulator: AzureAISearchEmulator, hasty: None, lag: int
-) -> None:
-    emulator.engine.lag = lag
-    files = [bench.file(f"dfl-{n}", 5) for n in range(4)]
-    await bench.replace(*files)
-    await bench.assert_holds(*files)
-    changed = bench.file("dfl-1", 3, version="v2")
-    await bench.replace(changed, bench.file("dfl-2", 0))
-    await bench.assert_holds(files[0], changed, files[3])
-    await bench.delete("dfl-0", "dfl-1")
-    await bench.assert_holds(files[3])
-
-
-async def test_readers_find_the_old_version_or_the_new_one_at_every_moment(
-    bench: Bench, emulator: AzureAISearchEmulator, hasty: None
-) -> None:
-    old, new = bench.file("dfl-1", 30), bench.file("dfl-1", 30, version="v2")
-    await bench.replace(old)
-    emulator.engine.lag = 5
-    seen: set[tuple[int, int]] = set()
-
-    def watch(request: Request) -> None:
-        visible = emulator.engine.indexes[INDEX].visible.values()
-        held = [document["record_set_hash"] for document in visible]
-        counts = held.count(old.record_set_hash), held.count(new.record_set_hash)
-        assert 30 in counts
-        seen.add(counts)
-
-    emulator.before = watch
-    await bench.replace(new)
-    assert {(30, 0), (30, 30), (0, 30)} <= seen
-
-
-async def test_a_search_that_never_catches_up_is_given_up_and_made_good_later(
-    running: AzureAISearchUnderTest, emulator: AzureAISearchEmulator, hasty: None
-) -> None:
-    impatient = AzureAISearchSettings(endpoint=emulator.url, visibility_timeout_seconds=0.05)
-    bench = Bench(AzureAISearchUnderTest(impatient, ()))
-    await bench.open().provision()
-    emulator.engine.lag = 10**9
-    with pytest.raises(SinkUnavailable, match=r"does not show \d+ changes"):
-        await bench.replace(bench.file("dfl-1", 5))
-    emulator.engine.lag = 0
-    emulator.engine.settle()
-    assert (await bench.snapshots())["dfl-1"].record_set_hash.startswith("pending:")
-    await bench.replace(bench.file("dfl-1", 5))
-    await bench.assert_holds(bench.file("dfl-1", 5))
-    await bench.exporter.close()
-
-
-@pytest.mark.parametrize("lag", [0, 3])
-async def test_a_crash_at_any_change_is_made_good_by_the_next_run_whatever_it_writes(
-    bench: Bench, emulator: AzureAISearchEmulator, hasty: None, lag: int
-) -> None:
-    old, new, third = bench.file("dfl-1", 4), bench.file("dfl-1", 6, version="v2"), bench.file("dfl-1", 2, version="v3")
-    neighbour = bench.file("dfl-2", 3)
-    for following in (old, new, third, bench.file("dfl-1", 0)):
-        for step in range(4):
-            emulator.before = None
-            emulator.engine.lag = 0
-            await bench.replace(old, neighbour)
-            emulator.engine.lag = lag
-            emulator.before = _refuse_after(step)
-            with pytest.raises(SinkUnavailable, match="crash"):
-                await bench.open().replace_files([new])
-            emulator.before = None
-            await bench.open().replace_files([following])
-            await bench.assert_holds(neighbour, following)
-
-
-def _refuse_after(step: int) -> Any:
-    """Let so many changes through, and no further one."""
-    left = step
-
-    def before(request: Request) -> None:
-        nonlocal left
-        if request.operation == "change":
-            left -= 1
-            if left < 0:
-                raise ApiError(403, "crash")
-
-    return before
-
-
-async def test_deleting_takes_what_nobody_computes(bench: Bench, client: SearchClient) -> None:
-    """Records of other programs and of runs that left no head."""
-    await bench.replace(bench.file("dfl-1", 3), bench.file("dfl-2", 3))
-    (one, *_) = client.search("*", filter="parsed_directory_file_id eq 'dfl-1' and chunk_index eq 1")
-    stray = {name: value for name, value in one.items() if not name.startswith("@")}
-    client.upload_documents([{**stray, "id": f"stray-{n}", "record_set_hash": "unknown"} for n in range(1200)][:900])
-    await bench.delete("dfl-1")
-    await bench.assert_holds(bench.file("dfl-2", 3))
-    assert client.get_document_count() == 3
-
-
-async def test_replacing_takes_records_that_lost_their_head(bench: Bench, client: SearchClient) -> None:
-    await bench.replace(bench.file("dfl-1", 3))
-    (one, *_) = client.search("*", filter="chunk_index eq 1")
-    stray = {name: value for name, value in one.items() if not name.startswith("@")}
-    client.upload_documents([{**stray, "id": "stray", "record_set_hash": "unknown"}])
-    new = bench.file("dfl-1", 4, version="v2")
-    await bench.replace(new)
-    await bench.assert_holds(new)
 
 
 async def test_listing_asks_once_for_every_thousand_files(

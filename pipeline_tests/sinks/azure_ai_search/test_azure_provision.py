@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,23 +17,10 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.azure_layout import IndexDesign, field_name, profile_name
 from pipeline.sinks.base import Exporter, MetadataType, SearchRequest, SinkContext
-from pipeline_tests.conformance.azure_ai_search_harness import AzureAISearchUnderTest, emulated_azure_ai_search
+from pipeline_tests.conformance.azure_ai_search_harness import INDEX, AzureAISearchUnderTest
 from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
 from pipeline_tests.emulators.azure_ai_search_schema import completed
-
-INDEX = f"indexport-{MODEL.slug}"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[AzureAISearchUnderTest]:
-    with emulated_azure_ai_search() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: AzureAISearchUnderTest) -> AzureAISearchEmulator:
-    return running.fresh_emulator()
 
 
 @asynccontextmanager
