@@ -57,7 +57,8 @@ def _lancedb(exporter: Any, export_config_id: str) -> NativeStore:
     connection = lancedb.connect(exporter.settings.uri, read_consistency_interval=timedelta(0))
     store = Store(connection=connection, uri=exporter.settings.uri, table_name=exporter.table_name)
     scope = layout.scope(exporter.context.tenant_id, export_config_id)
-    return NativeStore(store, _by_argument("where", lambda found: " AND ".join([scope, *map(layout.render, found)])))
+    render = _by_argument("where", lambda found: " AND ".join([scope, *map(layout.render, found)]))
+    return NativeStore(store, render, close=lambda: None)
 
 
 def _qdrant(exporter: Any, export_config_id: str) -> NativeStore | None:
@@ -80,7 +81,7 @@ def _qdrant(exporter: Any, export_config_id: str) -> NativeStore | None:
     scope = layout.scope(exporter.context.tenant_id, export_config_id)
     store = QdrantVectorStore(collection_name=exporter.collection, client=client, dense_vector_name=layout.VECTOR)
     render = _by_argument("qdrant_filters", lambda found: models.Filter(must=[*scope, *map(layout.render, found)]))
-    return NativeStore(store, render)
+    return NativeStore(store, render, close=client.close)
 
 
 def _pinecone(exporter: Any, export_config_id: str) -> NativeStore:
@@ -94,7 +95,7 @@ def _pinecone(exporter: Any, export_config_id: str) -> NativeStore:
     store = PineconeVectorStore(pinecone_index=index, namespace=exporter.namespace(export_config_id))
     tenant_id = exporter.context.tenant_id
     render = _by_argument("pinecone_query_filters", lambda found: layout.search_filter(tenant_id, export_config_id, found))
-    return NativeStore(store, render)
+    return NativeStore(store, render, close=index.close)
 
 
 def _postgres(exporter: Any, export_config_id: str) -> NativeStore | None:
@@ -110,13 +111,14 @@ def _postgres(exporter: Any, export_config_id: str) -> NativeStore | None:
     if settings.schema_name != settings.schema_name.lower():
         return None
     dsn = os.environ[settings.dsn_env]
+    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
     store = PGVectorStore(
         table_name=layout.name.removeprefix("data_"),
         schema_name=settings.schema_name,
         embed_dim=exporter.context.model.dimension,
         use_jsonb=True,
         perform_setup=False,
-        engine=create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn)),
+        engine=engine,
         async_engine=create_async_engine("postgresql+psycopg://", async_creator=lambda: psycopg.AsyncConnection.connect(dsn)),
         customize_query_fn=lambda statement, _, **options: statement.where(text(options["where"])),
     )
@@ -125,7 +127,7 @@ def _postgres(exporter: Any, export_config_id: str) -> NativeStore | None:
         where = statements.filtered(statements.scope(exporter.context.tenant_id, export_config_id), conditions)
         return _without_parameters(where.clause, where.parameters).replace(":", "\\:")
 
-    return NativeStore(store, _by_argument("where", render))
+    return NativeStore(store, _by_argument("where", render), close=engine.dispose)
 
 
 def _without_parameters(clause: Any, parameters: Mapping[str, Any]) -> str:
@@ -159,14 +161,15 @@ def _mongodb(exporter: Any, export_config_id: str) -> NativeStore:
 
     settings = exporter.settings
     uri = os.environ[settings.uri_env]
+    client: MongoClient[dict[str, Any]] = MongoClient(uri)
     store = Store(
-        mongodb_client=MongoClient(uri),
+        mongodb_client=client,
         async_mongodb_client=AsyncMongoClient(uri),
         db_name=settings.database,
         collection_name=exporter.collection_name,
         vector_index_name=VECTOR_INDEX,
     )
-    return NativeStore(store, prepare)
+    return NativeStore(store, prepare, close=client.close)
 
 
 def _azure(exporter: Any, export_config_id: str) -> NativeStore:
@@ -178,8 +181,9 @@ def _azure(exporter: Any, export_config_id: str) -> NativeStore:
     from pipeline.sinks.azure_store import API_KEY, ENDPOINT
 
     endpoint = exporter.settings.endpoint or os.environ[ENDPOINT]
+    client = SearchIndexClient(endpoint, AzureKeyCredential(os.environ[API_KEY]))
     store = AzureAISearchVectorStore(
-        search_or_index_client=SearchIndexClient(endpoint, AzureKeyCredential(os.environ[API_KEY])),
+        search_or_index_client=client,
         index_name=exporter.index_name,
         id_field_key="id",
         chunk_field_key="content",
@@ -190,7 +194,8 @@ def _azure(exporter: Any, export_config_id: str) -> NativeStore:
         index_management=IndexManagement.NO_VALIDATION,
     )
     whole = scope(exporter.context.tenant_id, export_config_id)
-    return NativeStore(store, _by_argument("odata_filters", lambda found: " and ".join([whole, *map(render, found)])))
+    prepare = _by_argument("odata_filters", lambda found: " and ".join([whole, *map(render, found)]))
+    return NativeStore(store, prepare, close=client.close)
 
 
 _NATIVE: Final[Mapping[str, Native]] = {

@@ -62,11 +62,12 @@ class NativeStore:
     """LlamaIndex's own store of a sink's records.
 
     ``prepare`` adds to a query without filters the conditions, and that only this config of this tenant is meant: the
-    query and the keyword arguments to ask the store with.
+    query and the keyword arguments to ask the store with. ``close`` ends the store's connections.
     """
 
     store: BasePydanticVectorStore
     prepare: Callable[[VectorStoreQuery, Sequence[Condition]], tuple[VectorStoreQuery, dict[str, Any]]]
+    close: Callable[[], object]
 
 
 class SinkVectorStore(BasePydanticVectorStore):
@@ -182,7 +183,9 @@ class SinkVectorStore(BasePydanticVectorStore):
         await self._exporter.delete_file(parsed_directory_file_id=file_id, export_config_id=self._export_config_id)
 
     def close(self) -> None:
-        """Release the sink's connections and the thread behind this store."""
+        """Release all connections and the thread behind this store."""
+        if self._native is not None:
+            self._native.close()
         self._thread.run(self._exporter.close())
         self._thread.close()
 
