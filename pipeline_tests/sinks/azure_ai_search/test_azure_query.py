@@ -8,7 +8,7 @@ import pytest
 from azure.core.credentials import AzureKeyCredential
 from azure.core.exceptions import HttpResponseError
 from azure.search.documents import SearchClient
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.sinks.azure_layout import IndexDesign
@@ -40,6 +40,10 @@ values: dict[str, st.SearchStrategy[Any]] = {
 }
 
 
+loaded = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""The machine may have other work to do."""
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     """Metadata, and one condition on it."""
@@ -54,6 +58,7 @@ def cases(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, Any]]:
     return {} if held is None else {key: held}, {key: {operator: operand}}
 
 
+@loaded
 @given(cases())
 def test_a_filter_means_what_it_means_in_python(case: tuple[dict[str, Any], dict[str, Any]]) -> None:
     metadata, filters = case
@@ -65,6 +70,7 @@ def test_a_filter_means_what_it_means_in_python(case: tuple[dict[str, Any], dict
     assert holds(document) == _holds(metadata, key, operator, operand)
 
 
+@loaded
 @given(
     tenant=hostile, config=hostile, files=st.lists(hostile, min_size=1, max_size=5), others=st.tuples(hostile, hostile, hostile)
 )
@@ -92,6 +98,7 @@ def test_literals_are_those_of_odata(value: Any, written: str) -> None:
     assert literal(value) == written
 
 
+@loaded
 @given(hostile | st.text(max_size=40))
 def test_any_text_is_searched_for_as_it_stands(text: str) -> None:
     if not words_of(text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import Any
+from zlib import crc32
 
 import pytest
 from azure.search.documents import SearchClient
@@ -11,6 +12,7 @@ from azure.search.documents import SearchClient
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.azure_ai_search import AzureAISearchSettings
 from pipeline.sinks.base import ReplaceReport
+from pipeline.sinks.records import chunk_id
 from pipeline_tests.conformance.azure_ai_search_harness import (
     INDEX,
     AzureAISearchUnderTest,
@@ -94,6 +96,25 @@ async def test_a_crash_at_any_change_is_made_good_by_the_next_run_whatever_it_wr
             emulator.before = None
             await bench.open().replace_files([following])
             await bench.assert_holds(neighbour, following)
+
+
+async def test_what_a_failed_call_has_written_is_found_by_the_next_one_however_late_it_shows(
+    bench: Bench, emulator: AzureAISearchEmulator, hasty: None
+) -> None:
+    """The emulator shows half of the documents later than the others: here, the failed call's."""
+    versions = [bench.file("dfl-1", size, version=f"v{n}") for n in range(20) for size in (1, 3)]
+    late = [crc32(chunk_id(bench.tenant, bench.config, "dfl-1", 0, version.record_set_hash).encode()) % 2 for version in versions]
+    old = next(version for n, version in enumerate(versions) if not late[n] and version.table.num_rows == 1)
+    new = next(version for n, version in enumerate(versions) if late[n] and version.table.num_rows == 3)
+    await bench.replace(old)
+    emulator.engine.lag = 40
+    emulator.before = _refuse_after(1)
+    with pytest.raises(SinkUnavailable, match="crash"):
+        await bench.replace(new)
+    emulator.before = None
+    await bench.replace(old)
+    emulator.engine.settle()
+    await bench.assert_holds(old)
 
 
 def _refuse_after(step: int) -> Any:
