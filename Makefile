@@ -34,8 +34,8 @@ $(LLAMA_STAMP): $(STAMP) requirements-llama-index.lock
 	touch $@
 
 # The MongoDB tests' engine: beta releases that may disappear from the registry, so that it has a lock of its own.
-$(VENV)/.secantus: requirements-secantus.lock $(STAMP)
-	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes --requirements requirements-secantus.lock \
+%/.secantus: requirements-secantus.lock %/.installed
+	$(BIN)/uv pip install --quiet --python $*/bin/python --no-deps --require-hashes --requirements requirements-secantus.lock \
 	  || echo "SecantusDB cannot be installed: the MongoDB tests will say that they were left out"
 	touch $@
 
@@ -45,11 +45,12 @@ demo: setup
 dev: setup
 	$(BIN)/indexport dev $(if $(DOCS),--documents "$(DOCS)")
 
-test: setup $(VENV)/.secantus test-llama-index
+test: setup $(VENV)/.secantus
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(MAKE) --no-print-directory test-llama-index
 
 # What needs LlamaIndex, and the sinks whose SDKs it holds at an older major; that of Azure AI Search speaks TLS alone.
-test-llama-index: $(LLAMA_STAMP)
+test-llama-index: $(LLAMA_STAMP) $(LLAMA_VENV)/.secantus
 	$(LLAMA_VENV)/bin/python -m pipeline_tests.emulators.certificate $(LLAMA_TLS)
 	AZURE_EMULATOR_CERTIFICATE=$(LLAMA_TLS)/certificate.pem AZURE_EMULATOR_KEY=$(LLAMA_TLS)/key.pem \
 	  SSL_CERT_FILE=$(LLAMA_TLS)/certificate.pem REQUESTS_CA_BUNDLE=$(LLAMA_TLS)/certificate.pem \
