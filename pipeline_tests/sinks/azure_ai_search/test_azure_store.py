@@ -8,8 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import UTC, datetime, timedelta
-from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +29,7 @@ from pipeline_tests.conformance.azure_ai_search_harness import (
 )
 from pipeline_tests.conformance.harness import MODEL, Bench, matrix
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Certificate, azure_ai_search_emulator
+from pipeline_tests.emulators.certificate import write_certificate
 
 
 @pytest.mark.parametrize("status", [408, 409, 422, 429, 500, 502, 503, 504])
@@ -179,7 +178,8 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_tls_is_spoken_and_a_certificate_must_be_trusted(tmp_path: Path, trusted: bool) -> None:
-    certificate = self_signed(tmp_path)
+    write_certificate(tmp_path)
+    certificate = Certificate(tmp_path / "certificate.pem", tmp_path / "key.pem")
     with azure_ai_search_emulator(certificate) as emulator:
         environment = {**os.environ, "AZURE_SEARCH_API_KEY": emulator.api_key, "PYTHONPATH": str(Path.cwd())}
         environment.pop("SSL_CERT_FILE", None)
@@ -198,34 +198,6 @@ def test_tls_is_spoken_and_a_certificate_must_be_trusted(tmp_path: Path, trusted
     else:
         assert "cannot be reached" in done.stderr
         assert emulator.requests == []
-
-
-def self_signed(directory: Path) -> Certificate:
-    """A certificate for this machine's own address."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    chain, secret = directory / "chain.pem", directory / "key.pem"
-    chain.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    unlocked = serialization.NoEncryption()
-    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, unlocked))
-    return Certificate(chain, secret)
 
 
 async def test_the_emulator_serves_the_vendors_client(bench: Bench, emulator: AzureAISearchEmulator) -> None:
