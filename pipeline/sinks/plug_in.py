@@ -77,14 +77,15 @@ class PlugInExporter(Exporter):
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         self.check_files(files)
-        if not files:
-            return ReplaceReport(0, 0)
-        config = files[0].provenance.export_config_id
-        held = {snapshot.parsed_directory_file_id: snapshot for snapshot in await self.list_snapshots(export_config_id=config)}
+        held = {
+            (config, snapshot.parsed_directory_file_id): snapshot.chunk_count
+            for config in dict.fromkeys(file.provenance.export_config_id for file in files)
+            for snapshot in await self.list_snapshots(export_config_id=config)
+        }
         records = size = 0
         for file in files:
-            known = held.get(file.file_id)
-            if known is not None and known.chunk_count > file.table.num_rows:
+            config = file.provenance.export_config_id
+            if held.get((config, file.file_id), 0) > file.table.num_rows:
                 await self.delete_file(parsed_directory_file_id=file.file_id, export_config_id=config)
             if file.table.num_rows:
                 await self._exporter.export(

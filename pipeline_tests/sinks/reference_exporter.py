@@ -29,6 +29,9 @@ class JsonExporter:
             rows[address] = {
                 "config": output.export_config_id,
                 "file": output.parsed_directory_file_id,
+                "chunk": output.chunk_index,
+                "file_name": output.file_name,
+                "metadata": dict(output.metadata),
                 "content": output.content,
                 "tenant": project_id,
                 "model": embedding_model,

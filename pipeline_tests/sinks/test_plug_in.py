@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError, SinkConflict
-from pipeline.sinks.base import SearchRequest
-from pipeline.sinks.plug_in import plug_in_class
+from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
+from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
+from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
+from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.sinks.reference_exporter import JsonExporter
 from pipeline_tests.world import World, open_world
 
@@ -59,6 +64,120 @@ def test_what_it_lacks_is_said_and_not_imitated(world: World) -> None:
         exporter.fetch_records(export_config_id="config")
     with pytest.raises(ValueError, match="no search"):
         asyncio.run(exporter.search(SearchRequest("config")))
+
+
+@dataclass
+class PluggedIn:
+    """A JsonExporter as a SinkUnderTest for ``Bench``."""
+
+    path: Path
+    vector_tolerance: float = 0.0
+    max_content_bytes: int | None = None
+    secrets: tuple[str, ...] = ()
+
+    def make_exporter(self, context: SinkContext) -> Exporter:
+        return PlugInExporter(JsonExporter, PlugInSettings(path=str(self.path)), context)
+
+    def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
+        raise AssertionError("a file always answers")
+
+    async def settle(self, exporter: Exporter) -> None:
+        """A written file is visible to every reader."""
+
+
+class PlugInBench(Bench):
+    """A Bench whose store is looked at past the adapter, which cannot read records back."""
+
+    sink: PluggedIn
+
+    async def assert_keeps(self, *files: FileRecords, config: str | None = None) -> None:
+        """Exactly these files of the config: by the snapshots, and by the rows of the store itself."""
+        config = config or self.config
+        kept = [file for file in files if file.table.num_rows]
+        snapshots = await self.snapshots(config=config)
+        assert {name: snapshot.chunk_count for name, snapshot in snapshots.items()} == {
+            file.file_id: file.table.num_rows for file in kept
+        }
+        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for row in JsonExporter(str(self.sink.path)).rows().values():
+            if row["config"] == config:
+                rows[row["file"]].append(row)
+        assert {name: sorted(found, key=lambda row: row["chunk"]) for name, found in rows.items()} == {
+            file.file_id: [self._row(record) for record in to_records(file.table)] for file in kept
+        }
+
+    def _row(self, record: ChunkRecord) -> dict[str, Any]:
+        return {
+            "config": record.export_config_id,
+            "file": record.parsed_directory_file_id,
+            "chunk": record.chunk_index,
+            "file_name": record.file_name,
+            "metadata": dict(record.metadata),
+            "content": record.content,
+            "tenant": self.tenant,
+            "model": self.model.name,
+            "dimension": self.model.dimension,
+        }
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[PlugInBench]:
+    made = PlugInBench(PluggedIn(tmp_path / "rows.json"))
+    await made.open().provision()
+    yield made
+    for exporter in made.opened:
+        await exporter.close()
+
+
+async def test_exporting_again_changes_nothing(bench: PlugInBench) -> None:
+    files = [bench.file("dfl-1"), bench.file("dfl-2", 8)]
+    assert (await bench.replace(*files)).records_written == 11
+    await bench.replace(*files)
+    await bench.assert_keeps(*files)
+
+
+@pytest.mark.parametrize(("before", "after"), [(9, 2), (2, 9), (5, 5), (1, 0), (0, 1), (0, 0)])
+async def test_a_changed_file_leaves_nothing_of_its_old_version(bench: PlugInBench, before: int, after: int) -> None:
+    neighbour = bench.file("dfl-neighbour")
+    await bench.replace(neighbour, bench.file("dfl-1", before))
+    changed = bench.file("dfl-1", after, version="v2")
+    await bench.replace(changed)
+    await bench.assert_keeps(neighbour, changed)
+
+
+async def test_a_new_name_or_new_metadata_alone_reaches_every_record(bench: PlugInBench) -> None:
+    await bench.replace(bench.file("dfl-1", name="draft.pdf", metadata={"year": 2023}))
+    for changed in (
+        bench.file("dfl-1", name="final.pdf", metadata={"year": 2023}),
+        bench.file("dfl-1", name="final.pdf", metadata={"year": 2024, "extra": None}),
+    ):
+        await bench.replace(changed)
+        await bench.assert_keeps(changed)
+
+
+async def test_deleting_takes_the_named_files_and_no_other(bench: PlugInBench) -> None:
+    files = [bench.file(f"dfl-{n}") for n in range(6)]
+    await bench.replace(*files)
+    await bench.exporter.delete_file(parsed_directory_file_id="dfl-0", export_config_id=bench.config)
+    await bench.delete("dfl-1", "dfl-2", "dfl-never-there")
+    await bench.delete()
+    await bench.assert_keeps(*files[3:])
+
+
+async def test_two_configs_keep_the_same_file_side_by_side(bench: PlugInBench) -> None:
+    second = f"{bench.config}-b"
+    one, other = bench.file("dfl-1", 4), bench.file("dfl-1", 2, version="v2", config=second)
+    for _ in range(2):
+        await bench.replace(one, other)
+        await bench.assert_keeps(one)
+        await bench.assert_keeps(other, config=second)
+    shrunk = bench.file("dfl-1", 1, version="v3", config=second)
+    await bench.replace(one, shrunk)
+    await bench.assert_keeps(one)
+    await bench.assert_keeps(shrunk, config=second)
+    await bench.delete("dfl-1")
+    await bench.assert_keeps()
+    await bench.assert_keeps(shrunk, config=second)
 
 
 def test_a_class_without_the_protocol_is_refused_by_name() -> None:
