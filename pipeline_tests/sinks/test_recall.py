@@ -1,0 +1,96 @@
+"""What an approximate index finds of what an exact search finds, on the engines that have one here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import lancedb
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from pipeline.embedding.base import ModelIdentity
+from pipeline.sinks import pgvector_sql as statements
+from pipeline.sinks.base import SearchRequest, SinkContext
+from pipeline.sinks.lancedb import LanceDBExporter, LanceDBSettings
+from pipeline.sinks.pgvector import PgVectorSettings
+from pipeline.sinks.records import FileRecords
+from pipeline_tests.conformance.harness import Bench, matrix, vector_column
+from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
+from pipeline_tests.postgres import fresh_database, postgres
+from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
+
+MODEL = ModelIdentity("recall", "recall/1", 64)
+FILES, CHUNKS, CLUSTERS, QUERIES, K = 20, 1000, 400, 100, 10
+SPREAD = 0.5
+"""Length of a vector's distance from its cluster's centre, whose length is 1."""
+
+Vectors = npt.NDArray[np.float32]
+
+
+def clustered_vectors(count: int, seed: int) -> Vectors:
+    """Unit vectors around the same centres whatever the seed, as texts on the same subjects have."""
+    centres = _unit(np.random.default_rng(0).standard_normal((CLUSTERS, MODEL.dimension)))
+    generator = np.random.default_rng(seed)
+    noise = _unit(generator.standard_normal((count, MODEL.dimension)))
+    return _unit(centres[generator.integers(CLUSTERS, size=count)] + SPREAD * noise).astype(np.float32)
+
+
+def _unit(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def files_of(bench: Bench) -> list[FileRecords]:
+    return [_with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, seed=n + 1)) for n in range(FILES)]
+
+
+def _with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
+    index = file.table.schema.get_field_index("embedding")
+    return dataclasses.replace(file, table=file.table.set_column(index, file.table.schema.field(index), vector_column(vectors)))
+
+
+async def recall(bench: Bench, files: list[FileRecords]) -> float:
+    """Share of the K nearest of each query that a search finds."""
+    vectors = np.vstack([matrix(file.table) for file in files])
+    found = 0
+    for query in clustered_vectors(QUERIES, seed=0):
+        nearest = {(files[i // CHUNKS].file_id, i % CHUNKS) for i in np.argsort(-(vectors @ query))[:K].tolist()}
+        hits = await bench.search(SearchRequest(bench.config, vector=query, k=K))
+        found += len(nearest & {(hit.record.parsed_directory_file_id, hit.record.chunk_index) for hit in hits})
+    return found / (QUERIES * K)
+
+
+async def test_lancedb_finds_by_its_index_what_an_exact_search_finds(tmp_path: Path) -> None:
+    settings = LanceDBSettings(uri=str(tmp_path), index_threshold_rows=FILES * CHUNKS)
+    exporter = LanceDBExporter(settings, SinkContext("prj-1", MODEL))
+    bench = Bench(LanceDBUnderTest(str(tmp_path)), model=MODEL, tenant="prj-1", opened=[exporter])
+    await exporter.provision()
+    files = files_of(bench)
+    await bench.replace(*files)
+    await exporter.optimize()
+    table = await (await lancedb.connect_async(str(tmp_path))).open_table(exporter.table_name)
+    assert "vector" in {column for index in await table.list_indices() for column in index.columns}
+    assert await recall(bench, files) >= 0.98
+    await exporter.close()
+
+
+async def test_pgvector_finds_by_its_index_what_an_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
+    with postgres() as server:
+        database = Database(fresh_database(server))
+        monkeypatch.setenv(DSN, database.uri)
+        bench = await PgVectorBench(database, model=MODEL).provisioned()
+        files = files_of(bench)
+        await bench.replace(*files)
+        await bench.exporter.optimize()
+        assert f"Index Scan using {bench.vector_index.name} " in _plan(database, bench)
+        assert await recall(bench, files) >= 0.98
+        await bench.close()
+
+
+def _plan(database: Database, bench: PgVectorBench) -> str:
+    where = statements.scope(bench.tenant, bench.config)
+    vector = str(clustered_vectors(1, seed=0)[0].tolist())
+    query = statements.nearest(bench.exporter.layout, where, vector, candidates=K, k=K)
+    return database.plan(statements.begin_search(PgVectorSettings().ef_search), query, where)
