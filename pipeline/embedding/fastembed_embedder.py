@@ -1,8 +1,9 @@
 """Embedding with fastembed (ONNX Runtime) on this machine.
 
 What belongs here: finding and loading a model, naming it by what its vectors depend on, and running it in batches of
-like length. Loading, tokenizing, pooling and normalising stay fastembed's; what is gained over calling it alone is that
-short texts are not padded to the longest of 256 neighbours.
+like length. Loading, tokenizing, pooling and normalising stay fastembed's. Two things are gained over calling it alone:
+short texts are not padded to the longest of 256 neighbours, and every CPU runs a batch of its own. ONNX Runtime would share
+each matrix product of one batch among all of them, and wait for the slowest hundreds of times a batch.
 """
 
 from __future__ import annotations
@@ -36,15 +37,19 @@ _ONNX_FILES = ("model.onnx", "onnx/model.onnx")
 
 
 class FastEmbedEmbedder:
-    """A loaded fastembed model. One run at a time, in a thread of its own; safe to share between tasks and event loops."""
+    """A loaded fastembed model. ``workers`` batches at a time, in threads of its own; safe to share between tasks and event
+    loops."""
 
-    def __init__(self, model: TextEmbedding, identity: ModelIdentity, *, max_tokens: int, batch_tokens: int) -> None:
+    def __init__(
+        self, model: TextEmbedding, identity: ModelIdentity, *, max_tokens: int, batch_tokens: int, workers: int = 1
+    ) -> None:
         self._model = model
         self._identity = identity
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
         self._tokens = HuggingFaceTokens(_tokenizer(model))
-        self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self._workers = workers
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="embed")
         self._run_errors: tuple[type[Exception], ...] = (RuntimeError, MemoryError, *_onnx_errors())
 
     @property
@@ -65,11 +70,22 @@ class FastEmbedEmbedder:
         return self._tokens
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
-        """See ``Embedder.embed``. Cancelling stops after the batch under way."""
+        """See ``Embedder.embed``. Cancelling stops after the batches under way."""
         check_inputs(texts, token_counts, max_tokens=self._max_tokens)
         vectors = np.empty((len(texts), self._identity.dimension), np.float32)
-        for batch in plan_batches(token_counts, token_budget=self._batch_tokens, max_items=_MAX_ITEMS):
-            vectors[batch] = await self._run(self._embed_batch, [texts[index] for index in batch])
+        batches = iter(plan_batches(token_counts, token_budget=self._batch_tokens, max_items=_MAX_ITEMS))
+
+        async def work_off() -> None:
+            for batch in batches:
+                vectors[batch] = await self._run(self._embed_batch, [texts[index] for index in batch])
+
+        tasks = [asyncio.create_task(work_off()) for _ in range(self._workers)]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:
@@ -78,11 +94,11 @@ class FastEmbedEmbedder:
         return vectors
 
     async def close(self) -> None:
-        await asyncio.to_thread(self._worker.shutdown, cancel_futures=True)
+        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
 
     async def _run(self, work: Any, texts: list[str]) -> Vectors:
         try:
-            rows = await asyncio.get_running_loop().run_in_executor(self._worker, work, texts)
+            rows = await asyncio.get_running_loop().run_in_executor(self._pool, work, texts)
         except self._run_errors as error:
             raise EmbedderUnavailable(f"The model {self._identity.name} failed on {len(texts)} texts: {error}") from error
         vectors = np.asarray(rows, np.float32)
@@ -116,7 +132,18 @@ def load_fastembed(settings: EmbeddingSettings) -> FastEmbedEmbedder:
     weights = offline_model.SOURCE_DIGEST if offline else _weights_digest(model)
     digest = _digest([weights, _post_processing(model), max_tokens])
     identity = ModelIdentity(settings.model, f"{settings.model}@{digest}", model.embedding_size)
-    return FastEmbedEmbedder(model, identity, max_tokens=max_tokens, batch_tokens=settings.batch_tokens)
+    workers = (settings.threads or _usable_cpus()) if _runs_on_the_cpu(model) else 1
+    return FastEmbedEmbedder(model, identity, max_tokens=max_tokens, batch_tokens=settings.batch_tokens, workers=workers)
+
+
+def _usable_cpus() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _runs_on_the_cpu(model: TextEmbedding) -> bool:
+    """A GPU computes a batch on all of itself; more at once would only queue there."""
+    session: Any = getattr(model.model, "model", None)
+    return session is None or session.get_providers()[0] == "CPUExecutionProvider"
 
 
 def _load_model(settings: EmbeddingSettings, name: str, folder: Path | None) -> TextEmbedding:
@@ -127,7 +154,7 @@ def _load_model(settings: EmbeddingSettings, name: str, folder: Path | None) -> 
     try:
         return TextEmbedding(
             name,
-            threads=settings.threads,
+            threads=1,
             specific_model_path=str(folder) if folder else None,
             local_files_only=no_hub,
         )

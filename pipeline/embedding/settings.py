@@ -70,7 +70,9 @@ class EmbeddingSettings(_Settings):
     )
     pooling: Literal["mean", "cls", "last_token"] = "mean"
     normalize: bool = True
-    threads: PositiveInt | None = Field(default=None, description="CPU threads of the model; default: one a physical core.")
+    threads: PositiveInt | None = Field(
+        default=None, description="Batches computed at a time, a CPU thread each; default: one a usable CPU."
+    )
     batch_tokens: PositiveInt = Field(default=1024, description="Padded tokens a model run; raise it on a GPU.")
     openai: OpenAISettings = OpenAISettings()
     constant_dimension: PositiveInt = 384

@@ -74,19 +74,35 @@ async def test_a_text_over_the_limit_is_refused(minilm: FastEmbedEmbedder) -> No
         await minilm.embed_query(long)
 
 
-async def test_all_runs_share_one_thread_that_is_not_the_event_loops(
+async def test_as_many_batches_run_at_a_time_as_threads_are_set_and_none_on_the_event_loop(
     minilm: FastEmbedEmbedder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    both_run = threading.Barrier(2, timeout=20)
     threads: set[int] = set()
 
     def run(texts: list[str]) -> list[np.ndarray]:
         threads.add(threading.get_ident())
+        both_run.wait()
         return [np.full(384, len(text), np.float32) for text in texts]
 
     monkeypatch.setattr(minilm, "_embed_batch", run)
-    results = await asyncio.gather(*(minilm.embed(["x" * n] * 40, [400] * 40) for n in range(1, 6)))
-    assert len(threads - {threading.get_ident()}) == len(threads) == 1
+    results = await asyncio.gather(*(minilm.embed(["x" * n] * 4, [512] * 4) for n in range(1, 6)))
+    assert len(threads) == 2
+    assert threading.get_ident() not in threads
     assert [float(rows[0, 0]) for rows in results] == [1, 2, 3, 4, 5]
+
+
+async def test_after_a_failed_run_no_further_batch_is_begun(minilm: FastEmbedEmbedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def fail(texts: list[str]) -> list[np.ndarray]:
+        begun.append(texts[0])
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(minilm, "_embed_batch", fail)
+    with pytest.raises(EmbedderUnavailable, match="no room"):
+        await minilm.embed(["a"] * 40, [512] * 40)
+    assert len(begun) <= 2
 
 
 async def test_a_vector_that_is_not_finite_comes_back_as_it_is(
