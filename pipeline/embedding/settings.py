@@ -73,6 +73,6 @@ class EmbeddingSettings(_Settings):
     threads: PositiveInt | None = Field(
         default=None, description="Batches computed at a time, a CPU thread each; default: one a usable CPU."
     )
-    batch_tokens: PositiveInt = Field(default=1024, description="Padded tokens a model run; raise it on a GPU.")
+    batch_tokens: PositiveInt = Field(default=512, description="Padded tokens a model run; raise it on a GPU.")
     openai: OpenAISettings = OpenAISettings()
     constant_dimension: PositiveInt = 384
