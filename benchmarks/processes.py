@@ -45,7 +45,7 @@ def run_measured(command: list[str], environment: Mapping[str, str], *, cwd: Pat
     started = time.perf_counter()
     with subprocess.Popen(
         command,
-        env={**os.environ, **environment},
+        env={**_inherited(), **environment},
         cwd=cwd or _MODULE_ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -59,6 +59,11 @@ def run_measured(command: list[str], environment: Mapping[str, str], *, cwd: Pat
         raise SystemExit(f"{' '.join(command[:4])} ... failed with {process.returncode}:\n{output[-2000:]}\n{errors[-4000:]}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Measured(seconds, cpu, peak.stop(), output)
+
+
+def _inherited() -> dict[str, str]:
+    """This process's environment, with compiled modules kept as everywhere in use: else every start compiles them again."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class _PeakMemory:
@@ -95,7 +100,9 @@ def _resident(process: psutil.Process) -> int:
 def local_cloud(documents: Path, state: Path) -> Iterator[dict[str, str]]:
     """A local LlamaCloud over a folder in a process of its own, its index parsed and ready; answers the environment to use."""
     command = [sys.executable, "-m", "benchmarks.cloud", str(documents), str(state)]
-    with subprocess.Popen(command, cwd=_MODULE_ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    with subprocess.Popen(
+        command, cwd=_MODULE_ROOT, env=_inherited(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as server:
         assert server.stdin is not None
         assert server.stdout is not None
         try:
