@@ -111,11 +111,14 @@ class World:
         return list(self.instance.get_runs())
 
     def numbers(self, asset: str) -> dict[str, Any]:
-        """Metadata of an asset's last materialization."""
-        event = self.instance.get_latest_materialization_event(dg.AssetKey([self.settings.name, asset]))
-        assert event is not None
-        assert event.asset_materialization is not None
-        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
+        """What the last run of an asset said of itself: on its observation, or on the materialization of a lone file."""
+        key = dg.AssetKey([self.settings.name, asset])
+        materialized = self.instance.fetch_materializations(key, limit=1).records
+        observed = self.instance.fetch_observations(key, limit=1).records
+        told = [(r.timestamp, r.asset_materialization.metadata) for r in materialized if r.asset_materialization]
+        told += [(r.timestamp, r.asset_observation.metadata) for r in observed if r.asset_observation]
+        newest = max((each for each in told if "files_worked_on" in each[1]), key=lambda each: each[0])
+        return {name: value.value for name, value in newest[1].items()}
 
     def assert_settled(self, sink: str = "lancedb") -> None:
         """The invariant: the sink holds records(payload, chunker, model) of every live file and nothing else."""

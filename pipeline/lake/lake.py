@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import io
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -25,9 +25,13 @@ Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
 DATASETS: tuple[Dataset, ...] = ("parsed_payloads", "chunks", "embeddings")
 """What a file consists of. ``tombstones`` has an empty partition an erased file, a copy of the ledger's."""
 
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
+
 _SUFFIX = ".parquet"
 _LONGEST_NAME = 200
-_THREADS = 8
+_REMOTE_THREADS = 16
+"""A small object is mostly a round trip to a bucket; on a local disk it is mostly Python, which threads only slow down."""
 
 
 class Lake:
@@ -56,9 +60,8 @@ class Lake:
         return buffer.tell()
 
     def write_many(self, dataset: Dataset, objects: Iterable[tuple[str, pa.Table, Mapping[str, str]]]) -> list[int]:
-        """``write`` of ``(partition, table, metadata)``, in threads; sizes in the order given."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            return list(pool.map(lambda written: self.write(dataset, *written), objects))
+        """``write`` of ``(partition, table, metadata)``; sizes in the order given."""
+        return self._each(lambda written: self.write(dataset, *written), objects)
 
     def read(self, dataset: Dataset, partition: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """A partition's table with its metadata; ``None`` when there is none or it is damaged (it is then made again)."""
@@ -74,11 +77,16 @@ class Lake:
             return None
 
     def read_many(self, dataset: Dataset, partitions: Iterable[str], columns: Sequence[str] | None = None) -> dict[str, pa.Table]:
-        """The tables of those partitions that are there, read in threads."""
+        """The tables of those partitions that are there."""
         names = list(partitions)
-        with ThreadPoolExecutor(_THREADS) as pool:
-            tables = pool.map(lambda name: self.read(dataset, name, columns), names)
-            return {name: table for name, table in zip(names, tables, strict=True) if table is not None}
+        tables = self._each(lambda name: self.read(dataset, name, columns), names)
+        return {name: table for name, table in zip(names, tables, strict=True) if table is not None}
+
+    def _each(self, work: Callable[[_Given], _Made], given: Iterable[_Given]) -> list[_Made]:
+        if self._local:
+            return [work(each) for each in given]
+        with ThreadPoolExecutor(_REMOTE_THREADS) as pool:
+            return list(pool.map(work, given))
 
     def metadata(self, dataset: Dataset, partition: str) -> dict[str, str] | None:
         """The string metadata a partition was written with."""

@@ -35,7 +35,7 @@ class Ledger:
     def __init__(self, url: str, export: str, *, clock: Callable[[], float] = time.time) -> None:
         self.export = export
         self._clock = clock
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        self._engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
         sa.event.listen(self._engine, "handle_error", _explained)
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _tune_sqlite)
@@ -378,6 +378,11 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
     where = context.engine.url.render_as_string(hide_password=True) if context.engine else "its URL"
     reason = str(context.original_exception).strip()
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {reason}; check its space, its rights and that it runs")
+
+
+def _many_rows_at_once(url: str) -> dict[str, str]:
+    """psycopg2 sends the rows of an ``executemany`` one round trip each unless asked to batch them; psycopg pipelines."""
+    return {"executemany_mode": "values_plus_batch"} if sa.make_url(url).get_dialect().driver == "psycopg2" else {}
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import ssl
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ import httpcore
 import httpx
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_CONNECTIONS = 2
+"""The storage's host and one it redirects to."""
+_KEEPALIVE_SECONDS = 5.0
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
@@ -96,24 +100,24 @@ async def _resolve(host: str, port: int, seconds: float | None) -> list[str]:
 
 
 class GuardedTransport(httpx.AsyncHTTPTransport):
-    """httpx's own transport over ``GuardedBackend``.
+    """httpx's own transport over ``GuardedBackend``, for one request at a time.
 
     Where the environment names a proxy for a URL, the proxy connects and its own egress rules apply: this process cannot see
     the address, so only hosts written as a private address are refused.
     """
 
-    def __init__(self, policy: AddressPolicy, *, limits: httpx.Limits) -> None:
-        super().__init__(limits=limits)
+    def __init__(self, policy: AddressPolicy, *, ssl_context: ssl.SSLContext) -> None:
+        super().__init__(verify=ssl_context)
         self._policy = policy
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=httpx.create_ssl_context(),
-            max_connections=limits.max_connections,
-            max_keepalive_connections=limits.max_keepalive_connections,
-            keepalive_expiry=limits.keepalive_expiry,
+            ssl_context=ssl_context,
+            max_connections=_CONNECTIONS,
+            max_keepalive_connections=_CONNECTIONS,
+            keepalive_expiry=_KEEPALIVE_SECONDS,
             network_backend=GuardedBackend(policy),
         )
         self._proxies = {
-            scheme: httpx.AsyncHTTPTransport(limits=limits, proxy=proxy)
+            scheme: httpx.AsyncHTTPTransport(verify=ssl_context, proxy=proxy)
             for scheme, proxy in urllib.request.getproxies().items()
             if scheme in {"http", "https"}
         }

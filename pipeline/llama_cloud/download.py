@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
+from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -99,13 +102,12 @@ class PayloadDownloader:
         self._max_bytes = max_payload_bytes
         self._slots = asyncio.Semaphore(max_concurrent)
         self._retries = retries or RetryPolicy()
-        limits = httpx.Limits(max_connections=max_concurrent, max_keepalive_connections=max_concurrent)
-        self._client = httpx.AsyncClient(
-            transport=transport or GuardedTransport(addresses, limits=limits),
-            headers={"Accept": "*/*", "Accept-Encoding": "identity"},
-            timeout=_TIMEOUT,
-            follow_redirects=False,
-        )
+        self._transport = transport
+        self._addresses = addresses
+        # A client a download in flight: every request looks at every connection of a pool, twice, so that one pool of
+        # sixteen costs more than the downloads.
+        self._clients: list[httpx.AsyncClient] = []
+        self._idle: list[httpx.AsyncClient] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,7 +115,8 @@ class PayloadDownloader:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._client.aclose()
+        for client in self._clients:
+            await client.aclose()
 
     async def download(self, file: DirectoryFile, url: PresignedUrl | None = None) -> bytes:
         """The stored bytes of one file, as they are (possibly gzip). ``url`` saves a request when it is still usable.
@@ -121,30 +124,52 @@ class PayloadDownloader:
         Raises ``PayloadError`` when this file cannot be had, ``SourceUnavailable`` when the store does not answer, and
         whatever ``resolve`` raises.
         """
-        async with self._slots:
-            outcome = await self._fetch(url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
+        async with self._slots, self._client() as client:
+            outcome = await self._fetch(client, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
             if isinstance(outcome, _Failure) and outcome.kind is _Kind.STALE:
                 await asyncio.sleep(self._retries.pause(0, None))
-                outcome = await self._fetch(await self._resolve(file))
+                outcome = await self._fetch(client, await self._resolve(file))
         if isinstance(outcome, _Failure):
             raise outcome.error(file)
         return outcome
 
-    async def _fetch(self, url: PresignedUrl) -> bytes | _Failure:
+    @asynccontextmanager
+    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
+        """The client last given back, whose connection is the warmest."""
+        if not self._idle:
+            made = httpx.AsyncClient(
+                transport=self._transport or GuardedTransport(self._addresses, ssl_context=self._ssl_context),
+                headers={"Accept": "*/*", "Accept-Encoding": "identity"},
+                timeout=_TIMEOUT,
+                follow_redirects=False,
+            )
+            self._clients.append(made)
+            self._idle.append(made)
+        client = self._idle.pop()
+        try:
+            yield client
+        finally:
+            self._idle.append(client)
+
+    @cached_property
+    def _ssl_context(self) -> ssl.SSLContext:
+        return httpx.create_ssl_context()
+
+    async def _fetch(self, client: httpx.AsyncClient, url: PresignedUrl) -> bytes | _Failure:
         """Attempts until one succeeds, fails for good, or there were enough."""
         for attempt in range(self._retries.attempts):
-            outcome = await self._attempt(url)
+            outcome = await self._attempt(client, url)
             if isinstance(outcome, bytes) or outcome.kind in {_Kind.STALE, _Kind.FINAL}:
                 break
             if attempt + 1 < self._retries.attempts:
                 await asyncio.sleep(self._retries.pause(attempt, outcome.retry_after))
         return outcome
 
-    async def _attempt(self, url: PresignedUrl) -> bytes | _Failure:
+    async def _attempt(self, client: httpx.AsyncClient, url: PresignedUrl) -> bytes | _Failure:
         with urls_are_secret():
             try:
                 async with asyncio.timeout(_TOTAL_SECONDS):
-                    return await self._follow(self._client.build_request("GET", url.url))
+                    return await self._follow(client, client.build_request("GET", url.url))
             except AddressRefused as error:
                 return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
@@ -154,10 +179,10 @@ class PayloadDownloader:
             except (httpx.RequestError, TimeoutError) as error:
                 return _Failure(_Kind.TRANSIENT, f"the connection broke ({type(error).__name__})")
 
-    async def _follow(self, request: httpx.Request) -> bytes | _Failure:
+    async def _follow(self, client: httpx.AsyncClient, request: httpx.Request) -> bytes | _Failure:
         """The answer at the end of the redirects. The bodies of redirects are never read: they have no size limit."""
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await self._client.send(request, stream=True)
+            response = await client.send(request, stream=True)
             try:
                 if response.next_request is None:
                     return await self._read(response)

@@ -16,7 +16,7 @@ from pipeline.documents.chunking import CHUNKER_VERSION
 from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
 from pipeline.orchestration.liveness import mark_run
-from pipeline.orchestration.metadata import column_schema, details_metadata, report_metadata, totals_metadata
+from pipeline.orchestration.metadata import column_schema, report_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.resources import Exports
 from pipeline.sinks.records import RECORD_VERSION, record_schema
@@ -185,14 +185,13 @@ async def _run(
         raise dg.Failure(f"{keys[0]}: {report.failures[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
     for file_id, reason in report.failures.items():
         context.log.warning("left out of the batch: %s: %s", file_id, reason)
-    metadata, details = totals_metadata(report), details_metadata(report)
+    metadata: dict[str, Any] = {"dagster/uri": export.lake.uri(dataset)} if dataset else {}
     if len(keys) == 1:
-        metadata |= details
-    elif details:
-        # A result's metadata is repeated on the event of every file: tables and image go on one observation of the run.
-        context.log_event(dg.AssetObservation(context.asset_key, metadata={**metadata, **details}))
-    if dataset:
-        metadata["dagster/uri"] = export.lake.uri(dataset)
+        metadata |= report_metadata(report)
+    else:
+        # A result's metadata is repeated on the event of every file: what is said of the run goes on one observation.
+        metadata["files_in_run"] = len(keys)
+        context.log_event(dg.AssetObservation(context.asset_key, metadata=report_metadata(report)))
     return dg.MaterializeResult(metadata=metadata)
 
 

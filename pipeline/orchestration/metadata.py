@@ -19,12 +19,7 @@ _BINS = 24
 
 
 def report_metadata(report: StageReport) -> dict[str, Any]:
-    """Everything a report says: for an event that stands for the whole run."""
-    return {**totals_metadata(report), **details_metadata(report)}
-
-
-def totals_metadata(report: StageReport) -> dict[str, Any]:
-    """The totals, small enough to be on the event of every file. They have their own names: every file of a run shares them."""
+    """Everything a report says, tens of kilobytes: for one event a run, never for one a file."""
     metadata: dict[str, Any] = {
         "files_in_run": report.files,
         "files_worked_on": report.worked,
@@ -32,15 +27,9 @@ def totals_metadata(report: StageReport) -> dict[str, Any]:
         "files_failed": len(report.failures),
         "seconds": dg.MetadataValue.float(round(report.seconds, 3)),
     }
-    metadata |= {f"run_{name}": count for name, count in sorted(report.numbers.items())}
+    metadata |= dict(sorted(report.numbers.items()))
     if report.held_elsewhere:
         metadata["files_held_by_another_run"] = len(report.held_elsewhere)
-    return metadata
-
-
-def details_metadata(report: StageReport) -> dict[str, Any]:
-    """Tables and an image, tens of kilobytes: once a run, never once a file."""
-    metadata: dict[str, Any] = {}
     if report.sizes:
         metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     if report.rows:

@@ -42,7 +42,7 @@ def test_an_edit_works_on_that_file_and_embeds_only_what_is_new(world: World) ->
     world.write("long.md", "# Long\n\n" + LONG.replace("Sentence number 5 speaks", "A changed sentence speaks", 1))
     report = world.sync()
     assert report.ingested == [world.file_id("long.md")]
-    assert 1 <= world.numbers("embeddings")["run_computed"] <= 3
+    assert 1 <= world.numbers("embeddings")["computed"] <= 3
     world.assert_settled()
 
 
@@ -68,7 +68,7 @@ def test_a_metadata_change_rewrites_the_records_and_embeds_nothing(world: World)
     report = world.sync()
     assert report.ingested == [world.file_id("doc-1.md")]
     assert next(r for r in world.held() if r.file_name == "doc-1.md").metadata == {"team": "gauges"}
-    assert world.numbers("lancedb")["run_records"] == 1
+    assert world.numbers("lancedb")["records"] == 1
     assert world.numbers("embeddings")["files_worked_on"] == 0
 
 
@@ -78,7 +78,7 @@ def test_a_renamed_file_moves_its_vectors_along(world: World) -> None:
     report = world.sync()
     assert report.ok
     assert len(report.removed) == 1
-    assert world.numbers("embeddings").get("run_computed", 0) == 0
+    assert world.numbers("embeddings").get("computed", 0) == 0
     assert "renamed.md" in world.names()
     assert "long.md" not in world.names()
     world.assert_settled()
@@ -269,7 +269,7 @@ def test_a_chunker_change_cuts_everything_anew_and_embeds_only_new_texts(world: 
     world.change(chunking={"max_tokens": 64})
     report = world.sync()
     assert len(report.ingested) == 7
-    assert world.numbers("embeddings")["run_reused"] >= 6
+    assert world.numbers("embeddings")["reused"] >= 6
     world.assert_settled()
 
 
@@ -305,4 +305,4 @@ def test_a_lost_ledger_costs_work_but_no_data_and_no_embedding_of_the_sink(world
     world.export.ledger.forget(list(world.export.ledger.files()), run_id=None)
     assert world.sync().ok
     assert world.held() == before
-    assert world.numbers("lancedb").get("run_records", 0) == 0
+    assert world.numbers("lancedb").get("records", 0) == 0

@@ -109,7 +109,7 @@ def test_llama_index_another_model_embeds_unchanged_files_too(world: World) -> N
     chunks = len(world.held())
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
     assert world.sync().ok
-    assert world.numbers("embeddings")["run_computed"] == chunks
+    assert world.numbers("embeddings")["computed"] == chunks
     assert {record.embedding_model for record in world.held()} == {"constant@64"}
     world.assert_settled()
 
@@ -129,7 +129,7 @@ def test_llama_index_one_changed_file_of_many_embeds_one(world: World) -> None:
     assert world.sync().ok
     world.write("many-7.md", "# Many 7\n\nAnother text.\n")
     assert world.sync().ok
-    assert world.numbers("embeddings")["run_computed"] == 1
+    assert world.numbers("embeddings")["computed"] == 1
     world.assert_settled()
 
 

@@ -95,13 +95,13 @@ def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: Wor
     world.sync()
     world.write("copy.md", (world.documents / "doc-3.md").read_text())
     world.sync()
-    assert world.numbers("embeddings")["run_reused"] == 1
-    assert world.numbers("embeddings")["run_computed"] == 0
+    assert world.numbers("embeddings")["reused"] == 1
+    assert world.numbers("embeddings")["computed"] == 0
     world.remove("doc-3.md")
     world.sync()
     world.write("third.md", (world.documents / "copy.md").read_text())
     world.sync()
-    assert world.numbers("embeddings")["run_computed"] == 0
+    assert world.numbers("embeddings")["computed"] == 0
     world.assert_settled()
 
 
