@@ -1,4 +1,4 @@
-"""The lake: ``{uri}/{export}/{dataset}/{partition}.parquet``, zstd, written whole or not at all.
+"""The lake: ``{uri}/{export}/{dataset}/{partition}.parquet``, its texts in zstd, written whole or not at all.
 
 What belongs here: naming, atomic writes and reads of single objects. What the tables mean is their stage's business.
 Every object carries string metadata (digests of what it was made from), so the ledger can be rebuilt from the lake.
@@ -30,6 +30,7 @@ _Made = TypeVar("_Made")
 
 _SUFFIX = ".parquet"
 _LONGEST_NAME = 200
+_COMPRESSED_FROM = 2_048
 _REMOTE_THREADS = 16
 """A small object is mostly a round trip to a bucket; on a local disk it is mostly Python, which threads only slow down."""
 
@@ -47,7 +48,15 @@ class Lake:
         """Replace a partition atomically; answers its size in bytes. Raises LakeError (disk full, read-only, refused)."""
         buffer = io.BytesIO()
         stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
-        pq.write_table(stamped, buffer, compression="zstd", compression_level=1, write_statistics=False, use_dictionary=False)
+        long = _long_texts(stamped)
+        pq.write_table(
+            stamped,
+            buffer,
+            compression=dict.fromkeys(long, "zstd"),
+            compression_level=dict.fromkeys(long, 1),
+            write_statistics=False,
+            use_dictionary=False,
+        )
         path = self._path(dataset, partition)
         try:
             if self._local:
@@ -135,6 +144,13 @@ class Lake:
         except OSError as error:
             raise LakeError(f"the lake cannot read {dataset} of {partition}: {error.strerror or type(error).__name__}") from error
         return data
+
+
+def _long_texts(table: pa.Table) -> list[str]:
+    """The columns worth compressing. Setting up the codec costs more than a short column takes, and vectors do not shrink."""
+    return [
+        field.name for field in table.schema if pa.types.is_string(field.type) and table[field.name].nbytes >= _COMPRESSED_FROM
+    ]
 
 
 def _object_name(name: str) -> str:
