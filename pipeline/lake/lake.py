@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LakeError
+from pipeline.lake.recent import RecentTables
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
 DATASETS: tuple[Dataset, ...] = ("parsed_payloads", "chunks", "embeddings")
@@ -42,6 +44,7 @@ class Lake:
         self._fs: Any
         self._fs, root = fsspec.core.url_to_fs(uri)
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
+        self._recent = RecentTables()
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
     def write(self, dataset: Dataset, partition: str, table: pa.Table, metadata: Mapping[str, str]) -> int:
@@ -60,7 +63,8 @@ class Lake:
         path = self._path(dataset, partition)
         try:
             if self._local:
-                _write_atomically(Path(path), buffer.getbuffer())
+                version = _write_atomically(Path(path), buffer.getbuffer())
+                self._recent.keep(path, version, stamped)
             else:
                 self._fs.pipe_file(path, buffer.getvalue())
         except OSError as error:
@@ -74,6 +78,8 @@ class Lake:
 
     def read(self, dataset: Dataset, partition: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """A partition's table with its metadata; ``None`` when there is none or it is damaged (it is then made again)."""
+        if self._local and (held := self._recent.find(self._path(dataset, partition))):
+            return held if columns is None else held.select(list(columns))
         data = self._bytes(dataset, partition)
         if data is None:
             return None
@@ -161,7 +167,8 @@ def _object_name(name: str) -> str:
     return escaped if len(escaped) <= _LONGEST_NAME else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _write_atomically(path: Path, data: memoryview) -> None:
+def _write_atomically(path: Path, data: memoryview) -> os.stat_result:
+    """Replace a file; answers what the new one's directory entry says."""
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         try:
@@ -169,7 +176,9 @@ def _write_atomically(path: Path, data: memoryview) -> None:
         except FileNotFoundError:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(data)
+        version = temporary.stat()
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+    return version

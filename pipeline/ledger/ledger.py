@@ -19,7 +19,7 @@ from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import schema
 from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
-from pipeline.ledger.sql import batches, upsert
+from pipeline.ledger.sql import batches, insert_columns, upsert
 from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
@@ -280,15 +280,15 @@ class Ledger:
 
     def replace_vectors(self, model: str, digests: Mapping[str, Iterable[bytes]]) -> None:
         """Note the vectors each partition holds now, and only those."""
-        rows = [
-            {"export": self.export, "model": model, "digest": digest, "file_id": file_id}
-            for file_id, of_file in digests.items()
-            for digest in set(of_file)
-        ]
+        held = [(digest, file_id) for file_id, of_file in digests.items() for digest in set(of_file)]
         with self._engine.begin() as connection:
             self._delete_of_files(connection, schema.vectors, list(digests))
-            if rows:
-                connection.execute(sa.insert(schema.vectors), rows)
+            insert_columns(
+                connection,
+                schema.vectors,
+                {"export": self.export, "model": model},
+                {"digest": [digest for digest, _ in held], "file_id": [file_id for _, file_id in held]},
+            )
 
     def record_removed(self, file_ids: Sequence[str], *, run_id: str) -> None:
         """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""

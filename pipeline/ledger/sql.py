@@ -23,6 +23,24 @@ def upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[st
     connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
 
 
+def insert_columns(
+    connection: sa.Connection, table: sa.Table, fixed: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]
+) -> None:
+    """Insert many rows of few columns: ``fixed`` values in every row, ``columns`` of equal length beside them."""
+    if connection.dialect.name != "postgresql":
+        rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if rows:
+            connection.execute(sa.insert(table).values(fixed), rows)
+        return
+    # Arrays make one statement of any number of rows, a quarter of the price of a VALUES list.
+    unnested = [
+        sa.func.unnest(sa.bindparam(None, list(values), type_=postgresql.ARRAY(table.c[name].type)))
+        for name, values in columns.items()
+    ]
+    given = [sa.literal(value, table.c[name].type) for name, value in fixed.items()]
+    connection.execute(sa.insert(table).from_select([*fixed, *columns], sa.select(*given, *unnested)))
+
+
 def batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """``values`` in parts that fit an IN list."""
     for start in range(0, len(values), _IN_LIMIT):

@@ -8,15 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import LakeError
-from pipeline.lake import Lake
+from pipeline.lake import Lake, recent
 from pipeline.lake.lake import _object_name
 
 TABLE = pa.table({"page_number": pa.array([1, 2], pa.int32()), "text": ["one", "two"]})
 
 
-@pytest.fixture(params=["local", "memory"])
-def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
-    uri = str(tmp_path / "lake") if request.param == "local" else f"memory://{tmp_path.name}"
+@pytest.fixture(params=["local", "local, nothing remembered", "memory"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    if request.param == "local, nothing remembered":
+        monkeypatch.setattr(recent, "_MOST_BYTES", 0)
+    uri = str(tmp_path / "lake") if request.param.startswith("local") else f"memory://{tmp_path.name}"
     return Lake(uri, "default")
 
 
