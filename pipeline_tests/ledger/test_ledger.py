@@ -10,6 +10,7 @@ import pytest
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import Ledger, schema
 from pipeline.llama_cloud.models import DirectoryFile
+from pipeline_tests.postgres import fresh_database, postgres
 
 
 class Clock:
@@ -29,9 +30,22 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    with postgres() as uri:
+        yield uri
+
+
+@pytest.fixture(params=["sqlite", "postgresql+psycopg2", "postgresql+psycopg"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}"
+    return fresh_database(request.getfixturevalue("server")).replace("postgresql://", f"{request.param}://")
+
+
 @pytest.fixture
-def ledger(tmp_path: Path, clock: Clock) -> Iterator[Ledger]:
-    opened = Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}", "default", clock=clock)
+def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
+    opened = Ledger(url, "default", clock=clock)
     yield opened
     opened.close()
 
@@ -133,8 +147,8 @@ def test_forgetting_a_file_keeps_its_history(ledger: Ledger) -> None:
     assert [event.event for event in ledger.history("a")] == ["listed", "forgotten"]
 
 
-def test_two_exports_share_a_database_without_seeing_each_other(ledger: Ledger, tmp_path: Path) -> None:
-    other = Ledger(f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}", "other")
+def test_two_exports_share_a_database_without_seeing_each_other(ledger: Ledger, url: str) -> None:
+    other = Ledger(url, "other")
     other.record_listing([listed("a")], 1)
     other.update_state(change_key="k")
     assert ledger.files() == {}
