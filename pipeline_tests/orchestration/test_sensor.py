@@ -103,6 +103,7 @@ def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) 
     assert check.metadata["vendor_message"].value == "parse quota exceeded"
 
 
+@pytest.mark.usefixtures("impatient_sdk")
 def test_an_unreachable_index_decides_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sync()
     monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://127.0.0.1:9")

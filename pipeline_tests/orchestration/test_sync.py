@@ -127,6 +127,7 @@ def test_an_empty_listing_deletes_nothing(world: World) -> None:
     assert len(world.names()) == 7
 
 
+@pytest.mark.usefixtures("impatient_sdk")
 def test_a_listing_that_breaks_half_way_deletes_nothing_and_the_next_one_heals(world: World) -> None:
     world.sync()
     world.write("new.md", "# New\n\nA new file.\n")

@@ -95,6 +95,7 @@ def test_the_cursor_holds_a_token_and_digests_never_the_manifest(world: World) -
     assert len(answer.cursor or "") < 300
 
 
+@pytest.mark.usefixtures("impatient_sdk")
 def test_an_unreachable_index_raises_and_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(detect(world.export))
     before = world.export.ledger.files()
