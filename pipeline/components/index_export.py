@@ -8,6 +8,7 @@ from pydantic import BaseModel
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
+from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.settings import ExportSettings
@@ -44,4 +45,5 @@ def export_definitions(settings: ExportSettings) -> dg.Definitions:
         jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings)],
         sensors=[directory_changes(settings, ingest, removal, verification)],
         resources={"exports": EXPORTS},
+        executor=marking_executor,
     )

@@ -15,7 +15,6 @@ from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import CHUNKER_VERSION
 from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
-from pipeline.orchestration.liveness import mark_run
 from pipeline.orchestration.metadata import column_schema, report_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.resources import Exports
@@ -174,7 +173,6 @@ def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
 async def _run(
     context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Dataset | None = None
 ) -> dg.MaterializeResult[Any]:
-    mark_run(context.instance, context.run)
     keys = _partition_keys(context)
     export = exports.open(settings, context.instance)
     try:

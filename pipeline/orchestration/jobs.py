@@ -7,7 +7,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
-from pipeline.orchestration.liveness import mark_run
+from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.metadata import report_metadata
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import SHARED_ASSETS
@@ -44,7 +44,7 @@ def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         f"{settings.name}_ingest",
         selection=dg.AssetSelection.assets(*assets) - dg.AssetSelection.checks(*sink_checks(settings)),
-        executor_def=dg.in_process_executor,
+        executor_def=marking_executor,
         description="Payload, chunks, embeddings and sinks of the files in the run's partition range.",
     )
 
@@ -54,7 +54,7 @@ def verification_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
     return dg.define_asset_job(
         f"{settings.name}_verification",
         selection=dg.AssetSelection.checks(*sink_checks(settings)),
-        executor_def=dg.in_process_executor,
+        executor_def=marking_executor,
         description="Proves that every sink holds the current version of every file and nothing else.",
     )
 
@@ -65,7 +65,6 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.op(name=f"{settings.name}_remove_files")
     async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
         """Delete from every sink and the lake, then log one observation with what went."""
-        mark_run(context.instance, context.run)
         export = exports.open(settings, context.instance)
         report = await remove(export, config.file_ids, run_id=context.run_id)
         context.log_event(
@@ -76,7 +75,7 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
 
     @dg.job(
         name=f"{settings.name}_removal",
-        executor_def=dg.in_process_executor,
+        executor_def=marking_executor,
         description="Removes files that the index no longer lists from every sink.",
     )
     def removal() -> None:
@@ -109,7 +108,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
 
     @dg.job(
         name=f"{settings.name}_repair",
-        executor_def=dg.in_process_executor,
+        executor_def=marking_executor,
         description="Replaces the files of a sink that differ from their source from the lake; embeds nothing it has.",
     )
     def repairing() -> None:
@@ -134,7 +133,7 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
 
     @dg.job(
         name=f"{settings.name}_approve_removals",
-        executor_def=dg.in_process_executor,
+        executor_def=marking_executor,
         description="Approves the removal of more files than max_delete_fraction lets through; the run shows which wait.",
     )
     def approval() -> None:

@@ -2,8 +2,8 @@
 
 A process that is killed cannot say so, and Dagster would count its runs as started for ever: their files would wait with
 them, and no moment would be quiet again. So every run is tagged with a mark that names a file which its process holds
-locked; the kernel lets go of the lock however the process ends. Marks of other machines are unknown here and left to the
-run launcher's own monitoring.
+locked; the kernel lets go of the lock however the process ends. Until its own process tags it, it bears the mark of the
+process that launched it. Marks of other machines are unknown here and left to the run launcher's own monitoring.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +19,20 @@ from functools import lru_cache
 from pathlib import Path
 
 import dagster as dg
+from dagster._core.execution.context.system import PlanOrchestrationContext
+from dagster._core.execution.plan.plan import ExecutionPlan
+from dagster._core.execution.retries import RetryMode
+from dagster._core.executor.in_process import InProcessExecutor
+from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
+from dagster._core.storage.dagster_run import RunRecord
 
 from pipeline.home import Home
-from pipeline.orchestration.partitions import EXPORT_TAG, PROCESS_TAG, UNFINISHED, WAVE_TAG
+from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG
 
 _SUFFIX = ".lock"
+_WITH_A_PROCESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_SPEECHLESS_SECONDS = 60.0
+"""A process tags its run in the moment after it has reported it started."""
 
 
 @contextmanager
@@ -38,34 +48,59 @@ def process_mark() -> Iterator[str]:
         os.close(descriptor)
 
 
-def mark_run(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
-    """Tag a run that a daemon or a webserver has launched with the mark of this process, which lives as long as it does."""
-    if PROCESS_TAG in run.tags:
-        return
-    try:
-        mark = _mark_for_life(_folder())
-    except OSError:  # a read-only home, as in a container: its launcher watches it
-        return
-    instance.add_run_tags(run.run_id, {PROCESS_TAG: mark})
+class MarkingRunLauncher(DefaultRunLauncher):
+    """Dagster's own launcher; until the run's process speaks for itself, the process that launched it answers for it."""
+
+    def launch_run(self, context: LaunchRunContext) -> None:
+        if mark := _mark_of_this_process():
+            self._instance.add_run_tags(context.dagster_run.run_id, {LAUNCHER_TAG: mark, PROCESS_TAG: mark})
+        super().launch_run(context)
 
 
-def end_dead_runs(instance: dg.DagsterInstance, export: str) -> set[str]:
-    """Report as failed the unfinished runs of this export whose process was of this machine and has ended; answers their waves.
+class _MarkingExecutor(InProcessExecutor):
+    def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[dg.DagsterEvent]:
+        if mark := _mark_of_this_process():
+            plan_context.instance.add_run_tags(plan_context.run_id, {PROCESS_TAG: mark})
+        yield from super().execute(plan_context, execution_plan)
 
-    A mark whose process worked for other exports too stays until theirs have been looked at.
-    """
-    waves: set[str] = set()
+
+marking_executor = dg.ExecutorDefinition(
+    name="in_process",
+    executor_creation_fn=lambda _context: _MarkingExecutor(RetryMode.ENABLED),
+    description="Every step in one process, which first of all tags the run with a mark that lives as long as it does.",
+)
+
+
+def end_dead_runs(instance: dg.DagsterInstance) -> None:
+    """Report as failed the unfinished runs, of any export, whose process was of this machine and has ended."""
     for path in sorted(_folder().glob(f"*{_SUFFIX}")):
         if _is_alive(path):
             continue
-        runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags={PROCESS_TAG: path.name.removesuffix(_SUFFIX)}))
-        mine = [run for run in runs if run.tags.get(EXPORT_TAG) == export]
-        for run in mine:
-            instance.report_run_failed(run, "the process of this run ended without a word: it was killed, or its machine stopped")
-        waves |= {run.tags[WAVE_TAG] for run in mine if WAVE_TAG in run.tags}
-        if len(mine) == len(runs):
+        mark = path.name.removesuffix(_SUFFIX)
+        records = instance.get_run_records(dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={PROCESS_TAG: mark}))
+        dead = [record for record in records if _is_dead(record, mark)]
+        for record in dead:
+            instance.report_run_failed(
+                record.dagster_run, "the process of this run ended without a word: it was killed, or its machine stopped"
+            )
+        if len(dead) == len(records):
             path.unlink(missing_ok=True)
-    return waves
+
+
+def _is_dead(record: RunRecord, mark: str) -> bool:
+    """Whether a run is over when the process of its mark is. While that is its launcher's it is over when it has not
+    started, because Dagster ignores a process that comes later; one that has just started may be about to speak."""
+    run = record.dagster_run
+    if run.tags.get(LAUNCHER_TAG) != mark or run.status is dg.DagsterRunStatus.STARTING:
+        return True
+    return EXPORT_TAG in run.tags and time.time() - (record.start_time or 0.0) > _SPEECHLESS_SECONDS
+
+
+def _mark_of_this_process() -> str | None:
+    try:
+        return _mark_for_life(_folder())
+    except OSError:  # a read-only home, as in a container: its launcher watches it
+        return None
 
 
 def _folder() -> Path:

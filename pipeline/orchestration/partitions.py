@@ -19,6 +19,8 @@ WAVE_TAG = "indexport/wave"
 FILES_TAG = "indexport/files"
 LANE_TAG = "indexport/lane"
 PROCESS_TAG = "indexport/process"
+LAUNCHER_TAG = "indexport/launcher"
+NOTED_TAG = "indexport/noted"
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -63,13 +65,19 @@ def run_is_live(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is not None and not run.is_finished
 
 
-def is_quiet(instance: dg.DagsterInstance) -> bool:
-    """Nothing unfinished carries a partition and no backfill is active: keys may be reordered or deleted now."""
-    runs = instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1000)
-    if any(PARTITION in run.tags or RANGE_START in run.tags for run in runs):
-        return False
+def is_quiet(instance: dg.DagsterInstance, export: str) -> bool:
+    """Nothing unfinished carries partitions of this export and no backfill of it is active: its keys may be reordered or
+    deleted now. What names neither export nor assets might be anybody's."""
+    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
+        carries = PARTITION in run.tags or RANGE_START in run.tags
+        if carries and run.tags.get(EXPORT_TAG, export) == export and _may_touch(run.asset_selection, export):
+            return False
     active = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
-    return not instance.get_backfills(filters=active, limit=1)
+    return not any(_may_touch(backfill.asset_selection, export) for backfill in instance.get_backfills(filters=active))
+
+
+def _may_touch(assets: Iterable[dg.AssetKey] | None, export: str) -> bool:
+    return assets is None or any(key.path[0] == export for key in assets)
 
 
 def add_keys(instance: dg.DagsterInstance, export: str, keys: Sequence[str]) -> None:

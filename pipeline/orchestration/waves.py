@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from pipeline.orchestration.broken_runs import note_what_stands
 from pipeline.orchestration.liveness import end_dead_runs
 from pipeline.orchestration.partitions import (
     EXPORT_TAG,
@@ -81,13 +82,13 @@ def dispatch(
     With ``restore_keys`` every known file gets its partition key back, as after the loss of the instance.
     Runs that are not ``wanted`` are not handed out, and their files stay as they are.
     """
-    if dead := end_dead_runs(instance, export.name):
-        _ask_again(export, dead)
+    end_dead_runs(instance)
+    note_what_stands(instance, export, scope)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
     if restore_keys:
         _with_new_keys(instance, export.name, [row.file_id for row in export.ledger.files().values() if row.status != "removed"])
-    quiet = is_quiet(instance)
+    quiet = is_quiet(instance, export.name)
     if quiet and needs.removed:
         delete_keys(instance, export.name, needs.removed)
         export.ledger.forget(needs.removed, run_id=None)
@@ -111,13 +112,6 @@ def dispatch(
     runs = [run for run in runs if wanted(run)][:_MAX_RUNS]
     export.ledger.request(sorted({key for run in runs for key in run.keys}), wave)
     return Dispatch(needs, tuple(runs), removals, waiting_since)
-
-
-def _ask_again(export: Export, dead_waves: set[str]) -> None:
-    """What a killed run has done stands in the ledger, but its partitions failed with it: a whole run of the same files sets
-    them right, and skips what stands."""
-    rows = [row for row in export.ledger.files().values() if row.wave in dead_waves and row.status in ("requested", "done")]
-    export.ledger.update_files([{"file_id": row.file_id, "refetch": True} for row in rows])
 
 
 def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:

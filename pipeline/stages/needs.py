@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 
@@ -61,6 +62,18 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
         _sort(export, row, scope, needs, hashes, live_waves, now)
     _sort_missing(export, rows, needs, now)
     return needs
+
+
+def standing_files(export: Export, rows: Mapping[str, FileRow], scope: tuple[str, str]) -> dict[str, list[str]]:
+    """Those of these files that need nothing more, by dataset of the lake and by sink."""
+    hashes = export.ledger.sink_hashes(rows)
+    made = [row for row in rows.values() if _vectors_are_current(export, row)]
+    current = [row for row in made if row.records_key is not None and row.records_key == export.records_key(row, scope)]
+    in_lake = [row.file_id for row in made]
+    return dict.fromkeys(DATASETS, in_lake) | {
+        sink: [row.file_id for row in current if hashes.get(sink, {}).get(row.file_id) == row.record_set_hash]
+        for sink in export.settings.sinks
+    }
 
 
 def _sort(

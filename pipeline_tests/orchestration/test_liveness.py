@@ -1,7 +1,5 @@
 """Runs whose process is gone are over; those of a living process are not."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +8,8 @@ import dagster as dg
 import pytest
 
 from pipeline.orchestration.launcher import sync
-from pipeline.orchestration.liveness import end_dead_runs, process_mark
-from pipeline.orchestration.partitions import EXPORT_TAG, PROCESS_TAG, WAVE_TAG, is_quiet
+from pipeline.orchestration.liveness import _mark_for_life, end_dead_runs, marking_executor, process_mark
+from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, is_quiet
 from pipeline_tests.soak.crash import Killed, dies_at_write
 from pipeline_tests.world import open_world
 
@@ -28,11 +26,13 @@ with process_mark() as mark:
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    _mark_for_life.cache_clear()
 
 
-def started(instance: dg.DagsterInstance, mark: str) -> str:
-    tags = {PROCESS_TAG: mark, EXPORT_TAG: "default", WAVE_TAG: "wave"}
-    run = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTED, tags=tags)
+def started(
+    instance: dg.DagsterInstance, mark: str, state: dg.DagsterRunStatus = dg.DagsterRunStatus.STARTED, **tags: str
+) -> str:
+    run = dg.DagsterRun(job_name="any", status=state, tags={PROCESS_TAG: mark, EXPORT_TAG: "default", **tags})
     instance.add_run(run)
     return run.run_id
 
@@ -49,19 +49,64 @@ def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left(
             assert process.stdout is not None
             mark = process.stdout.readline().strip()
             theirs, ours = started(instance, mark), started(instance, own)
-            assert end_dead_runs(instance, "default") == set()
+            end_dead_runs(instance)
             assert status(instance, theirs) is dg.DagsterRunStatus.STARTED
             process.kill()
-        assert end_dead_runs(instance, "other") == set()
-        assert end_dead_runs(instance, "default") == {"wave"}
+        end_dead_runs(instance)
         assert status(instance, theirs) is dg.DagsterRunStatus.FAILURE
         assert status(instance, ours) is dg.DagsterRunStatus.STARTED
+
+
+def test_a_run_launched_by_a_killed_process_is_over_unless_its_own_process_may_be_about_to_speak(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            mark = process.stdout.readline().strip()
+            process.kill()
+        launched = started(instance, mark, dg.DagsterRunStatus.STARTING, **{LAUNCHER_TAG: mark})
+        begun = started(instance, mark, **{LAUNCHER_TAG: mark})
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.orchestration.liveness._SPEECHLESS_SECONDS", float("inf"))
+            end_dead_runs(instance)
+        assert status(instance, launched) is dg.DagsterRunStatus.FAILURE
+        assert status(instance, begun) is dg.DagsterRunStatus.STARTED
+        end_dead_runs(instance)
+        assert status(instance, begun) is dg.DagsterRunStatus.FAILURE
+
+
+@dg.op
+def find_own_tag(context: dg.OpExecutionContext) -> None:
+    run = context.instance.get_run_by_id(context.run_id)
+    assert run is not None
+    assert run.tags[PROCESS_TAG] != "its launcher"
+
+
+@dg.job(executor_def=marking_executor)
+def one_step() -> None:
+    find_own_tag()
+
+
+def test_a_run_bears_the_mark_of_its_own_process_before_its_first_step(tmp_path: Path) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = dg.reconstructable(one_step)
+        with dg.execute_job(job, instance=instance, tags={PROCESS_TAG: "its launcher"}) as result:
+            assert result.success
+            mark = status_tag(instance, result.run_id)
+    assert (tmp_path / f"home/dagster/processes/{mark}.lock").exists()
+
+
+def status_tag(instance: dg.DagsterInstance, run_id: str) -> str:
+    run = instance.get_run_by_id(run_id)
+    assert run is not None
+    return run.tags[PROCESS_TAG]
 
 
 def test_a_mark_of_another_machine_says_nothing() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         run_id = started(instance, "0" * 32)
-        assert end_dead_runs(instance, "default") == set()
+        end_dead_runs(instance)
         assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
 
 
@@ -83,5 +128,5 @@ def test_a_killed_sync_holds_up_neither_its_files_nor_its_partitions_nor_the_qui
         assert {row.status for row in world.export.ledger.files().values()} == {"done"}
         for asset in ("parsed_payloads", "chunks", "embeddings", "lancedb"):
             assert world.instance.get_materialized_partitions(dg.AssetKey(["default", asset])) == {world.file_id("a.md")}
-        assert is_quiet(world.instance)
+        assert is_quiet(world.instance, "default")
         world.assert_settled()

@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
+import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.test_utils import create_run_for_test
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.orchestration.partitions import (
+    EXPORT_TAG,
     PARTITION,
     RANGE_START,
     add_keys,
@@ -41,13 +46,39 @@ def test_keys_are_appended_once_and_keep_their_order() -> None:
 
 def test_a_moment_is_quiet_unless_an_unfinished_run_carries_a_partition() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        assert is_quiet(instance)
+        assert is_quiet(instance, "default")
         create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
         create_run_for_test(instance, status=dg.DagsterRunStatus.SUCCESS, tags={PARTITION: "a"})
-        assert is_quiet(instance)
+        assert is_quiet(instance, "default")
         started = create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "a"})
-        assert not is_quiet(instance)
+        assert not is_quiet(instance, "default")
         assert run_is_live(instance, started.run_id)
         instance.delete_run(started.run_id)
-        assert is_quiet(instance)
+        assert is_quiet(instance, "default")
         assert not run_is_live(instance, started.run_id)
+
+
+@pytest.mark.parametrize("owner", [{"tags": {EXPORT_TAG: "busy"}}, {"asset_selection": {dg.AssetKey(["busy", "chunks"])}}])
+def test_a_run_of_another_export_disturbs_nobody_else(owner: dict[str, Any]) -> None:
+    run = {**owner, "tags": {RANGE_START: "a", **owner.get("tags", {})}}
+    with dg.DagsterInstance.ephemeral() as instance:
+        create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED, **run)
+        assert is_quiet(instance, "default")
+        assert not is_quiet(instance, "busy")
+
+
+def test_a_backfill_disturbs_the_exports_whose_assets_it_names() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        instance.add_backfill(
+            PartitionBackfill(
+                backfill_id="abcdefgh",
+                status=BulkActionStatus.REQUESTED,
+                from_failure=False,
+                tags={},
+                backfill_timestamp=0.0,
+                asset_selection=[dg.AssetKey(["busy", "chunks"])],
+                partition_names=["a"],
+            )
+        )
+        assert is_quiet(instance, "default")
+        assert not is_quiet(instance, "busy")

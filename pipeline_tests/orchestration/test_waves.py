@@ -120,3 +120,38 @@ def test_a_run_whose_range_has_changed_under_it_fails_and_materializes_nothing(w
     )
     assert not result.success
     assert result.get_asset_materialization_events() == []
+
+
+def test_a_busy_export_holds_up_no_other_on_the_instance_and_its_keys_stay_where_they_are(world: World) -> None:
+    changed = set(scatter(world))
+    world.remove("doc-39.md")
+    gone = world.file_id("doc-39.md")
+    world.instance.add_dynamic_partitions("busy_files", ["x", "y", "z"])
+    tags = {EXPORT_TAG: "busy", RANGE_START: "x", RANGE_END: "z"}
+    create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags=tags)
+    report = world.sync()
+    assert report.ok
+    assert report.removed == [gone]
+    order = key_order(world.instance, "default")
+    assert gone not in order
+    assert set(order[1 - len(changed) :]) == changed - {gone}
+    assert key_order(world.instance, "busy") == ["x", "y", "z"]
+    world.assert_settled()
+
+
+def test_two_exports_that_work_at_once_keep_their_own_keys_and_ranges(world: World) -> None:
+    world.sync()
+    second = World(world.root, world.cloud, world.instance, world.settings.model_copy(update={"name": "second"}))
+    assert second.sync().ok
+    scatter(world)
+    decided, other = decide(world), decide(second)
+    for name, dispatched in (("default", decided), ("second", other)):
+        order = key_order(world.instance, name)
+        for spec in dispatched.runs:
+            tags = spec.tags(name)
+            start, end = order.index(tags[RANGE_START]), order.index(tags[RANGE_END])
+            assert tuple(order[start : end + 1]) == spec.keys
+    assert world.sync().ok
+    assert second.sync().ok
+    world.assert_settled()
+    second.assert_settled()
