@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Protocol
 
 import dagster as dg
 import httpx
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.documents.arrow import chunks_to_table
 from pipeline.documents.chunking import chunk_document
@@ -24,7 +26,9 @@ from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline.orchestration.launcher import SyncReport, sync
+from pipeline.orchestration.partitions import files_partitions
 from pipeline.orchestration.resources import EXPORTS
+from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.sinks.records import HASHED_FIELDS, ChunkRecord
 from pipeline.stages.detect import refresh
 from pipeline.stages.export import Export
@@ -119,6 +123,18 @@ class World:
         told += [(r.timestamp, r.asset_observation.metadata) for r in observed if r.asset_observation]
         newest = max((each for each in told if "files_worked_on" in each[1]), key=lambda each: each[0])
         return {name: value.value for name, value in newest[1].items()}
+
+    def partition_statuses(self, asset: str) -> Counter[AssetPartitionStatus | None]:
+        """What the UI shows of every known file's partition of an asset."""
+        key, files = dg.AssetKey([self.settings.name, asset]), list(self.export.ledger.files())
+        return Counter((self.instance.get_status_by_partition(key, files, files_partitions(self.settings.name)) or {}).values())
+
+    def assert_no_partition_is_behind(self) -> None:
+        """Dagster shows every partition of every asset as materialized, and no other partitions."""
+        rows = self.export.ledger.files()
+        assert set(self.instance.get_dynamic_partitions(f"{self.settings.name}_files")) == set(rows)
+        shown = {asset: self.partition_statuses(asset) for asset in (*SHARED_ASSETS, *self.settings.sinks)}
+        assert shown == {asset: Counter({AssetPartitionStatus.MATERIALIZED: len(rows)}) for asset in shown}
 
     def assert_settled(self, sink: str = "lancedb") -> None:
         """The invariant: the sink holds records(payload, chunker, model) of every live file and nothing else."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import subprocess
@@ -20,12 +19,11 @@ from pipeline.cli import app
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline.stages.settings import load_exports
+from pipeline_tests.soak.kills import CLOUD_KILLS, DAEMON_KILLS, KILLS, SEED, only_in_the_soak
 from pipeline_tests.world import World, home_of, open_world
 
-SEED = int(os.environ.get("SOAK_SEED", "7"))
 CLI = [sys.executable, "-m", "pipeline.cli"]
 SYNC = ["sync", "--refresh", "--json", "--allow-deletes", "100"]
-ASSETS = ("parsed_payloads", "chunks", "embeddings", "lancedb")
 FILES = 6
 MOST_WRITES = 60
 """About as many writes as a sync of the edits below makes: a few kills come too late, as in life."""
@@ -90,9 +88,7 @@ def assert_in_place(served: World) -> None:
         assert {row.status for row in rows.values()} == {"done"}
         assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
         assert not [holder for holder in world.export.ledger.holders(list(rows)) if world.export.run_is_live(holder)]
-        assert set(instance.get_dynamic_partitions("default_files")) == set(rows)
-        for asset in ASSETS:
-            assert instance.get_materialized_partitions(dg.AssetKey(["default", asset])) >= set(rows)
+        world.assert_no_partition_is_behind()
 
 
 @pytest.fixture
@@ -119,6 +115,6 @@ def test_a_killed_sync_is_made_good_by_the_next_one(victim: Victim) -> None:
     kill_and_run_again(victim, 3)
 
 
-@pytest.mark.skipif("SOAK_KILLS" not in os.environ, reason="make soak sets SOAK_KILLS")
+@only_in_the_soak
 def test_many_killed_syncs_are_made_good_each_by_the_next_one(victim: Victim) -> None:
-    kill_and_run_again(victim, int(os.environ["SOAK_KILLS"]))
+    kill_and_run_again(victim, KILLS - DAEMON_KILLS - CLOUD_KILLS)

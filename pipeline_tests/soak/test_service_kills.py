@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import time
@@ -13,15 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
 
+from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, only_in_the_soak
 from pipeline_tests.test_daemon import INDEXPORT, Deployment, free_port, until
 
-pytestmark = pytest.mark.skipif("SOAK_KILLS" not in os.environ, reason="make soak sets SOAK_KILLS")
-
-SEED = int(os.environ.get("SOAK_SEED", "7"))
-KILLS = int(os.environ.get("SOAK_KILLS", "0"))
-CLOUD_KILLS = max(1, KILLS // 5)
 FILES = 10
 
 
@@ -65,6 +59,7 @@ def assert_proved(deployment: Deployment, version: int) -> None:
     assert json.loads(deployment.run("status", "--json"))["files"] == {"done": FILES + 1}
 
 
+@only_in_the_soak
 def test_a_killed_local_cloud_goes_on_where_it_was(tmp_path: Path) -> None:
     chance = random.Random(SEED)
     deployment = Deployment(tmp_path, free_port(), port := free_port())
