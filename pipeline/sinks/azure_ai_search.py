@@ -90,6 +90,7 @@ class AzureAISearchExporter(Exporter):
 
     settings_type: ClassVar[type[SinkSettings]] = AzureAISearchSettings
     search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    ids_by_version = True
     settings: AzureAISearchSettings
 
     def __init__(self, settings: AzureAISearchSettings, context: SinkContext) -> None:

@@ -130,6 +130,10 @@ class Exporter(ABC):
     search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector"})
     atomic_replace: ClassVar[bool] = False
     """True when readers see a file's old version or its new one, never a mix."""
+    ids_by_version: bool = False
+    """True when a record's id carries its record set's digest (``FileKey.ids``), so that two versions can stand side by side."""
+    holds_vectors: ClassVar[bool] = True
+    """False for a sink beside another one that has them: its ``fetch_records`` has no column ``embedding``."""
 
     def __init__(self, settings: SinkSettings, context: SinkContext) -> None:
         self.settings = settings
@@ -164,7 +168,10 @@ class Exporter(ABC):
     def fetch_records(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
-        """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together."""
+        """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together.
+
+        Without the column ``embedding`` where ``holds_vectors`` is False.
+        """
 
     @abstractmethod
     async def search(self, request: SearchRequest) -> list[SearchHit]:

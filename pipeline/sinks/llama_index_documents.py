@@ -17,7 +17,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import pyarrow as pa
-from llama_index.core.schema import BaseNode, Document
+from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from pipeline.sinks.base import Snapshot
@@ -68,14 +68,14 @@ def snapshot_of(file: FileRecords) -> Snapshot:
     return Snapshot(**{field.name: first[field.name] for field in fields(Snapshot)})
 
 
-def encode_state(state: FileState) -> Document:
+def encode_state(state: FileState) -> str:
     content = {
         "tenant_id": state.tenant_id,
         "snapshot": asdict(state.snapshot),
         "generations": [[item.record_set_hash, item.chunk_count] for item in state.generations],
         "pending": state.pending,
     }
-    return Document(id_=state_id(state.key), text=canonical_json(content))
+    return canonical_json(content)
 
 
 def decode_state(text: str) -> FileState:

@@ -9,13 +9,26 @@ from __future__ import annotations
 import importlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkUnavailable
+
+_CLIENT_ERRORS: Final = {
+    "chromadb.errors": "ChromaError",
+    "grpc": "RpcError",
+    "httpx": "HTTPError",
+    "pymilvus.exceptions": "MilvusException",
+    "pymongo.errors": "PyMongoError",
+    "redis.exceptions": "RedisError",
+    "requests": "RequestException",
+}
+"""What clients raise when their server cannot be used, as far as they are loaded; the settings can name more."""
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -76,7 +89,7 @@ class Builder:
         name = found[1]
         value = os.environ.get(name)
         if value is None:
-            raise ConfigError(f"the environment variable {name}, which the llama_index sink's settings name, is not set")
+            raise ConfigError(f"the environment variable {name}, which the sink's settings name, is not set")
         self.secrets[name] = value
         return value
 
@@ -85,6 +98,20 @@ class Builder:
         for name, value in self.secrets.items():
             message = message.replace(value, f"${{{name}}}") if value else message
         return message
+
+    @contextmanager
+    def errors(self, action: str, named: Sequence[str]) -> Iterator[None]:
+        """Raise SinkUnavailable, without secrets, for what clients and the errors ``named`` by import path mean by it."""
+        try:
+            yield
+        except (*_client_errors(), *map(imported, named)) as error:
+            reason = self.shown(str(error)) or type(error).__name__
+            raise SinkUnavailable(f"the LlamaIndex stores of {self.collection!r} cannot {action}: {reason}") from None
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS.items())
+    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
 
 
 def imported(path: str) -> Any:

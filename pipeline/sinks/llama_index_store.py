@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, cast
 
@@ -25,12 +23,12 @@ import numpy.typing as npt
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.errors import RecordRefused, SinkUnavailable
+from pipeline.errors import RecordRefused
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.exact_search import ExactIndex
 from pipeline.sinks.filters import Condition, fields_of_file, parse_filters
 from pipeline.sinks.generations import FileKey, Generation
-from pipeline.sinks.llama_index_objects import Builder, ObjectSettings, imported
+from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import slices
@@ -39,17 +37,6 @@ if TYPE_CHECKING:
     from pipeline.sinks.llama_index_stores import EncodedFile, Stores
 
 T = TypeVar("T")
-
-_CLIENT_ERRORS: Final = {
-    "chromadb.errors": "ChromaError",
-    "grpc": "RpcError",
-    "httpx": "HTTPError",
-    "pymilvus.exceptions": "MilvusException",
-    "pymongo.errors": "PyMongoError",
-    "redis.exceptions": "RedisError",
-    "requests": "RequestException",
-}
-"""What clients raise when their server cannot be used, as far as they are loaded; the settings can name more."""
 
 _FILES_AT_ONCE: Final = 200
 _BYTES_AT_ONCE: Final = 16 * 2**20
@@ -78,6 +65,7 @@ class LlamaIndexExporter(Exporter):
     """One collection and one set of namespaces a model, shared by all tenants and configs."""
 
     settings_type: ClassVar[type[SinkSettings]] = LlamaIndexSettings
+    ids_by_version = True
     settings: LlamaIndexSettings
     _opened: ClassVar[dict[str, Stores]] = {}
     _users: ClassVar[dict[str, int]] = {}
@@ -104,25 +92,12 @@ class LlamaIndexExporter(Exporter):
         return await asyncio.to_thread(self._blocking, action, work, checked)
 
     def _blocking(self, action: str, work: Callable[[Stores], T], checked: bool) -> T:
-        with self._errors(action):
+        with self._builder.errors(action, self.settings.errors):
             stores = self._stores()
             if checked and not self._provisioned:
                 stores.check(self._marker())
                 self._provisioned = True
             return work(stores)
-
-    @contextmanager
-    def _errors(self, action: str) -> Iterator[None]:
-        try:
-            yield
-        except self._unavailable() as error:
-            reason = self._builder.shown(str(error)) or type(error).__name__
-            raise SinkUnavailable(f"the LlamaIndex stores of {self.collection!r} cannot {action}: {reason}") from None
-
-    def _unavailable(self) -> tuple[type[Exception], ...]:
-        loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS.items())
-        known = [getattr(module, name) for module, name in loaded if module is not None]
-        return (OSError, *known, *map(imported, self.settings.errors))
 
     def _stores(self) -> Stores:
         """Opened once in a process for all exporters that mean the same: several clients of one local store would clash."""

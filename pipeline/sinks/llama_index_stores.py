@@ -118,7 +118,7 @@ class Stores:
         """Say what is coming, write it, remove what it replaces, and say that it is complete; every step for all the files."""
         with self._lock:
             plans = [self._plan(file) for file in files]
-            self._states.add_documents([encode_state(plan.pending) for plan in plans])
+            self._write_states([plan.pending for plan in plans])
             first = [(p.key, [*p.rewritten, *([] if self.replaces_beside else p.stale)]) for p in plans]
             self._remove_nodes(first)
             self._records.add_documents([Document(id_=records_id(p.key, p.new), text=p.file.encoded) for p in plans])
@@ -128,7 +128,7 @@ class Stores:
             if self.replaces_beside:
                 self._remove_nodes([(p.key, p.stale) for p in plans])
             self._forget_records([(p.key, p.stale) for p in plans])
-            self._states.add_documents([encode_state(plan.complete) for plan in plans])
+            self._write_states([plan.complete for plan in plans])
 
     def _plan(self, file: EncodedFile) -> _Plan:
         provenance = file.file.provenance
@@ -153,7 +153,7 @@ class Stores:
             held = [state for state in map(self.state, keys) if state is not None]
             if not held:
                 return
-            self._states.add_documents([encode_state(replace(state, pending=True)) for state in held])
+            self._write_states([replace(state, pending=True) for state in held])
             self._remove_nodes([(state.key, state.generations) for state in held])
             self._forget_records([(state.key, state.generations) for state in held])
             for state in held:
@@ -167,6 +167,9 @@ class Stores:
                 return [address_of(node) for node in found.nodes]
             held = (self._nodes.get_document(node_id, raise_error=False) for node_id in found.ids or [])
             return [None if node is None else address_of(node) for node in held]
+
+    def _write_states(self, states: Iterable[FileState]) -> None:
+        self._states.add_documents([Document(id_=state_id(state.key), text=encode_state(state)) for state in states])
 
     def _write_vectors(self, nodes: Sequence[BaseNode]) -> None:
         if self._in_memory:

@@ -71,6 +71,7 @@ class MongoDBExporter(Exporter):
 
     settings_type: ClassVar[type[SinkSettings]] = MongoDBSettings
     search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    ids_by_version = True
     settings: MongoDBSettings
 
     def __init__(self, settings: MongoDBSettings, context: SinkContext) -> None:

@@ -72,6 +72,7 @@ class PineconeExporter(Exporter):
     """
 
     settings_type: ClassVar[type[SinkSettings]] = PineconeSettings
+    ids_by_version = True
     settings: PineconeSettings
 
     def __init__(self, settings: PineconeSettings, context: SinkContext) -> None:

@@ -71,6 +71,7 @@ class QdrantExporter(Exporter):
     settings_type: ClassVar[type[SinkSettings]] = QdrantSettings
     search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector"})
     atomic_replace: ClassVar[bool] = False
+    ids_by_version = True
     settings: QdrantSettings
 
     def __init__(self, settings: QdrantSettings, context: SinkContext) -> None:

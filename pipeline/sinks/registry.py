@@ -10,6 +10,7 @@ from pipeline.sinks.base import Exporter
 SINKS: dict[str, str] = {
     "azure_ai_search": "pipeline.sinks.azure_ai_search:AzureAISearchExporter",
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
+    "llama_docstore": "pipeline.sinks.llama_docstore:LlamaDocstoreExporter",
     "llama_index": "pipeline.sinks.llama_index_store:LlamaIndexExporter",
     "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
@@ -20,7 +21,7 @@ SINKS: dict[str, str] = {
 }
 """Name -> ``module:Class``. Modules are imported on first use: most of them need an extra."""
 
-_EXTRAS: dict[str, str] = {"azure_ai_search": "azure"}
+_EXTRAS: dict[str, str] = {"azure_ai_search": "azure", "llama_docstore": "llama-index", "llama_index": "llama-index"}
 """The extras that are not called as their sink."""
 
 

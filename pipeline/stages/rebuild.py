@@ -225,6 +225,8 @@ class _SinkVectors:
         for sink in self._sinks:
             try:
                 async with opened_sink(self._export, sink, tenant_id) as exporter:
+                    if not exporter.holds_vectors:
+                        continue
                     async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
                         found = {**await asyncio.to_thread(self._vectors, table), **found}
             except (SinkUnavailable, SinkConflict):

@@ -13,13 +13,20 @@ from typing import Any
 
 import pytest
 from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.storage.kvstore import SimpleKVStore
 
 _DOCSTORES: dict[str, SimpleDocumentStore] = {}
+_KVSTORES: dict[str, SimpleKVStore] = {}
 
 
 def shared_docstore(namespace: str, store: str) -> SimpleDocumentStore:
     """LlamaIndex's own docstore in memory, the same one for everybody who names it alike."""
     return _DOCSTORES.setdefault(f"{store}/{namespace}", SimpleDocumentStore())
+
+
+def shared_kvstore(store: str) -> SimpleKVStore:
+    """LlamaIndex's own key-value store in memory, the same one for everybody who names it alike."""
+    return _KVSTORES.setdefault(store, SimpleKVStore())
 
 
 def chroma(directory: Path) -> dict[str, Any]:
@@ -58,6 +65,10 @@ def in_process(directory: Path) -> dict[str, Any]:
     return {"class": "pipeline_tests.llama_index.stacks:shared_docstore", "args": {"store": str(directory)}}
 
 
+def kvstore_in_process(directory: Path) -> dict[str, Any]:
+    return {"class": "pipeline_tests.llama_index.stacks:shared_kvstore", "args": {"store": str(directory)}}
+
+
 def redis(port: int) -> dict[str, Any]:
     return {
         "class": "llama_index.storage.docstore.redis:RedisDocumentStore.from_host_and_port",
@@ -68,6 +79,17 @@ def redis(port: int) -> dict[str, Any]:
 def mongodb(variable: str) -> dict[str, Any]:
     return {
         "class": "llama_index.storage.docstore.mongodb:MongoDocumentStore.from_uri",
+        "args": {"uri": f"${{{variable}}}", "db_name": "documents"},
+    }
+
+
+def redis_kvstore(variable: str) -> dict[str, Any]:
+    return {"class": "llama_index.storage.kvstore.redis:RedisKVStore", "args": {"redis_uri": f"${{{variable}}}"}}
+
+
+def mongodb_kvstore(variable: str) -> dict[str, Any]:
+    return {
+        "class": "llama_index.storage.kvstore.mongodb:MongoDBKVStore.from_uri",
         "args": {"uri": f"${{{variable}}}", "db_name": "documents"},
     }
 

@@ -1,0 +1,286 @@
+"""The llama_docstore sink: LlamaIndex's docstore and index store beside a vector sink, as in "Pinecone and MongoDB".
+
+What belongs here: what each promise of a sink becomes on a key-value store of which nothing is known but LlamaIndex's interface.
+
+The vector sink holds vectors and texts; this one holds the same nodes under the same ids, every document's ``ref_doc_info`` and
+hash, and the index to load. With both, ``load_index_from_storage``, ``delete_ref_doc`` and an ingestion pipeline's upserts work
+on exported files as on those LlamaIndex has ingested itself. MongoDB is the default; any key-value store LlamaIndex has will do.
+
+Every tenant and config has a namespace of its own, so that LlamaIndex finds one index in it and nobody else's documents. It
+holds no vectors and is not searched. The two sinks are written one after the other: until a run ends, one may be ahead.
+
+LlamaIndex deletes from the docstore of a vector store that keeps texts, as all of these do, only when the index was loaded with
+``store_nodes_override=True`` and lists its nodes (``list_nodes``, brought up to date at the end of a run); otherwise tell the
+docstore itself. What LlamaIndex deletes or changes here comes back with the next repair, as in every sink: do it at its source.
+
+A document's hash is that of the ``Document`` kept under its id, by LlamaIndex's definition: of its text and its metadata. So
+an ingestion pipeline (strategy ``UPSERTS``) that is given that document again skips it. The same file loaded by another reader
+has another text, or other metadata, hence another hash, and replaces ours. ``UPSERTS_AND_DELETE`` deletes what it was not given:
+never run it on these namespaces.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from pipeline.errors import RecordRefused
+from pipeline.sinks.base import (
+    Exporter,
+    ReplaceReport,
+    SearchHit,
+    SearchMode,
+    SearchRequest,
+    SinkContext,
+    SinkSettings,
+    Snapshot,
+)
+from pipeline.sinks.filters import fields_of_file
+from pipeline.sinks.generations import FileKey, Generation
+from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
+from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids
+from pipeline.sinks.refusals import sift
+from pipeline.sinks.registry import exporter_class
+from pipeline.sinks.slicing import slices
+
+if TYPE_CHECKING:
+    from pipeline.sinks.llama_docstore_entries import FileEntries, HeldFile
+    from pipeline.sinks.llama_docstore_store import DocstoreNamespace
+
+T = TypeVar("T")
+
+_FILES_AT_ONCE: Final = 200
+_BYTES_AT_ONCE: Final = 16 * 2**20
+_NODES_AT_ONCE: Final = 2_000
+_INTEGERS: Final = range(-(2**63), 2**63)
+
+
+def _mongodb() -> ObjectSettings:
+    path = "llama_index.storage.kvstore.mongodb:MongoDBKVStore.from_uri"
+    return ObjectSettings.model_validate({"class": path, "args": {"uri": "${MONGODB_URI}", "db_name": "llama_index"}})
+
+
+class LlamaDocstoreSettings(SinkSettings):
+    """Which sink it stands beside, and where."""
+
+    vector_sink: str = Field(description="Type of the sink it stands beside (pinecone, pgvector, ...): nodes have its ids.")
+    kvstore: ObjectSettings = Field(
+        default_factory=_mongodb,
+        description="LlamaIndex's key-value store: `class`, an import path, and `args`; ${NAME} is an environment variable.",
+    )
+    prefix: str = Field(default="indexport", pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")
+    list_nodes: bool = Field(
+        default=True,
+        description="List every node in the index: what `store_nodes_override` needs, with which `delete_ref_doc` reaches the "
+        "docstore. LlamaIndex then names them all in every query, which Qdrant's store and Indexport's own reader cannot use.",
+    )
+    max_entry_bytes: int = Field(
+        default=12_000_000,
+        ge=1,
+        description="Largest node or document, as it lies in the store; MongoDB takes 16 MB. An index of more lists none.",
+    )
+    errors: tuple[str, ...] = Field(
+        default=(), description="Import paths (module:Class) of errors that mean that the store cannot be used."
+    )
+
+
+class LlamaDocstoreExporter(Exporter):
+    """One namespace a model, tenant and config: see ``namespace``."""
+
+    settings_type: ClassVar[type[SinkSettings]] = LlamaDocstoreSettings
+    search_modes: ClassVar[frozenset[SearchMode]] = frozenset()
+    holds_vectors: ClassVar[bool] = False
+    settings: LlamaDocstoreSettings
+
+    def __init__(self, settings: LlamaDocstoreSettings, context: SinkContext) -> None:
+        super().__init__(settings, context)
+        self.collection = f"{settings.prefix}-{context.model.slug}"
+        self.ids_by_version = exporter_class(settings.vector_sink).ids_by_version
+        self._builder = Builder(self.collection, context.model.dimension)
+        self._kvstore: Any = None
+        self._opening = threading.Lock()
+        self._provisioned = False
+        self._changed: set[str] = set()
+        self._checks = (partial(fields_of_file, declared=context.metadata_fields), _check_metadata)
+
+    def namespace(self, export_config_id: str) -> str:
+        """LlamaIndex's docstore takes the namespace ``{this}/docstore``, its index store ``{this}/index_store``."""
+        scope = canonical_json([self.context.tenant_id, export_config_id])
+        return f"{self.collection}-{hashlib.sha256(scope.encode()).hexdigest()[:32]}"
+
+    def storage_context(self, export_config_id: str, vector_store: Any) -> Any:
+        """For ``load_index_from_storage``: a config's docstore and index store, beside LlamaIndex's store of the vector sink."""
+        from llama_index.core import StorageContext
+        from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
+        from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
+
+        from pipeline.sinks.llama_docstore_store import namespaces
+
+        kvstore, (docstore, index_store) = self._opened(), namespaces(self.namespace(export_config_id))
+        return StorageContext.from_defaults(
+            docstore=KVDocumentStore(kvstore, namespace=docstore),
+            index_store=KVIndexStore(kvstore, namespace=index_store),
+            vector_store=vector_store,
+        )
+
+    def ids(self, key: FileKey, version: Generation) -> Sequence[str]:
+        """Those the vector sink gives the records of a version."""
+        if self.ids_by_version:
+            return key.ids(version)
+        return chunk_ids(key.tenant_id, key.export_config_id, key.file_id, range(version.chunk_count))
+
+    def _opened(self) -> Any:
+        with self._opening:
+            if self._kvstore is None:
+                self._kvstore = self._builder.build(self.settings.kvstore)
+            return self._kvstore
+
+    def _marker(self) -> dict[str, Any]:
+        model = self.context.model
+        ids = "version" if self.ids_by_version else "file"
+        return {"dimension": model.dimension, "format": "1", "ids_by": ids, "model": model.fingerprint}
+
+    async def provision(self) -> None:
+        """Mark the store as holding this model's namespaces, with this kind of ids."""
+        await asyncio.to_thread(self._provision)
+
+    def _provision(self) -> None:
+        with self._builder.errors("provision", self.settings.errors):
+            kvstore = self._opened()
+            from pipeline.sinks.llama_docstore_store import mark
+
+            mark(kvstore, self.collection, self._marker())
+
+    async def _run(self, action: str, export_config_id: str, work: Callable[[DocstoreNamespace], T]) -> T:
+        return await asyncio.to_thread(self._blocking, action, export_config_id, work)
+
+    def _blocking(self, action: str, export_config_id: str, work: Callable[[DocstoreNamespace], T]) -> T:
+        with self._builder.errors(action, self.settings.errors):
+            kvstore = self._opened()
+            from pipeline.sinks.llama_docstore_store import DocstoreNamespace, check
+
+            if not self._provisioned:
+                check(kvstore, self.collection, self._marker())
+                self._provisioned = True
+            return work(DocstoreNamespace(kvstore, self.namespace(export_config_id), self.ids))
+
+    async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
+        """Batches of up to 200 files or about 16 MB: see ``DocstoreNamespace.replace``."""
+        self.check_files(files)
+        accepted, refused = await asyncio.to_thread(sift, files, self._checks)
+        records, size = 0, 0
+        for config in dict.fromkeys(file.provenance.export_config_id for file in accepted):
+            of_config = [file for file in accepted if file.provenance.export_config_id == config]
+            empty = [file.file_id for file in of_config if not file.table.num_rows]
+            await self.delete_files(parsed_directory_file_ids=empty, export_config_id=config)
+            filled = [file for file in of_config if file.table.num_rows]
+            for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
+                encoded, too_large = await asyncio.to_thread(self._encode, batch)
+                refused += too_large
+                await self._run("replace files", config, partial(_replace, files=encoded))
+                records += sum(len(file.ids) for file in encoded)
+                size += sum(file.bytes for file in encoded)
+            if self.settings.list_nodes:
+                self._changed.add(config)
+            if not await self._run("look up the index", config, partial(_has_index, index_id=config)):
+                await self._write_index(config)
+        return ReplaceReport(records, size, tuple(refused))
+
+    async def _write_index(self, config: str) -> None:
+        limit = self.settings.max_entry_bytes if self.settings.list_nodes else 0
+        await self._run("write the index", config, partial(_write_index, index_id=config, max_bytes=limit))
+
+    async def optimize(self) -> None:
+        """List the nodes of what was written in the index; until then LlamaIndex cannot delete these from its docstore."""
+        for config in sorted(self._changed):
+            await self._write_index(config)
+            self._changed.discard(config)
+
+    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileEntries], list[RecordRefused]]:
+        from pipeline.sinks.llama_docstore_entries import encode_file
+
+        fitting, refused = [], []
+        for file in files:
+            key = self._key(file.provenance.export_config_id, file.file_id)
+            encoded = encode_file(file, self.ids(key, Generation(file.record_set_hash, file.table.num_rows)))
+            if encoded.largest > self.settings.max_entry_bytes:
+                refused.append(_too_large(file.file_id, encoded.largest, self.settings.max_entry_bytes))
+            else:
+                fitting.append(encoded)
+        return fitting, refused
+
+    def _key(self, export_config_id: str, file_id: str) -> FileKey:
+        return FileKey(self.context.tenant_id, export_config_id, file_id)
+
+    async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
+        keys = [self._key(export_config_id, file_id) for file_id in parsed_directory_file_ids]
+        if keys:
+            await self._run("delete files", export_config_id, lambda namespace: namespace.remove(keys))
+
+    async def list_snapshots(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> list[Snapshot]:
+        """One read of every document's ``ref_doc_info`` of the config, or one each of up to 1,000 that are named."""
+        held = await self._files(export_config_id, parsed_directory_file_ids)
+        return [found.to_snapshot() for found in held]
+
+    async def _files(self, export_config_id: str, file_ids: Sequence[str] | None) -> list[HeldFile]:
+        keys = None if file_ids is None else [self._key(export_config_id, file_id) for file_id in file_ids]
+        return await self._run("list files", export_config_id, lambda namespace: namespace.files(keys))
+
+    async def fetch_records(
+        self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
+    ) -> AsyncIterator[pa.Table]:
+        """The nodes LlamaIndex sees, one request each, in tables of about 2,000 (more only for a file that has more)."""
+        held = await self._files(export_config_id, parsed_directory_file_ids)
+        for some in slices(held, count=_NODES_AT_ONCE, size=_NODES_AT_ONCE, size_of=lambda found: len(found.node_ids)):
+            table = await self._run("read nodes", export_config_id, partial(_records, held=some))
+            if table.num_rows:
+                yield table
+
+    async def search(self, request: SearchRequest) -> list[SearchHit]:  # noqa: ARG002 - the protocol's
+        raise ValueError(f"llama_docstore holds no vectors; search the sink {self.settings.vector_sink!r} beside it")
+
+    async def close(self) -> None:
+        """Let go of the store; LlamaIndex's have nothing to close."""
+        self._kvstore, self._provisioned = None, False
+
+
+def _has_index(namespace: DocstoreNamespace, index_id: str) -> bool:
+    return namespace.has_index(index_id)
+
+
+def _write_index(namespace: DocstoreNamespace, index_id: str, max_bytes: int) -> None:
+    namespace.write_index(index_id, max_bytes)
+
+
+def _replace(namespace: DocstoreNamespace, files: Sequence[FileEntries]) -> None:
+    namespace.replace(files)
+
+
+def _records(namespace: DocstoreNamespace, held: Sequence[HeldFile]) -> pa.Table:
+    return namespace.records(held)
+
+
+def _check_metadata(file: FileRecords) -> None:
+    """Raises RecordRefused for metadata that not every key-value store could hold as it is."""
+    for name, value in file.provenance.metadata.items():
+        if "\0" in name:
+            raise RecordRefused(file.file_id, f"the name of metadata field {name!r} has a NUL character; rename it")
+        if isinstance(value, int) and value not in _INTEGERS:
+            raise RecordRefused(file.file_id, f"metadata field {name!r} is {value}, more than the 64 bits a store holds")
+
+
+def _too_large(file_id: str, size: int, limit: int) -> RecordRefused:
+    return RecordRefused(
+        file_id,
+        f"its document or one of its nodes takes {size:,} bytes, the store is given {limit:,} at most (max_entry_bytes); "
+        "split the file, or raise the limit if the store takes more",
+    )

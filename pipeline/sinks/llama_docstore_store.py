@@ -1,0 +1,194 @@
+# mypy: disable-error-code="import-not-found"
+# LlamaIndex has an environment of its own, which the type checker does not see.
+"""One config's docstore and index store in a LlamaIndex key-value store: how a file is replaced, removed and read.
+
+What belongs here: the order of requests. Everything blocks; callers run it in threads. A version's nodes are written before the
+document's ``ref_doc_info`` names them and removed after it has ceased to, so that whoever goes by it finds whole versions.
+Several processes must not write one file at once, and leases see to that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.storage.docstore.keyval_docstore import (
+    DEFAULT_COLLECTION_DATA_SUFFIX,
+    DEFAULT_METADATA_COLLECTION_SUFFIX,
+    DEFAULT_REF_DOC_COLLECTION_SUFFIX,
+)
+from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
+from llama_index.core.storage.kvstore.types import BaseKVStore
+
+from pipeline.errors import SinkConflict, SinkUnavailable
+from pipeline.sinks.generations import FileKey, Generation
+from pipeline.sinks.llama_docstore_entries import (
+    OURS,
+    Entry,
+    FileEntries,
+    HeldFile,
+    decode_info,
+    decode_nodes,
+    encode_info,
+)
+from pipeline.sinks.records import ref_doc_id
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+IdsOf = Callable[[FileKey, Generation], Sequence[str]]
+"""The ids the vector sink gives the records of a version."""
+
+_REQUESTS_AT_ONCE: Final = 8
+_ENTRIES_AT_ONCE: Final = 100
+_FILES_BY_NAME: Final = 1_000
+"""Beyond so many files, all of the config are read in one request instead of each in its own."""
+
+
+class DocstoreNamespace:
+    """``name`` holds the docstore in ``{name}/docstore`` and the index store in ``{name}/index_store``."""
+
+    def __init__(self, kvstore: Any, name: str, ids_of: IdsOf) -> None:
+        self._kvstore = kvstore
+        self._ids_of = ids_of
+        docstore, self._index_store = namespaces(name)
+        self._nodes = f"{docstore}{DEFAULT_COLLECTION_DATA_SUFFIX}"
+        self._hashes = f"{docstore}{DEFAULT_METADATA_COLLECTION_SUFFIX}"
+        self._infos = f"{docstore}{DEFAULT_REF_DOC_COLLECTION_SUFFIX}"
+        batches = type(kvstore).put_all is not BaseKVStore.put_all
+        self._batch_size = _ENTRIES_AT_ONCE if batches else 1
+
+    def has_index(self, index_id: str) -> bool:
+        return self._indices().get_index_struct(index_id) is not None
+
+    def write_index(self, index_id: str, max_bytes: int) -> None:
+        """The one index of this config, anew from what the docstore says. It lists every node, as LlamaIndex asks of an index
+        that is to delete from its docstore, or none where that would take more than ``max_bytes``."""
+        listed = IndexDict(index_id=index_id)
+        if max_bytes:
+            infos = self._kvstore.get_all(collection=self._infos).values()
+            listed.nodes_dict = {name: name for info in infos for name in info["node_ids"]}
+        fits = len(listed.to_json()) <= max_bytes
+        self._indices().add_index_struct(listed if fits else IndexDict(index_id=index_id))
+
+    def _indices(self) -> KVIndexStore:
+        return KVIndexStore(self._kvstore, namespace=self._index_store)
+
+    def files(self, keys: Sequence[FileKey] | None = None) -> list[HeldFile]:
+        """Of all files of the config, in one request, or of these."""
+        if keys is not None and len(keys) <= _FILES_BY_NAME:
+            infos = _all(lambda key: self._kvstore.get(_document_of(key), collection=self._infos), keys)
+        else:
+            infos = list(self._kvstore.get_all(collection=self._infos).values())
+        found = [held for info in infos if info and (held := decode_info(info)) is not None]
+        wanted = None if keys is None else set(keys)
+        return [held for held in found if wanted is None or held.state.key in wanted]
+
+    def replace(self, files: Sequence[FileEntries]) -> None:
+        """Say what is coming, write it, point to it, remove what it replaces, and say that it is complete."""
+        held = {found.state.key: found for found in self.files([file.key for file in files])}
+        versions = {file.key: _versions(file, held.get(file.key)) for file in files}
+        self._put(self._infos, [_announced(file, held.get(file.key), versions[file.key]) for file in files])
+        self._put(self._nodes, [entry for file in files for entry in file.nodes])
+        self._put(self._hashes, [entry for file in files for entry in file.hashes])
+        stale = {file.key: self._stale(file, held.get(file.key), versions[file.key]) for file in files}
+        changed = [file for file in files if stale[file.key]]
+        self._put(self._infos, [_info(file, versions[file.key], pending=True) for file in changed])
+        for file in changed:
+            self._delete_nodes(stale[file.key])
+        self._put(self._infos, [_info(file, [file.generation], pending=False) for file in files])
+
+    def remove(self, keys: Sequence[FileKey]) -> None:
+        """Remove what the docstore says of these files, that which says so last."""
+        held = self.files(keys)
+        marked = [replace(found, state=replace(found.state, pending=True)) for found in held]
+        self._put(self._infos, [_kept(found) for found in marked])
+        for found in held:
+            key = found.state.key
+            document = _document_of(key)
+            self._delete_nodes({*self._ids(key, found.state.generations), *found.node_ids, document})
+            self._kvstore.delete(document, collection=self._infos)
+
+    def records(self, held: Sequence[HeldFile]) -> pa.Table:
+        """Of the nodes LlamaIndex sees of these files."""
+        names = [name for found in held for name in found.node_ids]
+        entries = _all(lambda name: self._kvstore.get(name, collection=self._nodes), names)
+        return decode_nodes(entry for entry in entries if entry is not None)
+
+    def _stale(self, file: FileEntries, held: HeldFile | None, versions: Sequence[Generation]) -> set[str]:
+        """Nodes that have to go, those somebody else has added to the document included."""
+        return self._ids(file.key, versions).union(held.node_ids if held else ()).difference(file.ids)
+
+    def _ids(self, key: FileKey, versions: Iterable[Generation]) -> set[str]:
+        return {name for version in versions for name in self._ids_of(key, version)}
+
+    def _put(self, collection: str, entries: Sequence[Entry]) -> None:
+        if entries:
+            self._kvstore.put_all(list(entries), collection=collection, batch_size=self._batch_size)
+
+    def _delete_nodes(self, names: Iterable[str]) -> None:
+        def delete(name: str) -> None:
+            self._kvstore.delete(name, collection=self._hashes)
+            self._kvstore.delete(name, collection=self._nodes)
+
+        _all(delete, list(names))
+
+
+def namespaces(name: str) -> tuple[str, str]:
+    """Those of the docstore and of the index store, as LlamaIndex's classes take them."""
+    return f"{name}/docstore", f"{name}/index_store"
+
+
+def mark(kvstore: Any, collection: str, marker: dict[str, Any]) -> None:
+    """Say what the collection's namespaces are, or raise SinkConflict when they are something else."""
+    if kvstore.get(OURS, collection=collection) is None:
+        kvstore.put(OURS, marker, collection=collection)
+    check(kvstore, collection, marker)
+
+
+def check(kvstore: Any, collection: str, marker: dict[str, Any]) -> None:
+    """Raises SinkUnavailable for a collection that was never provisioned, SinkConflict for one of something else."""
+    found = kvstore.get(OURS, collection=collection)
+    if found is None:
+        raise SinkUnavailable(f"the key-value store holds nothing of Indexport under {collection!r}; provision the sink first")
+    if found != marker:
+        shown = [json.dumps(item, sort_keys=True) for item in (found, marker)]
+        raise SinkConflict(f"{collection!r} in the key-value store is marked {shown[0]}, not {shown[1]}; choose another prefix")
+
+
+def _versions(file: FileEntries, held: HeldFile | None) -> list[Generation]:
+    """All that may have nodes, the one to come first."""
+    stale = [] if held is None else [version for version in held.state.generations if version != file.generation]
+    return [file.generation, *stale]
+
+
+def _announced(file: FileEntries, held: HeldFile | None, versions: Sequence[Generation]) -> Entry:
+    """The old version, or nothing, still stands."""
+    if held is None:
+        coming = replace(file.state, generations=tuple(versions), pending=True)
+        return _document_of(file.key), encode_info([], file.metadata, coming)
+    return _kept(replace(held, state=replace(held.state, generations=tuple(versions), pending=True)))
+
+
+def _kept(held: HeldFile) -> Entry:
+    return _document_of(held.state.key), encode_info(held.node_ids, held.metadata, held.state)
+
+
+def _info(file: FileEntries, versions: Sequence[Generation], *, pending: bool) -> Entry:
+    state = replace(file.state, generations=tuple(versions), pending=pending)
+    return _document_of(file.key), encode_info(file.ids, file.metadata, state)
+
+
+def _document_of(key: FileKey) -> str:
+    return ref_doc_id(key.export_config_id, key.file_id)
+
+
+def _all(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The work's results, several at once."""
+    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
+        return list(threads.map(work, items))
