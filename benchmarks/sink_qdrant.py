@@ -68,14 +68,13 @@ class Comparison:
     batches: Sequence[Sequence[FileRecords]]
 
     def rows(self) -> list[tuple[str, list[float], dict[str, Any]]]:
-        """What somebody who uses the client has: ids, vectors and payloads."""
-        files = [layout.encode_file(file, self.context.metadata_fields) for batch in self.batches for file in batch]
-        points = [write.point for file in files for write in file.writes]
-        return [
-            (str(point.id), point.vector[layout.VECTOR], point.payload or {})
-            for point in points
-            if isinstance(point.vector, dict)
-        ]
+        """What somebody who uses the client has: ids, the model's vectors as lists, and payloads."""
+        rows = []
+        for file in (file for batch in self.batches for file in batch):
+            points = [write.point for write in layout.encode_file(file, self.context.metadata_fields).writes]
+            vectors = file.table["embedding"].to_pylist()
+            rows += [(str(point.id), vector, point.payload or {}) for point, vector in zip(points, vectors, strict=True)]
+        return rows
 
     async def exporter(self, prefix: str) -> QdrantExporter:
         made = QdrantExporter(QdrantSettings(collection_prefix=prefix), self.context)

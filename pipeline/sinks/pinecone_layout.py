@@ -12,24 +12,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import quote, unquote
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 from pinecone import Vector
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head
-from pipeline.sinks.llama_node import NODE_KEYS, PROVENANCE_KEYS, node_metadata
-from pipeline.sinks.records import FileRecords, canonical_json, record_schema, ref_doc_id
+from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, ref_doc_ids
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, record_schema, ref_doc_id
 
 Metadata = dict[str, Any]
 Filter = dict[str, Any]
@@ -55,6 +56,12 @@ _EXACT_INTEGERS: Final = range(-(2**53), 2**53 + 1)
 
 _NEITHER_HELD_NOR_FLAT: Final = frozenset({"id", "content", "context", "metadata", "embedding"})
 """Record fields that stand elsewhere: in the record's id, its values, ``_node_content`` or ``metadata_json``."""
+
+_CHUNK_FIELDS: Final = tuple(f.name for f in CHUNK_FIELDS if f.name not in _NEITHER_HELD_NOR_FLAT)
+_FILE_FIELDS: Final = tuple(
+    f.name for f in record_schema(1) if f.name not in (*_NEITHER_HELD_NOR_FLAT, *(chunk.name for chunk in CHUNK_FIELDS))
+)
+_COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _COMPARISONS: Final = ("gt", "gte", "lt", "lte")
 
@@ -105,16 +112,26 @@ def document_of(record_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """One record, ready to be sent. ``size`` is what it takes in a request, in bytes."""
+    """One record and what it takes in a request, in bytes. It is put together, from its file's part and its own, to be sent."""
 
     id: str
-    values: list[float]
-    metadata: Metadata
+    vector: npt.NDArray[np.float64]
+    shared: Metadata
+    own: Metadata
     size: int
+
+    @property
+    def values(self) -> list[float]:
+        found: list[float] = self.vector.tolist()
+        return found
+
+    @property
+    def metadata(self) -> Metadata:
+        return {**self.shared, **self.own}
 
     def marked(self, marker: str) -> Write:
         entry = {PENDING: marker}
-        return replace(self, metadata={**self.metadata, **entry}, size=self.size + len(canonical_json(entry)))
+        return replace(self, own={**self.own, **entry}, size=self.size + _json_size(entry))
 
     def to_vector(self) -> Vector:
         return Vector(id=self.id, values=self.values, metadata=self.metadata)
@@ -131,13 +148,21 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
             f"its record ids would have more than the {MAX_ID} characters Pinecone holds; shorten the ids of config and file",
         )
     _check_not_zero(file)
-    generation = Generation(file.record_set_hash, file.table.num_rows)
-    chunk_ids = FileKey.ids(key, generation)
+    if not file.table.num_rows:
+        return FileWrites(key, file.record_set_hash, [])
+    chunk_ids = FileKey.ids(key, Generation(file.record_set_hash, file.table.num_rows))
     table = file.table.set_column(file.table.schema.get_field_index("id"), "id", pa.array(chunk_ids, pa.string()))
-    flat = {**_storable(file.provenance.metadata, declared), **flat}
-    vectors, vector_sizes = _numbers(table["embedding"])
-    rows = zip(key.ids(generation), vectors, vector_sizes, _metadata(table, flat), strict=True)
-    return FileWrites(key, file.record_set_hash, [_write(file, *row) for row in rows])
+    shared = {**_storable(file.provenance.metadata, declared), **flat, **_shared(table)}
+    vectors, vector_sizes = short_decimals(table["embedding"])
+    prefix, shared_size = key.prefix, _json_size(shared)
+    writes = []
+    for chunk_id, vector, vector_size, own in zip(chunk_ids, vectors, vector_sizes.tolist(), _own(table), strict=True):
+        metadata_size = shared_size + _json_size(own) - len("}{") + len(",")
+        _check_size(file, own["chunk_index"], metadata_size)
+        record_id = f"{prefix}{chunk_id}"
+        size = metadata_size + vector_size + len(record_id) + len('{"id":"","values":[],"metadata":},')
+        writes.append(Write(record_id, vector, shared, own, size))
+    return FileWrites(key, file.record_set_hash, writes)
 
 
 def _check_integers(file: FileRecords, values: Mapping[str, FieldValue]) -> None:
@@ -159,16 +184,6 @@ def _check_not_zero(file: FileRecords) -> None:
         )
 
 
-def _numbers(column: pa.ChunkedArray) -> tuple[list[list[float]], list[int]]:
-    """Vectors as the shortest decimals that are the same float32, half as long as those of its float64, and their sizes."""
-    texts = column.combine_chunks().flatten().cast(pa.string())
-    shape = (-1, column.type.list_size)
-    values = texts.cast(pa.float64()).to_numpy().reshape(shape)
-    lengths = pc.binary_length(texts).to_numpy().reshape(shape)
-    comma_and_point = 3
-    return values.tolist(), (lengths.sum(axis=1) + comma_and_point * lengths.shape[1]).tolist()
-
-
 def _storable(metadata: Mapping[str, Any], declared: Mapping[str, MetadataType]) -> Metadata:
     """Of a file's own metadata, what can stand beside a record's fields; all of it is in ``metadata_json``."""
     reserved = {item.name for item in record_schema(1)} | {*NODE_KEYS, *PROVENANCE_KEYS, PENDING, "metadata_json", *declared}
@@ -187,38 +202,40 @@ def _is_storable(value: object) -> bool:
     return isinstance(value, str | float)
 
 
-def _metadata(table: pa.Table, flat: Metadata) -> list[Metadata]:
-    held = [name for name in table.column_names if name not in _NEITHER_HELD_NOR_FLAT]
-    rows = table.select(held).to_pylist()
-    nodes = node_metadata(table, include_text=True)
-    return [
-        {
-            **flat,
-            **{name: value for name, value in row.items() if value is not None},
-            **{name: node[name] for name in NODE_KEYS},
-            **_encoded(row, metadata_json),
-        }
-        for row, node, metadata_json in zip(rows, nodes, table["metadata"].to_pylist(), strict=True)
-    ]
+def _shared(table: pa.Table) -> Metadata:
+    """The metadata all records of a file have in common; what is of a type Pinecone lacks is encoded."""
+    first = table.slice(0, 1)
+    (held,) = first.select(list(_FILE_FIELDS)).to_pylist()
+    modified: datetime | None = held["source_modified_at"]
+    return {
+        **{name: value for name, value in held.items() if value is not None},
+        **({} if modified is None else {"source_modified_at": modified.isoformat(timespec="milliseconds")}),
+        "metadata_json": table["metadata"][0].as_py(),
+        "_node_type": NODE_TYPE,
+        **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), ref_doc_ids(first)[0].as_py()),
+    }
 
 
-def _encoded(row: Mapping[str, Any], metadata_json: str) -> Metadata:
-    """The fields that are of a type Pinecone lacks."""
-    modified: datetime | None = row["source_modified_at"]
-    dated = {} if modified is None else {"source_modified_at": modified.isoformat(timespec="milliseconds")}
-    return {"metadata_json": metadata_json, "attachments": canonical_json(row["attachments"]), **dated}
+def _own(table: pa.Table) -> Iterator[Metadata]:
+    """The metadata each record has for itself."""
+    columns = [*(table[name].to_pylist() for name in _CHUNK_FIELDS), node_contents(table, include_text=True).to_pylist()]
+    names = (*_CHUNK_FIELDS, "_node_content")
+    for row in zip(*columns, strict=True):
+        own = {name: value for name, value in zip(names, row, strict=True) if value is not None}
+        yield {**own, "attachments": canonical_json(own["attachments"])}
 
 
-def _write(file: FileRecords, record_id: str, values: list[float], vector_size: int, metadata: Metadata) -> Write:
-    size = len(json.dumps(metadata, ensure_ascii=False, separators=(",", ":")).encode())
-    room = 0 if metadata["chunk_index"] else _ROOM_FOR_MARKER
-    if size > MAX_METADATA_BYTES - room:
+def _json_size(metadata: Metadata) -> int:
+    return len(_COMPACT.encode(metadata).encode())
+
+
+def _check_size(file: FileRecords, chunk_index: int, size: int) -> None:
+    if size > MAX_METADATA_BYTES - (0 if chunk_index else _ROOM_FOR_MARKER):
         raise RecordRefused(
             file.file_id,
-            f"chunk {metadata['chunk_index']} makes {size:,} bytes of metadata, text included; Pinecone holds "
+            f"chunk {chunk_index} makes {size:,} bytes of metadata, text included; Pinecone holds "
             f"{MAX_METADATA_BYTES:,} a record; make chunks or the file's metadata smaller",
         )
-    return Write(record_id, values, metadata, size + vector_size + len(record_id) + len('{"id":"","values":[],"metadata":},'))
 
 
 def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, *, vectors: bool = True) -> pa.Table:

@@ -12,7 +12,7 @@ from typing import Final
 from pipeline.sinks.generations import FileKey, Head, remove_generations
 from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, scope, to_head
 from pipeline.sinks.pinecone_store import PineconeStore
-from pipeline.sinks.slicing import each, named_slices
+from pipeline.sinks.slicing import each, named_slices, slices
 
 FILES_PER_REQUEST: Final = 500
 """Bounds the filters, which name every file of a request."""
@@ -82,7 +82,16 @@ class NamespaceWriter:
         return len(ids)
 
     async def clear_pending(self, heads: Sequence[Write]) -> None:
-        await self._set_pending([head.id for head in heads], "")
+        """All at once by a filter, and one by one where it has not found them all: its reads may lag."""
+        for some in slices(heads, count=FILES_PER_REQUEST):
+            if len(some) == 1 or await self._clear_found(some) < len(some):
+                await self._set_pending([head.id for head in some], "")
+
+    async def _clear_found(self, heads: Sequence[Write]) -> int:
+        """How many of these a filter has found and cleared."""
+        named = {name: [head.metadata[name] for head in heads] for name in ("parsed_directory_file_id", "record_set_hash")}
+        where = scope(self.tenant_id, self.export_config_id, chunk_index=0, **named)
+        return await self.store.update_where(self.namespace, where, {PENDING: ""})
 
     async def _set_pending(self, ids: Sequence[str], marker: str) -> None:
         """Record by record: an update leaves alone what is gone, where an upsert would bring it back without its body."""

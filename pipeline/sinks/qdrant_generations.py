@@ -65,7 +65,7 @@ class QdrantGenerations:
         await self._store.call("mark files", lambda client: client.set_payload(self._collection, payload, where, wait=True))
 
     async def clear_pending(self, heads: Sequence[PointWrite]) -> None:
-        where, keys = layout.having_ids([str(write.point.id) for write in heads]), [layout.PENDING]
+        where, keys = layout.having_ids([write.id for write in heads]), [layout.PENDING]
         await self._store.call("finish files", lambda client: client.delete_payload(self._collection, keys, where, wait=True))
 
     async def delete(self, ids: Sequence[str]) -> None:

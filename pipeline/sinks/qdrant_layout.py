@@ -8,6 +8,7 @@ underscore in front are the layout's: no declared field begins with one.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -15,6 +16,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 from qdrant_client import models
@@ -22,10 +24,11 @@ from qdrant_client import models
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Head
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
-from pipeline.sinks.records import FileRecords, chunk_ids, record_schema
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, chunk_ids, record_schema
 from pipeline.sinks.refusals import check_vectors
 
 VECTOR: Final = "text-dense"
@@ -43,6 +46,8 @@ MAX_RECORD_BYTES: Final = 15 * 2**20
 """A record and its file's head share a request; the server takes 32 MiB in one by default, documented by the vendor."""
 
 RECORD_KEYS: Final = tuple(f.name for f in record_schema(1) if f.name not in ("id", "embedding"))
+_CHUNK_KEYS: Final = tuple(f.name for f in CHUNK_FIELDS)
+_FILE_KEYS: Final = tuple(name for name in RECORD_KEYS if name not in _CHUNK_KEYS)
 SNAPSHOT_KEYS: Final = tuple(f.name for f in fields(Snapshot))
 
 _FIXED_INDEXES: Final[Mapping[str, MetadataType]] = {
@@ -63,21 +68,46 @@ _INDEX_TYPES: Final[Mapping[MetadataType, models.PayloadSchemaType]] = {
     "boolean": models.PayloadSchemaType.BOOL,
 }
 _PLAIN_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
-_BYTES_PER_COMPONENT: Final = 22
 _BYTES_PER_PAYLOAD: Final = 2048
-_WEIGHED: Final = ("content", "context", "metadata", "file_name")
+
+
+@dataclass(frozen=True, slots=True)
+class FilePoints:
+    """The points of one file, column by column, and once what all of them share: a fraction of what they are as points."""
+
+    ids: Sequence[str]
+    vectors: npt.NDArray[np.float64]
+    names: Sequence[str]
+    columns: Sequence[Sequence[Any]]
+    shared: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class PointWrite:
-    """One point and about how many bytes it takes in a request."""
+    """One point of a file and about how many bytes it takes in a request."""
 
-    point: models.PointStruct
+    file: FilePoints
+    row: int
     size: int
+    marker: str | None = None
+
+    @property
+    def id(self) -> str:
+        return self.file.ids[self.row]
+
+    @property
+    def point(self) -> models.PointStruct:
+        """Made anew at each call, and not validated: every value comes out of a typed column."""
+        payload = {**self.file.shared}
+        for name, column in zip(self.file.names, self.file.columns, strict=True):
+            payload[name] = column[self.row]
+        if self.marker is not None:
+            payload[PENDING] = self.marker
+        vector: dict[str, Any] = {VECTOR: self.file.vectors[self.row].tolist()}
+        return models.PointStruct.model_construct(id=self.id, vector=vector, payload=payload)
 
     def marked(self, marker: str) -> PointWrite:
-        payload = {**(self.point.payload or {}), PENDING: marker}
-        return replace(self, point=self.point.model_copy(update={"payload": payload}))
+        return replace(self, marker=marker)
 
 
 def json_path(key: str) -> str:
@@ -155,51 +185,45 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, range(file.table.num_rows), file.record_set_hash)
     table = file.table.set_column(0, "id", pa.array(ids, pa.string()))
     nodes = node_contents(table, include_text=True)
-    sizes = _sizes(table, nodes)
+    vectors, vector_sizes = short_decimals(table["embedding"])
+    sizes = _sizes(table, nodes, vector_sizes)
     if max(sizes) > MAX_RECORD_BYTES:
         raise RecordRefused(
             file.file_id,
             f"a record of about {max(sizes):,} bytes; Qdrant takes one of up to {MAX_RECORD_BYTES:,}. Make chunks smaller",
         )
-    payloads = _payloads(table, nodes, {**values, FILTER_FIELDS: sorted(declared)})
-    vectors = _matrix(table["embedding"]).tolist()
-    points = [
-        models.PointStruct(id=found, vector={VECTOR: vector}, payload=payload)
-        for found, vector, payload in zip(ids, vectors, payloads, strict=True)
-    ]
-    return FileWrites(key, file.record_set_hash, list(map(PointWrite, points, sizes)))
+    columns = [*(table[name].to_pylist() for name in _CHUNK_KEYS), nodes.to_pylist()]
+    shared = {**_shared(table), **values, FILTER_FIELDS: sorted(declared)}
+    points = FilePoints(ids, vectors, (*_CHUNK_KEYS, "_node_content"), columns, shared)
+    return FileWrites(key, file.record_set_hash, [PointWrite(points, row, size) for row, size in enumerate(sizes)])
 
 
-def _payloads(table: pa.Table, nodes: pa.StringArray, extra: Mapping[str, Any]) -> list[dict[str, Any]]:
-    columns = {name: _values(table[name]) for name in RECORD_KEYS}
-    columns["_node_content"] = nodes.to_pylist()
-    document = ref_doc_ids(table)[0].as_py()
-    shared = {**extra, "_node_type": NODE_TYPE, **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), document)}
-    return [{**dict(zip(columns, row, strict=True)), **shared} for row in zip(*columns.values(), strict=True)]
+def _shared(table: pa.Table) -> dict[str, Any]:
+    """What the payloads of all records of a file have in common."""
+    first = table.slice(0, 1)
+    (fields_of_first,) = first.select(_FILE_KEYS).to_pylist()
+    modified: datetime | None = fields_of_first["source_modified_at"]
+    document = ref_doc_ids(first)[0].as_py()
+    return {
+        **fields_of_first,
+        "source_modified_at": modified and modified.isoformat(timespec="milliseconds"),
+        "_node_type": NODE_TYPE,
+        **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), document),
+    }
 
 
-def _sizes(table: pa.Table, nodes: pa.Array) -> list[int]:
-    """About the bytes of each row in a request, whose strings are JSON; ``nodes``, being JSON, are escaped twice."""
-    fixed = _BYTES_PER_PAYLOAD + table.schema.field("embedding").type.list_size * _BYTES_PER_COMPONENT
-    total = np.full(table.num_rows, fixed, np.int64)
-    for column in (nodes, *(table[name] for name in _WEIGHED)):
-        total += pc.binary_length(column).to_numpy(zero_copy_only=False)
-        for escaped in ('"', "\\", "\n"):
-            total += pc.count_substring(column, escaped).to_numpy(zero_copy_only=False)
-    sizes: list[int] = total.tolist()
+def _sizes(table: pa.Table, nodes: pa.Array, vector_sizes: npt.NDArray[np.int64]) -> list[int]:
+    """About the bytes of each row in a request: of ``nodes``, which repeat its texts, and of the texts beside them.
+
+    Nodes are JSON already, so in a request they are escaped twice.
+    """
+    total = vector_sizes + _BYTES_PER_PAYLOAD
+    for escaped in ('"', "\\"):
+        total += pc.count_substring(nodes, escaped).to_numpy(zero_copy_only=False)
+    total += 2 * pc.binary_length(nodes).to_numpy(zero_copy_only=False)
+    metadata: str = table["metadata"][0].as_py()
+    sizes: list[int] = (total + len(json.dumps(metadata))).tolist()
     return sizes
-
-
-def _values(column: pa.ChunkedArray) -> Sequence[Any]:
-    if pa.types.is_timestamp(column.type):
-        return [value and value.isoformat(timespec="milliseconds") for value in column.to_pylist()]
-    values: Sequence[Any] = column.to_pylist()
-    return values
-
-
-def _matrix(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    flat: np.ndarray[Any, np.dtype[np.float32]] = column.combine_chunks().flatten().to_numpy()
-    return flat.reshape(len(column), -1)
 
 
 def decode(points: Sequence[models.Record | models.ScoredPoint], dimension: int, *, vectors: bool) -> pa.Table:

@@ -137,7 +137,17 @@ def chunk_ids(
 ) -> list[str]:
     """``chunk_id`` of many chunks of one file."""
     address = json.dumps([tenant_id, export_config_id, file_id, *([] if generation is None else [generation])])[:-1]
-    return [str(uuid.uuid5(_ID_NAMESPACE, f"{address}, {index}]")) for index in chunk_indices]
+    begun = hashlib.sha1(_ID_NAMESPACE.bytes + address.encode(), usedforsecurity=False)
+    return [_uuid5(begun, f", {index}]") for index in chunk_indices]
+
+
+def _uuid5(begun: hashlib._Hash, rest: str) -> str:
+    """``uuid.uuid5`` of a name whose beginning, and the namespace before it, are in ``begun``."""
+    digest = begun.copy()
+    digest.update(rest.encode())
+    found = digest.hexdigest()
+    variant = "89ab"[int(found[16], 16) & 3]
+    return f"{found[:8]}-{found[8:12]}-5{found[13:16]}-{variant}{found[17:20]}-{found[20:32]}"
 
 
 def canonical_json(value: Any) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_tests.emulators.qdrant_filter import ApiError, conditions, demanded_ids, payload_key, required_index, selects
+from pipeline_tests.emulators.qdrant_filter import ApiError, compiled, conditions, demanded_ids, payload_key, required_index
 
 Body = dict[str, Any]
 
@@ -198,7 +198,8 @@ class Collection:
     def _found(self, where: Body | None) -> list[str]:
         candidates = demanded_ids(where or {})
         names = self.points if candidates is None else [name for name in candidates if name in self.points]
-        return [name for name in names if selects(where, name, self.points[name].payload)]
+        selects = compiled(where)
+        return [name for name in names if selects(name, self.points[name].payload)]
 
     def _check(self, where: Body, setting: str) -> None:
         """What strict mode has against a filter."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
+Selects = Callable[[str, Mapping[str, Any]], bool]
+
 _CLAUSES = ("must", "should", "must_not")
 _BOUNDS = {
     "gt": lambda value, bound: value > bound,
@@ -44,15 +46,19 @@ def conditions(where: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
                 yield condition
 
 
-def selects(where: Mapping[str, Any] | None, point_id: str, payload: Mapping[str, Any]) -> bool:
-    if not where:
-        return True
-    clauses = _clauses(where)
-    if not all(_holds(condition, point_id, payload) for condition in clauses["must"]):
-        return False
-    if clauses["should"] and not any(_holds(condition, point_id, payload) for condition in clauses["should"]):
-        return False
-    return not any(_holds(condition, point_id, payload) for condition in clauses["must_not"])
+def compiled(where: Mapping[str, Any] | None) -> Selects:
+    """A filter as a test of a point's id and payload."""
+    clauses = {name: [_compiled(condition) for condition in clause] for name, clause in _clauses(where or {}).items()}
+    must, should, must_not = (clauses[name] for name in _CLAUSES)
+
+    def selects(point_id: str, payload: Mapping[str, Any]) -> bool:
+        return (
+            all(holds(point_id, payload) for holds in must)
+            and (not should or any(holds(point_id, payload) for holds in should))
+            and not any(holds(point_id, payload) for holds in must_not)
+        )
+
+    return selects
 
 
 def demanded_ids(where: Mapping[str, Any]) -> list[str] | None:
@@ -95,20 +101,26 @@ def _is_filter(condition: Mapping[str, Any]) -> bool:
     return bool(condition.keys() & set(_CLAUSES)) or not condition
 
 
-def _holds(condition: Mapping[str, Any], point_id: str, payload: Mapping[str, Any]) -> bool:
+def _compiled(condition: Mapping[str, Any]) -> Selects:
     if _is_filter(condition):
-        return selects(condition, point_id, payload)
+        return compiled(condition)
     if "has_id" in condition:
-        return point_id in condition["has_id"]
-    found = payload.get(payload_key(condition["key"]))
-    values = found if isinstance(found, list) else [found]
+        ids = frozenset(condition["has_id"])
+        return lambda point_id, _: point_id in ids
+    key = payload_key(condition["key"])
     if "range" in condition:
-        return any(_is_number(value) and _within(value, condition["range"]) for value in values)
+        bounds = condition["range"]
+        return lambda _, payload: any(_is_number(value) and _within(value, bounds) for value in _values(payload.get(key)))
     match = condition["match"]
     wanted = [match["value"]] if "value" in match else match["any"]
     if len({type(value) for value in wanted}) > 1:
         raise ApiError(400, "Format error in JSON body: data did not match any variant of untagged enum AnyVariants")
-    return any(value == one and type(value) is type(one) for value in values for one in wanted)
+    kind, among = (type(wanted[0]), frozenset(wanted)) if wanted else (None, frozenset())
+    return lambda _, payload: any(type(value) is kind and value in among for value in _values(payload.get(key)))
+
+
+def _values(found: Any) -> Sequence[Any]:
+    return found if isinstance(found, list) else (found,)
 
 
 def _is_number(value: Any) -> bool:

@@ -76,6 +76,14 @@ def test_ids_are_the_documented_uuid5_and_differ_by_every_part() -> None:
     assert chunk_ids("t", "c", "f", [3, 1]) == [chunk_id("t", "c", "f", 3), chunk_id("t", "c", "f", 1)]
 
 
+@given(st.text(), st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), st.none() | st.text())
+def test_every_id_is_a_uuid5_whatever_the_address(file_id: str, indices: list[int], generation: str | None) -> None:
+    namespace = uuid.UUID("6f1c2e0a-5d0b-5b0e-9f57-0f3a1d6f7c11")
+    version = [] if generation is None else [generation]
+    wanted = [str(uuid.uuid5(namespace, json.dumps(["t", "c", file_id, *version, index]))) for index in indices]
+    assert chunk_ids("t", "c", file_id, indices, generation) == wanted
+
+
 def test_building_checks_that_chunks_and_vectors_fit() -> None:
     provenance = FILES.file("dfl-1").provenance
     chunks = synthetic_chunks(["a", "b"])
