@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
 from pipeline.orchestration.metadata import column_schema, report_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
+from pipeline.orchestration.pools import pool_of
 from pipeline.orchestration.resources import Exports
 from pipeline.sinks.records import RECORD_VERSION, record_schema
 from pipeline.stages.chunk import chunk
@@ -156,7 +157,7 @@ def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
 
         return await _run(context, exports, settings, stage)
 
-    kind = str(settings.sinks[sink].get("type", sink)).split(":")[0].rsplit(".", 1)[-1]
+    kind = pool_of(settings, sink)
     return _file_asset(
         settings,
         sink,

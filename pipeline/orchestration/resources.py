@@ -8,6 +8,7 @@ import dagster as dg
 
 from pipeline.home import Home
 from pipeline.orchestration.partitions import run_is_live
+from pipeline.orchestration.pools import limit_pools
 from pipeline.stages.export import Export, Progress, silent
 from pipeline.stages.settings import ExportSettings
 
@@ -16,7 +17,8 @@ class Exports(dg.ConfigurableResource):  # type: ignore[type-arg]  # dagster's o
     """Opens exports by their settings; each is opened once a process, so a model is loaded once."""
 
     def open(self, settings: ExportSettings, instance: dg.DagsterInstance, progress: Progress = silent) -> Export:
-        """The working parts of one export, asking this instance which runs are live."""
+        """The working parts of one export, asking this instance which runs are live; its pools have their limits."""
+        limit_pools(settings, instance)
         export = _open(settings.model_dump_json(), Home.from_environment())
         export.run_is_live = partial(run_is_live, instance)
         if progress is not silent:

@@ -1,0 +1,69 @@
+"""Pools whose stores take one writer at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster._utils.concurrency import ConcurrencySlotStatus
+
+from pipeline.home import Home
+from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.pools import limit_pools, pool_of
+from pipeline.orchestration.resources import EXPORTS
+from pipeline.stages.settings import ExportSettings
+
+SETTINGS = ExportSettings(
+    name="default",
+    sinks={"lancedb": {}, "files": {"type": "storage_context"}, "own": {"type": "their.own_store:Exporter"}},
+)
+
+
+@pytest.fixture
+def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
+    """As an installation has it, with our ``dagster.yaml``."""
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path))
+    with open_instance(Home.from_environment()) as opened:
+        yield opened
+
+
+def limits(instance: dg.DagsterInstance) -> dict[str, int]:
+    return {pool.name: pool.limit for pool in instance.event_log_storage.get_pool_limits()}
+
+
+def claim(instance: dg.DagsterInstance, pool: str, run_id: str) -> ConcurrencySlotStatus:
+    return instance.event_log_storage.claim_concurrency_slot(pool, run_id, "step").slot_status
+
+
+def test_a_sinks_pool_is_its_kind() -> None:
+    assert [pool_of(SETTINGS, sink) for sink in SETTINGS.sinks] == ["lancedb", "storage_context", "own_store"]
+
+
+def test_of_two_runs_one_writes_a_storage_context_and_the_other_waits(instance: dg.DagsterInstance) -> None:
+    EXPORTS.open(SETTINGS, instance)
+    assert limits(instance) == {"storage_context": 1}
+    assert claim(instance, "storage_context", "run-1") == ConcurrencySlotStatus.CLAIMED
+    assert claim(instance, "storage_context", "run-2") == ConcurrencySlotStatus.BLOCKED
+    instance.event_log_storage.free_concurrency_slots_for_run("run-1")
+    assert claim(instance, "storage_context", "run-2") == ConcurrencySlotStatus.CLAIMED
+
+
+def test_a_pool_that_has_taken_the_default_is_limited_too(instance: dg.DagsterInstance) -> None:
+    instance.event_log_storage.initialize_concurrency_limit_to_default("storage_context")
+    assert limits(instance) == {"storage_context": 2}
+    limit_pools(SETTINGS, instance)
+    assert limits(instance) == {"storage_context": 1}
+
+
+def test_a_limit_somebody_has_set_stays(instance: dg.DagsterInstance) -> None:
+    instance.event_log_storage.set_concurrency_slots("storage_context", 0)
+    limit_pools(SETTINGS, instance)
+    assert limits(instance) == {"storage_context": 0}
+
+
+def test_exports_without_such_a_sink_set_no_limit(instance: dg.DagsterInstance) -> None:
+    limit_pools(ExportSettings(name="default", sinks={"lancedb": {}}), instance)
+    assert limits(instance) == {}
