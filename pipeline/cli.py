@@ -20,7 +20,7 @@ from rich.table import Table
 
 from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, file_ids_of, open_export, out, sink_of
 from pipeline.cli_trust import trust_app
-from pipeline.errors import ConfigError, IndexportError
+from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="LlamaCloud indexes in databases you own.")
 index_app = typer.Typer(no_args_is_help=True, help="The LlamaCloud index itself.")
@@ -52,6 +52,12 @@ def main() -> None:
         sys.exit(2)
     except IndexportError as error:
         err.print(f"[red]error:[/red] {error}", highlight=False)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename or os.environ.get("INDEXPORT_HOME", ".indexport")
+        err.print(f"[red]error:[/red] {where}: {error.strerror}; check its space and rights", highlight=False)
         sys.exit(1)
 
 

@@ -9,6 +9,11 @@ Messages name the file or setting and the remedy. They never hold a secret or a 
 
 from __future__ import annotations
 
+import errno
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
+"""What the system says of a disk that is full, read-only, not ours or broken."""
+
 
 class IndexportError(Exception):
     """Base of everything Indexport raises on purpose."""
@@ -60,6 +65,10 @@ class EmbedderUnavailable(Unavailable):
 
 class LedgerUnavailable(Unavailable):
     """The ledger's database cannot be reached or written (disk full, read-only, locked for too long)."""
+
+
+class InstanceUnavailable(Unavailable):
+    """Dagster's own storage cannot be reached or written (disk full, read-only, its database down)."""
 
 
 class IncompleteListing(SourceUnavailable):

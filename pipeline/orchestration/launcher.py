@@ -9,17 +9,20 @@ import asyncio
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import sqlalchemy.exc
 
 from pipeline.components.index_export import export_definitions
-from pipeline.errors import SyncFailed
+from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.liveness import process_mark
@@ -55,16 +58,30 @@ class SyncReport:
         return not (self.failed_runs or left.work or left.parked or left.backing_off or left.awaiting_approval)
 
 
-def open_instance(home: Home) -> dg.DagsterInstance:
-    """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none."""
+@contextmanager
+def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none.
+
+    Raises InstanceUnavailable where its storage cannot be used, now or in the block.
+    """
     folder = home.dagster_home
-    folder.mkdir(parents=True, exist_ok=True)
-    settings = folder / "dagster.yaml"
-    if not settings.exists():
-        shutil.copyfile(_dagster_yaml(), settings)
-    os.environ["DAGSTER_HOME"] = str(folder)
-    os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
-    return dg.DagsterInstance.get()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = folder / "dagster.yaml"
+        if not settings.exists():
+            shutil.copyfile(_dagster_yaml(), settings)
+        os.environ["DAGSTER_HOME"] = str(folder)
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
+        with dg.DagsterInstance.get() as instance:
+            yield instance
+    except (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
+        reason = error.orig if isinstance(error, sqlalchemy.exc.OperationalError) else error
+        raise InstanceUnavailable(
+            f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
+            "runs, then sync again: what was not done is done then"
+        ) from error
 
 
 def _dagster_yaml() -> Path:
@@ -174,7 +191,8 @@ def _count(result: dg.ExecuteInProcessResult, report: SyncReport) -> None:
 
 def run_dagster_dev(port: int) -> int:
     """Dagster's webserver and daemon over this project, until they are stopped; answers their exit code."""
-    open_instance(Home.from_environment()).dispose()
+    with open_instance(Home.from_environment()):
+        pass  # made and migrated before its processes open it
     workspace = Path(__file__).parents[2] / "workspace.yaml"
     location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipeline.definitions"]
     command = [sys.executable, "-m", "dagster", "dev", *location, "-h", "127.0.0.1", "-p", str(port)]

@@ -27,10 +27,10 @@ from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
 from dagster._core.storage.dagster_run import RunRecord
 
 from pipeline.home import Home
-from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG
+from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED
 
 _SUFFIX = ".lock"
-_WITH_A_PROCESS = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+_WITH_A_PROCESS = [status for status in UNFINISHED if status is not dg.DagsterRunStatus.QUEUED]
 _SPEECHLESS_SECONDS = 60.0
 """A process tags its run in the moment after it has reported it started."""
 

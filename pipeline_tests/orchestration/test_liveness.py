@@ -49,11 +49,12 @@ def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left(
             assert process.stdout is not None
             mark = process.stdout.readline().strip()
             theirs, ours = started(instance, mark), started(instance, own)
+            created = started(instance, mark, dg.DagsterRunStatus.NOT_STARTED)
             end_dead_runs(instance)
             assert status(instance, theirs) is dg.DagsterRunStatus.STARTED
             process.kill()
         end_dead_runs(instance)
-        assert status(instance, theirs) is dg.DagsterRunStatus.FAILURE
+        assert status(instance, theirs) is status(instance, created) is dg.DagsterRunStatus.FAILURE
         assert status(instance, ours) is dg.DagsterRunStatus.STARTED
 
 

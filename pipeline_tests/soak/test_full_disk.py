@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
+import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from pipeline.cli import app
 from pipeline.errors import IndexportError
+from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline_tests.soak.kills import only_in_the_soak
 from pipeline_tests.world import World, open_world
 
 FILES = 4
@@ -67,14 +74,26 @@ def test_a_lake_that_cannot_be_written_is_named_and_costs_nothing(world: World, 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MB where the installation lives."""
-    home = tmp_path / "home"
-    home.mkdir()
-    if not _mounted("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(home)):
+    with _small_disk(tmp_path / "home") as home:
+        yield home
+
+
+@pytest.fixture
+def small_instance(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MB where its Dagster instance lives."""
+    with _small_disk(tmp_path / "home" / "dagster") as folder:
+        yield folder
+
+
+@contextmanager
+def _small_disk(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True)
+    if not _mounted("-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)):
         pytest.skip("only root may mount the small disk this test fills")
     try:
-        yield home
+        yield folder
     finally:
-        _unmount(home)
+        _unmount(folder)
 
 
 def _mounted(*arguments: str) -> bool:
@@ -86,11 +105,12 @@ def _unmount(folder: Path) -> None:
     subprocess.run([shutil.which("umount") or "umount", "--lazy", str(folder)], check=True)
 
 
-def _fill(home: Path) -> Path:
-    filler = home / "filler"
-    block = b"\0" * shutil.disk_usage(home).total
+def _fill(folder: Path, *, left: int = 0) -> Path:
+    filler = folder / "filler"
+    block = b"\0" * shutil.disk_usage(folder).total
     with pytest.raises(OSError, match="No space left"):
         filler.write_bytes(block)
+    os.truncate(filler, filler.stat().st_size - left)
     return filler
 
 
@@ -138,3 +158,84 @@ def _told_by_a_sync(world: World) -> str:
         return str(error)
     assert not report.ok
     return " ".join(report.errors)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, small_instance: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Documents behind a local cloud, synced once; the home is as a user has it."""
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    _edit(documents, "first")
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(small_instance))
+    with local_cloud_environment(str(documents), tmp_path / "cloud"):
+        _succeed("sync", "--refresh")
+        yield documents
+
+
+def _edit(documents: Path, version: str) -> None:
+    for n in range(FILES):
+        (documents / f"doc-{n}.md").write_text(f"# Document {n}\n\nThis is the {version} version of document {n}.\n")
+
+
+def _succeed(*arguments: str) -> str:
+    outcome = CliRunner().invoke(app, list(arguments))
+    assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+    return outcome.stdout
+
+
+def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pipeline.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "1000"})
+
+
+def _assert_told(outcome: subprocess.CompletedProcess[str], instance: Path) -> None:
+    """One message that names the place and the remedy."""
+    assert outcome.returncode == 1
+    assert "Traceback" not in outcome.stderr, outcome.stderr
+    told = [line for line in outcome.stderr.splitlines() if line.startswith("error:")]
+    assert len(told) == 1, outcome.stderr
+    assert str(instance) in told[0]
+    assert "check its space" in told[0]
+
+
+def _assert_healed(documents: Path, instance: Path) -> None:
+    """The next sync does what was not done, and no database is damaged."""
+    _succeed("sync", "--refresh")
+    held = [json.loads(line)["content"] for line in _succeed("records", "--json").splitlines()]
+    assert len(held) == len(list(documents.iterdir()))
+    assert all("second version" in content for content in held)
+    databases = [path for path in instance.rglob("*.db") if path.stat().st_size]
+    assert databases
+    for path in databases:
+        with closing(sqlite3.connect(path)) as database:
+            assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+@pytest.mark.parametrize(
+    "left", [150_000, *(pytest.param(left, marks=only_in_the_soak) for left in (0, 40_000, 80_000, 400_000))]
+)
+def test_a_full_disk_under_dagsters_own_database_is_named_and_heals_with_room(
+    folder: Path, small_instance: Path, left: int
+) -> None:
+    _edit(folder, "second")
+    filler = _fill(small_instance, left=left)
+    _assert_told(_command("sync", "--refresh"), small_instance)
+    filler.unlink()
+    _assert_healed(folder, small_instance)
+
+
+def test_a_read_only_disk_under_dagsters_own_database_is_named_by_its_commands(folder: Path, small_instance: Path) -> None:
+    _edit(folder, "second")
+    assert _mounted("-o", "remount,ro", str(small_instance))
+    for command in (["sync"], ["dev", "--port", "0", "--cloud-port", "0"]):
+        _assert_told(_command(*command), small_instance)
+    assert _mounted("-o", "remount,rw", str(small_instance))
+    _assert_healed(folder, small_instance)
+
+
+def test_a_read_only_home_is_named(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "documents").mkdir()
+    monkeypatch.setenv("INDEXPORT_HOME", str(small_disk))
+    assert _mounted("-o", "remount,ro", str(small_disk))
+    _assert_told(_command("sync", "--documents", str(tmp_path / "documents")), small_disk)
