@@ -105,6 +105,7 @@ def test_orphans_found_without_a_ledger_go_the_way_of_removed_files(world: World
     world.assert_settled()
 
 
+@pytest.mark.usefixtures("impatient_sdk")
 def test_an_incomplete_listing_rebuilds_nothing(world: World) -> None:
     lose_ledger(world)
     world.faults(page_size_cap=2, fail_listing_at_page=2)
