@@ -26,7 +26,7 @@ def test_a_promise_names_the_test_that_shows_it(promise: tuple[str, str]) -> Non
 @pytest.mark.parametrize(("path", "name"), NAMED, ids=lambda value: value.rsplit("/", 1)[-1])
 def test_a_named_test_exists(path: str, name: str) -> None:
     tree = ast.parse((PAGE.parent / path).read_text(encoding="utf-8"))
-    assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
+    assert name in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)}
 
 
 def test_every_test_name_on_the_page_stands_behind_its_file() -> None:
