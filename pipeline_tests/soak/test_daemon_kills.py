@@ -73,7 +73,13 @@ class Operated:
         """Some run is queued or under way."""
         return bool(self.world.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED), limit=1))
 
-    def is_in_place(self) -> bool:
+    def wait_until_all_is_in_place(self) -> None:
+        try:
+            until(self._is_in_place, "everything to be in its place")
+        except pytest.fail.Exception:
+            assert_in_place(self.world)  # says what is not
+
+    def _is_in_place(self) -> bool:
         try:
             assert_in_place(self.world)
         except AssertionError:
@@ -124,7 +130,7 @@ def test_after_the_death_of_a_whole_deployment_a_restart_sets_everything_right(o
     with operated.running():
         kill_while_it_works(operated, "everything", random.Random(SEED))
     with operated.running():
-        until(operated.is_in_place, "everything to be in its place")
+        operated.wait_until_all_is_in_place()
 
 
 @only_in_the_soak
@@ -136,4 +142,4 @@ def test_whatever_dies_of_a_deployment_a_restart_sets_everything_right(operated:
             operated.world.refresh()
             kill_while_it_works(operated, chance.choice(list(VICTIMS)), chance)
         with operated.running():
-            until(operated.is_in_place, f"version {version} to be in its place")
+            operated.wait_until_all_is_in_place()
