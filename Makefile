@@ -55,7 +55,7 @@ test-llama-index: $(LLAMA_STAMP) $(LLAMA_VENV)/.secantus
 	AZURE_EMULATOR_CERTIFICATE=$(LLAMA_TLS)/certificate.pem AZURE_EMULATOR_KEY=$(LLAMA_TLS)/key.pem \
 	  SSL_CERT_FILE=$(LLAMA_TLS)/certificate.pem REQUESTS_CA_BUNDLE=$(LLAMA_TLS)/certificate.pem \
 	  $(LLAMA_VENV)/bin/python -m pytest -n 2 --dist worksteal -rs -p no:cacheprovider \
-	  pipeline_tests/llama_index pipeline_tests/conformance pipeline_tests/sinks -k "llama_index or azure or pinecone"
+	  pipeline_tests/llama_index pipeline_tests/conformance pipeline_tests/sinks -k "llama_index or llama_docstore or azure or pinecone"
 
 soak: setup
 	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -n 2 pipeline_tests/soak

@@ -169,7 +169,9 @@ def delete(stack: Stack, context: StorageContext, embedding: EmbedderEmbedding, 
 
 
 async def test_the_docstore_holds_the_nodes_of_the_vector_store_under_their_ids(stack: Stack, context: StorageContext) -> None:
-    await stack.replace(stack.vectors.file("dfl-1", 5, metadata={"year": 2024, "tags": ["river"]}), stack.vectors.file("dfl-2"))
+    metadata = {"year": 2024, "tags": ["river"], "a.b": 1.5, "$odd key": True, "große": "漢字", "void": None}
+    files = [stack.vectors.file("dfl-1", 5, metadata=metadata), stack.vectors.file("dfl-2")]
+    await stack.replace(*files)
     ids = await stack.ids("dfl-1")
     info = context.docstore.get_ref_doc_info(stack.document("dfl-1"))
     assert info.node_ids == ids
@@ -179,12 +181,10 @@ async def test_the_docstore_holds_the_nodes_of_the_vector_store_under_their_ids(
     for number, node in enumerate(context.docstore.get_nodes(ids)):
         assert node.text == f"v1 of section {number} in dfl-1: the river gauge is read"
         assert node.ref_doc_id == stack.document("dfl-1")
-        assert node.metadata["year"] == 2024
+        assert {name: node.metadata[name] for name in metadata} == metadata
         assert document.text[node.start_char_idx : node.end_char_idx] == node.text
         assert context.docstore.get_document_hash(node.node_id) == node.hash
-    await stack.docstore.assert_holds(
-        stack.vectors.file("dfl-1", 5, metadata={"year": 2024, "tags": ["river"]}), stack.vectors.file("dfl-2")
-    )
+    await stack.docstore.assert_holds(*files)
 
 
 async def test_an_index_is_loaded_from_storage_and_retrieves(

@@ -51,6 +51,14 @@ def test_a_vector_that_points_elsewhere_or_nowhere_is_altered(component: float) 
     assert compared(table, with_vectors(table, vectors)) == [("altered_vector", 1)]
 
 
+def test_of_a_sink_without_vectors_everything_else_is_compared() -> None:
+    held = records(3).drop_columns(["embedding"])
+    assert compared(records(3), held) == []
+    assert ("stale_tail", 2) in compared(records(2), held)
+    assert compared(records(0), held.slice(0, 1)) == [("stale_tail", 0)]
+    assert ("missing_chunk", 1) in compared(records(3), held.take([0, 2]))
+
+
 @given(held=st.lists(st.integers(0, 7), max_size=12), count=st.integers(0, 6))
 @settings(deadline=None, max_examples=60)
 def test_rows_are_found_missing_duplicate_or_beyond_the_end_in_any_order(held: list[int], count: int) -> None:
