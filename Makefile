@@ -58,7 +58,7 @@ test-llama-index: $(LLAMA_STAMP) $(LLAMA_VENV)/.secantus
 	  pipeline_tests/llama_index pipeline_tests/conformance pipeline_tests/sinks -k "llama_index or llama_docstore or azure or pinecone"
 
 soak: setup
-	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -n 2 pipeline_tests/soak
+	SOAK_SECONDS=$(SOAK_SECONDS) SOAK_KILLS=$(SOAK_KILLS) $(BIN)/python -m pytest -n 2 --dist worksteal pipeline_tests/soak
 
 lint: setup
 	$(BIN)/ruff format --check .
