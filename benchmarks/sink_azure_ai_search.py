@@ -8,24 +8,23 @@ the ratio means something: how fast it takes documents in says nothing of the se
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 from azure.core.credentials import AzureKeyCredential
 from azure.search.documents.aio import SearchClient
 
+from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.azure_documents import encode_file
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.slicing import each, slices
-from pipeline_tests.emulators.azure_ai_search import azure_ai_search_emulator
+from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 
 ENDPOINT, API_KEY = "AZURE_SEARCH_ENDPOINT", "AZURE_SEARCH_API_KEY"
 TURNS = 2
@@ -35,30 +34,13 @@ CONCURRENCY = 4
 Documents = list[dict[str, Any]]
 
 
-@contextmanager
-def server() -> Iterator[None]:
-    """The service that is configured, or the emulator for the time being."""
-    if os.environ.get(ENDPOINT):
-        yield
-        return
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        os.environ[API_KEY], os.environ[ENDPOINT] = ours.recv()
-        yield
-    finally:
-        ours.send(None)
-        process.join()
-        os.environ.pop(API_KEY, None)
-        os.environ.pop(ENDPOINT, None)
+def server() -> AbstractContextManager[None]:
+    """The one that is configured, or the emulator for the time being."""
+    return in_another_process(_serving, (API_KEY, ENDPOINT), unless=ENDPOINT)
 
 
-def _serve(pipe: Connection) -> None:
-    with azure_ai_search_emulator() as emulator:
-        pipe.send((emulator.api_key, emulator.url))
-        pipe.recv()
+def _serving() -> AbstractContextManager[tuple[str, ...]]:
+    return emulated(AzureAISearchEmulator())
 
 
 @dataclass(frozen=True)

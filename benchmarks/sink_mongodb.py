@@ -7,18 +7,17 @@ searches nothing does.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 import bson
 from pymongo import AsyncMongoClient, ReplaceOne
 
+from benchmarks.endpoints import in_another_process
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
 from pipeline.sinks.mongodb_layout import encode_file
@@ -30,32 +29,18 @@ TURNS = 3
 Documents = list[dict[str, Any]]
 
 
+def server() -> AbstractContextManager[None]:
+    """The one that is configured, or one for the time being."""
+    return in_another_process(_serving, (URI,), unless=URI)
+
+
 @contextmanager
-def server() -> Iterator[None]:
-    """The server that is configured, or one for the time being."""
-    if os.environ.get(URI):
-        yield
-        return
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        os.environ[URI] = ours.recv()
-        yield
-    finally:
-        ours.send(None)
-        process.join()
-        os.environ.pop(URI, None)
-
-
-def _serve(pipe: Connection) -> None:
+def _serving() -> Iterator[tuple[str, ...]]:
     from pipeline_tests.emulators.atlas_search import AtlasSearch
     from pipeline_tests.emulators.mongodb import mongo_server
 
     with mongo_server(search=AtlasSearch()) as made:
-        pipe.send(made.uri)
-        pipe.recv()
+        yield (made.uri,)
 
 
 def _client() -> AsyncMongoClient[dict[str, Any]]:

@@ -7,23 +7,21 @@ fast it takes records in says nothing of the service.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 from pinecone import AsyncPinecone
 
+from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks import pinecone_layout as layout
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
 from pipeline.sinks.pinecone_replace import MAX_REQUEST_BYTES
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.emulators.pinecone import pinecone_emulator
+from pipeline_tests.emulators.pinecone import PineconeEmulator
 
 API_KEY, CONTROLLER_HOST = "PINECONE_API_KEY", "PINECONE_CONTROLLER_HOST"
 NAMESPACE = "benchmark"
@@ -34,30 +32,13 @@ DECIMALS_BYTES = 20
 Records = list[dict[str, Any]]
 
 
-@contextmanager
-def server() -> Iterator[None]:
-    """The service that is configured, or the emulator for the time being."""
-    if os.environ.get(API_KEY):
-        yield
-        return
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        os.environ[API_KEY], os.environ[CONTROLLER_HOST] = ours.recv()
-        yield
-    finally:
-        ours.send(None)
-        process.join()
-        os.environ.pop(API_KEY, None)
-        os.environ.pop(CONTROLLER_HOST, None)
+def server() -> AbstractContextManager[None]:
+    """The one that is configured, or the emulator for the time being."""
+    return in_another_process(_serving, (API_KEY, CONTROLLER_HOST), unless=API_KEY)
 
 
-def _serve(pipe: Connection) -> None:
-    with pinecone_emulator() as emulator:
-        pipe.send((emulator.api_key, emulator.url))
-        pipe.recv()
+def _serving() -> AbstractContextManager[tuple[str, ...]]:
+    return emulated(PineconeEmulator())
 
 
 @dataclass(frozen=True)

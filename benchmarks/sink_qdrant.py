@@ -6,23 +6,22 @@ names; there it deletes the collections it made. Against the emulator only the r
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 from qdrant_client import AsyncQdrantClient, models
 
+from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.slicing import each, slices
-from pipeline_tests.emulators.qdrant import qdrant_emulator
+from pipeline_tests.emulators.qdrant import QdrantEmulator
 
 URL, API_KEY = "QDRANT_URL", "QDRANT_API_KEY"
 TURNS = 2
@@ -30,30 +29,13 @@ BATCH = 256
 CONCURRENCY = 4
 
 
-@contextmanager
-def server() -> Iterator[None]:
-    """The server that is configured, or the emulator for the time being."""
-    if os.environ.get(URL):
-        yield
-        return
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        os.environ[API_KEY], os.environ[URL] = ours.recv()
-        yield
-    finally:
-        ours.send(None)
-        process.join()
-        os.environ.pop(API_KEY, None)
-        os.environ.pop(URL, None)
+def server() -> AbstractContextManager[None]:
+    """The one that is configured, or the emulator for the time being."""
+    return in_another_process(_serving, (API_KEY, URL), unless=URL)
 
 
-def _serve(pipe: Connection) -> None:
-    with qdrant_emulator() as emulator:
-        pipe.send((emulator.api_key, emulator.url))
-        pipe.recv()
+def _serving() -> AbstractContextManager[tuple[str, ...]]:
+    return emulated(QdrantEmulator())
 
 
 def _client() -> AsyncQdrantClient:

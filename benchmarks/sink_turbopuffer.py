@@ -8,22 +8,20 @@ something: how fast it takes documents in says nothing of the service.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing.connection import Connection
 from typing import Any
 
 import turbopuffer
 
+from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
-from pipeline_tests.emulators.turbopuffer import turbopuffer_emulator
+from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 API_KEY, BASE_URL = "TURBOPUFFER_API_KEY", "TURBOPUFFER_BASE_URL"
 TURNS = 2
@@ -31,30 +29,13 @@ TURNS = 2
 Columns = dict[str, list[Any]]
 
 
-@contextmanager
-def server() -> Iterator[None]:
-    """The service that is configured, or the emulator for the time being."""
-    if os.environ.get(API_KEY):
-        yield
-        return
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    process = spawn.Process(target=_serve, args=(theirs,), daemon=True)
-    process.start()
-    try:
-        os.environ[API_KEY], os.environ[BASE_URL] = ours.recv()
-        yield
-    finally:
-        ours.send(None)
-        process.join()
-        os.environ.pop(API_KEY, None)
-        os.environ.pop(BASE_URL, None)
+def server() -> AbstractContextManager[None]:
+    """The one that is configured, or the emulator for the time being."""
+    return in_another_process(_serving, (API_KEY, BASE_URL), unless=API_KEY)
 
 
-def _serve(pipe: Connection) -> None:
-    with turbopuffer_emulator() as emulator:
-        pipe.send((emulator.api_key, emulator.url))
-        pipe.recv()
+def _serving() -> AbstractContextManager[tuple[str, ...]]:
+    return emulated(TurbopufferEmulator())
 
 
 @dataclass(frozen=True)

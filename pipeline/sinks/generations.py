@@ -95,16 +95,21 @@ class Head:
 class FileWrites(Generic[W]):
     """What a file shall consist of, encoded for the store: one write a record, in chunk order; none empties the file.
 
-    The records' ids are ``key.ids(generation)``.
+    The records' ids are ``key.ids(generation)``; ``known_ids`` are these, from who has computed them already.
     """
 
     key: FileKey
     record_set_hash: str
     writes: Sequence[W]
+    known_ids: Sequence[str] = ()
 
     @property
     def generation(self) -> Generation:
         return Generation(self.record_set_hash, len(self.writes))
+
+    @property
+    def ids(self) -> Sequence[str]:
+        return self.known_ids or self.key.ids(self.generation)
 
 
 class GenerationStore(Protocol[W]):
@@ -247,7 +252,7 @@ def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head])
     found = {generation for head in heads for generation in head.named() if generation.chunk_count}
     stale = sorted(found - {file.generation})
     head = store.marked(file.writes[0], _marker([file.generation, *stale]))
-    return _Plan(file.key, file.key.ids(file.generation), file.writes, head, stale)
+    return _Plan(file.key, file.ids, file.writes, head, stale)
 
 
 async def _complete(store: GenerationStore[W], ids: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
+from functools import reduce
 from itertools import groupby
 from typing import ClassVar, Final, cast
 
@@ -32,13 +32,13 @@ from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, NamespaceWriter, 
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
 from pipeline.sinks.records import FileRecords, ref_doc_id, to_records
 from pipeline.sinks.refusals import check_vectors
-from pipeline.sinks.slicing import each, one_ahead, slices
+from pipeline.sinks.slicing import each, slices
 
 MAX_K: Final = 10_000
 """Most results of a query; documented by the vendor."""
 
-_BYTES_PER_BATCH: Final = 8 * 2**20
-"""As Python numbers, ready to be sent, a vector takes eight times as much."""
+_BYTES_PER_BATCH: Final = 16 * 2**20
+_BATCHES_AT_ONCE: Final = 2
 
 _K_WITH_METADATA: Final = 80
 """So many of the largest records fit in the 4 MB of a query's answer."""
@@ -109,15 +109,19 @@ class PineconeExporter(Exporter):
         )
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
-        """Batches of up to 500 files or about 8 MB, encoded while the one before is written."""
+        """Batches of up to 500 files or about 16 MB, one of them encoded or sent while another waits for an answer."""
         self.check_files(files)
-        batches = list(slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes))
-        total = ReplaceReport(0, 0)
-        async for _, (writes, refused) in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
-            total = _sum(total, ReplaceReport(0, 0, tuple(refused)))
+        batches = slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes)
+        reports: list[ReplaceReport] = []
+
+        async def replace(batch: Sequence[FileRecords]) -> None:
+            writes, refused = await asyncio.to_thread(self._encode, batch)
+            reports.append(ReplaceReport(0, 0, tuple(refused)))
             for config, of_config in groupby(sorted(writes, key=_config_of), key=_config_of):
-                total = _sum(total, await self._replace(self._writer(config), list(of_config)))
-        return total
+                reports.append(await self._replace(self._writer(config), list(of_config)))
+
+        await each(batches, replace, concurrency=_BATCHES_AT_ONCE)
+        return reduce(_sum, reports, ReplaceReport(0, 0))
 
     def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileWrites[Write]], list[RecordRefused]]:
         encoded, refused = [], []

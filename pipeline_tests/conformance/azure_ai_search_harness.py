@@ -17,7 +17,8 @@ import pytest
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline_tests.conformance.harness import MODEL, Bench
-from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Certificate, azure_ai_search_emulator
+from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
+from pipeline_tests.emulators.http import Certificate
 
 INDEX = f"indexport-{MODEL.slug}"
 """The index of the suite's model, under the default prefix."""
@@ -58,7 +59,7 @@ def _certificate() -> Certificate | None:
 
 @contextmanager
 def emulated_azure_ai_search() -> Iterator[AzureAISearchUnderTest]:
-    with azure_ai_search_emulator(_certificate()) as emulator, pytest.MonkeyPatch.context() as patch:
+    with AzureAISearchEmulator(certificate=_certificate()) as emulator, pytest.MonkeyPatch.context() as patch:
         patch.setenv("AZURE_SEARCH_API_KEY", emulator.api_key)
         patch.delenv("AZURE_SEARCH_ENDPOINT", raising=False)
         settings = AzureAISearchSettings(endpoint=emulator.url)

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
-from pipeline_tests.emulators.pinecone import PineconeEmulator, pinecone_emulator
+from pipeline_tests.emulators.pinecone import PineconeEmulator
 
 
 @dataclass
@@ -42,7 +42,7 @@ class PineconeUnderTest:
 
 @contextmanager
 def emulated_pinecone() -> Iterator[PineconeUnderTest]:
-    with pinecone_emulator() as emulator, pytest.MonkeyPatch.context() as patch:
+    with PineconeEmulator() as emulator, pytest.MonkeyPatch.context() as patch:
         patch.setenv("PINECONE_API_KEY", emulator.api_key)
         patch.delenv("PINECONE_CONTROLLER_HOST", raising=False)
         yield PineconeUnderTest(PineconeSettings(controller_host=emulator.url), (emulator.api_key,), emulator)

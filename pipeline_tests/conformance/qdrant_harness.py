@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
-from pipeline_tests.emulators.qdrant import qdrant_emulator
+from pipeline_tests.emulators.qdrant import QdrantEmulator
 
 
 @dataclass
@@ -34,7 +34,7 @@ class QdrantUnderTest:
 
 @contextmanager
 def qdrant(directory: Path) -> Iterator[QdrantUnderTest]:
-    with qdrant_emulator() as emulator, pytest.MonkeyPatch.context() as patch:
+    with QdrantEmulator() as emulator, pytest.MonkeyPatch.context() as patch:
         patch.setenv("QDRANT_API_KEY", emulator.api_key)
         patch.delenv("QDRANT_URL", raising=False)
         unreachable = QdrantSettings(url="http://user:secret-word@127.0.0.1:9")

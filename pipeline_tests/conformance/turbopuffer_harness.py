@@ -13,7 +13,7 @@ from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
 from pipeline_tests.conformance.harness import Bench
-from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator, turbopuffer_emulator
+from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 
 @dataclass
@@ -46,7 +46,7 @@ class TurbopufferUnderTest:
 
 @contextmanager
 def emulated_turbopuffer() -> Iterator[TurbopufferUnderTest]:
-    with turbopuffer_emulator() as emulator, pytest.MonkeyPatch.context() as patch:
+    with TurbopufferEmulator() as emulator, pytest.MonkeyPatch.context() as patch:
         patch.setenv("TURBOPUFFER_API_KEY", emulator.api_key)
         patch.delenv("TURBOPUFFER_REGION", raising=False)
         patch.delenv("TURBOPUFFER_BASE_URL", raising=False)

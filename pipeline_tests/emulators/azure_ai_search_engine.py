@@ -15,7 +15,6 @@ import numpy as np
 
 from pipeline_tests.emulators.azure_ai_search_odata import compile_filter
 from pipeline_tests.emulators.azure_ai_search_schema import (
-    ApiError,
     DocumentError,
     Field,
     bad,
@@ -25,6 +24,7 @@ from pipeline_tests.emulators.azure_ai_search_schema import (
     parse_fields,
 )
 from pipeline_tests.emulators.azure_ai_search_text import bm25, parse_text, tokens
+from pipeline_tests.emulators.http import ApiError
 
 Document = dict[str, Any]
 

@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline_tests.emulators.azure_ai_search_schema import ApiError, Field, bad, instant
+from pipeline_tests.emulators.azure_ai_search_schema import Field, bad, instant
+from pipeline_tests.emulators.http import ApiError
 
 Document = dict[str, Any]
 Scope = Mapping[str, Any]

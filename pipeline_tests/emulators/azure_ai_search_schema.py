@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline_tests.emulators.http import ApiError
+
 MAX_TERM_BYTES = 32_766
 MAX_FIELDS = 1000
 _INDEX_NAME = re.compile(r"(?=.{2,128}$)[a-z0-9]+(-[a-z0-9]+)*")
@@ -18,16 +20,6 @@ _FIELD_NAME = re.compile(r"(?!azureSearch)[A-Za-z][A-Za-z0-9_]{0,127}", re.IGNOR
 _KEY = re.compile(r"[A-Za-z0-9=-][A-Za-z0-9_=-]{0,1023}")
 _SCALARS = {"Edm.String", "Edm.Int32", "Edm.Int64", "Edm.Double", "Edm.Boolean", "Edm.DateTimeOffset"}
 _ATTRIBUTES = ("key", "searchable", "filterable", "sortable", "facetable", "retrievable")
-
-
-class ApiError(Exception):
-    """An answer with an error's status."""
-
-    def __init__(self, status: int, message: str, code: str = "") -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-        self.code = code
 
 
 class DocumentError(Exception):

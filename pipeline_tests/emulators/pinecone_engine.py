@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline_tests.emulators.http import ApiError
+
 MAX_REQUEST_BYTES = 2 * 1024 * 1024
 MAX_VECTORS = 1_000
 MAX_METADATA_BYTES = 40_960
@@ -31,14 +33,6 @@ LIST_PAGE = 100
 Record = dict[str, Any]
 Change = Callable[[dict[str, Record]], None]
 Condition = Callable[[dict[str, Any]], bool]
-
-
-class ApiError(Exception):
-    """An answer other than 200; ``code`` is the gRPC code the data plane answers with."""
-
-    def __init__(self, status: int, message: str, code: int = 3) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code = status, message, code
 
 
 @dataclass
@@ -340,11 +334,14 @@ def _operator(key: str, operator: str, operand: Any) -> Condition:
         return lambda metadata: type(metadata.get(key)) is float and compare(metadata[key], operand)
     wanted = frozenset(map(_comparable, operand if operator in ("$in", "$nin") else [operand]))
     negated = operator in ("$ne", "$nin")
-    return lambda metadata: key in metadata and wanted.isdisjoint(_elements(metadata[key])) == negated
+    return lambda metadata: key in metadata and _has(metadata[key], wanted) != negated
 
 
-def _elements(value: Any) -> list[Any]:
-    return [_comparable(element) for element in (value if isinstance(value, list) else [value])]
+def _has(value: Any, wanted: frozenset[Any]) -> bool:
+    """Whether a value, or an element of a list, is one of these."""
+    if isinstance(value, list):
+        return any(_comparable(element) in wanted for element in value)
+    return _comparable(value) in wanted
 
 
 def _comparable(value: Any) -> Any:

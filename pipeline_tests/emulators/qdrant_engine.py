@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_tests.emulators.qdrant_filter import ApiError, compiled, conditions, demanded_ids, payload_key, required_index
+from pipeline_tests.emulators.http import ApiError
+from pipeline_tests.emulators.qdrant_filter import compiled, conditions, demanded_ids, payload_key, required_index
 
 Body = dict[str, Any]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from pipeline_tests.emulators.http import ApiError
 
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+")
 Selects = Callable[[str, Mapping[str, Any]], bool]
@@ -17,14 +18,6 @@ _BOUNDS = {
     "lt": lambda value, bound: value < bound,
     "lte": lambda value, bound: value <= bound,
 }
-
-
-@dataclass
-class ApiError(Exception):
-    """An answer other than success."""
-
-    status: int
-    message: str
 
 
 def payload_key(path: str) -> str:

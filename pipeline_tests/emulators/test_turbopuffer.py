@@ -10,7 +10,7 @@ import turbopuffer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator, turbopuffer_emulator
+from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 from pipeline_tests.emulators.turbopuffer_query import compile_filter
 from pipeline_tests.emulators.turbopuffer_schema import Attribute
 
@@ -19,7 +19,7 @@ METRIC: Any = "cosine_distance"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[TurbopufferEmulator]:
-    with turbopuffer_emulator() as emulator:
+    with TurbopufferEmulator() as emulator:
         yield emulator
 
 

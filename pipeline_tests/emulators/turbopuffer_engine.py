@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.turbopuffer_query import MAX_QUERIES, Document, compile_filter, run_query, tokens
 from pipeline_tests.emulators.turbopuffer_schema import (
     MAX_DOCUMENT_BYTES,
-    ApiError,
     Attribute,
     bad,
     document_bytes,

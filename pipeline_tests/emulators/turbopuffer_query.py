@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline_tests.emulators.turbopuffer_schema import ApiError, Attribute, bad, parse_id, parse_scalar
+from pipeline_tests.emulators.http import ApiError
+from pipeline_tests.emulators.turbopuffer_schema import Attribute, bad, parse_id, parse_scalar
 
 MAX_LIMIT = 10_000
 MAX_QUERIES = 16

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pipeline_tests.emulators.http import ApiError
+
 MAX_ID_BYTES = 64
 MAX_NAME_BYTES = 128
 MAX_ATTRIBUTES = 1024
@@ -25,15 +27,6 @@ MAX_VECTOR_COLUMNS = 2
 _SCALARS = ("string", "int", "uint", "float", "uuid", "datetime", "bool")
 _VECTOR = re.compile(r"\[(\d+)\]f(32|16)")
 _CHANGEABLE = ("filterable", "full_text_search", "regex", "glob", "fuzzy")
-
-
-class ApiError(Exception):
-    """An answer of the API that is not a success."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
 
 
 def bad(message: str) -> ApiError:

@@ -17,8 +17,9 @@ from pipeline.sinks.pinecone_layout import RecordKey, namespace_name
 from pipeline.sinks.records import FileRecords
 from pipeline_tests.conformance.harness import MODEL, Bench, matrix, unit_vectors
 from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest, emulated_pinecone
+from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.pinecone import WRITES, PineconeEmulator, Request
-from pipeline_tests.emulators.pinecone_engine import MAX_REQUEST_BYTES, ApiError, Engine, Namespace
+from pipeline_tests.emulators.pinecone_engine import MAX_REQUEST_BYTES, Engine, Namespace
 
 
 @pytest.fixture(scope="module")

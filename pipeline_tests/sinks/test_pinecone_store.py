@@ -16,8 +16,8 @@ from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, unit_vectors
 from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest, emulated_pinecone
+from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.pinecone import NEW_API, OLD_API, OTHER_POSITION_HEADERS, PineconeEmulator, Request
-from pipeline_tests.emulators.pinecone_engine import ApiError
 
 CONTEXT = SinkContext("prj-1", MODEL, FIELDS)
 
@@ -190,7 +190,7 @@ async def test_a_write_that_took_effect_after_it_was_given_up_is_made_good(emula
         await hasty.replace_files([bench.file("dfl-1", 4)])
     await hasty.close()
     assert (await bench.snapshots())["dfl-1"].record_set_hash.startswith("pending:")
-    emulator.reset_faults()
+    emulator.heal()
     changed = bench.file("dfl-1", 2, version="v2")
     await bench.replace(changed)
     await bench.assert_holds(changed)

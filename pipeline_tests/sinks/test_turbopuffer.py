@@ -289,7 +289,7 @@ def test_any_sequence_of_writers_leaves_exactly_what_was_written_last(
             else:
                 held[file_id] = bench.file(file_id, count, version=f"v{number}")
                 await handles[handle].replace_files([held[file_id]])
-        emulator.reset_faults()
+        emulator.heal()
         await bench.assert_holds(*held.values())
         for exporter in bench.opened:
             await exporter.close()

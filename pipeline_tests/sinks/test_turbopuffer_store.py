@@ -51,7 +51,7 @@ async def test_back_pressure_that_does_not_end_makes_the_sink_unavailable(bench:
     with pytest.raises(SinkUnavailable, match=r"replace files: 429, too much unindexed data"):
         await bench.replace(bench.file("dfl-1"))
     assert emulator.count("write") == 10
-    emulator.reset_faults()
+    emulator.heal()
     await bench.assert_holds()
 
 

@@ -26,7 +26,7 @@ from pipeline.orchestration.partitions import UNFINISHED
 from pipeline.sinks.base import Exporter
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.qdrant import QdrantExporter
-from pipeline_tests.emulators.qdrant import qdrant_emulator
+from pipeline_tests.emulators.qdrant import QdrantEmulator
 from pipeline_tests.soak.crash import Killed, dies_at_write
 from pipeline_tests.soak.watcher import Watcher
 from pipeline_tests.world import open_world
@@ -52,7 +52,7 @@ class Machine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stack = ExitStack()
-        self.emulator = self.stack.enter_context(qdrant_emulator())
+        self.emulator = self.stack.enter_context(QdrantEmulator())
         self.watcher = Watcher(self.emulator)
         self.down: set[str] = set()
         patch = self.stack.enter_context(pytest.MonkeyPatch.context())

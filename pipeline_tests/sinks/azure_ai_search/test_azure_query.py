@@ -19,8 +19,9 @@ from pipeline_tests.conformance.azure_ai_search_harness import emulated_azure_ai
 from pipeline_tests.conformance.harness import FIELDS, MODEL
 from pipeline_tests.conformance.test_search import _holds
 from pipeline_tests.emulators.azure_ai_search_odata import compile_filter
-from pipeline_tests.emulators.azure_ai_search_schema import ApiError, parse_fields
+from pipeline_tests.emulators.azure_ai_search_schema import parse_fields
 from pipeline_tests.emulators.azure_ai_search_text import parse_text, tokens
+from pipeline_tests.emulators.http import ApiError
 
 INDEX = parse_fields(IndexDesign("index", MODEL, FIELDS, "standard.lucene", semantic=False).definition())
 

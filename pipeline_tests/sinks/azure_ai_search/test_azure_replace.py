@@ -19,7 +19,7 @@ from pipeline_tests.conformance.azure_ai_search_harness import (
 )
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
-from pipeline_tests.emulators.azure_ai_search_schema import ApiError
+from pipeline_tests.emulators.http import ApiError
 
 
 def changes(emulator: AzureAISearchEmulator) -> list[dict[str, Any]]:

@@ -28,8 +28,9 @@ from pipeline_tests.conformance.azure_ai_search_harness import (
     AzureAISearchUnderTest,
 )
 from pipeline_tests.conformance.harness import MODEL, Bench, matrix
-from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Certificate, azure_ai_search_emulator
+from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 from pipeline_tests.emulators.certificate import write_certificate
+from pipeline_tests.emulators.http import Answer, Certificate
 
 
 @pytest.mark.parametrize("status", [408, 409, 422, 429, 500, 502, 503, 504])
@@ -82,7 +83,7 @@ async def test_a_slow_answer_is_waited_for_only_so_long(
 
 
 async def test_what_is_not_the_service_is_told_so(emulator: AzureAISearchEmulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(emulator, "done", lambda _: (200, None))
+    monkeypatch.setattr(emulator, "done", lambda _: Answer(200, ""))
     exporter = AzureAISearchExporter(AzureAISearchSettings(endpoint=emulator.url), SinkContext("prj", MODEL))
     with pytest.raises(SinkUnavailable, match="is not Azure AI Search; check the address"):
         await exporter.provision()
@@ -180,7 +181,7 @@ asyncio.run(main())
 def test_tls_is_spoken_and_a_certificate_must_be_trusted(tmp_path: Path, trusted: bool) -> None:
     write_certificate(tmp_path)
     certificate = Certificate(tmp_path / "certificate.pem", tmp_path / "key.pem")
-    with azure_ai_search_emulator(certificate) as emulator:
+    with AzureAISearchEmulator(certificate=certificate) as emulator:
         environment = {**os.environ, "AZURE_SEARCH_API_KEY": emulator.api_key, "PYTHONPATH": str(Path.cwd())}
         environment.pop("SSL_CERT_FILE", None)
         if trusted:

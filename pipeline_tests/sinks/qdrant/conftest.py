@@ -10,12 +10,12 @@ from pipeline.sinks import qdrant_store
 from pipeline.sinks.qdrant import QdrantSettings
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest
-from pipeline_tests.emulators.qdrant import QdrantEmulator, qdrant_emulator
+from pipeline_tests.emulators.qdrant import QdrantEmulator
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[QdrantEmulator]:
-    with qdrant_emulator() as emulator:
+    with QdrantEmulator() as emulator:
         yield emulator
 
 
