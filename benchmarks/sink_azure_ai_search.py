@@ -9,25 +9,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from azure.core.credentials import AzureKeyCredential
 from azure.search.documents.aio import SearchClient
 
+from benchmarks import comparison
 from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.azure_documents import encode_file
-from pipeline.sinks.base import SinkContext
-from pipeline.sinks.records import FileRecords
 from pipeline.sinks.slicing import each, slices
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 
 ENDPOINT, API_KEY = "AZURE_SEARCH_ENDPOINT", "AZURE_SEARCH_API_KEY"
-TURNS = 2
 BATCH = 1000
 CONCURRENCY = 4
 
@@ -43,12 +39,10 @@ def _serving() -> AbstractContextManager[tuple[str, ...]]:
     return emulated(AzureAISearchEmulator())
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(comparison.Comparison[AzureAISearchExporter]):
     """Both ways of writing the same batches: ours, and the client's upload of ready documents, as many requests at once."""
 
-    context: SinkContext
-    batches: Sequence[Sequence[FileRecords]]
+    client = "the client's upload"
 
     def documents(self) -> Documents:
         """What somebody who uses the client has: dicts, vectors as lists of numbers."""
@@ -68,24 +62,10 @@ class Comparison:
 
             await each(slices(documents, count=BATCH), upload, concurrency=CONCURRENCY)
 
-    async def replace_all(self, exporter: AzureAISearchExporter) -> None:
-        for files in self.batches:
-            await exporter.replace_files(files)
-
-    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
-        """The best turn of each, turn by turn."""
+    def by_client(self) -> Callable[[AzureAISearchExporter], Awaitable[None]]:
         documents = self.documents()
-        bare, ours = [], []
-        for turn in range(TURNS):
-            exporter = await self.exporter(f"bare{turn}")
-            work = partial(self.upload_all, exporter.index_name, documents)
-            bare.append(await timed("the client's upload", len(documents), work))
-            await self._drop(exporter)
-            exporter = await self.exporter(f"turn{turn}")
-            ours.append(await timed("replace_files, best turn", len(documents), partial(self.replace_all, exporter)))
-            await self._drop(exporter)
-        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+        return lambda exporter: self.upload_all(exporter.index_name, documents)
 
-    async def _drop(self, exporter: AzureAISearchExporter) -> None:
+    async def drop(self, exporter: AzureAISearchExporter) -> None:
         await exporter.drop_collection()
         await exporter.close()

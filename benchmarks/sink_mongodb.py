@@ -10,18 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import bson
 from pymongo import AsyncMongoClient, ReplaceOne
 
+from benchmarks import comparison
 from benchmarks.endpoints import in_another_process
-from pipeline.sinks.base import SinkContext
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
 from pipeline.sinks.mongodb_layout import encode_file
-from pipeline.sinks.records import FileRecords
 
 URI = "INDEXPORT_MONGODB_URI"
 TURNS = 3
@@ -47,12 +44,10 @@ def _client() -> AsyncMongoClient[dict[str, Any]]:
     return AsyncMongoClient(os.environ[URI])
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(comparison.Comparison[MongoDBExporter]):
     """Both ways of writing the same batches."""
 
-    context: SinkContext
-    batches: Sequence[Sequence[FileRecords]]
+    client = "the driver's upsert"
 
     def documents(self) -> list[Documents]:
         """What the driver takes."""
@@ -70,26 +65,11 @@ class Comparison:
                 requests = [ReplaceOne({"_id": document["_id"]}, document, upsert=True) for document in documents]
                 await client[MongoDBSettings().database][collection].bulk_write(requests, ordered=False)
 
-    async def replace_all(self, exporter: MongoDBExporter) -> None:
-        for files in self.batches:
-            await exporter.replace_files(files)
-
-    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
-        """The best turn of each, turn by turn, into collections with the same indexes."""
-        records = sum(file.table.num_rows for files in self.batches for file in files)
+    def by_client(self) -> Callable[[MongoDBExporter], Awaitable[None]]:
         documents = self.documents()
-        bare, ours = [], []
-        for turn in range(TURNS):
-            exporter = await self.exporter(f"bare{turn}")
-            work = partial(self.upsert_all, exporter.collection_name, documents)
-            bare.append(await timed("the driver's upsert", records, work))
-            await self._drop(exporter)
-            exporter = await self.exporter(f"turn{turn}")
-            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
-            await self._drop(exporter)
-        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+        return lambda exporter: self.upsert_all(exporter.collection_name, documents)
 
-    async def _drop(self, exporter: MongoDBExporter) -> None:
+    async def drop(self, exporter: MongoDBExporter) -> None:
         await exporter.close()
         async with _client() as client:
             await client[exporter.settings.database].drop_collection(exporter.collection_name)

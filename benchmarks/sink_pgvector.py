@@ -9,9 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import psycopg
 import pyarrow as pa
@@ -19,15 +16,13 @@ from pgvector.psycopg import register_vector
 from psycopg import sql
 from psycopg.types.json import Jsonb
 
+from benchmarks import comparison
 from pipeline.sinks import pgvector_rows as codec
-from pipeline.sinks.base import SinkContext
 from pipeline.sinks.pgvector import PgVectorExporter, PgVectorSettings
 from pipeline.sinks.pgvector_table import names, written_columns
-from pipeline.sinks.records import FileRecords
 from pipeline_tests.postgres import fresh_database, postgres
 
 DSN = "INDEXPORT_PGVECTOR_DSN"
-TURNS = 2
 
 
 @contextmanager
@@ -44,12 +39,10 @@ def server() -> Iterator[None]:
             del os.environ[DSN]
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(comparison.Comparison[PgVectorExporter]):
     """Both ways of writing the same batches."""
 
-    context: SinkContext
-    batches: Sequence[Sequence[FileRecords]]
+    client = "bare binary COPY"
 
     async def exporter(self, prefix: str) -> PgVectorExporter:
         made = PgVectorExporter(PgVectorSettings(table_prefix=prefix), self.context)
@@ -78,28 +71,14 @@ class Comparison:
                     for row in rows:
                         copy.write_row(row)
 
-    async def replace_all(self, exporter: PgVectorExporter) -> None:
-        for files in self.batches:
-            await exporter.replace_files(files)
-
-    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
-        """The best turn of each, turn by turn."""
-        records = sum(file.table.num_rows for files in self.batches for file in files)
+    def by_client(self) -> Callable[[PgVectorExporter], Awaitable[None]]:
         encoded = self.encoded()
-        bare, ours = [], []
-        for turn in range(TURNS):
-            exporter = await self.exporter(f"bare{turn}")
-            bare.append(await timed("bare binary COPY", records, partial(self._copy, exporter, encoded)))
-            await self._drop(exporter)
-            exporter = await self.exporter(f"turn{turn}")
-            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
-            await self._drop(exporter)
-        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+        return lambda exporter: self._copy(exporter, encoded)
 
     async def _copy(self, exporter: PgVectorExporter, encoded: Sequence[Sequence[codec.Row]]) -> None:
         self.copy_all(exporter, encoded)
 
-    async def _drop(self, exporter: PgVectorExporter) -> None:
+    async def drop(self, exporter: PgVectorExporter) -> None:
         await exporter.close()
         with psycopg.connect(os.environ[DSN]) as connection:
             connection.execute(sql.SQL("DROP TABLE {}").format(exporter.layout.identifier))

@@ -9,23 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from pinecone import AsyncPinecone
 
+from benchmarks import comparison
 from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks import pinecone_layout as layout
-from pipeline.sinks.base import SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
 from pipeline.sinks.pinecone_replace import MAX_REQUEST_BYTES
-from pipeline.sinks.records import FileRecords
 from pipeline_tests.emulators.pinecone import PineconeEmulator
 
 API_KEY, CONTROLLER_HOST = "PINECONE_API_KEY", "PINECONE_CONTROLLER_HOST"
 NAMESPACE = "benchmark"
-TURNS = 2
 DECIMALS_BYTES = 20
 """Of a float64 as JSON, at most about."""
 
@@ -41,12 +37,10 @@ def _serving() -> AbstractContextManager[tuple[str, ...]]:
     return emulated(PineconeEmulator())
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(comparison.Comparison[PineconeExporter]):
     """Both ways of writing the same batches."""
 
-    context: SinkContext
-    batches: Sequence[Sequence[FileRecords]]
+    client = "the client's upsert"
 
     def documents(self) -> list[Records]:
         """What the client takes: dicts with the same metadata, vectors as lists of numbers."""
@@ -80,26 +74,11 @@ class Comparison:
                 answer = await index.upsert(vectors=records, namespace=NAMESPACE, batch_size=size, show_progress=False)
                 assert not answer.has_errors
 
-    async def replace_all(self, exporter: PineconeExporter) -> None:
-        for files in self.batches:
-            await exporter.replace_files(files)
-
-    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
-        """The best turn of each, turn by turn."""
-        records = sum(file.table.num_rows for files in self.batches for file in files)
+    def by_client(self) -> Callable[[PineconeExporter], Awaitable[None]]:
         documents, size = self.documents(), self.batch_size()
-        bare, ours = [], []
-        for turn in range(TURNS):
-            exporter = await self.exporter(f"bare{turn}")
-            work = partial(self.upsert_all, exporter.index_name, size, documents)
-            bare.append(await timed("the client's upsert", records, work))
-            await self._drop(exporter)
-            exporter = await self.exporter(f"turn{turn}")
-            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
-            await self._drop(exporter)
-        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+        return lambda exporter: self.upsert_all(exporter.index_name, size, documents)
 
-    async def _drop(self, exporter: PineconeExporter) -> None:
+    async def drop(self, exporter: PineconeExporter) -> None:
         await exporter.close()
         async with AsyncPinecone() as client:
             await client.delete_index(exporter.index_name)

@@ -9,22 +9,18 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from qdrant_client import AsyncQdrantClient, models
 
+from benchmarks import comparison
 from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks import qdrant_layout as layout
-from pipeline.sinks.base import SinkContext
 from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
-from pipeline.sinks.records import FileRecords
 from pipeline.sinks.slicing import each, slices
 from pipeline_tests.emulators.qdrant import QdrantEmulator
 
 URL, API_KEY = "QDRANT_URL", "QDRANT_API_KEY"
-TURNS = 2
 BATCH = 256
 CONCURRENCY = 4
 
@@ -42,12 +38,10 @@ def _client() -> AsyncQdrantClient:
     return AsyncQdrantClient(os.environ[URL], api_key=os.environ.get(API_KEY), timeout=60, check_compatibility=False)
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(comparison.Comparison[QdrantExporter]):
     """Both ways of writing the same batches: ours, and the client's upsert of ready points, as many requests at once."""
 
-    context: SinkContext
-    batches: Sequence[Sequence[FileRecords]]
+    client = "the client's upsert"
 
     def rows(self) -> list[tuple[str, list[float], dict[str, Any]]]:
         """What somebody who uses the client has: ids, the model's vectors as lists, and payloads."""
@@ -73,24 +67,11 @@ class Comparison:
         await each(slices(rows, count=BATCH), upsert, concurrency=CONCURRENCY)
         await client.close()
 
-    async def replace_all(self, exporter: QdrantExporter) -> None:
-        for files in self.batches:
-            await exporter.replace_files(files)
-
-    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
-        """The best turn of each, turn by turn."""
+    def by_client(self) -> Callable[[QdrantExporter], Awaitable[None]]:
         rows = self.rows()
-        bare, ours = [], []
-        for turn in range(TURNS):
-            exporter = await self.exporter(f"bare{turn}")
-            bare.append(await timed("the client's upsert", len(rows), partial(self.upsert_all, exporter.collection, rows)))
-            await self._drop(exporter)
-            exporter = await self.exporter(f"turn{turn}")
-            ours.append(await timed("replace_files, best turn", len(rows), partial(self.replace_all, exporter)))
-            await self._drop(exporter)
-        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+        return lambda exporter: self.upsert_all(exporter.collection, rows)
 
-    async def _drop(self, exporter: QdrantExporter) -> None:
+    async def drop(self, exporter: QdrantExporter) -> None:
         await exporter.close()
         client = _client()
         await client.delete_collection(exporter.collection)

@@ -10,21 +10,17 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import turbopuffer
 
+from benchmarks import comparison
 from benchmarks.endpoints import emulated, in_another_process
 from pipeline.sinks import turbopuffer_layout as layout
-from pipeline.sinks.base import SinkContext
-from pipeline.sinks.records import FileRecords
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 API_KEY, BASE_URL = "TURBOPUFFER_API_KEY", "TURBOPUFFER_BASE_URL"
-TURNS = 2
 
 Columns = dict[str, list[Any]]
 
@@ -38,12 +34,10 @@ def _serving() -> AbstractContextManager[tuple[str, ...]]:
     return emulated(TurbopufferEmulator())
 
 
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(comparison.Comparison[TurbopufferExporter]):
     """Both ways of writing the same batches."""
 
-    context: SinkContext
-    batches: Sequence[Sequence[FileRecords]]
+    client = "the client's upsert"
 
     def documents(self) -> list[Columns]:
         """What the client takes: columns of plain values, vectors as lists of numbers."""
@@ -68,26 +62,11 @@ class Comparison:
             for columns in batches:
                 await client.namespace(namespace).write(upsert_columns=columns, distance_metric="cosine_distance")
 
-    async def replace_all(self, exporter: TurbopufferExporter) -> None:
-        for files in self.batches:
-            await exporter.replace_files(files)
-
-    async def run(self, timed: Callable[[str, int, Callable[[], Awaitable[Any]]], Awaitable[Any]]) -> list[Any]:
-        """The best turn of each, turn by turn."""
-        records = sum(file.table.num_rows for files in self.batches for file in files)
+    def by_client(self) -> Callable[[TurbopufferExporter], Awaitable[None]]:
         documents = self.documents()
-        bare, ours = [], []
-        for turn in range(TURNS):
-            exporter = await self.exporter(f"bare{turn}")
-            work = partial(self.upsert_all, exporter.namespace, documents)
-            bare.append(await timed("the client's upsert", records, work))
-            await self._drop(exporter)
-            exporter = await self.exporter(f"turn{turn}")
-            ours.append(await timed("replace_files, best turn", records, partial(self.replace_all, exporter)))
-            await self._drop(exporter)
-        return [min(turns, key=lambda measure: measure.seconds) for turns in (bare, ours)]
+        return lambda exporter: self.upsert_all(exporter.namespace, documents)
 
-    async def _drop(self, exporter: TurbopufferExporter) -> None:
+    async def drop(self, exporter: TurbopufferExporter) -> None:
         await exporter.close()
         async with turbopuffer.AsyncTurbopuffer() as client:
             await client.namespace(exporter.namespace).delete_all()

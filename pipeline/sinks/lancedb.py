@@ -32,7 +32,7 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
-from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
 from pipeline.sinks.refusals import check_vectors, sift
@@ -244,9 +244,7 @@ class LanceDBExporter(Exporter):
             return await self._by_text(table, request, where, request.k)
         depth = max(request.k, _HYBRID_DEPTH)
         found = await asyncio.gather(self._by_vector(table, request, where, depth), self._by_text(table, request, where, depth))
-        records = {hit.record.id: hit.record for hits in found for hit in hits}
-        fused = reciprocal_rank_fusion([[hit.record.id for hit in hits] for hits in found], request.k)
-        return [SearchHit(records[name], score) for name, score in fused]
+        return fuse_hits(found, request.k)
 
     async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
         query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")

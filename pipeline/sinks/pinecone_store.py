@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -23,6 +22,7 @@ from pinecone import AsyncIndex, AsyncPinecone, ServerlessSpec, Vector
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.pinecone_layout import METRIC, Filter, Metadata, Write, index_tags
 
 T = TypeVar("T")
@@ -31,9 +31,8 @@ API_KEY: Final = "PINECONE_API_KEY"
 CONTROLLER_HOST: Final = "PINECONE_CONTROLLER_HOST"
 
 _BUSY_ATTEMPTS: Final = 4
-_FIRST_WAIT: Final = 0.25
-_LONGEST_WAIT: Final = 30.0
 _LONGEST_POLL: Final = 2.0
+_FIRST_LOOK: Final = 0.0625
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({400, 413, 422})
 _SHOWN_MESSAGE: Final = 300
@@ -100,7 +99,7 @@ class PineconeStore:
                 raise SinkUnavailable(
                     f"Pinecone index {self.name!r} is {found.status.state} and does not become ready; look at it in the console"
                 )
-            await asyncio.sleep(min(_LONGEST_POLL, _backoff(attempt)))
+            await asyncio.sleep(backoff(attempt, longest=_LONGEST_POLL))
 
     async def _create(self, cloud: str, region: str) -> None:
         client = self._connected()
@@ -300,7 +299,7 @@ class PineconeStore:
                     "try again later, or raise freshness_seconds"
                 )
             attempt += 1
-            await asyncio.sleep(min(_LONGEST_POLL, _backoff(attempt) / 4))
+            await asyncio.sleep(backoff(attempt, first=_FIRST_LOOK, longest=_LONGEST_POLL))
 
     async def _date(self, namespace: str) -> None:
         """Learn a position that is not before that of any delete that has been answered."""
@@ -342,7 +341,7 @@ class PineconeStore:
             except pinecone.ApiError as error:
                 if error.status_code not in _BUSY or attempt == _BUSY_ATTEMPTS:
                     raise self._error(action, error) from None
-                wait = _wait(error, attempt)
+                pause = wait((error.headers or {}).get("retry-after"), attempt)
             except (pinecone.PineconeConnectionError, pinecone.PineconeTimeoutError) as error:
                 kind = "did not answer in time" if isinstance(error, pinecone.PineconeTimeoutError) else "cannot be reached"
                 raise SinkUnavailable(f"Pinecone {kind} to {action}; check the network and {CONTROLLER_HOST}") from None
@@ -352,7 +351,7 @@ class PineconeStore:
                 ) from None
             except pinecone.PineconeError as error:
                 raise RequestRefused(f"Pinecone's SDK refuses to {action}: {self._shown(str(error))}") from None
-            await asyncio.sleep(wait)
+            await asyncio.sleep(pause)
 
     def _error(self, action: str, error: pinecone.ApiError) -> Exception:
         status = error.status_code
@@ -390,17 +389,3 @@ def _position(answer: Any, names: Sequence[str]) -> int | None:
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
-
-
-def _backoff(attempt: int) -> float:
-    ceiling = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (attempt - 1))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
-
-
-def _wait(error: pinecone.ApiError, attempt: int) -> float:
-    """Seconds until the next attempt: what the answer asks for, up to the longest wait, with jitter on top."""
-    asked = (error.headers or {}).get("retry-after", "")
-    try:
-        return min(max(0.0, float(asked)), _LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311 - jitter, no secret
-    except ValueError:
-        return _backoff(attempt)

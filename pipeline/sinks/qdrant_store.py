@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -24,14 +23,13 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks.backoff import backoff, wait
 
 URL: Final = "QDRANT_URL"
 API_KEY: Final = "QDRANT_API_KEY"
 
 _CONNECTION_ATTEMPTS: Final = 3
 _BUSY_ATTEMPTS: Final = 10
-_FIRST_WAIT: Final = 0.25
-_LONGEST_WAIT: Final = 30.0
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
 _SHOWN_MESSAGE: Final = 300
 
@@ -233,25 +231,25 @@ class QdrantStore:
                 return await ask(client)
             except ResponseHandlingException as error:
                 failure = self._unreachable(action, error)
-                wait = _backoff(attempt) if _is_passing(error) and attempt < _CONNECTION_ATTEMPTS else None
+                pause = backoff(attempt) if _is_passing(error) and attempt < _CONNECTION_ATTEMPTS else None
             except ResourceExhaustedResponse as error:
                 failure = self._failure(action, 429, str(error))
-                wait = min(float(error.retry_after_s), _LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311 - jitter
+                pause = wait(str(error.retry_after_s), attempt)
             except UnexpectedResponse as error:
                 failure = self._failure(action, error.status_code or 0, _message(error))
-                wait = _backoff(attempt) if error.status_code in _BUSY else None
+                pause = backoff(attempt) if error.status_code in _BUSY else None
             except QdrantException as error:  # a 429 whose Retry-After is a date
                 failure = self._failure(action, 429, str(error))
-                wait = _backoff(attempt)
+                pause = backoff(attempt)
             except (json.JSONDecodeError, UnicodeDecodeError):
                 raise self._stranger(action) from None
             except (ValueError, OSError, sqlite3.Error) as error:
                 if not self.is_local:
                     raise
                 raise self._local_failure(action, error) from None
-            if wait is None or attempt == _BUSY_ATTEMPTS:
+            if pause is None or attempt == _BUSY_ATTEMPTS:
                 raise failure from None
-            await asyncio.sleep(wait)
+            await asyncio.sleep(pause)
 
     def _unreachable(self, action: str, error: ResponseHandlingException) -> Exception:
         if isinstance(error.source, httpx.TimeoutException):
@@ -308,8 +306,3 @@ def _message(error: UnexpectedResponse) -> str:
     except (ValueError, LookupError, TypeError):
         told = error.reason_phrase
     return str(told)[:_SHOWN_MESSAGE]
-
-
-def _backoff(attempt: int) -> float:
-    ceiling = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (attempt - 1))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret

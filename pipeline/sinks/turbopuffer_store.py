@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
@@ -18,6 +17,7 @@ import httpx2
 import turbopuffer
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.turbopuffer_layout import Filter, Row
 
 API_KEY: Final = "TURBOPUFFER_API_KEY"
@@ -27,8 +27,6 @@ MAX_LIMIT: Final = 10_000
 _TIMEOUT: Final = httpx2.Timeout(120.0, connect=10.0)
 _CONNECTION_ATTEMPTS: Final = 3
 _BUSY_ATTEMPTS: Final = 10
-_FIRST_WAIT: Final = 0.25
-_LONGEST_WAIT: Final = 30.0
 _BUSY: Final = frozenset({202, 408, 409, 429, 500, 502, 503, 504})
 """Statuses that pass: 429 is back-pressure while indexing catches up, 202 an index still being built."""
 
@@ -191,11 +189,11 @@ class TurbopufferStore:
                 if attempt == _CONNECTION_ATTEMPTS:
                     kind = "did not answer in time" if isinstance(error, turbopuffer.APITimeoutError) else "cannot be reached"
                     raise SinkUnavailable(f"Turbopuffer at {self._shown_url} {kind} to {action}") from None
-                await asyncio.sleep(_backoff(attempt))
+                await asyncio.sleep(backoff(attempt))
                 continue
             if attempt == _BUSY_ATTEMPTS:
                 raise self._error(action, response.status_code, message)
-            await asyncio.sleep(_wait(response, attempt))
+            await asyncio.sleep(wait(response.headers.get("Retry-After"), attempt))
 
     def _error(self, action: str, status: int, message: str) -> Exception:
         told = f"{status}{f', {message}' if message else ''}"
@@ -224,24 +222,3 @@ class TurbopufferStore:
 def _message(error: turbopuffer.APIStatusError) -> str:
     told = error.body.get("error") if isinstance(error.body, dict) else None
     return str(told or error.response.reason_phrase)[:_SHOWN_MESSAGE]
-
-
-def _backoff(attempt: int) -> float:
-    ceiling = min(_LONGEST_WAIT, _FIRST_WAIT * 2.0 ** (attempt - 1))
-    return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - jitter, no secret
-
-
-def _wait(response: httpx2.Response, attempt: int) -> float:
-    """Seconds until the next attempt: what the answer asks for, up to the longest wait, with jitter on top."""
-    asked = _retry_after(response.headers.get("Retry-After"))
-    return _backoff(attempt) if asked is None else min(asked, _LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311
-
-
-def _retry_after(header: str | None) -> float | None:
-    """The header's seconds; ``None`` where it is absent or, as HTTP allows too, a date."""
-    if header is None:
-        return None
-    try:
-        return max(0.0, float(header))
-    except ValueError:
-        return None

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import SinkUnavailable
+from pipeline.sinks import backoff
 from pipeline.sinks import turbopuffer as sink
 from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks import turbopuffer_store as store
@@ -269,7 +270,7 @@ def test_any_sequence_of_writers_leaves_exactly_what_was_written_last(
     steps: list[tuple[str, int | None, int, str]],
 ) -> None:
     """Two handles replace and delete (``None`` chunks) while answers get lost and requests are throttled."""
-    monkeypatch.setattr(store, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
     emulator.reset()
 
     async def run() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterator
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks import backoff
 from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
@@ -62,18 +61,6 @@ async def test_the_wait_a_store_asks_for_is_kept(bench: Bench, emulator: Turbopu
     assert time.monotonic() - started >= 0.3
 
 
-@pytest.mark.parametrize(
-    ("header", "least", "most"),
-    [("2", 2.0, 2.5), ("1800", 30.0, 37.5), ("-5", 0.0, 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0, 2.0), (None, 1.0, 2.0)],
-)
-def test_waits_are_bounded_and_jittered(header: str | None, least: float, most: float) -> None:
-    response: Any = SimpleNamespace(headers={} if header is None else {"Retry-After": header})
-    waits = [store._wait(response, attempt=4) for _ in range(50)]
-    assert least <= min(waits) <= max(waits) <= most
-    assert most == 0 or len(set(waits)) > 1
-    assert store._wait(response, attempt=1000) <= 37.5
-
-
 async def test_a_write_whose_answer_is_lost_is_done_once_more_to_the_same_end(
     bench: Bench, emulator: TurbopufferEmulator
 ) -> None:
@@ -99,7 +86,7 @@ async def test_a_slow_answer_is_waited_for_only_so_long(
     bench: Bench, emulator: TurbopufferEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "_TIMEOUT", 0.2)
-    monkeypatch.setattr(store, "_FIRST_WAIT", 0.01)
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.01)
     slow = bench.open()
     released = emulator.hold("write")
     with pytest.raises(SinkUnavailable, match="did not answer in time"):

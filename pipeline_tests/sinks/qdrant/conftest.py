@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from pipeline.sinks import qdrant_store
+from pipeline.sinks import backoff
 from pipeline.sinks.qdrant import QdrantSettings
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest
@@ -25,7 +25,7 @@ def emulator(server: QdrantEmulator, monkeypatch: pytest.MonkeyPatch) -> QdrantE
     server.reset()
     monkeypatch.setenv("QDRANT_API_KEY", server.api_key)
     monkeypatch.delenv("QDRANT_URL", raising=False)
-    monkeypatch.setattr(qdrant_store, "_FIRST_WAIT", 0.001)
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
     return server
 
 

@@ -1,0 +1,19 @@
+"""How long the stores wait before they ask again."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline.sinks import backoff
+
+
+@pytest.mark.parametrize(
+    ("header", "least", "most"),
+    [("2", 2.0, 2.5), ("1800", 30.0, 37.5), ("-5", 0.0, 0.0), ("Wed, 21 Oct 2026 07:28:00 GMT", 1.0, 2.0), (None, 1.0, 2.0)],
+)
+def test_waits_are_bounded_and_jittered(header: str | None, least: float, most: float) -> None:
+    waits = [backoff.wait(header, 4) for _ in range(50)]
+    assert least <= min(waits) <= max(waits) <= most
+    assert most == 0 or len(set(waits)) > 1
+    assert backoff.backoff(100_000) <= backoff.LONGEST_WAIT
+    assert 0.5 <= backoff.backoff(7, first=0.1, longest=1.0) <= 1.0
