@@ -21,12 +21,13 @@ _MAX_EVENTS = 2_000
 
 
 def note_what_stands(instance: dg.DagsterInstance, export: Export, scope: tuple[str, str]) -> None:
-    """After runs of this export broke: tell Dagster which of its files stand in which assets all the same."""
+    """After runs of this export broke: files that stand all the same are done, and Dagster is told in which assets they stand."""
     runs = _broken_runs(instance, export.name)
     if not runs:
         return
     waves = {run.tags.get(WAVE_TAG) for run in runs}
     rows = {file_id: row for file_id, row in export.ledger.files().items() if None in waves or row.wave in waves}
+    export.settle([file_id for file_id, row in rows.items() if row.status == "requested"], scope)
     left = _MAX_EVENTS
     for asset, file_ids in standing_files(export, rows, scope).items():
         key = dg.AssetKey([export.name, asset])
