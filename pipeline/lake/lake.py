@@ -78,7 +78,7 @@ class Lake:
 
     def read(self, dataset: Dataset, partition: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """A partition's table with its metadata; ``None`` when there is none or it is damaged (it is then made again)."""
-        if self._local and (held := self._recent.find(self._path(dataset, partition))):
+        if self._local and (held := self._recent.take(self._path(dataset, partition))):
             return held if columns is None else held.select(list(columns))
         data = self._bytes(dataset, partition)
         if data is None:

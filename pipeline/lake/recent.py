@@ -1,7 +1,7 @@
 """Tables this process has just written, for the stage that reads them next.
 
-What belongs here: a bounded memory of local files. It never answers for a file that has changed since: a replaced file has
-another inode.
+What belongs here: a bounded memory of local files, each handed out once. It never answers for a file that has changed since:
+a replaced file has another inode.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 
 _MOST_BYTES = 64 * 2**20
+_BYTES_OF_A_TABLE = 16 * 2**10
+"""What a table of a dozen columns takes beside its values, measured: more than the values of a small file."""
 
 
 class RecentTables:
-    """The tables last written, at most 64 MB of them together. Safe to share between threads."""
+    """The tables last written and not read yet, at most 64 MB of them together. Safe to share between threads."""
 
     def __init__(self) -> None:
         self._held: OrderedDict[str, tuple[tuple[int, int, int], pa.Table, int]] = OrderedDict()
@@ -27,7 +29,7 @@ class RecentTables:
 
     def keep(self, path: str, version: os.stat_result, table: pa.Table) -> None:
         """Hold ``table`` as the content of the file ``version`` was read from."""
-        size = table.nbytes
+        size = table.nbytes + _BYTES_OF_A_TABLE
         with self._lock:
             self._drop(path)
             self._held[path] = _identity(version), table, size
@@ -35,21 +37,20 @@ class RecentTables:
             while self._bytes > _MOST_BYTES:
                 self._drop(next(iter(self._held)))
 
-    def find(self, path: str) -> pa.Table | None:
-        """What the file at ``path`` holds, or ``None`` when this must be read."""
-        held = self._held.get(path)
-        if held is None:
-            return None
-        with suppress(FileNotFoundError):
-            if _identity(Path(path).stat()) == held[0]:
-                return held[1]
+    def take(self, path: str) -> pa.Table | None:
+        """What the file at ``path`` holds, no longer held here, or ``None`` when this must be read."""
         with self._lock:
-            self._drop(path)
+            held = self._drop(path)
+        with suppress(FileNotFoundError):
+            if held and _identity(Path(path).stat()) == held[0]:
+                return held[1]
         return None
 
-    def _drop(self, path: str) -> None:
-        if path in self._held:
-            self._bytes -= self._held.pop(path)[2]
+    def _drop(self, path: str) -> tuple[tuple[int, int, int], pa.Table, int] | None:
+        held = self._held.pop(path, None)
+        if held:
+            self._bytes -= held[2]
+        return held
 
 
 def _identity(version: os.stat_result) -> tuple[int, int, int]:

@@ -25,11 +25,21 @@ def test_a_table_just_written_is_not_read_from_disk(tmp_path: Path, monkeypatch:
     read = lake.read("chunks", "a", ["text"])
     assert read is not None
     assert read.equals(TABLE)
-    assert lake.metadata("chunks", "a") == {"key": "k"}
+    assert read.schema.metadata == {b"key": b"k"}
+
+
+def test_a_table_is_handed_out_once_and_nothing_of_it_is_kept(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "default")
+    for partition in "abc":
+        lake.write("chunks", partition, TABLE, {})
+        assert rows(lake, partition) == 3
+    assert not lake._recent._held
+    assert lake._recent._bytes == 0
+    assert rows(lake, "a") == 3
 
 
 def test_random_writes_of_two_writers_are_always_seen_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "_MOST_BYTES", 3 * TABLE.nbytes)
+    monkeypatch.setattr(recent, "_MOST_BYTES", 3 * (TABLE.nbytes + recent._BYTES_OF_A_TABLE))
     writers = [Lake(str(tmp_path), "default"), Lake(str(tmp_path), "default")]
     expected: dict[str, int | None] = {}
     rng = random.Random(7)
