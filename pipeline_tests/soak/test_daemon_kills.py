@@ -60,9 +60,13 @@ class Operated:
             until(lambda: httpx.get(self.world.cloud.base_url, timeout=5).status_code, "the local cloud")
             yield
         finally:
-            kill(self.processes())
+            until(self._none_is_left, "the death of everything")
             process.wait()
-            assert not self.processes()
+
+    def _none_is_left(self) -> bool:
+        """What is killed may just have started another process."""
+        kill(found := self.processes())
+        return not found
 
     def processes(self) -> list[psutil.Process]:
         """Everything that works on this home, however far from its parents it has come."""
