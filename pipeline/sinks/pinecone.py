@@ -37,7 +37,9 @@ from pipeline.sinks.slicing import each, slices
 MAX_K: Final = 10_000
 """Most results of a query; documented by the vendor."""
 
-_BYTES_PER_BATCH: Final = 16 * 2**20
+_BYTES_PER_BATCH: Final = 32 * 2**20
+"""Every batch costs a round of reading heads, of waiting to see its own writes and of clearing markers."""
+
 _BATCHES_AT_ONCE: Final = 2
 
 _K_WITH_METADATA: Final = 80
@@ -109,7 +111,7 @@ class PineconeExporter(Exporter):
         )
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
-        """Batches of up to 500 files or about 16 MB, one of them encoded or sent while another waits for an answer."""
+        """Batches of up to 500 files or about 32 MB, one of them encoded or sent while another waits for an answer."""
         self.check_files(files)
         batches = slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes)
         reports: list[ReplaceReport] = []

@@ -222,7 +222,8 @@ def _own(table: pa.Table) -> Iterator[Metadata]:
     names = (*_CHUNK_FIELDS, "_node_content")
     for row in zip(*columns, strict=True):
         own = {name: value for name, value in zip(names, row, strict=True) if value is not None}
-        yield {**own, "attachments": canonical_json(own["attachments"])}
+        own["attachments"] = canonical_json(own["attachments"]) if own["attachments"] else "[]"
+        yield own
 
 
 def _json_size(metadata: Metadata) -> int:

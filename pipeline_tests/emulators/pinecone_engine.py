@@ -297,8 +297,9 @@ def _shown(record: Record, body: dict[str, Any], score: float) -> dict[str, Any]
 def _cosines(records: list[Record], vector: np.ndarray[Any, np.dtype[np.float32]]) -> np.ndarray[Any, np.dtype[np.float32]]:
     if not records:
         return np.empty(0, np.float32)
-    held = np.vstack([record["values"] for record in records])
-    return held @ vector / (np.linalg.norm(held, axis=1) * max(float(np.linalg.norm(vector)), 1e-30))
+    held = np.concatenate([record["values"] for record in records]).reshape(len(records), -1)
+    lengths = np.sqrt(np.einsum("ij,ij->i", held, held))
+    return held @ vector / (lengths * max(float(np.linalg.norm(vector)), 1e-30))
 
 
 def _matching(records: Iterable[Record], where: dict[str, Any]) -> Iterator[Record]:
