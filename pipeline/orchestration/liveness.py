@@ -72,7 +72,10 @@ marking_executor = dg.ExecutorDefinition(
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Report as failed the unfinished runs, of any export, whose process was of this machine and has ended."""
+    """Report as failed the unfinished runs, of any export, whose process was of this machine and has ended.
+
+    Their places in the pools are given back first: without a daemon nobody else would, and all runs would wait for them.
+    """
     for path in sorted(_folder().glob(f"*{_SUFFIX}")):
         if _is_alive(path):
             continue
@@ -80,6 +83,8 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
         records = instance.get_run_records(dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={PROCESS_TAG: mark}))
         dead = [record for record in records if _is_dead(record, mark)]
         for record in dead:
+            if instance.event_log_storage.supports_global_concurrency_limits:
+                instance.event_log_storage.free_concurrency_slots_for_run(record.dagster_run.run_id)
             instance.report_run_failed(
                 record.dagster_run, "the process of this run ended without a word: it was killed, or its machine stopped"
             )

@@ -7,7 +7,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from pipeline.orchestration.launcher import sync
+from pipeline.home import Home
+from pipeline.orchestration.launcher import open_instance, sync
 from pipeline.orchestration.liveness import _mark_for_life, end_dead_runs, marking_executor, process_mark
 from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, is_quiet
 from pipeline_tests.soak.crash import Killed, dies_at_write
@@ -25,7 +26,7 @@ with process_mark() as mark:
 @pytest.fixture(autouse=True)
 def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
     _mark_for_life.cache_clear()
 
 
@@ -62,10 +63,7 @@ def test_a_run_launched_by_a_killed_process_is_over_unless_its_own_process_may_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            mark = process.stdout.readline().strip()
-            process.kill()
+        mark = dead_mark()
         launched = started(instance, mark, dg.DagsterRunStatus.STARTING, **{LAUNCHER_TAG: mark})
         begun = started(instance, mark, **{LAUNCHER_TAG: mark})
         with monkeypatch.context() as patched:
@@ -102,6 +100,27 @@ def status_tag(instance: dg.DagsterInstance, run_id: str) -> str:
     run = instance.get_run_by_id(run_id)
     assert run is not None
     return run.tags[PROCESS_TAG]
+
+
+def test_a_dead_run_gives_its_places_in_the_pools_back(tmp_path: Path) -> None:
+    with open_instance(Home(tmp_path / "home")) as instance:
+        dead, pools = started(instance, dead_mark()), instance.event_log_storage
+        for step in ("one", "two"):
+            assert pools.initialize_concurrency_limit_to_default("embedding")
+            assert pools.claim_concurrency_slot("embedding", dead, step).is_claimed
+        assert not pools.claim_concurrency_slot("embedding", "another run", "step").is_claimed
+        end_dead_runs(instance)
+        assert pools.get_concurrency_info("embedding").active_slot_count == 1  # the other run's
+        assert pools.check_concurrency_claim("embedding", "another run", "step").is_claimed
+
+
+def dead_mark() -> str:
+    """Of a process that was killed."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        mark = process.stdout.readline().strip()
+        process.kill()
+    return mark
 
 
 def test_a_mark_of_another_machine_says_nothing() -> None:
