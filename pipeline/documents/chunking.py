@@ -21,13 +21,14 @@ from pipeline.documents.splitting import TextSizer, split_long
 from pipeline.documents.tokens import TokenCounter
 from pipeline.errors import ConfigError
 
-CHUNKER_VERSION = "1"
+CHUNKER_VERSION = "2"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 DEFAULT_MAX_TOKENS = 256
 """Where nothing is set: long enough for a paragraph or two, short enough that a vector still means one thing."""
 _LEAST_TOKENS = 32
 _WORD_START = re.compile(r"(?<!\S)\S")
+_MARKS_ALONE = re.compile(r"[-*_=|:.+~#>`\s]{1,80}")
 _LINE_START = re.compile(r"(?m)^")
 
 
@@ -79,7 +80,7 @@ def chunk_document(document: Document, settings: ChunkingSettings, tokens: Token
     markdown = settings.strategy == "markdown"
     blocks = scan_markdown(text) if markdown else scan_paragraphs(text)
     drafter = Drafter(text, blocks, sizer, limit - sizer.special_tokens - settings.overlap, markdown=markdown)
-    counted = _mend(text, _trim(text, drafter.drafts()), sizer, limit)
+    counted = _joined(text, _mend(text, _trim(text, drafter.drafts()), sizer, limit), sizer, limit)
     if settings.overlap:
         counted = _overlap(text, counted, sizer, settings.overlap, limit)
     pages = PageLookup(document)
@@ -124,6 +125,21 @@ def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> l
     for draft, count in _count(text, list(drafts), sizer):
         mended.extend([(draft, count)] if count <= limit else _fit(text, draft, sizer, limit))
     return mended
+
+
+def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
+    """A draft of nothing but Markdown's marks (the rule at the end of a page) says nothing alone: it joins the one before where
+    it fits."""
+    joined = list(counted[:1])
+    for draft, count in counted[1:]:
+        before = joined[-1][0]
+        if _MARKS_ALONE.fullmatch(text, draft.start, draft.end):
+            [(longer, together)] = _count(text, [before._replace(end=draft.end)], sizer)
+            if together <= limit:
+                joined[-1] = longer, together
+                continue
+        joined.append((draft, count))
+    return joined
 
 
 def _fit(text: str, draft: Draft, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:

@@ -74,6 +74,20 @@ def test_outer_titles_of_a_long_heading_path_go_first(chunk: Chunk_) -> None:
     assert {c.context for c in chunks[-2:]} == {"Near\n\n"}
 
 
+def test_a_rule_is_no_chunk_of_its_own(chunk: Chunk_) -> None:
+    table = "| Code | Meaning |\n|---|---|\n" + "".join(f"| E{n:02} | {prose(6, n)} |\n" for n in range(60))
+    text = f"# Manual\n\n## Fault codes\n\n{table}\n---\n\n## Next page\n\n{prose(200)}\n\n***\n"
+    chunks = chunk(text)
+    assert all(any(char.isalnum() for char in c.content) for c in chunks)
+    assert any(c.content.endswith("|\n\n---") for c in chunks)
+    assert chunks[-1].content.endswith("***")
+    assert all(c.content == text[c.chunk_start_char : c.chunk_end_char] for c in chunks)
+
+
+def test_a_document_of_rules_alone_is_kept(chunk: Chunk_) -> None:
+    assert [c.content for c in chunk("---\n\n---\n")] == ["---\n\n---"]
+
+
 def test_lines_inside_code_are_no_headings(chunk: Chunk_) -> None:
     code = "```\n" + "".join(f"# comment {i} {prose(6, i)}\n" for i in range(60)) + "```"
     chunks = chunk("# Guide\n\n" + code)
