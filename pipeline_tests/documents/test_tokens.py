@@ -24,6 +24,8 @@ def test_counting_by_word_gives_the_tokenizers_own_counts(
 def test_characters_that_python_and_the_tokenizer_see_differently_do_not_split_words(
     minilm_tokenizer: Tokenizer, minilm: HuggingFaceTokens
 ) -> None:
+    minilm_tokenizer.no_truncation()
+    minilm_tokenizer.no_padding()
     texts = [f"one{char}two [SEP]{char}" for char in "\x0b\x0c\x1c\x1f\x85\xa0\u2028\u3000\u200b"]
     assert minilm.count(texts) == [len(minilm_tokenizer.encode(text)) for text in texts]
 
