@@ -21,7 +21,8 @@ def plan_batches(token_counts: Sequence[int], *, token_budget: int, max_items: i
     for index in by_length:
         if room == 0:
             batches.append([])
-            room = min(max_items, max(1, token_budget // max(1, token_counts[index])))
+            longest = token_counts[index]
+            room = min(max_items, max(1, token_budget // longest)) if longest else max_items
         batches[-1].append(index)
         room -= 1
     return batches

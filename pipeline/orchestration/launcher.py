@@ -115,16 +115,16 @@ def sync(
     scope = (detection.index.project_id, detection.index.export_config_id)
     report = SyncReport(detection)
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
-    restore_keys = True
+    restoring = True
 
     def is_fresh(spec: RunSpec) -> bool:
         return any((key, spec.assets) not in tried for key in spec.keys)
 
     with process_mark() as mark:
         while True:
-            decided = dispatch(instance, export, scope, restore_keys=restore_keys, wanted=is_fresh)
-            restore_keys = False
-            if not (decided.runs or decided.removals):
+            decided = dispatch(instance, export, scope, restore=restoring, wanted=is_fresh)
+            restoring = decided.restoring
+            if not (decided.runs or decided.removals or restoring):
                 break
             for spec in decided.runs:
                 tried |= {(key, spec.assets) for key in spec.keys}

@@ -51,9 +51,10 @@ def directory_changes(
             export,
             scope,
             waiting_since=cursor.get("waiting_since"),
-            restore_keys=detection.look == "complete" or not cursor,
+            restore=detection.look == "complete" or cursor.get("restoring", True),
         )
-        context.update_cursor(json.dumps({"listing": detection.cursor, "waiting_since": decided.waiting_since}))
+        left = {"listing": detection.cursor, "waiting_since": decided.waiting_since, "restoring": decided.restoring}
+        context.update_cursor(json.dumps(left))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
         requests = [_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]
         requests += [_removal(settings, decided.removals)] if decided.removals else []

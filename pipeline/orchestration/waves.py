@@ -30,6 +30,7 @@ from pipeline.orchestration.partitions import (
     key_order,
     unfinished_runs,
 )
+from pipeline.orchestration.standing import report_standing
 from pipeline.stages.export import Export
 from pipeline.stages.needs import Needs, needs_of
 
@@ -66,6 +67,8 @@ class Dispatch:
     waiting_since: float | None
     settled: bool = False
     """Nothing runs and nothing is to be run."""
+    restoring: bool = False
+    """Dagster is not told of all that stands yet."""
 
 
 def dispatch(
@@ -74,20 +77,19 @@ def dispatch(
     scope: tuple[str, str],
     *,
     waiting_since: float | None = None,
-    restore_keys: bool = False,
+    restore: bool = False,
     wanted: Callable[[RunSpec], bool] = lambda _spec: True,
 ) -> Dispatch:
     """Decide which runs to start now, and note in the ledger what they carry. Changes the order of partition keys.
 
-    With ``restore_keys`` every known file gets its partition key back, as after the loss of the instance.
+    With ``restore`` Dagster is told again of every file and of all that stands, as after the loss of the instance.
     Runs that are not ``wanted`` are not handed out, and their files stay as they are.
     """
     end_dead_runs(instance)
     note_what_stands(instance, export, scope)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
-    if restore_keys:
-        _with_new_keys(instance, export.name, [row.file_id for row in export.ledger.files().values() if row.status != "removed"])
+    restoring = restore and not _restored(instance, export, scope)
     quiet = is_quiet(instance, export.name)
     if quiet and needs.removed:
         delete_keys(instance, export.name, needs.removed)
@@ -95,7 +97,7 @@ def dispatch(
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
     ingest = needs.ingest
     if not (ingest or needs.alone or any(needs.lagging.values())):
-        return Dispatch(needs, (), removals, None, settled=not (running or removals))
+        return Dispatch(needs, (), removals, None, settled=not (running or removals), restoring=restoring)
     order = _with_new_keys(instance, export.name, ingest + needs.alone)
     ranges, waiting_since = _arrange(instance, export, ingest, order, quiet=quiet, waiting_since=waiting_since)
     wave = uuid.uuid4().hex
@@ -111,7 +113,14 @@ def dispatch(
         ]
     runs = [run for run in runs if wanted(run)][:_MAX_RUNS]
     export.ledger.request(sorted({key for run in runs for key in run.keys}), wave)
-    return Dispatch(needs, tuple(runs), removals, waiting_since)
+    return Dispatch(needs, tuple(runs), removals, waiting_since, restoring=restoring)
+
+
+def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, str]) -> bool:
+    """Give every known file its partition key, and Dagster what it lacks of what stands; answers whether that is all."""
+    rows = {file_id: row for file_id, row in export.ledger.files().items() if row.status not in ("removing", "removed")}
+    _with_new_keys(instance, export.name, list(rows))
+    return report_standing(instance, export, rows, scope, made_by="a run that a former instance knew")
 
 
 def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:

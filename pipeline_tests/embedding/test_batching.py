@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.embedding.batching import check_inputs, plan_batches, plan_requests
@@ -38,6 +38,7 @@ def test_batches_run_from_long_to_short(token_counts: list[int], budget: int, ma
 
 @settings(deadline=None)
 @given(counts, caps, items)
+@example([0, 0], 1, 2)
 def test_a_batch_takes_the_next_text_whenever_it_fits(token_counts: list[int], budget: int, max_items: int) -> None:
     plan = plan_batches(token_counts, token_budget=budget, max_items=max_items)
     for batch in plan[:-1]:

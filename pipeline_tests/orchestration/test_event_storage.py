@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START
+from pipeline.orchestration.standing import report_materialized
 from pipeline_tests.postgres import fresh_database, postgres
 
 KEYS = [f"file-{number}" for number in range(7)]
@@ -98,3 +99,12 @@ def test_the_log_of_a_run_holds_every_event_once(instance: dg.DagsterInstance) -
     stored = instance.get_records_for_run(result.run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED).records
     assert len(stored) == 2 * 5
     assert len({(record.asset_key, record.partition_key) for record in stored}) == 2 * 5
+
+
+def test_partitions_reported_outside_of_any_run_are_materialized(instance: dg.DagsterInstance) -> None:
+    instance.add_dynamic_partitions("files", KEYS)
+    report_materialized(instance, payloads.key, KEYS[:6], made_by="a test")
+    assert instance.get_materialized_partitions(payloads.key) == set(KEYS[:6])
+    records = instance.fetch_materializations(payloads.key, limit=10).records
+    assert sorted(record.partition_key or "" for record in records) == KEYS[:6]
+    assert {record.run_id for record in records} == {""}

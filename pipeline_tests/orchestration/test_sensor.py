@@ -43,7 +43,7 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert [request.tags[FILES_TAG] for request in answer.run_requests] == ["5"]
     kinds = {type(event) for event in answer.asset_events}
     assert kinds == {dg.AssetObservation, dg.AssetCheckEvaluation}
-    assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None}
+    assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None, "restoring": False}
 
 
 def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(

@@ -179,3 +179,16 @@ def test_a_lost_instance_gets_its_partitions_back_and_runs_nothing(world: World)
         world.write("doc-0.md", "# Document 0\n\nEdited.\n")
         assert world.sync().ok
         world.assert_settled()
+
+
+@pytest.mark.parametrize("restored_with", ["one look", "a look a partition"])
+def test_the_materializations_of_a_lost_instance_come_back_however_many_looks_it_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch, restored_with: str
+) -> None:
+    if restored_with == "a look a partition":
+        monkeypatch.setattr("pipeline.orchestration.standing._AT_ONCE", 1)
+        monkeypatch.setattr("pipeline.orchestration.standing._SECONDS", 0.0)
+    with dg.DagsterInstance.ephemeral() as fresh:
+        world.instance = fresh
+        assert world.sync().runs == 0
+        world.assert_no_partition_is_behind()
