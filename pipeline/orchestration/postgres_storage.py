@@ -17,7 +17,7 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
 
-from pipeline.orchestration.event_batches import insert_events, last_of_each_asset, split
+from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split
 
 
 class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
@@ -40,7 +40,7 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
         together, alone = split(events)
         if together:
             with self._connect() as connection:
-                ids = insert_events(connection, [self._event_to_row(event) for event in together])
+                ids = insert_events(connection, event_rows(self, together))
             with self.index_transaction() as connection:
                 self._store_asset_event_tags(connection, together, ids)
                 for event, event_id in last_of_each_asset(together, ids):

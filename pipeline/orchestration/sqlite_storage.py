@@ -13,7 +13,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
-from pipeline.orchestration.event_batches import insert_events, last_of_each_asset, split
+from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split
 
 
 class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
@@ -21,7 +21,7 @@ class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
-        rows = [self._event_to_row(event) for event in together]
+        rows = event_rows(self, together)
         runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in rows:
             runs[row["run_id"]].append(row)

@@ -6,7 +6,19 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import (
+    AssetMaterializationPlannedData,
+    AssetObservationData,
+    DagsterEvent,
+    DagsterEventType,
+    StepMaterializationData,
+)
+from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log import SqlEventLogStorage
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from pipeline.orchestration.event_batches import event_rows
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START
 from pipeline.orchestration.standing import report_materialized
 from pipeline_tests.postgres import fresh_database, postgres
@@ -108,3 +120,46 @@ def test_partitions_reported_outside_of_any_run_are_materialized(instance: dg.Da
     records = instance.fetch_materializations(payloads.key, limit=10).records
     assert sorted(record.partition_key or "" for record in records) == KEYS[:6]
     assert {record.run_id for record in records} == {""}
+
+
+names = st.sampled_from(["file-1", "file-2", '"partition": "file-1"', "ü\u2028\\", '", "timestamp": 1.5'])
+keys = st.sampled_from([["e", "chunks"], ["e", "lancedb"]]).map(dg.AssetKey)
+times = st.sampled_from([0.0, 1.5, 1795690692.7273216, 1e-7])
+partitions = st.none() | names
+planned = st.builds(lambda key, partition: AssetMaterializationPlannedData(key, partition), keys, partitions)
+materialized = st.builds(
+    lambda key, partition, metadata, tags: StepMaterializationData(
+        dg.AssetMaterialization(key, partition=partition, metadata=metadata, tags=tags)
+    ),
+    keys,
+    partitions,
+    st.dictionaries(names, names | st.integers(0, 3), max_size=1),
+    st.dictionaries(st.just("dagster/data_version"), st.sampled_from(["a", "b"]), max_size=1),
+)
+observed = st.builds(lambda key, partition: AssetObservationData(dg.AssetObservation(key, partition=partition)), keys, partitions)
+TYPES = {
+    AssetMaterializationPlannedData: DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+    StepMaterializationData: DagsterEventType.ASSET_MATERIALIZATION,
+    AssetObservationData: DagsterEventType.ASSET_OBSERVATION,
+}
+
+
+def entry(data: Any, run_id: str, message: str, timestamp: float) -> EventLogEntry:
+    event = DagsterEvent(TYPES[type(data)].value, "job", step_key="step", event_specific_data=data, message=message)
+    return EventLogEntry(None, 10, message, run_id, timestamp, "step", "job", event)
+
+
+entries = st.builds(entry, planned | materialized | observed, st.sampled_from(["r1", "r2"]), names, times)
+
+
+@pytest.fixture(scope="module")
+def storage() -> Iterator[SqlEventLogStorage]:
+    with dg.DagsterInstance.ephemeral() as ephemeral:
+        assert isinstance(ephemeral.event_log_storage, SqlEventLogStorage)
+        yield ephemeral.event_log_storage
+
+
+@settings(deadline=None)
+@given(events=st.lists(entries, max_size=12))
+def test_the_rows_of_a_batch_are_those_of_its_events_one_by_one(storage: SqlEventLogStorage, events: list[EventLogEntry]) -> None:
+    assert event_rows(storage, events) == [storage._event_to_row(event) for event in events]
