@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.documents.arrow import chunks_to_table, pages_from_table
 from pipeline.documents.chunking import chunk_document
 from pipeline.documents.document import build_document
-from pipeline.documents.models import Attachment
+from pipeline.documents.models import Attachment, Document
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin
 
-_LEDGER_AT_ONCE = 200
+_AT_ONCE = 64
 
 
 async def chunk(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
@@ -32,52 +32,43 @@ async def chunk(export: Export, file_ids: list[str], *, run_id: str) -> StageRep
 
 def _chunk(export: Export, rows: dict[str, FileRow], report: StageReport) -> None:
     stale = [row for row in rows.values() if (key := export.chunks_key(row)) and key != row.chunks_key]
-    if stale:
-        _ = export.embedder, export.chunker
+    for start in range(0, len(stale), _AT_ONCE):
+        _chunk_files(export, stale[start : start + _AT_ONCE], report)
+        export.progress("chunk", report.worked, len(stale))
+
+
+def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -> None:
+    """Chunk files into the lake, then note in the ledger what they have, or that their payload is gone."""
+    payloads = export.lake.read_many("parsed_payloads", [row.file_id for row in rows])
+    objects: list[tuple[str, pa.Table, dict[str, str]]] = []
     updates: list[dict[str, Any]] = []
     lost: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        for row, made in zip(stale, pool.map(lambda row: _chunk_file(export, row), stale), strict=True):
-            if made is None:
-                lost.append({"file_id": row.file_id, "fetched_token": None, "payload_digest": None, "text_digest": None})
-                report.failures[row.file_id] = "its payload is gone from the lake; it will be fetched again"
-                continue
-            updates.append(made)
-            report.worked += 1
-            report.numbers["chunks"] += made["chunk_count"]
-            report.numbers["tokens"] += made["token_count"]
-            report.sizes += made.pop("sizes")
-            report.rows.append(
-                {"file": row.display_name, "file_id": row.file_id, "chunks": made["chunk_count"], "tokens": made["token_count"]}
-            )
-            export.progress("chunk", report.worked, len(stale))
-            if len(updates) >= _LEDGER_AT_ONCE:
-                export.ledger.update_files(updates)
-                updates = []
+    for row in rows:
+        if row.file_id not in payloads:
+            lost.append({"file_id": row.file_id, "fetched_token": None, "payload_digest": None, "text_digest": None})
+            report.failures[row.file_id] = "its payload is gone from the lake; it will be fetched again"
+            continue
+        document = _document(export, payloads.pop(row.file_id))
+        embedder = export.embedder
+        table = chunks_to_table(chunk_document(document, export.settings.chunking, embedder.tokens, embedder.max_tokens))
+        key = export.chunks_key(row) or ""
+        tokens = int(pc.sum(table["chunk_token_count"]).as_py() or 0)
+        objects.append((row.file_id, table, {"chunks_key": key}))
+        updates.append({"file_id": row.file_id, "chunks_key": key, "chunk_count": table.num_rows, "token_count": tokens})
+        report.worked += 1
+        report.numbers["chunks"] += table.num_rows
+        report.numbers["tokens"] += tokens
+        report.sizes += table["chunk_token_count"].to_pylist()
+        report.rows.append({"file": row.display_name, "file_id": row.file_id, "chunks": table.num_rows, "tokens": tokens})
+    export.lake.write_many("chunks", objects)
     export.ledger.update_files(updates)
     export.ledger.update_files(lost)
 
 
-def _chunk_file(export: Export, row: FileRow) -> dict[str, Any] | None:
-    """Chunk one file into the lake; its ledger columns, or ``None`` when its payload is gone."""
-    pages = export.lake.read("parsed_payloads", row.file_id)
-    if pages is None:
-        return None
+def _document(export: Export, pages: pa.Table) -> Document:
     whole_file = json.loads((pages.schema.metadata or {}).get(b"attachments", b"[]"))
-    document = build_document(
+    return build_document(
         pages_from_table(pages),
         tuple(Attachment(*values) for values in whole_file),
         include_headers_footers=export.settings.chunking.include_headers_footers,
     )
-    embedder = export.embedder
-    chunks = chunk_document(document, export.settings.chunking, embedder.tokens, embedder.max_tokens)
-    table = chunks_to_table(chunks)
-    key = export.chunks_key(row) or ""
-    export.lake.write("chunks", row.file_id, table, {"chunks_key": key})
-    return {
-        "file_id": row.file_id,
-        "chunks_key": key,
-        "chunk_count": len(chunks),
-        "token_count": int(pc.sum(table["chunk_token_count"]).as_py() or 0),
-        "sizes": table["chunk_token_count"].to_pylist(),
-    }
