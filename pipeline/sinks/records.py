@@ -182,17 +182,16 @@ def record_set_hash(table: pa.Table) -> str:
 
 def _json_values(column: pa.ChunkedArray) -> Sequence[str]:
     """Canonical JSON of every value; a column of one value, as most are, is encoded once."""
-    count = len(column)
+    values = column.to_pylist()
     if pa.types.is_integer(column.type):
-        return ["null" if value is None else str(value) for value in column.to_pylist()]
-    if count > 1 and not pa.types.is_nested(column.type):
-        first = column[0]
-        constant = pc.all(pc.equal(column, first)).as_py() if first.is_valid else column.null_count == count
-        if constant and (column.null_count in (0, count)):
-            return [canonical_json(first.as_py())] * count
+        return ["null" if value is None else str(value) for value in values]
+    if pa.types.is_nested(column.type):
+        return ["[]" if value == [] else canonical_json(value) for value in values]
+    if values and values.count(values[0]) == len(values):
+        return [canonical_json(values[0])] * len(values)
     if pa.types.is_string(column.type) and not column.null_count:
-        return [json_string(value) for value in column.to_pylist()]
-    return ["[]" if value == [] else canonical_json(value) for value in column.to_pylist()]
+        return [json_string(value) for value in values]
+    return [canonical_json(value) for value in values]
 
 
 def _is_ascending(values: npt.NDArray[np.int32]) -> bool:
