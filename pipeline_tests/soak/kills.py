@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -13,3 +14,14 @@ DAEMON_KILLS = KILLS // 5
 """Of processes below ``indexport dev``; all other kills are of ``indexport sync``."""
 
 only_in_the_soak = pytest.mark.skipif(not KILLS, reason="make soak sets SOAK_KILLS")
+
+
+def until_landed(kills: int, attempt: Callable[[int], bool]) -> None:
+    """Call ``attempt`` with 1, 2 and so on until so many of its kills have landed, as it answers: a kill lands when its victim
+    lived and had work to do. Fails when fewer than half of the attempts do."""
+    landed = 0
+    for number in range(1, 2 * kills + 1):
+        landed += attempt(number)
+        if landed == kills:
+            return
+    pytest.fail(f"only {landed} of {2 * kills} kills landed; {kills} were wanted")

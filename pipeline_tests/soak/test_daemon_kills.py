@@ -6,7 +6,7 @@ import random
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
-from pipeline_tests.soak.kills import DAEMON_KILLS, SEED, only_in_the_soak
+from pipeline_tests.soak.kills import DAEMON_KILLS, SEED, only_in_the_soak, until_landed
 from pipeline_tests.soak.test_kills import assert_in_place
 from pipeline_tests.soak.test_service_kills import write
 from pipeline_tests.test_daemon import INDEXPORT, Deployment, free_port, until
@@ -98,11 +98,15 @@ def _environment(process: psutil.Process) -> dict[str, str]:
         return {}
 
 
-def kill(processes: list[psutil.Process]) -> None:
-    """Nothing gets a chance to say goodbye."""
+def kill(processes: list[psutil.Process]) -> bool:
+    """Nothing gets a chance to say goodbye. Answers whether any of them was still alive."""
+    landed = False
     for process in processes:
-        process.kill()
+        with suppress(psutil.NoSuchProcess):
+            landed |= process.status() != psutil.STATUS_ZOMBIE
+            process.kill()
     psutil.wait_procs(processes, timeout=60)
+    return landed
 
 
 @pytest.fixture
@@ -115,12 +119,15 @@ def operated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Operat
         yield Operated(World(tmp_path, cloud, instance, world.settings), deployment)
 
 
-def kill_while_it_works(operated: Operated, victim: str, chance: random.Random) -> None:
-    """At some moment of the sensor's work on the folder; what is left of it may notice, or dies too."""
+def kill_while_it_works(operated: Operated, victim: str, chance: random.Random) -> bool:
+    """At some moment of the sensor's work on the folder; what is left of it may notice, or dies too. Answers whether there
+    was still work to do and a victim to kill."""
     until(operated.is_working, "the sensor's runs")
     time.sleep(chance.uniform(0.0, 4.0))
-    kill([one for one in operated.processes() if VICTIMS[victim](_command(one))])
+    working = operated.is_working()
+    landed = kill([one for one in operated.processes() if VICTIMS[victim](_command(one))])
     time.sleep(chance.choice([0.0, chance.uniform(0.0, 10.0)]) if victim != "everything" else 0.0)
+    return working and landed
 
 
 def _command(process: psutil.Process) -> str:
@@ -132,7 +139,7 @@ def _command(process: psutil.Process) -> str:
 
 def test_after_the_death_of_a_whole_deployment_a_restart_sets_everything_right(operated: Operated) -> None:
     with operated.running():
-        kill_while_it_works(operated, "everything", random.Random(SEED))
+        assert kill_while_it_works(operated, "everything", random.Random(SEED))
     with operated.running():
         operated.wait_until_all_is_in_place()
 
@@ -140,11 +147,15 @@ def test_after_the_death_of_a_whole_deployment_a_restart_sets_everything_right(o
 @only_in_the_soak
 def test_whatever_dies_of_a_deployment_a_restart_sets_everything_right(operated: Operated) -> None:
     chance = random.Random(SEED)
-    for version in range(1, DAEMON_KILLS + 1):
+
+    def attempt(version: int) -> bool:
         with operated.running():
             write(operated.world.root, version)
             operated.world.export.ledger.update_state(allowed_deletes=100)  # the fuse would soon stop so many in one hour
             operated.world.refresh()
-            kill_while_it_works(operated, chance.choice(list(VICTIMS)), chance)
+            landed = kill_while_it_works(operated, chance.choice(list(VICTIMS)), chance)
         with operated.running():
             operated.wait_until_all_is_in_place()
+        return landed
+
+    until_landed(DAEMON_KILLS, attempt)

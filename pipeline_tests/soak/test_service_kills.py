@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, only_in_the_soak
+from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, only_in_the_soak, until_landed
 from pipeline_tests.test_daemon import INDEXPORT, Deployment, free_port, until
 
 FILES = 10
@@ -70,7 +70,8 @@ def test_a_killed_local_cloud_goes_on_where_it_was(tmp_path: Path) -> None:
         started = time.monotonic()
         deployment.run(*command[len(INDEXPORT) :])
         usual = time.monotonic() - started
-    for version in range(1, CLOUD_KILLS + 1):
+
+    def attempt(version: int) -> bool:
         write(tmp_path, version)
         with cloud.running() as server:
             sync = subprocess.Popen(
@@ -78,13 +79,18 @@ def test_a_killed_local_cloud_goes_on_where_it_was(tmp_path: Path) -> None:
             )
             try:
                 sync.wait(chance.uniform(0.4, 1.0) * usual)
+                landed = False
             except subprocess.TimeoutExpired:
                 server.kill()
+                landed = True
             assert sync.wait(300) in (0, 1)
         with cloud.running():
             deployment.run("release", *failed) if (failed := _failed(deployment)) else None
             deployment.run(*command[len(INDEXPORT) :])
             assert_proved(deployment, version)
+        return landed
+
+    until_landed(CLOUD_KILLS, attempt)
 
 
 def _failed(deployment: Deployment) -> list[str]:
