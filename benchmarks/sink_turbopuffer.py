@@ -10,9 +10,10 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import turbopuffer
+from turbopuffer.types import ColumnsParam
 
 from benchmarks import comparison
 from benchmarks.endpoints import emulated, in_another_process
@@ -60,7 +61,9 @@ class Comparison(comparison.Comparison[TurbopufferExporter]):
     async def upsert_all(self, namespace: str, batches: Sequence[Columns]) -> None:
         async with turbopuffer.AsyncTurbopuffer() as client:
             for columns in batches:
-                await client.namespace(namespace).write(upsert_columns=columns, distance_metric="cosine_distance")
+                await client.namespace(namespace).write(
+                    upsert_columns=cast(ColumnsParam, columns), distance_metric="cosine_distance"
+                )
 
     def by_client(self) -> Callable[[TurbopufferExporter], Awaitable[None]]:
         documents = self.documents()

@@ -17,20 +17,21 @@ import dagster as dg
 import lancedb  # noqa: F401 - warm: the sink imports it on first use
 
 from pipeline.components.index_export import export_definitions
+from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
 from pipeline.orchestration.launcher import SyncReport, open_instance, sync
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.detect import refresh
-from pipeline.stages.settings import ExportSettings
+from pipeline.stages.settings import ExportSettings, RemovalSettings
 
 
 def settings_of(**values: Any) -> ExportSettings:
     """The export that is measured: constant vectors into LanceDB, removals without a grace period."""
     return ExportSettings(
         name="bench",
-        embedding={"provider": "constant"},
+        embedding=EmbeddingSettings(provider="constant"),
         sinks={"lancedb": {}},
-        removal={"grace_period_seconds": 0},
+        removal=RemovalSettings(grace_period_seconds=0),
         **values,
     )
 
@@ -42,11 +43,13 @@ def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - started, time.process_time() - used, answer
 
 
-def tick(settings: ExportSettings, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason | None:
+def tick(settings: ExportSettings, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
     """Evaluate the export's own sensor once."""
-    [sensor] = export_definitions(settings).sensors
+    [sensor] = export_definitions(settings).sensors or []
     context = dg.build_sensor_context(instance=instance, resources={"exports": Exports()})
-    return sensor(context)
+    result = sensor(context)
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
 
 
 def main() -> None:
@@ -82,7 +85,7 @@ def _unchanged_ticks(settings: ExportSettings, instance: dg.DagsterInstance, cou
     return seconds
 
 
-def _run_keys(result: dg.SensorResult | dg.SkipReason | None) -> set[str | None]:
+def _run_keys(result: dg.SensorResult | dg.SkipReason) -> set[str | None]:
     requests = result.run_requests or [] if isinstance(result, dg.SensorResult) else []
     return {request.run_key for request in requests}
 
