@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -21,6 +21,9 @@ from rich.table import Table
 from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, file_ids_of, open_export, out, sink_of
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
+
+if TYPE_CHECKING:
+    from llama_cloud.types.index_create_params import Product
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="LlamaCloud indexes in databases you own.")
 index_app = typer.Typer(no_args_is_help=True, help="The LlamaCloud index itself.")
@@ -41,6 +44,13 @@ class Mode(StrEnum):
     vector = "vector"
     text = "text"
     hybrid = "hybrid"
+
+
+class Attachment(StrEnum):
+    """What an index can keep of a file beside its text."""
+
+    screenshots = "screenshots"
+    items = "items"
 
 
 def main() -> None:
@@ -296,17 +306,32 @@ def dev(
 def index_create(
     source_directory_id: Annotated[str, typer.Argument(help="The directory that holds your documents (dir-...).")],
     name: Annotated[str, typer.Option(help="Name of the new index.")],
+    attachment: Annotated[
+        list[Attachment] | None, typer.Option(help="Keep page screenshots, or items with their boxes; may be repeated.")
+    ] = None,
+    product: Annotated[
+        list[str] | None,
+        typer.Option(help="parse=cfg-... or extract=cfg-...; may be repeated. None: LlamaCloud's default way to parse."),
+    ] = None,
     export: ExportOption = "default",
 ) -> None:
     """Create the index (or find it by name) with vector_target=DISABLED."""
+    products = [_product(given) for given in product or []]
     opened = open_export(export)
 
     async def create() -> Any:
         async with opened.source() as source:
-            return await source.create_index(source_directory_id, name)
+            return await source.create_index(source_directory_id, name, products=products, store_attachments=attachment or ())
 
     index = await_now(create())
     out.print_json(data={"index_id": index.index_id, "export_config_id": index.export_config_id, "status": index.status})
+
+
+def _product(given: str) -> Product:
+    kind, _, config_id = given.partition("=")
+    if kind not in ("parse", "extract") or not config_id:
+        raise ConfigError(f"a product reads parse=ID or extract=ID of its configuration, not {given!r}")
+    return {"product_type": kind, "product_config_id": config_id}
 
 
 @index_app.command("sync")

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from httpx import Client
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
 
 RUN = [sys.executable, "-m", "pipeline.cli"]
@@ -75,6 +77,23 @@ def test_the_plan_counts_what_an_edit_and_a_removal_cost(folder: Path) -> None:
     invoke("index", "sync", "--wait")
     plan = json.loads(invoke("plan", "--json"))
     assert (plan["changed"], plan["removed"], plan["chunks_to_embed"]) == (1, 1, 1)
+
+
+def test_an_index_is_created_with_its_attachments_and_products_and_found_again(folder: Path) -> None:
+    cloud = Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"})
+    [first] = cloud.get("/api/v1/indexes").json()["items"]
+    command = ["index", "create", first["source_directory_id"], "--name", "second"]
+    options = ["--attachment", "items", "--attachment", "screenshots", "--product", "parse=cfg-PARSE_AGENTIC"]
+    created = json.loads(invoke(*command, *options))
+    assert json.loads(invoke(*command))["index_id"] == created["index_id"]
+    listed = {index["name"]: index for index in cloud.get("/api/v1/indexes").json()["items"]}
+    assert listed.keys() == {first["name"], "second"}
+
+
+def test_a_product_without_its_configuration_is_refused(folder: Path) -> None:
+    outcome = CliRunner().invoke(app, ["index", "create", "dir-1", "--name", "second", "--product", "parse"])
+    assert isinstance(outcome.exception, ConfigError)
+    assert "parse=ID" in str(outcome.exception)
 
 
 def test_output_for_people_cites_pages(folder: Path) -> None:
