@@ -7,7 +7,6 @@ Every object carries string metadata (digests of what it was made from), so the 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,7 +48,7 @@ class Lake:
 
     def write(self, dataset: Dataset, partition: str, table: pa.Table, metadata: Mapping[str, str]) -> int:
         """Replace a partition atomically; answers its size in bytes. Raises LakeError (disk full, read-only, refused)."""
-        buffer = io.BytesIO()
+        buffer = pa.BufferOutputStream()
         stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
         long = _long_texts(stamped)
         pq.write_table(
@@ -60,17 +59,18 @@ class Lake:
             write_statistics=False,
             use_dictionary=False,
         )
+        data = buffer.getvalue()
         path = self._path(dataset, partition)
         try:
             if self._local:
-                version = _write_atomically(Path(path), buffer.getbuffer())
+                version = _write_atomically(Path(path), memoryview(data))
                 self._recent.keep(path, version, stamped)
             else:
-                self._fs.pipe_file(path, buffer.getvalue())
+                self._fs.pipe_file(path, data.to_pybytes())
         except OSError as error:
             reason = error.strerror or type(error).__name__
             raise LakeError(f"the lake cannot write {dataset} of {partition}: {reason}; check its space and rights") from error
-        return buffer.tell()
+        return int(data.size)
 
     def write_many(self, dataset: Dataset, objects: Iterable[tuple[str, pa.Table, Mapping[str, str]]]) -> list[int]:
         """``write`` of ``(partition, table, metadata)``; sizes in the order given."""
