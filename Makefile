@@ -8,6 +8,8 @@ LLAMA_EXTRAS := llama-index llama-index-stores
 LLAMA_VENV := .venv-llama-index
 LLAMA_STAMP := $(LLAMA_VENV)/.installed
 LLAMA_TLS := $(LLAMA_VENV)/tls
+# More than cores: tests of daemons and of retries mostly wait.
+TEST_WORKERS ?= 3
 DOCS ?=
 SINK ?=
 SOAK_SECONDS ?= 600
@@ -46,7 +48,7 @@ dev: setup
 	$(BIN)/indexport dev $(if $(DOCS),--documents "$(DOCS)")
 
 test: setup $(VENV)/.secantus
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 	$(MAKE) --no-print-directory test-llama-index
 
 # What needs LlamaIndex, and the sinks whose SDKs it holds at an older major; that of Azure AI Search speaks TLS alone.
@@ -54,7 +56,7 @@ test-llama-index: $(LLAMA_STAMP) $(LLAMA_VENV)/.secantus
 	$(LLAMA_VENV)/bin/python -m pipeline_tests.emulators.certificate $(LLAMA_TLS)
 	AZURE_EMULATOR_CERTIFICATE=$(LLAMA_TLS)/certificate.pem AZURE_EMULATOR_KEY=$(LLAMA_TLS)/key.pem \
 	  SSL_CERT_FILE=$(LLAMA_TLS)/certificate.pem REQUESTS_CA_BUNDLE=$(LLAMA_TLS)/certificate.pem \
-	  $(LLAMA_VENV)/bin/python -m pytest -n 2 --dist worksteal -rs -p no:cacheprovider \
+	  $(LLAMA_VENV)/bin/python -m pytest -n $(TEST_WORKERS) --dist worksteal -rs -p no:cacheprovider \
 	  pipeline_tests/llama_index pipeline_tests/conformance pipeline_tests/sinks -k "llama_index or llama_docstore or azure or pinecone"
 
 soak: setup
