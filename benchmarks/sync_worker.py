@@ -11,6 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -43,13 +44,15 @@ def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
     return time.perf_counter() - started, time.process_time() - used, answer
 
 
-def tick(settings: ExportSettings, instance: dg.DagsterInstance) -> dg.SensorResult | dg.SkipReason:
-    """Evaluate the export's own sensor once."""
+def tick(
+    settings: ExportSettings, instance: dg.DagsterInstance, cursor: str | None
+) -> tuple[dg.SensorResult | dg.SkipReason, str | None]:
+    """Evaluate the export's own sensor once, as the daemon does: with the cursor of the tick before."""
     [sensor] = export_definitions(settings).sensors or []
-    context = dg.build_sensor_context(instance=instance, resources={"exports": Exports()})
+    context = dg.build_sensor_context(instance=instance, resources={"exports": Exports()}, cursor=cursor)
     result = sensor(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
-    return result
+    return result, context.cursor
 
 
 def main() -> None:
@@ -75,10 +78,13 @@ def _counted(export: Any, report: SyncReport) -> dict[str, Any]:
 def _unchanged_ticks(settings: ExportSettings, instance: dg.DagsterInstance, count: int) -> list[float]:
     """Seconds of looks at a directory nothing has happened to. The first, not counted, asks for the proof of the sync; the
     daemon runs a run key once, so a look that repeats it launches nothing."""
-    known = _run_keys(tick(settings, instance)) if count else set()
+    if not count:
+        return []
+    first, cursor = tick(settings, instance, None)
+    known = _run_keys(first)
     seconds = []
     for _ in range(count):
-        spent, _, result = timed(lambda: tick(settings, instance))
+        spent, _, (result, cursor) = timed(partial(tick, settings, instance, cursor))
         if new := _run_keys(result) - known:
             raise SystemExit(f"nothing has changed, and yet the sensor asks for {new}")
         seconds.append(spent)
