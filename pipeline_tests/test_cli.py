@@ -8,9 +8,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from httpx import Client
+from llama_cloud.resources.indexes import AsyncIndexesResource
 from typer.testing import CliRunner
 
 from pipeline.cli import app
@@ -79,15 +81,28 @@ def test_the_plan_counts_what_an_edit_and_a_removal_cost(folder: Path) -> None:
     assert (plan["changed"], plan["removed"], plan["chunks_to_embed"]) == (1, 1, 1)
 
 
-def test_an_index_is_created_with_its_attachments_and_products_and_found_again(folder: Path) -> None:
-    cloud = Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"})
-    [first] = cloud.get("/api/v1/indexes").json()["items"]
-    command = ["index", "create", first["source_directory_id"], "--name", "second"]
-    options = ["--attachment", "items", "--attachment", "screenshots", "--product", "parse=cfg-PARSE_AGENTIC"]
-    created = json.loads(invoke(*command, *options))
-    assert json.loads(invoke(*command))["index_id"] == created["index_id"]
-    listed = {index["name"]: index for index in cloud.get("/api/v1/indexes").json()["items"]}
-    assert listed.keys() == {first["name"], "second"}
+def test_an_index_is_created_with_its_attachments_and_products_and_found_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    real = AsyncIndexesResource.create
+
+    async def create(self: AsyncIndexesResource, **given: Any) -> Any:
+        asked.append(given)
+        return await real(self, **given)
+
+    monkeypatch.setattr(AsyncIndexesResource, "create", create)
+    with Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"}) as cloud:
+        [first] = cloud.get("/api/v1/indexes").json()["items"]
+        command = ["index", "create", first["source_directory_id"], "--name", "second"]
+        options = ["--attachment", "items", "--attachment", "screenshots", "--product", "parse=cfg-PARSE_AGENTIC"]
+        created = json.loads(invoke(*command, *options))
+        assert json.loads(invoke(*command))["index_id"] == created["index_id"]
+        listed = {index["name"] for index in cloud.get("/api/v1/indexes").json()["items"]}
+    assert listed == {first["name"], "second"}
+    [request] = asked
+    assert (request["vector_target"], request["store_attachments"]) == ("DISABLED", ["items", "screenshots"])
+    assert request["products"] == [{"product_type": "parse", "product_config_id": "cfg-PARSE_AGENTIC"}]
 
 
 def test_a_product_without_its_configuration_is_refused(folder: Path) -> None:

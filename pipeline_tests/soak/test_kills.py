@@ -114,7 +114,7 @@ def kill_and_run_again(victim: Victim, kills: int) -> None:
 
 
 def test_a_killed_sync_is_made_good_by_the_next_one(victim: Victim) -> None:
-    kill_and_run_again(victim, 2)
+    kill_and_run_again(victim, 3)
 
 
 @only_in_the_soak
