@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
+from operator import attrgetter
 
 import pyarrow as pa
 
@@ -30,6 +31,9 @@ CHUNK_FIELDS: tuple[pa.Field, ...] = (
 )
 """The columns of the lake's ``chunks`` dataset; the first columns of a record."""
 
+_CHUNK_SCHEMA = pa.schema(CHUNK_FIELDS)
+_CHUNK_VALUES = attrgetter(*_CHUNK_SCHEMA.names)
+
 PAGE_FIELDS: tuple[pa.Field, ...] = (
     pa.field("page_number", pa.int32(), nullable=False),
     pa.field("text", pa.string(), nullable=False),
@@ -43,14 +47,19 @@ PAGE_FIELDS: tuple[pa.Field, ...] = (
 
 def chunks_to_table(chunks: Sequence[Chunk]) -> pa.Table:
     """Rows of CHUNK_FIELDS, in the order given."""
-    schema = pa.schema(CHUNK_FIELDS)
-    columns = [
-        _attachment_lists([chunk.attachments for chunk in chunks])
-        if field.name == "attachments"
-        else pa.array([getattr(chunk, field.name) for chunk in chunks], field.type)
-        for field in schema
+    columns = zip(*map(_CHUNK_VALUES, chunks), strict=True) if chunks else [()] * len(CHUNK_FIELDS)
+    arrays = [
+        _attachment_lists(values) if field.name == "attachments" else pa.array(values, field.type)
+        for field, values in zip(CHUNK_FIELDS, columns, strict=True)
     ]
-    return pa.table(columns, schema=schema)
+    return pa.table(arrays, schema=_CHUNK_SCHEMA)
+
+
+def chunks_to_tables(files: Sequence[Sequence[Chunk]]) -> list[pa.Table]:
+    """``chunks_to_table`` of each file, as slices of one table: making a table takes longer than the rows of a small file."""
+    together = chunks_to_table([chunk for chunks in files for chunk in chunks])
+    ends = accumulate((len(chunks) for chunks in files), initial=0)
+    return [together.slice(start, end - start) for start, end in pairwise(ends)]
 
 
 def chunks_from_table(table: pa.Table) -> list[Chunk]:

@@ -47,7 +47,7 @@ class HuggingFaceTokens:
         if len(self._known) > _MOST_KNOWN_WORDS:
             self._known = {}
         known = self._known
-        return [self._special_tokens + self._count_words(_WORD.findall(text), known) for text in texts]
+        return [self._special_tokens + self._count_words(_words(text), known) for text in texts]
 
     def _count_words(self, words: list[str], known: dict[str, int]) -> int:
         try:
@@ -73,6 +73,11 @@ class EstimatedTokens:
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [len(text.encode("utf-8", "surrogatepass")) + self._SPECIAL_TOKENS for text in texts]
+
+
+def _words(text: str) -> list[str]:
+    """The runs of ``_WORD`` in order, and empty strings, which have no tokens: several times faster than a search for them."""
+    return text.replace("\n", " ").replace("\t", " ").replace("\r", " ").split(" ")
 
 
 def _is_wordwise(tokenizer: Tokenizer) -> bool:

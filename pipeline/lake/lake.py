@@ -64,7 +64,7 @@ class Lake:
         try:
             if self._local:
                 version = _write_atomically(Path(path), memoryview(data))
-                self._recent.keep(path, version, stamped)
+                self._recent.keep(path, version, stamped, data.size + sum(long.values()))
             else:
                 self._fs.pipe_file(path, data.to_pybytes())
         except OSError as error:
@@ -152,11 +152,11 @@ class Lake:
         return data
 
 
-def _long_texts(table: pa.Table) -> list[str]:
-    """The columns worth compressing. Setting up the codec costs more than a short column takes, and vectors do not shrink."""
-    return [
-        field.name for field in table.schema if pa.types.is_string(field.type) and table[field.name].nbytes >= _COMPRESSED_FROM
-    ]
+def _long_texts(table: pa.Table) -> dict[str, int]:
+    """The columns worth compressing, with their bytes. Setting up the codec costs more than a short column takes, and vectors do
+    not shrink."""
+    texts = {field.name: table[field.name].nbytes for field in table.schema if pa.types.is_string(field.type)}
+    return {name: size for name, size in texts.items() if size >= _COMPRESSED_FROM}
 
 
 def _object_name(name: str) -> str:

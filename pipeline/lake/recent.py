@@ -27,9 +27,9 @@ class RecentTables:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def keep(self, path: str, version: os.stat_result, table: pa.Table) -> None:
-        """Hold ``table`` as the content of the file ``version`` was read from."""
-        size = table.nbytes + _BYTES_OF_A_TABLE
+    def keep(self, path: str, version: os.stat_result, table: pa.Table, size: int) -> None:
+        """Hold ``table``, whose values take about ``size`` bytes, as the content of the file ``version`` was read from."""
+        size += _BYTES_OF_A_TABLE
         with self._lock:
             self._drop(path)
             self._held[path] = _identity(version), table, size

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from pipeline.documents.arrow import chunks_to_table, pages_from_table
+from pipeline.documents.arrow import chunks_to_tables, pages_from_table
 from pipeline.documents.chunking import chunk_document
 from pipeline.documents.document import build_document
-from pipeline.documents.models import Attachment, Document
+from pipeline.documents.models import Attachment, Chunk
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
@@ -47,28 +46,30 @@ def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -
         if row.file_id not in payloads:
             lost.append({"file_id": row.file_id, "fetched_token": None, "payload_digest": None, "text_digest": None})
             report.failures[row.file_id] = "its payload is gone from the lake; it will be fetched again"
-            continue
-        document = _document(export, payloads.pop(row.file_id))
-        embedder = export.embedder
-        table = chunks_to_table(chunk_document(document, export.settings.chunking, embedder.tokens, embedder.max_tokens))
+    found = [row for row in rows if row.file_id in payloads]
+    cut = [_chunks(export, payloads.pop(row.file_id)) for row in found]
+    for row, chunks, table in zip(found, cut, chunks_to_tables(cut), strict=True):
         key = export.chunks_key(row) or ""
-        tokens = int(pc.sum(table["chunk_token_count"]).as_py() or 0)
+        sizes = [chunk.chunk_token_count for chunk in chunks]
+        tokens = sum(sizes)
         objects.append((row.file_id, table, {"chunks_key": key}))
-        updates.append({"file_id": row.file_id, "chunks_key": key, "chunk_count": table.num_rows, "token_count": tokens})
+        updates.append({"file_id": row.file_id, "chunks_key": key, "chunk_count": len(chunks), "token_count": tokens})
         report.worked += 1
-        report.numbers["chunks"] += table.num_rows
+        report.numbers["chunks"] += len(chunks)
         report.numbers["tokens"] += tokens
-        report.sizes += table["chunk_token_count"].to_pylist()
-        report.rows.append({"file": row.display_name, "file_id": row.file_id, "chunks": table.num_rows, "tokens": tokens})
+        report.sizes += sizes
+        report.rows.append({"file": row.display_name, "file_id": row.file_id, "chunks": len(chunks), "tokens": tokens})
     export.lake.write_many("chunks", objects)
     export.ledger.update_files(updates)
     export.ledger.update_files(lost)
 
 
-def _document(export: Export, pages: pa.Table) -> Document:
+def _chunks(export: Export, pages: pa.Table) -> list[Chunk]:
     whole_file = json.loads((pages.schema.metadata or {}).get(b"attachments", b"[]"))
-    return build_document(
+    settings = export.settings.chunking
+    document = build_document(
         pages_from_table(pages),
         tuple(Attachment(*values) for values in whole_file),
-        include_headers_footers=export.settings.chunking.include_headers_footers,
+        include_headers_footers=settings.include_headers_footers,
     )
+    return chunk_document(document, settings, export.embedder.tokens, export.embedder.max_tokens)

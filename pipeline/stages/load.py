@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
 
 import pyarrow as pa
 
 from pipeline.errors import SinkUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
-from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records
+from pipeline.sinks.records import FileProvenance, FileRecords, build_record_sets
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin, groups_of
@@ -97,32 +96,24 @@ def holds(snapshot: Snapshot | None, record_set_hash: str, records: int) -> bool
 def build_records(export: Export, rows: list[FileRow], scope: tuple[str, str], report: StageReport) -> list[FileRecords]:
     """Record sets from the lake; notes their digests in the ledger for the other sinks."""
     tables = export.lake.read_many("embeddings", [row.file_id for row in rows])
-    built: list[FileRecords] = []
-    updates: list[dict[str, Any]] = []
-    lost: list[dict[str, Any]] = []
-    for row in rows:
-        table = tables.get(row.file_id)
-        if table is None:
-            lost.append({"file_id": row.file_id, "vectors_key": None})
-            report.failures[row.file_id] = "its vectors are gone from the lake; they will be made again"
-            continue
-        records = file_records(export, row, scope, table)
-        built.append(records)
-        updates.append(
-            {
-                "file_id": row.file_id,
-                "records_key": export.records_key(row, scope),
-                "record_set_hash": records.record_set_hash,
-            }
-        )
-    export.ledger.update_files(updates)
-    export.ledger.update_files(lost)
+    lost = [row.file_id for row in rows if row.file_id not in tables]
+    report.failures |= dict.fromkeys(lost, "its vectors are gone from the lake; they will be made again")
+    found = [row for row in rows if row.file_id in tables]
+    built = record_sets(export, [(row, tables[row.file_id]) for row in found], scope)
+    export.ledger.update_files(
+        [
+            {"file_id": row.file_id, "records_key": export.records_key(row, scope), "record_set_hash": records.record_set_hash}
+            for row, records in zip(found, built, strict=True)
+        ]
+    )
+    export.ledger.update_files([{"file_id": file_id, "vectors_key": None} for file_id in lost])
     return built
 
 
-def file_records(export: Export, row: FileRow, scope: tuple[str, str], table: pa.Table) -> FileRecords:
-    """What every sink should hold of a file, from its partition of ``embeddings``."""
-    return build_file_records(_provenance(row, scope), table, table["embedding"].combine_chunks(), export.embedder.identity)
+def record_sets(export: Export, files: Sequence[tuple[FileRow, pa.Table]], scope: tuple[str, str]) -> list[FileRecords]:
+    """What every sink should hold of these files, from their partitions of ``embeddings``."""
+    given = [(_provenance(row, scope), table, table["embedding"].combine_chunks()) for row, table in files]
+    return build_record_sets(given, export.embedder.identity)
 
 
 def _provenance(row: FileRow, scope: tuple[str, str]) -> FileProvenance:

@@ -21,7 +21,7 @@ from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.records import EMPTY_RECORD_SET, group_files, record_set_hash
 from pipeline.stages.export import Export
 from pipeline.stages.findings import Finding, FindingKind, compare_file
-from pipeline.stages.load import complete_snapshot, file_records
+from pipeline.stages.load import complete_snapshot, record_sets
 
 _SEEN_IN_DEEP: frozenset[FindingKind] = frozenset({"missing_file", "stale_file", "duplicate", "wrong_model"})
 """What a deep verification says more exactly of a file whose records it has read."""
@@ -218,4 +218,5 @@ def _compare_with_lake(
     marks: Mapping[bytes, Any] = (source.schema.metadata or {}) if source is not None else {}
     if source is None or marks.get(b"vectors_key") != (row.vectors_key or "").encode():
         return [Finding("unproved", sink, row.file_id, None, "its vectors are gone from the lake")]
-    return compare_file(sink, row.file_id, file_records(export, row, scope, source).table, held)
+    [wanted] = record_sets(export, [(row, source)], scope)
+    return compare_file(sink, row.file_id, wanted.table, held)
