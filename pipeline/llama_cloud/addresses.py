@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-import ssl
 import urllib.request
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from dataclasses import dataclass
 import anyio
 import httpcore
 import httpx
+
+from pipeline.llama_cloud.tls import ssl_context
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONNECTIONS = 2
@@ -106,18 +107,18 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
     the address, so only hosts written as a private address are refused.
     """
 
-    def __init__(self, policy: AddressPolicy, *, ssl_context: ssl.SSLContext) -> None:
-        super().__init__(verify=ssl_context)
+    def __init__(self, policy: AddressPolicy) -> None:
+        super().__init__(verify=ssl_context())
         self._policy = policy
         self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=ssl_context,
+            ssl_context=ssl_context(),
             max_connections=_CONNECTIONS,
             max_keepalive_connections=_CONNECTIONS,
             keepalive_expiry=_KEEPALIVE_SECONDS,
             network_backend=GuardedBackend(policy),
         )
         self._proxies = {
-            scheme: httpx.AsyncHTTPTransport(verify=ssl_context, proxy=proxy)
+            scheme: httpx.AsyncHTTPTransport(verify=ssl_context(), proxy=proxy)
             for scheme, proxy in urllib.request.getproxies().items()
             if scheme in {"http", "https"}
         }

@@ -27,6 +27,7 @@ from pydantic import SecretStr
 from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
 from pipeline.llama_cloud.decoding import clean_text
 from pipeline.llama_cloud.rate_limit import RateLimiter
+from pipeline.llama_cloud.tls import ssl_context
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
 
 T = TypeVar("T")
@@ -67,7 +68,7 @@ class CloudApi:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        http_client = DefaultAsyncHttpxClient(transport=transport)
+        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context())
         try:
             self.client = AsyncLlamaCloud(
                 api_key=api_key.get_secret_value() if api_key else None,

@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from enum import Enum, auto
-from functools import cached_property
 from types import TracebackType
 from typing import Self
 
@@ -138,7 +136,7 @@ class PayloadDownloader:
         """The client last given back, whose connection is the warmest."""
         if not self._idle:
             made = httpx.AsyncClient(
-                transport=self._transport or GuardedTransport(self._addresses, ssl_context=self._ssl_context),
+                transport=self._transport or GuardedTransport(self._addresses),
                 headers={"Accept": "*/*", "Accept-Encoding": "identity"},
                 timeout=_TIMEOUT,
                 follow_redirects=False,
@@ -150,10 +148,6 @@ class PayloadDownloader:
             yield client
         finally:
             self._idle.append(client)
-
-    @cached_property
-    def _ssl_context(self) -> ssl.SSLContext:
-        return httpx.create_ssl_context()
 
     async def _fetch(self, client: httpx.AsyncClient, url: PresignedUrl) -> bytes | _Failure:
         """Attempts until one succeeds, fails for good, or there were enough."""
