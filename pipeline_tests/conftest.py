@@ -10,6 +10,11 @@ settings.register_profile("shared-machine", deadline=None, suppress_health_check
 settings.load_profile("shared-machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that in the end no worker is left alone with one."""
+    items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
+
+
 @pytest.fixture
 def impatient_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """LlamaCloud's SDK retries as often as ever, and waits a hundredth of its time in between."""

@@ -132,6 +132,7 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
             assert message in outcome.stderr
 
 
+@pytest.mark.takes_long
 def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> None:
     environment = {
         **os.environ,

@@ -102,6 +102,7 @@ def _kill_group(group: int) -> None:
         return
 
 
+@pytest.mark.takes_long
 def test_sensor_queue_and_backfill_of_scattered_partitions(deployment: Deployment) -> None:
     keys = until(lambda: len(found := deployment.materialized()) == 7 and found, "the sensor's first wave")
     hits = json.loads(deployment.run("search", "gauge of station 3", "--json", "-k", "1"))

@@ -31,6 +31,8 @@ from pipeline.llama_cloud.wire import PresignedUrl, read_file, read_object, read
 
 _NORMALISED_INLINE_BYTES = 128 * 1024
 """Below this a thread costs more than the parsing it takes off the event loop (a millisecond or two)."""
+_FIRST_POLL = 1 / 16
+"""The first pause as a share of the longest: the sync of a small folder is over in a moment."""
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -116,20 +118,22 @@ class LlamaCloudSource:
         return await self._index.cancel_sync()
 
     async def wait_until_ready(self, timeout: float, poll: float = 2.0) -> IndexState:  # noqa: ASYNC109 - a limit on LlamaCloud
-        """Poll every ``poll`` seconds until the index is ready and not syncing.
+        """Poll until the index is ready and not syncing: soon at first, then ever later, at last every ``poll`` seconds.
 
         Raises ``SyncFailed`` with the vendor's message when it reports ``failed``, ``SourceUnavailable`` after ``timeout``
         seconds.
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
+        pause = poll * _FIRST_POLL
         while not (state := await self.get_index()).settled:
             if state.status == "failed" and not state.sync_in_progress:
                 raise SyncFailed(f"index {state.name!r} failed: {state.error_message or 'LlamaCloud gives no reason'}")
             left = deadline - clock()
             if left <= 0:
                 raise SourceUnavailable(f"index {state.name!r} is not ready after {timeout:g} seconds (status {state.status})")
-            await asyncio.sleep(min(poll, left))
+            await asyncio.sleep(min(pause, left))
+            pause = min(2 * pause, poll)
         return state
 
     async def list_files(

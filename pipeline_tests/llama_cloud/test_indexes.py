@@ -139,6 +139,19 @@ async def test_waiting_ends_when_the_index_is_ready_and_not_syncing() -> None:
     assert next(states, None) is None
 
 
+async def test_waiting_asks_soon_at_first_and_then_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+
+    async def note(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("pipeline.llama_cloud.source.asyncio.sleep", note)
+    states = iter([index_body(sync_in_progress=True)] * 7 + [index_body()])
+    async with FakeCloud(script=lambda _: httpx.Response(200, json=next(states))).source() as source:
+        await source.wait_until_ready(timeout=100, poll=2)
+    assert pauses == [0.125, 0.25, 0.5, 1, 2, 2, 2]
+
+
 async def test_waiting_ends_with_the_vendors_message_when_the_sync_failed() -> None:
     failed = index_body(metadata={"status": "failed", "error_message": "out of credits"})
     async with FakeCloud(indexes=[failed]).source() as source:

@@ -115,6 +115,7 @@ def _leaks(pieces: Iterator[tuple[str, bytes]]) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.takes_long
 def test_no_secret_and_no_presigned_url_is_written_or_printed(installation: Installation) -> None:
     installation.faults(
         payloads={"doc-0.md": "truncated", "doc-1.md": "missing", "doc-2.md": "not_json"},
@@ -139,6 +140,7 @@ def test_no_secret_and_no_presigned_url_is_written_or_printed(installation: Inst
     assert _leaks(iter([*written, *printed.items()])) == {}
 
 
+@pytest.mark.takes_long
 def test_an_error_that_stops_the_sync_shows_no_secret(installation: Installation) -> None:
     installation.faults(server_error_requests=1000, server_error_status=500)
     commands = ("sync", "plan")

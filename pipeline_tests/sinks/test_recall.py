@@ -76,6 +76,7 @@ async def test_lancedb_finds_by_its_index_what_an_exact_search_finds(tmp_path: P
     await exporter.close()
 
 
+@pytest.mark.takes_long
 async def test_pgvector_finds_by_its_index_what_an_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
     with postgres() as server:
         database = Database(fresh_database(server))

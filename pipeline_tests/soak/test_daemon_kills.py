@@ -137,6 +137,7 @@ def _command(process: psutil.Process) -> str:
         return ""
 
 
+@pytest.mark.takes_long
 def test_after_the_death_of_a_whole_deployment_a_restart_sets_everything_right(operated: Operated) -> None:
     with operated.running():
         assert kill_while_it_works(operated, "everything", random.Random(SEED))
