@@ -57,9 +57,11 @@ def chunks_to_table(chunks: Sequence[Chunk]) -> pa.Table:
 
 def chunks_to_tables(files: Sequence[Sequence[Chunk]]) -> list[pa.Table]:
     """``chunks_to_table`` of each file, as slices of one table: making a table takes longer than the rows of a small file."""
-    together = chunks_to_table([chunk for chunks in files for chunk in chunks])
-    ends = accumulate((len(chunks) for chunks in files), initial=0)
-    return [together.slice(start, end - start) for start, end in pairwise(ends)]
+    return _slices(chunks_to_table([chunk for chunks in files for chunk in chunks]), map(len, files))
+
+
+def _slices(table: pa.Table, counts: Iterable[int]) -> list[pa.Table]:
+    return [table.slice(start, end - start) for start, end in pairwise(accumulate(counts, initial=0))]
 
 
 def chunks_from_table(table: pa.Table) -> list[Chunk]:
@@ -82,6 +84,11 @@ def pages_to_table(pages: Sequence[Page]) -> pa.Table:
         ],
         schema=pa.schema(PAGE_FIELDS),
     )
+
+
+def pages_to_tables(files: Sequence[Sequence[Page]]) -> list[pa.Table]:
+    """``pages_to_table`` of each file, as slices of one table."""
+    return _slices(pages_to_table([page for pages in files for page in pages]), map(len, files))
 
 
 def pages_from_table(table: pa.Table) -> list[Page]:

@@ -19,19 +19,14 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from sqlalchemy import Connection
 
-_TOGETHER = frozenset(
-    {
-        DagsterEventType.ASSET_MATERIALIZATION,
-        DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
-        DagsterEventType.ASSET_OBSERVATION,
-    }
-)
+_PLANNED = DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
+_TOGETHER = frozenset({DagsterEventType.ASSET_MATERIALIZATION.value, _PLANNED, DagsterEventType.ASSET_OBSERVATION.value})
 
 
 def split(events: Sequence[EventLogEntry]) -> tuple[list[EventLogEntry], list[EventLogEntry]]:
     """(events to write together, events to write one by one), each in order."""
-    together = [event for event in events if event.get_dagster_event().event_type in _TOGETHER]
-    return together, [event for event in events if event.get_dagster_event().event_type not in _TOGETHER]
+    together = [event for event in events if _kind(event) in _TOGETHER]
+    return together, [event for event in events if _kind(event) not in _TOGETHER]
 
 
 def event_rows(storage: SqlEventLogStorage, events: Sequence[EventLogEntry]) -> list[dict[str, Any]]:
@@ -84,7 +79,20 @@ def insert_events(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> 
     return list(connection.execute(ids, rows).scalars())
 
 
-def last_of_each_asset(events: Sequence[EventLogEntry], ids: Sequence[int]) -> list[tuple[EventLogEntry, int]]:
+def that_may_have_tags(events: Sequence[EventLogEntry], ids: Sequence[int]) -> tuple[list[EventLogEntry], list[int]]:
+    """Events with their ids but for the planned ones, which never have tags."""
+    kept = [(event, event_id) for event, event_id in zip(events, ids, strict=True) if _kind(event) != _PLANNED]
+    return [event for event, _ in kept], [event_id for _, event_id in kept]
+
+
+def last_of_each_asset(
+    events: Sequence[EventLogEntry], rows: Sequence[Mapping[str, Any]], ids: Sequence[int]
+) -> list[tuple[EventLogEntry, int]]:
     """The event that decides an asset's own row: its last one, with its id."""
-    last = {event.get_dagster_event().asset_key: (event, event_id) for event, event_id in zip(events, ids, strict=True)}
+    last = {row["asset_key"]: (event, event_id) for event, row, event_id in zip(events, rows, ids, strict=True)}
     return list(last.values())
+
+
+def _kind(event: EventLogEntry) -> str:
+    """The event's type as it is stored: asking for it as an enum takes longer than all else that is asked here."""
+    return event.get_dagster_event().event_type_value

@@ -7,17 +7,35 @@ the price. The stock class also connects anew for every statement, hundreds of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from dagster._core.events.log import EventLogEntry
 from dagster._serdes import ConfigurableClassData
 from dagster_postgres.event_log import PostgresEventLogStorage
+from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
 
-from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split
+from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
+
+
+def _keeping_engine(postgres_url: str) -> sa.Engine:
+    """As in the webserver: one connection is kept, more are made and dropped as they are needed."""
+    return sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1, pool_pre_ping=True)
+
+
+class KeepingPostgresRunStorage(PostgresRunStorage):
+    """The stock class over a kept connection."""
+
+    def __init__(self, postgres_url: str, should_autocreate_tables: bool = True) -> None:
+        super().__init__(postgres_url, should_autocreate_tables)
+        self._engine = _keeping_engine(postgres_url)
+
+    def dispose(self) -> None:
+        super().dispose()
+        self._engine.dispose()
 
 
 class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
@@ -27,23 +45,34 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
         self, postgres_url: str, should_autocreate_tables: bool = True, inst_data: ConfigurableClassData | None = None
     ) -> None:
         super().__init__(postgres_url, should_autocreate_tables, inst_data)
-        # As in the webserver: one connection is kept, more are made and dropped as they are needed.
-        self._engine = sa.create_engine(
-            postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1, pool_pre_ping=True
-        )
+        self._engine = _keeping_engine(postgres_url)
+        self._there: set[tuple[str, str]] = set()
 
     def dispose(self) -> None:
         super().dispose()
         self._engine.dispose()
 
+    def has_table(self, table_name: str) -> bool:
+        return self._is_there(super().has_table, "table", table_name)
+
+    def has_asset_key_col(self, column_name: str) -> bool:
+        return self._is_there(super().has_asset_key_col, "column", column_name)
+
+    def _is_there(self, ask: Callable[[str], bool], kind: str, name: str) -> bool:
+        """What is in the schema stays in it: the stock class asks the database a hundred times a run."""
+        if (kind, name) not in self._there and ask(name):
+            self._there.add((kind, name))
+        return (kind, name) in self._there
+
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
         if together:
+            rows = event_rows(self, together)
             with self._connect() as connection:
-                ids = insert_events(connection, event_rows(self, together))
+                ids = insert_events(connection, rows)
             with self.index_transaction() as connection:
-                self._store_asset_event_tags(connection, together, ids)
-                for event, event_id in last_of_each_asset(together, ids):
+                self._store_asset_event_tags(connection, *that_may_have_tags(together, ids))
+                for event, event_id in last_of_each_asset(together, rows, ids):
                     self._store_asset_event(connection, event, event_id)
         for event in alone:
             self.store_event(event)
@@ -56,6 +85,7 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
         self, postgres_url: str, should_autocreate_tables: bool = True, inst_data: ConfigurableClassData | None = None
     ) -> None:
         super().__init__(postgres_url, should_autocreate_tables, inst_data)
+        self._run_storage = KeepingPostgresRunStorage(postgres_url, should_autocreate_tables)
         self._event_log_storage = BatchingPostgresEventLogStorage(postgres_url, should_autocreate_tables)
 
     @classmethod

@@ -13,7 +13,7 @@ from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventL
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 
-from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split
+from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 
 
 class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
@@ -31,8 +31,8 @@ class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
         if together:
             with self.index_transaction() as connection:
                 ids = insert_events(connection, rows)
-                self._store_asset_event_tags(connection, together, ids)
-                for event, event_id in last_of_each_asset(together, ids):
+                self._store_asset_event_tags(connection, *that_may_have_tags(together, ids))
+                for event, event_id in last_of_each_asset(together, rows, ids):
                     self._store_asset_event(connection, event, event_id)
         for event in alone:
             self.store_event(event)

@@ -9,7 +9,7 @@ import hashlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 from pydantic import ValidationError
@@ -193,5 +193,7 @@ def _backoff(attempts: int, first: float, most: float) -> float:
     return min(doubled, most) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
 
 
+@lru_cache(maxsize=8192)
 def _digest(*parts: str) -> str:
+    """Kept for the files of a few runs: every stage asks for the keys of the stages before it."""
     return hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]

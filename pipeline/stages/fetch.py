@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline.documents.arrow import pages_to_table
+from pipeline.documents.arrow import pages_to_tables
 from pipeline.errors import PayloadError
 from pipeline.ledger.models import FileRow
 from pipeline.llama_cloud.digests import payload_digest, text_digest
@@ -49,38 +49,41 @@ async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bo
 
 
 def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[DirectoryFile, Payload]], report: StageReport) -> None:
-    objects, updates = [], []
+    changed: list[tuple[str, Payload, dict[str, str]]] = []
+    updates = []
     for file, payload in batch:
         row = rows[file.id]
         digest = payload_digest(payload, file)
         text = text_digest(payload)
-        changed = digest != row.payload_digest
-        if changed:
-            table = pages_to_table(payload.pages)
+        provenance = _provenance(file, payload)
+        moved = digest != row.payload_digest
+        if moved:
             metadata = {
                 "payload_digest": digest,
                 "text_digest": text,
-                "provenance": _provenance(file, payload),
+                "provenance": provenance,
                 "change_token": file.change_token,
             }
             if payload.attachments:
                 metadata["attachments"] = canonical_json([[a.attachment_name, a.source_id, a.type] for a in payload.attachments])
-            objects.append((file.id, table, metadata))
+            changed.append((file.id, payload, metadata))
         report.worked += 1
         report.numbers["pages"] += len(payload.pages)
-        report.numbers["changed"] += changed
+        report.numbers["changed"] += moved
         report.numbers["failed_pages"] += len(payload.failed_pages)
-        report.rows.append({"file": file.display_name, "file_id": file.id, "pages": len(payload.pages), "changed": changed})
+        report.rows.append({"file": file.display_name, "file_id": file.id, "pages": len(payload.pages), "changed": moved})
         updates.append(
             {
                 "file_id": file.id,
                 "fetched_token": file.change_token,
                 "payload_digest": digest,
                 "text_digest": text,
-                "provenance": _provenance(file, payload),
+                "provenance": provenance,
                 "refetch": False,
             }
         )
+    tables = pages_to_tables([payload.pages for _, payload, _ in changed])
+    objects = [(file_id, table, metadata) for (file_id, _, metadata), table in zip(changed, tables, strict=True)]
     report.numbers["bytes"] += sum(export.lake.write_many("parsed_payloads", objects))
     export.ledger.update_files(updates)
 
