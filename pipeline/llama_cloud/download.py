@@ -33,6 +33,7 @@ _EXPIRY_MARGIN = timedelta(seconds=30)
 _MAX_REDIRECTS = 5
 _MAX_LENGTH_DIGITS = 18
 _MAX_RETRY_AFTER_SECONDS = 60.0
+_HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
 _TOTAL_SECONDS = 900.0
 """For one attempt: a server that sends a byte a minute defeats every other time limit."""
@@ -102,10 +103,11 @@ class PayloadDownloader:
         self._retries = retries or RetryPolicy()
         self._transport = transport
         self._addresses = addresses
-        # A client a download in flight: every request looks at every connection of a pool, twice, so that one pool of
-        # sixteen costs more than the downloads.
-        self._clients: list[httpx.AsyncClient] = []
-        self._idle: list[httpx.AsyncClient] = []
+        # A transport a download in flight: every request looks at every connection of a pool, twice, so that one pool of
+        # sixteen costs more than the downloads. And no client over it: a presigned GET has no cookies and no
+        # authentication, and following redirects with limits of our own leaves it nothing to do.
+        self._transports: list[httpx.AsyncBaseTransport] = []
+        self._idle: list[httpx.AsyncBaseTransport] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -113,8 +115,8 @@ class PayloadDownloader:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for client in self._clients:
-            await client.aclose()
+        for transport in self._transports:
+            await transport.aclose()
 
     async def download(self, file: DirectoryFile, url: PresignedUrl | None = None) -> bytes:
         """The stored bytes of one file, as they are (possibly gzip). ``url`` saves a request when it is still usable.
@@ -122,48 +124,42 @@ class PayloadDownloader:
         Raises ``PayloadError`` when this file cannot be had, ``SourceUnavailable`` when the store does not answer, and
         whatever ``resolve`` raises.
         """
-        async with self._slots, self._client() as client:
-            outcome = await self._fetch(client, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
+        async with self._slots, self._warmest() as transport:
+            outcome = await self._fetch(transport, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
             if isinstance(outcome, _Failure) and outcome.kind is _Kind.STALE:
                 await asyncio.sleep(self._retries.pause(0, None))
-                outcome = await self._fetch(client, await self._resolve(file))
+                outcome = await self._fetch(transport, await self._resolve(file))
         if isinstance(outcome, _Failure):
             raise outcome.error(file)
         return outcome
 
     @asynccontextmanager
-    async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
-        """The client last given back, whose connection is the warmest."""
+    async def _warmest(self) -> AsyncIterator[httpx.AsyncBaseTransport]:
+        """The transport last given back, whose connection is the warmest."""
         if not self._idle:
-            made = httpx.AsyncClient(
-                transport=self._transport or GuardedTransport(self._addresses),
-                headers={"Accept": "*/*", "Accept-Encoding": "identity"},
-                timeout=_TIMEOUT,
-                follow_redirects=False,
-            )
-            self._clients.append(made)
-            self._idle.append(made)
-        client = self._idle.pop()
+            self._transports.append(self._transport or GuardedTransport(self._addresses))
+            self._idle.append(self._transports[-1])
+        transport = self._idle.pop()
         try:
-            yield client
+            yield transport
         finally:
-            self._idle.append(client)
+            self._idle.append(transport)
 
-    async def _fetch(self, client: httpx.AsyncClient, url: PresignedUrl) -> bytes | _Failure:
+    async def _fetch(self, transport: httpx.AsyncBaseTransport, url: PresignedUrl) -> bytes | _Failure:
         """Attempts until one succeeds, fails for good, or there were enough."""
         for attempt in range(self._retries.attempts):
-            outcome = await self._attempt(client, url)
+            outcome = await self._attempt(transport, url)
             if isinstance(outcome, bytes) or outcome.kind in {_Kind.STALE, _Kind.FINAL}:
                 break
             if attempt + 1 < self._retries.attempts:
                 await asyncio.sleep(self._retries.pause(attempt, outcome.retry_after))
         return outcome
 
-    async def _attempt(self, client: httpx.AsyncClient, url: PresignedUrl) -> bytes | _Failure:
+    async def _attempt(self, transport: httpx.AsyncBaseTransport, url: PresignedUrl) -> bytes | _Failure:
         with urls_are_secret():
             try:
                 async with asyncio.timeout(_TOTAL_SECONDS):
-                    return await self._follow(client, client.build_request("GET", url.url))
+                    return await self._follow(transport, _get(httpx.URL(url.url)))
             except AddressRefused as error:
                 return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
@@ -173,16 +169,17 @@ class PayloadDownloader:
             except (httpx.RequestError, TimeoutError) as error:
                 return _Failure(_Kind.TRANSIENT, f"the connection broke ({type(error).__name__})")
 
-    async def _follow(self, client: httpx.AsyncClient, request: httpx.Request) -> bytes | _Failure:
+    async def _follow(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> bytes | _Failure:
         """The answer at the end of the redirects. The bodies of redirects are never read: they have no size limit."""
         for _ in range(_MAX_REDIRECTS + 1):
-            response = await client.send(request, stream=True)
+            response = await transport.handle_async_request(request)
             try:
-                if response.next_request is None:
+                if not response.has_redirect_location:
                     return await self._read(response)
-                if request.url.scheme == "https" and response.next_request.url.scheme != "https":
+                target = request.url.join(response.headers["Location"])
+                if request.url.scheme == "https" and target.scheme != "https":
                     return _Failure(_Kind.FINAL, "the storage redirects from https to http")
-                request = response.next_request
+                request = _get(target)
             finally:
                 await response.aclose()
         return _Failure(_Kind.FINAL, f"the storage redirects more than {_MAX_REDIRECTS} times")
@@ -205,6 +202,10 @@ class PayloadDownloader:
                 return too_large
             pieces.append(piece)
         return b"".join(pieces)
+
+
+def _get(url: httpx.URL) -> httpx.Request:
+    return httpx.Request("GET", url, headers=_HEADERS, extensions={"timeout": _TIMEOUT.as_dict()})
 
 
 def _failed_status(response: httpx.Response) -> _Failure:

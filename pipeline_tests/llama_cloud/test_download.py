@@ -229,7 +229,7 @@ async def test_redirects_are_followed() -> None:
     [
         ("http://storage.example/target", "from https to http"),
         ("/again", "redirects more than 5 times"),
-        ("https://host:port/target", "connection broke"),
+        ("https://host:port/target", "not an HTTP URL"),
         ("file:///etc/passwd", "https to http"),
     ],
 )
