@@ -13,8 +13,10 @@ from pipeline.documents.arrow import (
     PAGE_FIELDS,
     chunks_from_table,
     chunks_to_table,
+    chunks_to_tables,
     pages_from_table,
     pages_to_table,
+    pages_to_tables,
 )
 from pipeline.documents.models import Attachment, Chunk, Page
 
@@ -65,6 +67,22 @@ def test_pages_come_back_as_they_were(pages: list[Page]) -> None:
     assert table.schema == pa.schema(PAGE_FIELDS)
     table.validate(full=True)
     assert pages_from_table(table) == pages
+
+
+@settings(max_examples=60, deadline=None)
+@given(files=st.lists(st.lists(_CHUNKS, max_size=3), max_size=4))
+def test_the_chunks_of_each_file_come_back_from_tables_made_together(files: list[list[Chunk]]) -> None:
+    tables = chunks_to_tables(files)
+    assert [chunks_from_table(table) for table in tables] == files
+    assert [table.schema for table in tables] == [pa.schema(CHUNK_FIELDS)] * len(files)
+
+
+@settings(max_examples=60, deadline=None)
+@given(files=st.lists(st.lists(_PAGES, max_size=3), max_size=4))
+def test_the_pages_of_each_file_come_back_from_tables_made_together(files: list[list[Page]]) -> None:
+    tables = pages_to_tables(files)
+    assert [pages_from_table(table) for table in tables] == files
+    assert [table.schema for table in tables] == [pa.schema(PAGE_FIELDS)] * len(files)
 
 
 def test_a_wave_of_chunks_converts_in_a_moment() -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipeline.sinks.records import (
     HASHED_FIELDS,
     build_file_records,
+    build_record_sets,
     canonical_json,
     chunk_id,
     chunk_ids,
@@ -45,6 +46,19 @@ TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
 def test_the_digest_is_that_of_canonical_json_row_by_row(texts: list[str], metadata: dict[str, object]) -> None:
     file = FILES.file("dfl-1", texts, metadata=metadata)
     assert file.record_set_hash == _digest_row_by_row(file.table) == record_set_hash(file.table)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(TEXTS, st.sampled_from([{}, {"a": 1}, {"tags": ["x"]}])), max_size=5))
+def test_files_made_together_are_those_made_one_by_one(files: list[tuple[list[str], dict[str, object]]]) -> None:
+    alone = [FILES.file(f"dfl-{number}", texts, metadata=metadata) for number, (texts, metadata) in enumerate(files)]
+    given = [(file.provenance, file.table, file.table["embedding"].combine_chunks()) for file in alone]
+    together = build_record_sets(given, MODEL)
+    assert [file.provenance for file in together] == [file.provenance for file in alone]
+    assert [file.record_set_hash for file in together] == [_digest_row_by_row(file.table) for file in alone]
+    for one, other in zip(together, alone, strict=True):
+        one.table.validate(full=True)
+        assert one.table.equals(other.table)
 
 
 def test_the_digest_ignores_row_order_ids_and_vectors() -> None:
