@@ -18,7 +18,8 @@ from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin
 
-_AT_ONCE = 64
+_AT_ONCE = 16
+"""Files held in memory at once: as many as the lake reads together from a bucket."""
 
 
 async def chunk(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
