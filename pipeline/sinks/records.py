@@ -228,15 +228,15 @@ def build_record_sets(
         return []
     schema = record_schema(model.dimension)
     counts = [chunks.num_rows for _, chunks, _ in files]
-    ends = list(accumulate(counts, initial=0))
+    spans = list(pairwise(accumulate(counts, initial=0)))
     of_chunks = pa.concat_tables([chunks.select(_CHUNK_NAMES) for _, chunks, _ in files])
     of_files = _file_values([provenance for provenance, _, _ in files], counts, model)
     rows = [",".join(row) for row in zip(*map(_json_values, of_chunks.columns), strict=True)]
     tails = [",".join(tail) for tail in zip(*map(_json_values, of_files.columns), strict=True)]
-    digests = [_digest((row, tail) for row in rows[start:end]) for tail, (start, end) in zip(tails, pairwise(ends), strict=True)]
+    digests = [_digest((row, tail) for row in rows[start:end]) for tail, (start, end) in zip(tails, spans, strict=True)]
     indices = of_chunks["chunk_index"].to_pylist()
     ids: list[str] = []
-    for (provenance, _, _), (start, end) in zip(files, pairwise(ends), strict=True):
+    for (provenance, _, _), (start, end) in zip(files, spans, strict=True):
         key = provenance.tenant_id, provenance.export_config_id, provenance.parsed_directory_file_id
         ids += chunk_ids(*key, indices[start:end])
     repeated = of_files.append_column("record_set_hash", pa.array(digests)).take(np.repeat(np.arange(len(files)), counts))
@@ -246,7 +246,7 @@ def build_record_sets(
     table = pa.table([columns[name] for name in schema.names], schema=schema)
     return [
         FileRecords(provenance, digest, table.slice(start, end - start))
-        for (provenance, _, _), digest, (start, end) in zip(files, digests, pairwise(ends), strict=True)
+        for (provenance, _, _), digest, (start, end) in zip(files, digests, spans, strict=True)
     ]
 
 
@@ -257,15 +257,6 @@ def _file_values(files: Sequence[FileProvenance], counts: Sequence[int], model: 
     values["embedding_model"] = [model.fingerprint] * len(files)
     values["metadata"] = [canonical_json(dict(provenance.metadata)) for provenance in files]
     return pa.table([pa.array(values[field.name], field.type) for field in _FILE_FIELDS], schema=pa.schema(_FILE_FIELDS))
-
-
-def _sealed(provenance: FileProvenance, columns: Mapping[str, pa.Array | pa.ChunkedArray], schema: pa.Schema) -> FileRecords:
-    """The file's records with their ids and their digest, which follow from the other columns."""
-    digest = record_set_hash(pa.table({name: columns[name] for name in HASHED_FIELDS}))
-    indices = columns["chunk_index"].to_pylist()
-    ids = chunk_ids(provenance.tenant_id, provenance.export_config_id, provenance.parsed_directory_file_id, indices)
-    complete = {**columns, "id": pa.array(ids, pa.string()), "record_set_hash": pa.repeat(pa.scalar(digest), len(ids))}
-    return FileRecords(provenance, digest, pa.table([complete[f.name] for f in schema], schema=schema))
 
 
 def group_files(table: pa.Table) -> Iterator[pa.Table]:
@@ -303,7 +294,9 @@ def _checked_file(rows: pa.Table) -> FileRecords:
         **{name: first[name] for name in _AS_GIVEN},
         metadata=json.loads(first["metadata"]),
     )
-    return _sealed(provenance, {name: rows[name] for name in rows.column_names}, rows.schema)
+    vectors = rows["embedding"].combine_chunks()
+    model = ModelIdentity(first["embedding_model"], first["embedding_model"], vectors.type.list_size)
+    return build_file_records(provenance, rows, vectors, model)
 
 
 def to_records(table: pa.Table) -> list[ChunkRecord]:

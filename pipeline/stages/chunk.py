@@ -42,11 +42,8 @@ def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -
     payloads = export.lake.read_many("parsed_payloads", [row.file_id for row in rows])
     objects: list[tuple[str, pa.Table, dict[str, str]]] = []
     updates: list[dict[str, Any]] = []
-    lost: list[dict[str, Any]] = []
-    for row in rows:
-        if row.file_id not in payloads:
-            lost.append({"file_id": row.file_id, "fetched_token": None, "payload_digest": None, "text_digest": None})
-            report.failures[row.file_id] = "its payload is gone from the lake; it will be fetched again"
+    lost = [row.file_id for row in rows if row.file_id not in payloads]
+    report.failures |= dict.fromkeys(lost, "its payload is gone from the lake; it will be fetched again")
     found = [row for row in rows if row.file_id in payloads]
     cut = [_chunks(export, payloads.pop(row.file_id)) for row in found]
     for row, chunks, table in zip(found, cut, chunks_to_tables(cut), strict=True):
@@ -62,7 +59,8 @@ def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -
         report.rows.append({"file": row.display_name, "file_id": row.file_id, "chunks": len(chunks), "tokens": tokens})
     export.lake.write_many("chunks", objects)
     export.ledger.update_files(updates)
-    export.ledger.update_files(lost)
+    unfetched = {"fetched_token": None, "payload_digest": None, "text_digest": None}
+    export.ledger.update_files([{"file_id": file_id, **unfetched} for file_id in lost])
 
 
 def _chunks(export: Export, pages: pa.Table) -> list[Chunk]:

@@ -39,7 +39,8 @@ def test_a_table_is_handed_out_once_and_nothing_of_it_is_kept(tmp_path: Path) ->
 
 
 def test_random_writes_of_two_writers_are_always_seen_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recent, "_MOST_BYTES", 3 * (400 + recent._BYTES_OF_A_TABLE))
+    size = Lake(str(tmp_path), "measured").write("chunks", "a", TABLE, {})
+    monkeypatch.setattr(recent, "_MOST_BYTES", 3 * (size + recent._BYTES_OF_A_TABLE))
     writers = [Lake(str(tmp_path), "default"), Lake(str(tmp_path), "default")]
     expected: dict[str, int | None] = {}
     rng = random.Random(7)
