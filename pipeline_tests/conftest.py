@@ -12,6 +12,8 @@ import llama_cloud._base_client
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("pipeline_tests.world")
+
 _new_ssl_context = httpx._transports.default.create_ssl_context
 
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -32,7 +32,7 @@ from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_
 _SUFFIX = ".lock"
 _WITH_A_PROCESS = [status for status in UNFINISHED if status is not dg.DagsterRunStatus.QUEUED]
 _SPEECHLESS_SECONDS = 60.0
-"""A process tags its run in the moment after it has reported it started."""
+"""A process tags its run in the moment after it has reported it started, and so does a launcher."""
 
 
 @contextmanager
@@ -81,15 +81,28 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
             continue
         mark = path.name.removesuffix(_SUFFIX)
         records = instance.get_run_records(dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={PROCESS_TAG: mark}))
-        dead = [record for record in records if _is_dead(record, mark)]
-        for record in dead:
-            if instance.event_log_storage.supports_global_concurrency_limits:
-                instance.event_log_storage.free_concurrency_slots_for_run(record.dagster_run.run_id)
-            instance.report_run_failed(
-                record.dagster_run, "the process of this run ended without a word: it was killed, or its machine stopped"
-            )
+        dead = [record.dagster_run for record in records if _is_dead(record, mark)]
+        for run in dead:
+            _end(instance, run)
         if len(dead) == len(records):
             path.unlink(missing_ok=True)
+    for run in _never_launched(instance):
+        _end(instance, run)
+
+
+def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+    if instance.event_log_storage.supports_global_concurrency_limits:
+        instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+    instance.report_run_failed(run, "the process of this run ended without a word: it was killed, or its machine stopped")
+
+
+def _never_launched(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that Dagster has handed to our launcher, which died before it marked them; none where it cannot make marks."""
+    if not isinstance(instance.run_launcher, MarkingRunLauncher) or not os.access(_folder().parent, os.W_OK):
+        return []
+    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+    before = time.time() - _SPEECHLESS_SECONDS
+    return [r.dagster_run for r in records if PROCESS_TAG not in r.dagster_run.tags and r.update_timestamp.timestamp() < before]
 
 
 def _is_dead(record: RunRecord, mark: str) -> bool:

@@ -75,6 +75,30 @@ def test_a_run_launched_by_a_killed_process_is_over_unless_its_own_process_may_b
         assert status(instance, begun) is dg.DagsterRunStatus.FAILURE
 
 
+def test_a_run_whose_launcher_died_before_it_marked_it_is_over_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_instance(Home(tmp_path / "home")) as instance:
+        unmarked = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTING)
+        created = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.NOT_STARTED)
+        instance.add_run(unmarked)
+        instance.add_run(created)
+        end_dead_runs(instance)
+        assert status(instance, unmarked.run_id) is dg.DagsterRunStatus.STARTING, "its launcher may be about to mark it"
+        monkeypatch.setattr("pipeline.orchestration.liveness._SPEECHLESS_SECONDS", -1.0)
+        end_dead_runs(instance)
+        assert status(instance, unmarked.run_id) is dg.DagsterRunStatus.FAILURE
+        assert status(instance, created.run_id) is dg.DagsterRunStatus.NOT_STARTED
+
+
+def test_a_run_without_a_mark_is_left_to_a_launcher_that_makes_none() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTING)
+        instance.add_run(run)
+        end_dead_runs(instance)
+        assert status(instance, run.run_id) is dg.DagsterRunStatus.STARTING
+
+
 @dg.op
 def find_own_tag(context: dg.OpExecutionContext) -> None:
     run = context.instance.get_run_by_id(context.run_id)
