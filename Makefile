@@ -16,6 +16,9 @@ SOAK_SECONDS ?= 600
 SOAK_KILLS ?= 50
 export UV_NO_PROGRESS := 1
 export DAGSTER_DISABLE_TELEMETRY := 1
+# Empty means that byte code is kept, whatever the caller's environment says: uv makes none, and every process would compile
+# the modules of Dagster, the SDKs and the tests anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo dev test test-llama-index soak lint format bench lock clean
 
