@@ -47,10 +47,11 @@ JOB = dg.Definitions(
 @pytest.fixture(params=["sqlite", "postgres"])
 def instance(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.DagsterInstance]:
     monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "4")
+    pools = {"concurrency": {"pools": {"default_limit": 2}}}
     if request.param == "sqlite":
         storage = {"module": "pipeline.orchestration.sqlite_storage", "class": "BatchingSqliteStorage"}
         with dg.instance_for_test(
-            temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": {"base_dir": str(tmp_path)}}}}
+            temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": {"base_dir": str(tmp_path)}}}, **pools}
         ) as made:
             yield made
         return
@@ -58,9 +59,31 @@ def instance(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
     with postgres() as uri:
         config = {"postgres_url": fresh_database(uri).replace("postgresql://", "postgresql+psycopg2://")}
         with dg.instance_for_test(
-            temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": config}}}
+            temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": config}}, **pools}
         ) as made:
             yield made
+
+
+def test_runs_that_begin_together_may_each_make_a_pool_known(instance: dg.DagsterInstance) -> None:
+    storage = instance.event_log_storage
+    for _ in range(2):
+        assert storage.initialize_concurrency_limit_to_default("new")
+    assert [(pool.name, pool.limit, pool.from_default) for pool in storage.get_pool_limits()] == [("new", 2, True)]
+    claimed = [storage.claim_concurrency_slot("new", f"run-{number}", "step").is_claimed for number in range(3)]
+    assert claimed == [True, True, False]
+
+
+def test_a_pool_whose_limit_somebody_set_keeps_it_and_another_follows_the_default(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("ours", 1)
+    storage.initialize_concurrency_limit_to_default("other")
+    monkeypatch.setattr(dg.DagsterInstance, "global_op_concurrency_default_limit", 3)
+    for pool in ("ours", "other"):
+        assert storage.initialize_concurrency_limit_to_default(pool)
+    assert {pool.name: pool.limit for pool in storage.get_pool_limits()} == {"ours": 1, "other": 3}
+    assert [storage.get_concurrency_info(pool).slot_count for pool in ("ours", "other")] == [1, 3]
 
 
 def run(instance: dg.DagsterInstance, first: str, last: str) -> dg.ExecuteInProcessResult:
