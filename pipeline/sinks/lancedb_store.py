@@ -26,8 +26,8 @@ _ATTEMPTS: Final = 10
 _FIRST_WAIT: Final = 0.05
 _LONGEST_WAIT: Final = 2.0
 _LONGEST_REASON: Final = 600
-_CONFLICT: Final = re.compile(r"conflict|concurrent", re.IGNORECASE)
-"""How Lance says that another writer's commit came first; it has no error class for it."""
+_CONFLICT: Final = re.compile(r"conflict|concurrent|already exists", re.IGNORECASE)
+"""How Lance says that another writer's commit came first, or made the same index; it has no error class for it."""
 
 _SOURCE_LOCATION: Final = re.compile(r",? ?\S+/(registry|src|rustc)/\S+\.rs(:\d+){0,2}")
 

@@ -14,6 +14,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from lancedb.table import AsyncTable
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
@@ -91,6 +92,21 @@ async def test_another_model_s_vectors_and_missing_columns_are_conflicts() -> No
         lancedb_table.check_schema(schema, "t", ModelIdentity("other", "other/1", MODEL.dimension), {})
     with pytest.raises(SinkConflict, match="'context' is missing"):
         lancedb_table.check_schema(schema.remove(schema.get_field_index("context")), "t", MODEL, {})
+
+
+async def test_indexes_that_another_process_made_since_this_one_looked_are_no_failure(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look, looks = AsyncTable.list_indices, 0
+
+    async def late(table: AsyncTable) -> Any:
+        nonlocal looks
+        looks += 1
+        return [] if looks == 1 else await look(table)
+
+    monkeypatch.setattr(AsyncTable, "list_indices", late)
+    await bench.open().provision()
+    assert looks == 2
 
 
 async def test_a_field_declared_with_another_type_is_a_conflict_that_names_both(bench: Bench, tmp_path: Path) -> None:
