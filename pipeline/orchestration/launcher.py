@@ -129,7 +129,8 @@ def sync(
             for spec in decided.runs:
                 tried |= {(key, spec.assets) for key in spec.keys}
                 told(spec)
-                _execute(ingest, spec, settings, instance, report, mark)
+                _count(execute(ingest, spec, settings, instance, mark), report)
+                report.ingested += spec.keys
             if decided.removals:
                 _remove(removal, decided.removals, settings, instance, report, mark)
     report.needs = needs_of(export, scope)
@@ -154,15 +155,11 @@ async def _look(export: Export) -> Detection:
     return detection
 
 
-def _execute(
-    job: dg.JobDefinition,
-    spec: RunSpec,
-    settings: ExportSettings,
-    instance: dg.DagsterInstance,
-    report: SyncReport,
-    mark: str,
-) -> None:
-    result = job.execute_in_process(
+def execute(
+    job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, mark: str
+) -> dg.ExecuteInProcessResult:
+    """One run of the export's ingest job, here and now. ``mark`` is this process's."""
+    return job.execute_in_process(
         instance=instance,
         run_config=_QUIET,
         partition_key=spec.keys[0] if spec.alone else None,
@@ -170,8 +167,6 @@ def _execute(
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         raise_on_error=False,
     )
-    _count(result, report)
-    report.ingested += spec.keys
 
 
 def _remove(
@@ -196,10 +191,17 @@ def _remove(
 def _count(result: dg.ExecuteInProcessResult, report: SyncReport) -> None:
     report.runs += 1
     report.failed_runs += not result.success
+    report.errors += failures(result)
+
+
+def failures(result: dg.ExecuteInProcessResult) -> list[str]:
+    """Why steps of a run failed, one line each."""
+    lines = []
     for event in result.filter_events(lambda event: event.is_step_failure):
         failure = event.step_failure_data
         told = failure.user_failure_data.description if failure.user_failure_data else None
-        report.errors.append(told or (failure.error.message.strip() if failure.error else "no reason given"))
+        lines.append(told or (failure.error.message.strip() if failure.error else "no reason given"))
+    return lines
 
 
 def run_dagster_dev(port: int) -> int:

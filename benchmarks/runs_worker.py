@@ -1,0 +1,72 @@
+"""``python -m benchmarks.runs_worker JSON``: the runs of one look at the directory, each in a warm process of its own, all at
+once, as the queue of a deployment starts them; timed from the look to the end of the last run, told as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import multiprocessing
+import sys
+import time
+from multiprocessing.connection import Connection
+from typing import Any
+
+import lancedb  # noqa: F401 - warm: the sink imports it on first use
+
+from benchmarks.sync_worker import settings_of
+from pipeline.components.index_export import export_definitions
+from pipeline.home import Home
+from pipeline.orchestration.launcher import execute, failures, open_instance
+from pipeline.orchestration.liveness import process_mark
+from pipeline.orchestration.resources import EXPORTS
+from pipeline.orchestration.waves import dispatch
+from pipeline.stages.detect import detect, refresh
+from pipeline.stages.settings import ExportSettings
+
+
+def carry_out(settings: ExportSettings, orders: Connection) -> None:
+    """A run process: says that it is warm, executes the one run it is told of, says what failed."""
+    with open_instance(Home.from_environment()) as instance, process_mark() as mark:
+        _ = EXPORTS.open(settings, instance).embedder.tokens
+        ingest = export_definitions(settings).resolve_job_def(f"{settings.name}_ingest")
+        orders.send("warm")
+        orders.send(failures(execute(ingest, orders.recv(), settings, instance, mark)))
+
+
+def main() -> None:
+    arguments = json.loads(sys.argv[1])
+    settings = settings_of(**arguments["settings"])
+    with open_instance(Home.from_environment()) as instance:
+        export = EXPORTS.open(settings, instance)
+        asyncio.run(refresh(export))
+        started = [_start(settings) for _ in range(arguments["runs"])]
+        begin = time.perf_counter()
+        index = asyncio.run(detect(export, complete=True)).index
+        specs = dispatch(instance, export, (index.project_id, index.export_config_id)).runs
+        for (_, orders), spec in zip(started, specs, strict=True):
+            orders.send(spec)
+        failed = [line for _, orders in started for line in orders.recv()]
+        seconds = time.perf_counter() - begin
+        for process, _ in started:
+            process.join()
+        rows = export.ledger.files().values()
+    if {row.status for row in rows} != {"done"}:
+        raise SystemExit(f"the runs left work behind: {failed}")
+    chunks = sum(row.chunk_count or 0 for row in rows)
+    print(json.dumps({"seconds": seconds, "files": len(rows), "chunks": chunks, "runs": len(specs)}))
+
+
+def _start(settings: ExportSettings) -> tuple[Any, Connection]:
+    """A run process that has said it is warm, and the line to it."""
+    spawning = multiprocessing.get_context("spawn")
+    ours, its = spawning.Pipe()
+    process = spawning.Process(target=carry_out, args=(settings, its))
+    process.start()
+    its.close()
+    ours.recv()
+    return process, ours
+
+
+if __name__ == "__main__":
+    main()
