@@ -49,14 +49,17 @@ class LanceStore:
     async def create(self, schema: pa.Schema) -> AsyncTable:
         """The table, created when missing; of processes that create it at once one does and the others open."""
         database = await self._database()
-        with self._errors("open or create the table"):
-            if not await self._exists(database):
-                try:
-                    await database.create_table(self.table_name, schema=schema)
-                except ValueError:
-                    if not await self._exists(database):
-                        raise
+        await self.commit("open or create the table", lambda: self._create_missing(database, schema))
         return await self.table()
+
+    async def _create_missing(self, database: AsyncConnection, schema: pa.Schema) -> None:
+        if await self._exists(database):
+            return
+        try:
+            await database.create_table(self.table_name, schema=schema)
+        except ValueError:
+            if not await self._exists(database):
+                raise
 
     async def _exists(self, database: AsyncConnection) -> bool:
         try:

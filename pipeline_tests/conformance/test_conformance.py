@@ -227,6 +227,18 @@ async def test_another_model_builds_beside_the_old_one(bench: Bench) -> None:
     await bench.assert_holds(new, exporter=newer)
 
 
+async def test_writers_that_make_a_new_model_s_collection_at_once_all_write_to_it(bench: Bench) -> None:
+    """As the first runs of an export do, which begin together."""
+    for round_ in range(3):
+        model = ModelIdentity("conformance", f"conformance/at-once-{round_}", 24)
+        handles = [bench.open(model=model) for _ in range(3)]
+        files = [bench.file(f"dfl-{n}", 2, model=model) for n in range(len(handles))]
+        await asyncio.gather(*(handle.provision() for handle in handles))
+        await asyncio.gather(*(handle.replace_files([file]) for handle, file in zip(handles, files, strict=True)))
+        await bench.sink.settle(handles[0])
+        await bench.assert_holds(*files, exporter=handles[0])
+
+
 async def test_writers_of_the_same_file_end_in_one_of_its_versions(bench: Bench) -> None:
     handles = [bench.exporter, bench.open(), bench.open()]
     for round_ in range(3):
