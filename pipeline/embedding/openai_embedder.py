@@ -24,6 +24,7 @@ from pipeline.embedding.batching import check_inputs, plan_requests
 from pipeline.embedding.openai_wire import EncodingRefused, TryAgain, read_vectors
 from pipeline.embedding.settings import OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.tls import ssl_context
 
 _log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ class OpenAIEmbedder:
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)
-        return httpx.AsyncClient(headers=headers, timeout=self._settings.timeout_seconds, limits=limits)
+        timeout = self._settings.timeout_seconds
+        return httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=ssl_context())
 
     async def _request(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
         attempts = self._settings.max_attempts

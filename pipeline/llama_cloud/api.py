@@ -27,8 +27,8 @@ from pydantic import SecretStr
 from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
 from pipeline.llama_cloud.decoding import clean_text
 from pipeline.llama_cloud.rate_limit import RateLimiter
-from pipeline.llama_cloud.tls import ssl_context
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
+from pipeline.tls import ssl_context
 
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
