@@ -19,7 +19,7 @@ from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import schema
 from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
-from pipeline.ledger.sql import batches, insert_columns, upsert
+from pipeline.ledger.sql import batches, insert_columns, upsert, writing
 from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
@@ -29,7 +29,7 @@ _STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fie
 class Ledger:
     """The ledger of one export at a SQLAlchemy URL; creates its tables on first use.
 
-    Safe for several processes: SQLite runs in WAL mode with a busy timeout, and every write is one transaction.
+    Safe for several processes: every write is one transaction, made in turn; SQLite runs in WAL mode with a busy timeout.
     """
 
     def __init__(self, url: str, export: str, *, clock: Callable[[], float] = time.time) -> None:
@@ -41,7 +41,8 @@ class Ledger:
             sa.event.listen(self._engine, "connect", _tune_sqlite)
             if self._engine.url.database:
                 _make_parent(self._engine.url.database)
-        schema.metadata.create_all(self._engine)
+        with writing(self._engine, "tables") as connection:
+            schema.metadata.create_all(connection)
         self.register = Register(self._engine, export, clock)
 
     def close(self) -> None:
@@ -55,7 +56,7 @@ class Ledger:
 
     def update_state(self, **values: Any) -> None:
         """Set columns of the export's own row."""
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             upsert(connection, schema.exports, [{"export": self.export, **values}])
 
     def files(self, file_ids: Collection[str] | None = None) -> dict[str, FileRow]:
@@ -78,7 +79,7 @@ class Ledger:
         new: dict[str, dict[str, Any]] = {}
         changed: dict[str, dict[str, Any]] = {}
         seen: list[str] = []
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             for file_id in entombed(connection, self.export, list(by_id)):
                 del by_id[file_id]
             known = self._known_tokens(connection, list(by_id))
@@ -119,7 +120,7 @@ class Ledger:
         """A complete listing ended: what it did not show is missing from now on. Answers how many are missing in all."""
         now = self._clock()
         mine = schema.files.c.export == self.export
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             connection.execute(
                 sa.update(schema.files)
                 .where(mine, schema.files.c.listing_id != listing_id, schema.files.c.missing_since.is_(None))
@@ -141,7 +142,7 @@ class Ledger:
             .where(schema.files.c.export == self.export, schema.files.c.file_id == sa.bindparam("_file_id"))
             .values({name: sa.bindparam(f"_{name}") for name in columns})
         )
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
 
     def request(self, file_ids: Sequence[str], wave: str) -> None:
@@ -161,7 +162,7 @@ class Ledger:
         c = schema.files.c
         free = sa.or_(c.run_id.is_(None), c.run_id == run_id, c.lease_until < now, c.run_id.in_(sorted(dead_runs)))
         held: list[str] = []
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.files).where(mine, free).values(run_id=run_id, lease_until=now + seconds))
@@ -186,7 +187,7 @@ class Ledger:
     def drop_leases(self, run_id: str) -> None:
         """Give back what a run holds, for runs whose end nobody else records."""
         c = schema.files.c
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             connection.execute(
                 sa.update(schema.files).where(c.export == self.export, c.run_id == run_id).values(run_id=None, lease_until=None)
             )
@@ -237,7 +238,7 @@ class Ledger:
             {"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h, "model": model, "updated_at": now}
             for f, h in hashes.items()
         ]
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             upsert(connection, schema.file_sinks, rows)
 
     def sink_hashes(self, file_ids: Collection[str] | None = None, *, model: str | None = None) -> dict[str, dict[str, str]]:
@@ -265,7 +266,7 @@ class Ledger:
         attempts = 0 if error is None else self.sink_states().get(sink, SinkState(sink)).attempts + 1
         down_until = None if error is None else self._clock() + backoff(attempts)
         row = {"export": self.export, "sink": sink, "attempts": attempts, "down_until": down_until, "last_error": error}
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             upsert(connection, schema.sinks, [row])
 
     def known_vectors(self, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
@@ -281,7 +282,7 @@ class Ledger:
     def replace_vectors(self, model: str, digests: Mapping[str, Iterable[bytes]]) -> None:
         """Note the vectors each partition holds now, and only those."""
         held = [(digest, file_id) for file_id, of_file in digests.items() for digest in set(of_file)]
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             self._delete_of_files(connection, schema.vectors, list(digests))
             insert_columns(
                 connection,
@@ -305,7 +306,7 @@ class Ledger:
                 "record_set_hash",
             )
         )
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             for table in (schema.file_sinks, schema.vectors):
                 self._delete_of_files(connection, table, file_ids)
             for batch in batches(file_ids):
@@ -316,14 +317,14 @@ class Ledger:
 
     def forget(self, file_ids: Sequence[str], *, run_id: str | None) -> None:
         """Drop everything known of removed files but their history."""
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             for table in (schema.files, schema.file_sinks, schema.vectors):
                 self._delete_of_files(connection, table, file_ids)
             self._log(connection, [(file_id, "forgotten", {}) for file_id in file_ids], run_id, self._clock())
 
     def log(self, events: Sequence[tuple[str, str, Mapping[str, Any]]], *, run_id: str | None) -> None:
         """Append ``(file id, event, details)`` to the history."""
-        with self._engine.begin() as connection:
+        with writing(self._engine, self.export) as connection:
             self._log(connection, events, run_id, self._clock())
 
     def history(self, file_id: str) -> list[HistoryEvent]:
@@ -386,7 +387,7 @@ def _many_rows_at_once(url: str) -> dict[str, str]:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    for pragma in ("journal_mode=WAL", "busy_timeout=30000", "synchronous=NORMAL"):
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}")
 
 

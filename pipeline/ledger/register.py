@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from pipeline.ledger import schema
 from pipeline.ledger.models import SinkCollection, Tombstone
-from pipeline.ledger.sql import batches, upsert
+from pipeline.ledger.sql import batches, upsert, writing
 
 _COLLECTION_COLUMNS = [schema.collections.c[name] for name in SinkCollection.__dataclass_fields__]
 
@@ -48,7 +48,7 @@ class Register:
         kind = str(held.settings["type"])
         settings = {"type": kind} if ":" in kind else dict(held.settings)
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
 
     def collections(self) -> list[SinkCollection]:
@@ -61,7 +61,7 @@ class Register:
 
     def forget_collection(self, sink: str, slug: str) -> None:
         """A collection has been retired: what was recorded of its files goes too."""
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             c, held = schema.collections.c, schema.file_sinks.c
             connection.execute(sa.delete(schema.collections).where(c.export == self._export, c.sink == sink, c.slug == slug))
             connection.execute(
@@ -70,7 +70,7 @@ class Register:
 
     def reset_sink(self, sink: str) -> None:
         """Nothing is taken for granted of a sink any more: every file is compared with it again."""
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             for table in (schema.file_sinks, schema.sinks):
                 connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
 
@@ -79,13 +79,13 @@ class Register:
         go the way of every removed file, with its grace period and its fuse."""
         orphan = {"export": self._export, "change_token": "", "listing_id": 0, "status": "done", "missing_since": self._clock()}
         rows = [{**orphan, "file_id": f, "display_name": name, "chunk_count": count} for f, (name, count) in found.items()]
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             upsert(connection, schema.files, rows)
 
     def entomb(self, file_ids: Sequence[str], *, erased_at: float | None = None) -> None:
         """Files that no listing may bring back. Names are not kept."""
         at = self._clock() if erased_at is None else erased_at
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             upsert(
                 connection, schema.tombstones, [{"export": self._export, "file_id": f, "erased_at": at} for f in sorted(file_ids)]
             )
@@ -111,13 +111,13 @@ class Register:
     def lift(self, file_ids: Collection[str]) -> None:
         """Let erased files return at the next complete listing."""
         c = schema.tombstones.c
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             for batch in batches(sorted(file_ids)):
                 connection.execute(sa.delete(schema.tombstones).where(c.export == self._export, c.file_id.in_(batch)))
 
     def _update(self, file_ids: Sequence[str], values: Mapping[str, Any]) -> None:
         c = schema.tombstones.c
-        with self._engine.begin() as connection:
+        with writing(self._engine, self._export) as connection:
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self._export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.tombstones).where(mine).values(**values))

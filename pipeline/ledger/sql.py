@@ -1,8 +1,11 @@
-"""SQL both databases of the ledger understand: bulk upserts, and lists of values cut to what a statement takes."""
+"""SQL both databases of the ledger understand: write transactions, bulk upserts, and lists of values cut to what a statement
+takes."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import sqlalchemy as sa
@@ -10,6 +13,19 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 _IN_LIMIT = 900
 """Values in one IN list: SQLite's default limit is 999 variables a statement."""
+
+
+@contextmanager
+def writing(engine: sa.Engine, turn: str) -> Iterator[sa.Connection]:
+    """A write transaction. Those with the same ``turn`` on one PostgreSQL take turns, as all of SQLite's do: looks and runs lock
+    the same rows in orders of their own, and would wait for each other in a circle."""
+    with engine.begin() as connection:
+        if connection.dialect.name == "postgresql":
+            key = int.from_bytes(hashlib.sha256(f"indexport {turn}".encode()).digest()[:8], signed=True)
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(key)))
+        else:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        yield connection
 
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:

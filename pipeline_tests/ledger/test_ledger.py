@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import random
 import sqlite3
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -48,6 +51,38 @@ def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
     opened = Ledger(url, "default", clock=clock)
     yield opened
     opened.close()
+
+
+def test_ledgers_opened_at_once_on_a_new_database_all_work(url: str) -> None:
+    together = threading.Barrier(6)
+
+    def open_and_write(number: int) -> None:
+        together.wait()
+        ledger = Ledger(url, f"export-{number}")
+        ledger.record_listing([listed("a")], 1)
+        ledger.close()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(open_and_write, range(6))) == [None] * 6
+
+
+def test_looks_and_runs_that_write_the_same_files_in_any_order_wait_for_each_other(ledger: Ledger) -> None:
+    names = [f"file-{number:03}" for number in range(200)]
+    files = [listed(name) for name in names]
+    ledger.record_listing(files, 1)
+    chance = random.Random(3)
+
+    def look(number: int) -> None:
+        ledger.record_listing(chance.sample(files, len(files)), number)
+
+    def run(number: int) -> None:
+        ledger.update_files([{"file_id": name, "chunk_count": number} for name in chance.sample(names, len(names))])
+        ledger.record_sink("lancedb", dict.fromkeys(chance.sample(names, len(names)), "digest"), "model")
+
+    with ThreadPoolExecutor(4) as pool:
+        done = [pool.submit(work, number) for number in range(2, 12) for work in (look, run, look, run)]
+        assert [future.result() for future in done] == [None] * 40
+    assert {row.chunk_count for row in ledger.files().values()} < set(range(2, 12))
 
 
 def test_a_listing_tells_new_from_changed_from_known(ledger: Ledger) -> None:
