@@ -38,10 +38,7 @@ def throughput(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
     sqlite_rounds: list[Told] = []
     with local_cloud(documents, work / "cloud") as environment, postgres() as server:
         for number in range(rounds):
-            home = work / f"paired-{number}"
-            on_postgres = _on_postgres(server, home)
-            told, _ = _worker("benchmarks.runs_worker", _pair_of_runs(files), home, {**environment, **on_postgres})
-            paired_rounds.append(told)
+            paired_rounds.append(paired_runs(server, work / f"paired-{number}", files, environment))
             home = work / f"postgres-{number}"
             on_postgres = _on_postgres(server, home)
             postgres_rounds.append(_sync(home, {**environment, **on_postgres})[0])
@@ -88,8 +85,11 @@ def _sync(home: Path, environment: Mapping[str, str]) -> tuple[Told, Measured]:
     return _worker("benchmarks.sync_worker", {"ticks": _TICKS}, home, environment)
 
 
-def _pair_of_runs(files: int) -> Told:
-    return {"runs": 2, "settings": {"detection": {"files_per_run": files // 2}}}
+def paired_runs(server: str, home: Path, files: int, environment: Mapping[str, str]) -> Told:
+    """One look on PostgreSQL whose two runs, of half of the files each, work at once. Fails when they leave anything behind."""
+    arguments = {"runs": 2, "settings": {"detection": {"files_per_run": files // 2}}}
+    told, _ = _worker("benchmarks.runs_worker", arguments, home, {**environment, **_on_postgres(server, home)})
+    return told
 
 
 def _worker(module: str, arguments: Told, home: Path, environment: Mapping[str, str]) -> tuple[Told, Measured]:

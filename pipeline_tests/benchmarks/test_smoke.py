@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.corpus import real_documents
+from benchmarks.corpus import made_documents, real_documents
 from benchmarks.edits import edited, edits
 from benchmarks.end_to_end import interleaved, smallest_cosine
 from benchmarks.figures import Figure, print_table, ratio_figure, write_json
-from benchmarks.processes import Measured, run_measured
+from benchmarks.orchestration import paired_runs, postgres
+from benchmarks.processes import Measured, local_cloud, run_measured
 
 
 def measured(seconds: float, cpu: float = 1.0) -> Measured:
@@ -85,6 +86,14 @@ def test_chunks_embedded_after_an_edit_are_counted_through_a_real_sync(tmp_path:
     for figure in edits(tmp_path, quick=True):
         assert figure.measured >= 1
         assert all(of["chunks"] >= 90 and 1 <= of["embedded"] <= of["chunks"] for of in figure.details["files"].values())
+
+
+def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do(tmp_path: Path) -> None:
+    made_documents(tmp_path / "documents", 12, 3)
+    with local_cloud(tmp_path / "documents", tmp_path / "cloud") as environment, postgres() as server:
+        told = paired_runs(server, tmp_path / "home", 12, environment)
+    assert (told["files"], told["runs"]) == (12, 2)
+    assert told["chunks"] >= 12
 
 
 def test_table_and_json_say_the_same(tmp_path: Path) -> None:
