@@ -41,8 +41,9 @@ class Ledger:
             sa.event.listen(self._engine, "connect", _tune_sqlite)
             if self._engine.url.database:
                 _make_parent(self._engine.url.database)
-        with writing(self._engine, "tables") as connection:
-            schema.metadata.create_all(connection)
+        if not schema.metadata.tables.keys() <= set(sa.inspect(self._engine).get_table_names()):
+            with writing(self._engine, "tables") as connection:
+                schema.metadata.create_all(connection)
         self.register = Register(self._engine, export, clock)
 
     def close(self) -> None:
