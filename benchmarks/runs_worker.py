@@ -12,11 +12,13 @@ import time
 from multiprocessing.connection import Connection
 from typing import Any
 
+import dagster as dg
 import lancedb  # noqa: F401 - warm: the sink imports it on first use
 
 from benchmarks.sync_worker import settings_of
 from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
+from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.launcher import execute, failures, open_instance
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.resources import EXPORTS
@@ -51,10 +53,20 @@ def main() -> None:
         for process, _ in started:
             process.join()
         rows = export.ledger.files().values()
+        observed = instance.fetch_observations(asset_key(settings, "embeddings"), limit=len(specs)).records
     if {row.status for row in rows} != {"done"}:
         raise SystemExit(f"the runs left work behind: {failed}")
     chunks = sum(row.chunk_count or 0 for row in rows)
-    print(json.dumps({"seconds": seconds, "files": len(rows), "chunks": chunks, "runs": len(specs)}))
+    embedded = sum(_computed(record) for record in observed)
+    print(json.dumps({"seconds": seconds, "files": len(rows), "chunks": chunks, "embedded": embedded, "runs": len(specs)}))
+
+
+def _computed(record: dg.EventLogRecord) -> int:
+    """How many texts the model was run on, as a run's observation says."""
+    assert record.asset_observation
+    found = record.asset_observation.metadata["computed"].value
+    assert isinstance(found, int)
+    return found
 
 
 def _start(settings: ExportSettings) -> tuple[Any, Connection]:

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
 from pipeline.orchestration.metadata import column_schema, report_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
-from pipeline.orchestration.pools import pool_of
+from pipeline.orchestration.pools import embedding_pool, pool_of
 from pipeline.orchestration.resources import Exports
 from pipeline.sinks.records import RECORD_VERSION, record_schema
 from pipeline.stages.chunk import chunk
@@ -145,7 +145,7 @@ def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
         kinds={"python", "parquet"},
         code=settings.embedding,
         columns=[*CHUNK_FIELDS, *VECTOR_FIELDS],
-        pool="embedding",
+        pool=embedding_pool(settings),
         description="Chunk rows with their vectors; a text embedded before under the same model is not embedded again.",
     )
 

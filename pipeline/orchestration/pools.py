@@ -1,7 +1,7 @@
-"""Pools: how many steps write to one store at once.
+"""Pools: how many steps write to one store, or embed for one export, at once.
 
-What belongs here: which pool a sink is in, and the limits that follow from what a store is. ``dagster.yaml`` has one limit for
-all pools; a single one can only be set in the instance.
+What belongs here: who is in which pool, and the limits that follow from what is behind it. ``dagster.yaml`` has one limit for all
+pools; a single one can only be set in the instance.
 """
 
 from __future__ import annotations
@@ -18,6 +18,12 @@ ONE_WRITER: Final = frozenset({"storage_context"})
 """Pools of sinks that write everything anew: a second writer would wait for the lease of the first, in a place of its own."""
 
 
+def embedding_pool(settings: ExportSettings) -> str:
+    """The export's own. One step at a time is in it: a second one would embed again what is new to both, share the processor with
+    the first, and open as many requests more as the settings allow."""
+    return f"{settings.name}_embedding"
+
+
 def pool_of(settings: ExportSettings, sink: str) -> str:
     """The sink's kind: its type, or the last part of a plug-in's module."""
     return str(settings.sinks[sink].get("type", sink)).split(":")[0].rsplit(".", 1)[-1]
@@ -26,8 +32,8 @@ def pool_of(settings: ExportSettings, sink: str) -> str:
 def limit_pools(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
     """Let one step at a time into the pools of this export that need it, unless somebody has set another limit."""
     storage = instance.event_log_storage
-    wanted = ONE_WRITER & {pool_of(settings, sink) for sink in settings.sinks}
-    if not wanted or not storage.supports_global_concurrency_limits:
+    wanted = {embedding_pool(settings), *(ONE_WRITER & {pool_of(settings, sink) for sink in settings.sinks})}
+    if not storage.supports_global_concurrency_limits:
         return
     decided = {pool.name for pool in storage.get_pool_limits() if not pool.from_default}
     for pool in sorted(wanted - decided):

@@ -88,12 +88,15 @@ def test_chunks_embedded_after_an_edit_are_counted_through_a_real_sync(tmp_path:
         assert all(of["chunks"] >= 90 and 1 <= of["embedded"] <= of["chunks"] for of in figure.details["files"].values())
 
 
-def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do(tmp_path: Path) -> None:
-    made_documents(tmp_path / "documents", 12, 3)
-    with local_cloud(tmp_path / "documents", tmp_path / "cloud") as environment, postgres() as server:
-        told = paired_runs(server, tmp_path / "home", 12, environment)
-    assert (told["files"], told["runs"]) == (12, 2)
-    assert told["chunks"] >= 12
+def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do_and_embed_what_is_new_to_both_once(tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    made_documents(documents, 50, 8)
+    for document in list(documents.iterdir()):
+        (documents / f"copy-of-{document.name}").write_bytes(document.read_bytes())
+    with local_cloud(documents, tmp_path / "cloud") as environment, postgres() as server:
+        told = paired_runs(server, tmp_path / "home", 100, environment)
+    assert (told["files"], told["runs"]) == (100, 2)
+    assert told["chunks"] == 2 * told["embedded"] > 0
 
 
 def test_table_and_json_say_the_same(tmp_path: Path) -> None:
