@@ -13,6 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 from dagster._core.events.log import EventLogEntry
 from dagster._serdes import ConfigurableClassData
+from dagster._utils.concurrency import ConcurrencyClaimStatus
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
@@ -70,6 +71,15 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
         return take_default_limit(self, insert, concurrency_key) or super().initialize_concurrency_limit_to_default(
             concurrency_key
         )
+
+    def claim_concurrency_slot(
+        self, concurrency_key: str, run_id: str, step_key: str, priority: int | None = None
+    ) -> ConcurrencyClaimStatus:
+        """One claim on a pool at a time: the stock method locks a free place on a connection that commits every statement, so
+        that two runs may be given the same one."""
+        with self.index_transaction() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(f"indexport pool {concurrency_key}"))))
+            return super().claim_concurrency_slot(concurrency_key, run_id, step_key, priority)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)

@@ -1,6 +1,7 @@
 """Runs of many partitions through the batching storages, read back through Dagster's own interface."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,18 @@ def test_runs_that_begin_together_may_each_make_a_pool_known(instance: dg.Dagste
     assert [(pool.name, pool.limit, pool.from_default) for pool in storage.get_pool_limits()] == [("new", 2, True)]
     claimed = [storage.claim_concurrency_slot("new", f"run-{number}", "step").is_claimed for number in range(3)]
     assert claimed == [True, True, False]
+
+
+def test_of_runs_that_ask_for_the_last_place_at_once_one_gets_it(instance: dg.DagsterInstance) -> None:
+    storage = instance.event_log_storage
+    storage.set_concurrency_slots("one", 1)
+    with ThreadPoolExecutor(4) as threads:
+        for round_ in range(25):
+            runs = [f"run-{round_}-{number}" for number in range(4)]
+            claims = list(threads.map(lambda run_id: storage.claim_concurrency_slot("one", run_id, "step").is_claimed, runs))
+            assert claims.count(True) == 1
+            for run_id in runs:
+                storage.free_concurrency_slots_for_run(run_id)
 
 
 def test_a_pool_whose_limit_somebody_set_keeps_it_and_another_follows_the_default(
