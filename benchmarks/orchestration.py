@@ -40,8 +40,7 @@ def throughput(work: Path, *, rounds: int, quick: bool) -> list[Figure]:
         for number in range(rounds):
             paired_rounds.append(paired_runs(server, work / f"paired-{number}", files, environment))
             home = work / f"postgres-{number}"
-            on_postgres = _on_postgres(server, home)
-            postgres_rounds.append(_sync(home, {**environment, **on_postgres})[0])
+            postgres_rounds.append(_sync(home, {**environment, **_on_postgres(server, home)})[0])
             sqlite_rounds.append(_sync(work / f"sqlite-{number}", environment)[0])
     remark = f"{files:,} files x {_CHUNKS_A_FILE} chunks, constant vectors, LanceDB, warm processes"
     ticks = [seconds for told in (*postgres_rounds, *sqlite_rounds) for seconds in told["ticks"]]
@@ -102,12 +101,13 @@ def _worker(module: str, arguments: Told, home: Path, environment: Mapping[str, 
 def _rate(name: str, told: list[Told], limit: float | None, remark: str) -> Figure:
     rates = [each["chunks"] / each["seconds"] for each in told]
     seconds = statistics.median(each["seconds"] for each in told)
+    processor = statistics.median(each["cpu_seconds"] for each in told)
     return Figure(
         name,
         statistics.median(rates),
         limit,
         at_most=False,
-        remark=f"{seconds:.1f} s; {remark}",
+        remark=f"{seconds:.1f} s, {processor:.1f} s of processor time; {remark}",
         details={"rounds": told},
     )
 

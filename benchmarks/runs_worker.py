@@ -8,14 +8,15 @@ import asyncio
 import json
 import multiprocessing
 import sys
-import time
+from collections.abc import Sequence
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
 import dagster as dg
 import lancedb  # noqa: F401 - warm: the sink imports it on first use
 
-from benchmarks.sync_worker import settings_of
+from benchmarks.sync_worker import settings_of, timed
 from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
@@ -24,16 +25,18 @@ from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.waves import dispatch
 from pipeline.stages.detect import detect, refresh
+from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
 
 
 def carry_out(settings: ExportSettings, orders: Connection) -> None:
-    """A run process: says that it is warm, executes the one run it is told of, says what failed."""
+    """A run process: says that it is warm, executes the one run it is told of, says what that took and what failed."""
     with open_instance(Home.from_environment()) as instance, process_mark() as mark:
         _ = EXPORTS.open(settings, instance).embedder.tokens
         ingest = export_definitions(settings).resolve_job_def(f"{settings.name}_ingest")
         orders.send("warm")
-        orders.send(failures(execute(ingest, orders.recv(), settings, instance, mark)))
+        _, cpu_seconds, result = timed(partial(execute, ingest, orders.recv(), settings, instance, mark))
+        orders.send((cpu_seconds, failures(result)))
 
 
 def main() -> None:
@@ -43,22 +46,31 @@ def main() -> None:
         export = EXPORTS.open(settings, instance)
         asyncio.run(refresh(export))
         started = [_start(settings) for _ in range(arguments["runs"])]
-        begin = time.perf_counter()
-        index = asyncio.run(detect(export, complete=True)).index
-        specs = dispatch(instance, export, (index.project_id, index.export_config_id)).runs
-        for (_, orders), spec in zip(started, specs, strict=True):
-            orders.send(spec)
-        failed = [line for _, orders in started for line in orders.recv()]
-        seconds = time.perf_counter() - begin
+        seconds, cpu_seconds, told = timed(partial(_look_and_run, instance, export, [orders for _, orders in started]))
         for process, _ in started:
             process.join()
         rows = export.ledger.files().values()
-        observed = instance.fetch_observations(asset_key(settings, "embeddings"), limit=len(specs)).records
+        observed = instance.fetch_observations(asset_key(settings, "embeddings"), limit=len(told)).records
     if {row.status for row in rows} != {"done"}:
-        raise SystemExit(f"the runs left work behind: {failed}")
-    chunks = sum(row.chunk_count or 0 for row in rows)
-    embedded = sum(_computed(record) for record in observed)
-    print(json.dumps({"seconds": seconds, "files": len(rows), "chunks": chunks, "embedded": embedded, "runs": len(specs)}))
+        raise SystemExit(f"the runs left work behind: {[line for _, failed in told for line in failed]}")
+    figures = {
+        "seconds": seconds,
+        "cpu_seconds": cpu_seconds + sum(of_run for of_run, _ in told),
+        "files": len(rows),
+        "chunks": sum(row.chunk_count or 0 for row in rows),
+        "embedded": sum(_computed(record) for record in observed),
+        "runs": len(told),
+    }
+    print(json.dumps(figures))
+
+
+def _look_and_run(instance: dg.DagsterInstance, export: Export, processes: Sequence[Connection]) -> list[tuple[float, list[str]]]:
+    """One look, and a run of it in each process; answers what they say of it."""
+    index = asyncio.run(detect(export, complete=True)).index
+    specs = dispatch(instance, export, (index.project_id, index.export_config_id)).runs
+    for orders, spec in zip(processes, specs, strict=True):
+        orders.send(spec)
+    return [orders.recv() for orders in processes]
 
 
 def _computed(record: dg.EventLogRecord) -> int:

@@ -15,8 +15,9 @@ from benchmarks.corpus import made_documents, real_documents
 from benchmarks.edits import edited, edits
 from benchmarks.end_to_end import interleaved, smallest_cosine
 from benchmarks.figures import Figure, print_table, ratio_figure, write_json
-from benchmarks.orchestration import paired_runs, postgres
+from benchmarks.orchestration import paired_runs
 from benchmarks.processes import Measured, local_cloud, run_measured
+from pipeline_tests.postgres import postgres
 
 
 def measured(seconds: float, cpu: float = 1.0) -> Measured:
@@ -93,8 +94,8 @@ def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do_and_embed_wh
     made_documents(documents, 50, 8)
     for document in list(documents.iterdir()):
         (documents / f"copy-of-{document.name}").write_bytes(document.read_bytes())
-    with local_cloud(documents, tmp_path / "cloud") as environment, postgres() as server:
-        told = paired_runs(server, tmp_path / "home", 100, environment)
+    with local_cloud(documents, tmp_path / "cloud") as environment, postgres() as uri:
+        told = paired_runs(uri.replace("postgresql://", "postgresql+psycopg2://"), tmp_path / "home", 100, environment)
     assert (told["files"], told["runs"]) == (100, 2)
     assert told["chunks"] == 2 * told["embedded"] > 0
 
