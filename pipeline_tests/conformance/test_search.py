@@ -63,7 +63,7 @@ def _holds(metadata: dict[str, Any], key: str, operator: str, operand: Any) -> b
         return False
     if operator in ("eq", "in"):
         return any(item in operands for item in value) if isinstance(value, list) else value in operands
-    return {"gt": value > operand, "gte": value >= operand, "lt": value < operand, "lte": value <= operand}[operator]
+    return bool({"gt": value > operand, "gte": value >= operand, "lt": value < operand, "lte": value <= operand}[operator])
 
 
 def expected_files(files: list[FileRecords], filters: dict[str, Any]) -> set[str]:

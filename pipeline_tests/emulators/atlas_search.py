@@ -118,7 +118,7 @@ class AtlasSearch:
             self.indexes.pop(namespace, None)
             self._views.pop(namespace, None)
 
-    def list(self, namespace: Namespace, name: str | None) -> list[dict[str, Any]]:
+    def listed(self, namespace: Namespace, name: str | None) -> list[dict[str, Any]]:
         with self._lock:
             found = [index for index in self.indexes.get(namespace, {}).values() if name in (None, index.name)]
             for index in found:
@@ -157,8 +157,7 @@ class AtlasSearch:
             )
             if mapped is None:
                 raise SearchError(*_UNKNOWN, f"Path '{stage['path']}' needs to be indexed as vector")
-            query = _vector(stage["queryVector"])
-            _check_vector_stage(stage, mapped, query)
+            query = _checked_query(stage, mapped)
             paths = {item["path"] for item in definition["fields"] if item["type"] == "filter"}
             selected = [item for item in self._view(namespace, read) if _matches(item, stage.get("filter") or {}, paths)]
         scored = []
@@ -202,7 +201,8 @@ def _check_definition(kind: str, definition: Document) -> None:
         raise SearchError(9, "FailedToParse", '"fields" cannot have duplicate paths')
 
 
-def _check_vector_stage(stage: Document, mapped: Document, query: np.ndarray[Any, Any] | None) -> None:
+def _checked_query(stage: Document, mapped: Document) -> np.ndarray[Any, np.dtype[np.float32]]:
+    query = _vector(stage["queryVector"])
     if query is None or len(query) != mapped["numDimensions"]:
         given = "no" if query is None else len(query)
         raise SearchError(
@@ -210,6 +210,7 @@ def _check_vector_stage(stage: Document, mapped: Document, query: np.ndarray[Any
         )
     if not stage.get("exact") and not stage["limit"] <= stage.get("numCandidates", 0) <= 10_000:
         raise SearchError(*_UNKNOWN, '"numCandidates" must be within bounds [limit, 10000]')
+    return query
 
 
 def _vector(value: Any) -> np.ndarray[Any, np.dtype[np.float32]] | None:
@@ -263,7 +264,7 @@ def _holds(values: Sequence[Any], operator: str, operand: Any) -> bool:
         opposites = {"$ne": {"$eq": operand}, "$nin": {"$in": operand}, "$not": operand}[operator]
         return not all(_holds(values, *operation) for operation in opposites.items())
     if operator == "$exists":
-        return bool(values) == operand
+        return bool(bool(values) == operand)
     if operator in ("$eq", "$in"):
         operands = operand if operator == "$in" else [operand]
         return any(_same(value, item) for value in values for item in operands)
@@ -298,7 +299,11 @@ def _scores(operator: Document, documents: Sequence[Document], definition: Docum
         yield from _bm25(options["query"], [_words(_value(document, path)) for document in documents])
         return
     bounds = {bound: options[bound] for bound in ("gt", "gte", "lt", "lte") if bound in options}
-    operands = {"equals": lambda: [options["value"]], "in": lambda: options["value"], "range": lambda: list(bounds.values())}
+    operands: dict[str, Callable[[], list[Any]]] = {
+        "equals": lambda: [options["value"]],
+        "in": lambda: options["value"],
+        "range": lambda: list(bounds.values()),
+    }
     if name not in operands:
         raise SearchError(*_UNKNOWN, f'"{name}" is not an operator this emulator has')
     for operand in operands[name]():

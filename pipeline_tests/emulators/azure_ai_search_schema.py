@@ -198,7 +198,13 @@ def completed(definition: Mapping[str, Any]) -> dict[str, Any]:
     for item in definition["fields"]:
         field = parsed[item["name"]]
         whole = {attribute: getattr(field, attribute) for attribute in _ATTRIBUTES}
-        rest = {"analyzer": None, "dimensions": None, "vectorSearchProfile": None, "synonymMaps": [], "stored": True}
+        rest: dict[str, Any] = {
+            "analyzer": None,
+            "dimensions": None,
+            "vectorSearchProfile": None,
+            "synonymMaps": [],
+            "stored": True,
+        }
         fields.append({**rest, **item, **whole})
     kept = {key: value for key, value in definition.items() if not key.startswith("@")}
     return {**kept, "fields": fields, "scoringProfiles": kept.get("scoringProfiles") or []}

@@ -125,7 +125,7 @@ class MongoServer:
         first, *stages = document["pipeline"]
         ((stage, options),) = first.items()
         if stage == "$listSearchIndexes":
-            found = search.list(namespace, options.get("name"))
+            found = search.listed(namespace, options.get("name"))
         elif stage in ("$vectorSearch", "$search"):
             rank = search.vector_search if stage == "$vectorSearch" else search.text_search
             wanted = stages[0].get("$limit") if stages else None

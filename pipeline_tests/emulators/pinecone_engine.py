@@ -299,7 +299,8 @@ def _cosines(records: list[Record], vector: np.ndarray[Any, np.dtype[np.float32]
         return np.empty(0, np.float32)
     held = np.concatenate([record["values"] for record in records]).reshape(len(records), -1)
     lengths = np.sqrt(np.einsum("ij,ij->i", held, held))
-    return held @ vector / (lengths * max(float(np.linalg.norm(vector)), 1e-30))
+    cosines: np.ndarray[Any, np.dtype[np.float32]] = held @ vector / (lengths * max(float(np.linalg.norm(vector)), 1e-30))
+    return cosines
 
 
 def _matching(records: Iterable[Record], where: dict[str, Any]) -> Iterator[Record]:

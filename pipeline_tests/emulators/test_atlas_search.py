@@ -42,8 +42,8 @@ DOCUMENTS: list[Document] = [
 ]
 
 
-def made(**knobs: float) -> AtlasSearch:
-    search = AtlasSearch(**knobs)
+def made(build_seconds: float = 0.0, lag_seconds: float = 0.0) -> AtlasSearch:
+    search = AtlasSearch(build_seconds, lag_seconds)
     search.create(NAMESPACE, "v", "vectorSearch", VECTORS)
     search.create(NAMESPACE, "t", "search", TEXTS)
     return search
@@ -105,16 +105,16 @@ def test_a_missing_or_unbuilt_index_finds_nothing_and_says_nothing() -> None:
     assert by_vector(AtlasSearch()) == []
     search = made(build_seconds=math.inf)
     assert by_vector(search) == []
-    assert [(index["status"], index["queryable"]) for index in search.list(NAMESPACE, "v")] == [("PENDING", False)]
+    assert [(index["status"], index["queryable"]) for index in search.listed(NAMESPACE, "v")] == [("PENDING", False)]
 
 
 def test_while_an_index_is_rebuilt_its_old_definition_answers() -> None:
     search = made()
-    search.list(NAMESPACE, None)
+    search.listed(NAMESPACE, None)
     search.build_seconds = math.inf
     grown = {"fields": [*VECTORS["fields"], {"type": "filter", "path": "m.other"}]}
     search.update(NAMESPACE, "v", grown)
-    (index,) = search.list(NAMESPACE, "v")
+    (index,) = search.listed(NAMESPACE, "v")
     assert (index["status"], index["queryable"], index["latestDefinition"]) == ("BUILDING", True, grown)
     assert len(by_vector(search)) == 3
     with pytest.raises(SearchError, match=r"m\.other"):

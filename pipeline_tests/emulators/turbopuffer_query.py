@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -216,7 +216,7 @@ def _bm25(
         raise bad(f"a full-text query must be a string of at most {MAX_QUERY_TEXT} bytes")
     counted = {key: of_document[name] for key, of_document in words.items() if name in of_document}
     average = sum(bag.total() for bag in counted.values()) / max(1, len(counted)) or 1.0
-    scores: Counter[Any] = Counter()
+    scores: defaultdict[Any, float] = defaultdict(float)
     for token in tokens(text):
         holding = sum(token in bag for bag in counted.values())
         weight = math.log(1 + (len(documents) - holding + 0.5) / (holding + 0.5))
@@ -227,7 +227,7 @@ def _bm25(
                 norm = _K1 * (1 - _B + _B * bag.total() / average)
                 scores[document["id"]] += weight * frequency * (_K1 + 1) / (frequency + norm)
     ranked = sorted((document for document in found if scores[document["id"]] > 0), key=lambda item: -scores[item["id"]])
-    return [(document, float(scores[document["id"]])) for document in ranked]
+    return [(document, scores[document["id"]]) for document in ranked]
 
 
 def _aggregate(schema: Schema, found: list[Document], query: Mapping[str, Any]) -> dict[str, Any]:
@@ -243,6 +243,6 @@ def _aggregate(schema: Schema, found: list[Document], query: Mapping[str, Any]) 
     (name,) = by
     if name not in schema or not schema[name].filterable:
         raise bad(f"attribute {name!r} cannot be grouped by")
-    groups = Counter(document.get(name) for document in found)
+    groups: Counter[Any] = Counter(document.get(name) for document in found)
     keys = sorted(groups)[: _limit(query)]
     return {"aggregation_groups": [{name: key, **dict.fromkeys(labels, groups[key])} for key in keys]}

@@ -5,14 +5,20 @@ from __future__ import annotations
 import dataclasses
 import uuid
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import pytest
 from pymongo import AsyncMongoClient
-from pymongo.asynchronous.collection import AsyncCollection
 
 from pipeline.sinks import mongodb_store
 from pipeline_tests.conformance.harness import Bench
-from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest, emulated_mongodb, provisioned_bench
+from pipeline_tests.conformance.mongodb_harness import (
+    Collection,
+    MongoDBUnderTest,
+    collection_name,
+    emulated_mongodb,
+    provisioned_bench,
+)
 from pipeline_tests.emulators.atlas_search import AtlasSearch
 
 
@@ -62,8 +68,9 @@ async def standalone_bench(standalone: MongoDBUnderTest) -> AsyncIterator[Bench]
 
 
 @pytest.fixture
-async def raw(bench: Bench, mongo: MongoDBUnderTest) -> AsyncIterator[AsyncCollection]:
+async def raw(bench: Bench, mongo: MongoDBUnderTest) -> AsyncIterator[Collection]:
     """The bench's collection, as anyone else sees it."""
-    client: AsyncMongoClient = AsyncMongoClient(mongo.server.uri, tz_aware=True)
-    yield client[mongo.settings.database][bench.exporter.collection_name]
+    assert mongo.server is not None
+    client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(mongo.server.uri, tz_aware=True)
+    yield client[mongo.settings.database][collection_name(bench)]
     await client.close()

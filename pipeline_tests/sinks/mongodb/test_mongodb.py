@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from pymongo.asynchronous.collection import AsyncCollection
 from pymongo.errors import OperationFailure
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
@@ -16,9 +15,10 @@ from pipeline.sinks.base import SinkContext
 from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
 from pipeline.sinks.mongodb_store import MongoStore
+from pipeline.sinks.records import FileRecords
 from pipeline.sinks.registry import exporter_class
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
-from pipeline_tests.conformance.mongodb_harness import PASSWORD, MongoDBUnderTest
+from pipeline_tests.conformance.mongodb_harness import PASSWORD, Collection, MongoDBUnderTest
 
 if TYPE_CHECKING:
     from pipeline_tests.emulators.mongodb import MongoServer
@@ -39,7 +39,7 @@ def test_it_is_registered() -> None:
     assert exporter_class("mongodb") is MongoDBExporter
 
 
-async def test_readers_see_one_version_of_a_file_or_the_other(bench: Bench, raw: AsyncCollection) -> None:
+async def test_readers_see_one_version_of_a_file_or_the_other(bench: Bench, raw: Collection) -> None:
     versions = [bench.file("dfl-1", 40 + 7 * n, version=f"v{n}") for n in range(6)]
     counts = {file.record_set_hash: file.table.num_rows for file in versions}
     await bench.replace(versions[0])
@@ -55,7 +55,7 @@ async def test_readers_see_one_version_of_a_file_or_the_other(bench: Bench, raw:
     await bench.assert_holds(versions[-1])
 
 
-async def _replace_all(bench: Bench, versions: list) -> None:
+async def _replace_all(bench: Bench, versions: list[FileRecords]) -> None:
     for file in versions:
         await bench.replace(file)
 
@@ -79,7 +79,7 @@ def small_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("small_transactions")
 async def test_small_files_share_a_transaction_and_a_large_one_has_none(
-    bench: Bench, server: MongoServer, raw: AsyncCollection
+    bench: Bench, server: MongoServer, raw: Collection
 ) -> None:
     await bench.replace(*(bench.file(f"dfl-{n}", 7) for n in range(4)))
     assert server.sent.count("commitTransaction") == 2
@@ -223,7 +223,7 @@ async def test_reads_survive_a_lost_connection(bench: Bench, server: MongoServer
 
 
 async def test_files_are_listed_in_a_number_of_requests_that_depends_on_the_batch_size_alone(
-    bench: Bench, server: MongoServer, raw: AsyncCollection, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, server: MongoServer, raw: Collection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mongodb, "_HEADS_PER_BATCH", 1_000)
     await bench.replace(bench.file("dfl-0", 1))
@@ -260,17 +260,17 @@ async def test_records_too_large_are_refused_and_the_others_written(bench: Bench
     await bench.assert_holds(old, good)
 
 
-async def test_records_of_others_in_the_collection_are_left_alone(bench: Bench, raw: AsyncCollection) -> None:
+async def test_records_of_others_in_the_collection_are_left_alone(bench: Bench, raw: Collection) -> None:
     await raw.insert_one({"_id": "theirs", "text": "a node LlamaIndex has added", "embedding": [0.0], "metadata": {}})
     file = bench.file("dfl-1")
     await bench.replace(file)
     await bench.assert_holds(file)
-    assert await bench.exporter.list_scopes() == {(bench.tenant, bench.config)}
+    assert await bench.exporter.list_scopes() == frozenset({(bench.tenant, bench.config)})
     await bench.delete("dfl-1")
     assert [document["_id"] async for document in raw.find()] == ["theirs"]
 
 
-async def test_a_collection_that_is_not_ours_is_left_alone(bench: Bench, mongo: MongoDBUnderTest, raw: AsyncCollection) -> None:
+async def test_a_collection_that_is_not_ours_is_left_alone(bench: Bench, mongo: MongoDBUnderTest, raw: Collection) -> None:
     await raw.drop()
     await raw.insert_one({"theirs": True})
     for attempt in (bench.open().provision, lambda: bench.open().list_snapshots(export_config_id="cfg")):
@@ -278,7 +278,7 @@ async def test_a_collection_that_is_not_ours_is_left_alone(bench: Bench, mongo: 
             await attempt()
 
 
-async def test_a_collection_that_is_not_ours_is_not_dropped(bench: Bench, raw: AsyncCollection) -> None:
+async def test_a_collection_that_is_not_ours_is_not_dropped(bench: Bench, raw: Collection) -> None:
     await bench.exporter.drop_collection()
     await bench.exporter.drop_collection()
     await raw.insert_one({"_id": "theirs"})
@@ -287,14 +287,14 @@ async def test_a_collection_that_is_not_ours_is_not_dropped(bench: Bench, raw: A
     assert await raw.count_documents({}) == 1
 
 
-async def test_a_missing_collection_is_not_made_by_writing(bench: Bench, raw: AsyncCollection) -> None:
+async def test_a_missing_collection_is_not_made_by_writing(bench: Bench, raw: Collection) -> None:
     await raw.drop()
     with pytest.raises(SinkUnavailable, match="provision"):
         await bench.open().replace_files([bench.file("dfl-1")])
     assert raw.name not in await raw.database.list_collection_names()
 
 
-async def test_another_index_of_the_same_name_is_a_conflict(bench: Bench, raw: AsyncCollection) -> None:
+async def test_another_index_of_the_same_name_is_a_conflict(bench: Bench, raw: Collection) -> None:
     await raw.drop_index("records")
     await raw.create_index("text", name="records")
     with pytest.raises(SinkConflict, match="records"):
@@ -321,7 +321,7 @@ async def test_a_password_a_server_repeats_is_not_passed_on(monkeypatch: pytest.
     monkeypatch.setenv(URI_ENV, f"mongodb://writer:{PASSWORD}@host/")
 
     async def attempt() -> None:
-        details = {"errmsg": f"no {PASSWORD} nor s3cret-p@ss", "codeName": "AuthenticationFailed", "code": 18}
+        details: dict[str, Any] = {"errmsg": f"no {PASSWORD} nor s3cret-p@ss", "codeName": "AuthenticationFailed", "code": 18}
         raise OperationFailure(details["errmsg"], 18, details)
 
     store = MongoStore(URI_ENV, "database", "collection", 1)

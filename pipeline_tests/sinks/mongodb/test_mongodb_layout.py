@@ -89,7 +89,12 @@ def test_a_record_larger_than_a_document_may_be_is_refused_by_name() -> None:
 
 
 def test_conditions_hold_values_never_queries() -> None:
-    filters = {"year": {"gte": 1, "ne": 3}, "tags": {"nin": ["$where"]}, "language": "{'$ne': 1}", "file_name": {"in": ["a"]}}
+    filters: dict[str, Any] = {
+        "year": {"gte": 1, "ne": 3},
+        "tags": {"nin": ["$where"]},
+        "language": "{'$ne': 1}",
+        "file_name": {"in": ["a"]},
+    }
     conditions = parse_filters(filters, FIELDS)
     assert vector_filter("t", "c", conditions) == {
         "$and": [

@@ -10,6 +10,7 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ async def bench() -> AsyncIterator[Bench]:
         async with provisioned_bench(MongoDBUnderTest(settings)) as made:
             yield made
     finally:
-        async with AsyncMongoClient(os.environ[SWITCH]) as client:
+        client: AsyncMongoClient[dict[str, Any]] = AsyncMongoClient(os.environ[SWITCH])
+        async with client:
             await client.drop_database(settings.database)
 
 

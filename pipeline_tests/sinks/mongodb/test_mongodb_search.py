@@ -16,7 +16,7 @@ from pipeline.sinks import mongodb_search
 from pipeline.sinks.base import MetadataType, SearchRequest, SinkContext
 from pipeline.sinks.mongodb_index import TEXT_INDEX, VECTOR_INDEX, vector_definition
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, unit_vectors
-from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest, provisioned_bench
+from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest, collection_name, provisioned_bench
 from pipeline_tests.emulators.atlas_search import AtlasSearch, SearchIndex
 
 QUERY = unit_vectors("q", 1)[0]
@@ -51,13 +51,13 @@ def with_fields(bench: Bench, fields: dict[str, MetadataType]) -> Bench:
 
 
 def indexes(bench: Bench, search: AtlasSearch) -> dict[str, SearchIndex]:
-    return search.indexes[("indexport", bench.exporter.collection_name)]
+    return search.indexes[("indexport", collection_name(bench))]
 
 
 async def test_provisioning_returns_when_both_indexes_can_be_queried(unprovisioned: Bench, search: AtlasSearch) -> None:
     search.build_seconds = 0.3
     await unprovisioned.exporter.provision()
-    found = search.list(("indexport", unprovisioned.exporter.collection_name), None)
+    found = search.listed(("indexport", collection_name(unprovisioned)), None)
     assert {index["name"]: (index["type"], index["queryable"]) for index in found} == {
         VECTOR_INDEX: ("vectorSearch", True),
         TEXT_INDEX: ("search", True),
@@ -216,9 +216,9 @@ async def test_every_way_a_server_says_that_it_has_no_search_is_understood(
 async def test_an_index_another_process_made_meanwhile_is_taken(
     unprovisioned: Bench, mongo: MongoDBUnderTest, search: AtlasSearch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = search.list
+    original = search.listed
     blind = iter([True, False])
-    monkeypatch.setattr(search, "list", lambda *arguments: [] if next(blind, False) else original(*arguments))
+    monkeypatch.setattr(search, "listed", lambda *arguments: [] if next(blind, False) else original(*arguments))
     other = unprovisioned.open()
     await other.provision()
     blind = iter([True, False])
