@@ -58,7 +58,7 @@ def answers(*responses: httpx.Response | Exception) -> tuple[Handler, list[httpx
 
 
 async def refusal(handler: Handler, url: PresignedUrl | None = URL, **options: int) -> IndexportError:
-    async with downloader(handler, **options) as downloads:
+    async with downloader(handler, None, **options) as downloads:
         with pytest.raises((PayloadError, SourceUnavailable)) as refused:
             await downloads.download(FILE, url)
     return refused.value
@@ -185,9 +185,8 @@ async def test_pauses_follow_the_server_within_limits(
 
 async def test_a_declared_size_over_the_limit_is_refused_before_reading() -> None:
     class Unreadable(httpx.AsyncByteStream):
-        async def __aiter__(self) -> AsyncIterator[bytes]:
+        def __aiter__(self) -> AsyncIterator[bytes]:
             raise AssertionError("the body was read")
-            yield b""
 
     error = await refusal(
         lambda _: httpx.Response(200, headers={"Content-Length": "11"}, stream=Unreadable()), max_payload_bytes=10

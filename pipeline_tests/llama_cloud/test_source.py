@@ -19,7 +19,7 @@ from pipeline_tests.llama_cloud.fake_cloud import (
 @pytest.mark.parametrize("named", [{"index_id": "a", "index_name": "b"}, {"index_id": ""}, {"index_name": ""}])
 def test_an_index_is_named_in_one_way_at_most(named: dict[str, str]) -> None:
     with pytest.raises(ValidationError):
-        LlamaCloudSettings(**named)  # type: ignore[arg-type] - wrong on purpose
+        LlamaCloudSettings.model_validate(named)
 
 
 def test_a_missing_key_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:

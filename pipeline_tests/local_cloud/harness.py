@@ -88,14 +88,19 @@ class Harness:
         return {name: [page["text"] for page in self.payload(file)["parse"]["pages"]] for name, file in self.output().items()}
 
     def failures(self) -> dict[str, str]:
-        metadata = self.settled().metadata or {}
-        return {problem["name"]: problem["reason"] for problem in metadata["failed_files"]}
+        return {problem["name"]: problem["reason"] for problem in metadata(self.settled())["failed_files"]}
 
     def inject(self, **faults: Any) -> None:
         """Replaces the faults in force; none ends them all."""
         body = Faults(**faults).model_dump(mode="json")
         answer = httpx.put(f"{self.server.base_url}/_admin/faults", json=body, headers=bearer(self.server.api_key))
         answer.raise_for_status()
+
+
+def metadata(index: IndexGetResponse) -> dict[str, Any]:
+    """What the server tells of an index's last sync."""
+    assert index.metadata is not None
+    return index.metadata
 
 
 def bearer(api_key: str) -> dict[str, str]:
@@ -115,7 +120,9 @@ def running(
     documents: Path | str, state_dir: Path, *, faults: Faults | None = None, clock: MovableClock | None = None, **settings: Any
 ) -> Iterator[Harness]:
     """A server over ``documents``; its first sync is done on entry unless faults hold it or it is switched off."""
-    configured = LocalCloudSettings(documents=documents, state_dir=state_dir, **{"allow_fault_injection": True, **settings})
+    configured = LocalCloudSettings.model_validate(
+        {"documents": documents, "state_dir": state_dir, "allow_fault_injection": True, **settings}
+    )
     with (
         RunningLocalCloud(configured, faults=faults, clock=clock or MovableClock()) as server,
         LlamaCloud(api_key=server.api_key, base_url=server.base_url, max_retries=0) as client,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import llama_cloud
 import pytest
@@ -37,7 +38,9 @@ def test_a_connector_subscription_feeds_one_directory(cloud: Harness) -> None:
     first = cloud.client.beta.directories.create(name="a", connector_subscription_id="sub-1")
     with pytest.raises(llama_cloud.ConflictError) as refused:
         cloud.client.beta.directories.create(name="b", connector_subscription_id="sub-1")
-    assert refused.value.body["detail"]["directory_id"] == first.id
+    body = refused.value.body
+    assert isinstance(body, dict)
+    assert body["detail"]["directory_id"] == first.id
 
 
 def test_a_directory_of_an_index_cannot_be_deleted(cloud: Harness) -> None:
@@ -62,7 +65,7 @@ def test_files_are_filtered_as_the_vendor_documents(cloud: Harness) -> None:
     report = api.upload(directory.id, upload_file=("Report.txt", b"a"), unique_id="r-1")
     api.upload(directory.id, upload_file=("letter.txt", b"b"), unique_id="l-1")
 
-    def found(**filters: object) -> list[str]:
+    def found(**filters: Any) -> list[str]:
         return [file.display_name for file in api.list(directory.id, **filters)]
 
     assert found(display_name="Report.txt") == ["Report.txt"]

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.local_cloud.faults import Faults
-from pipeline_tests.local_cloud.harness import Harness, bearer, running
+from pipeline_tests.local_cloud.harness import Harness, bearer, metadata, running
 
 
 def _url(cloud: Harness, name: str = "hello.md") -> str:
@@ -20,10 +20,10 @@ def _url(cloud: Harness, name: str = "hello.md") -> str:
     return cloud.client.files.content(file_id).url
 
 
-def _names(cloud: Harness, **query: int) -> list[str]:
+def _names(cloud: Harness, *, page_size: int) -> list[str]:
     directory = cloud.index().output_directory_id
     assert directory is not None
-    return [file.display_name for file in cloud.client.beta.directories.files.list(directory, **query)]
+    return [file.display_name for file in cloud.client.beta.directories.files.list(directory, page_size=page_size)]
 
 
 @pytest.fixture
@@ -153,15 +153,13 @@ def test_a_sync_can_fail_with_a_message_and_leave_the_listing(cloud: Harness, do
     before = cloud.output()
     (documents / "new.md").write_text("new")
     cloud.inject(sync_error="the parser ran out of credits")
-    metadata = cloud.sync().metadata
-    assert metadata is not None
-    assert (metadata["status"], metadata["error_message"]) == ("failed", "the parser ran out of credits")
+    failed = metadata(cloud.sync())
+    assert (failed["status"], failed["error_message"]) == ("failed", "the parser ran out of credits")
     assert cloud.output() == before
     cloud.inject()
-    metadata = cloud.sync().metadata
-    assert metadata is not None
-    assert metadata["status"] == "ready"
-    assert "error_message" not in metadata
+    ready = metadata(cloud.sync())
+    assert ready["status"] == "ready"
+    assert "error_message" not in ready
     assert "new.md" in cloud.output()
 
 
@@ -175,7 +173,7 @@ def test_the_accepted_id_can_be_switched_at_run_time(cloud: Harness) -> None:
 
 def test_faults_can_be_set_before_the_start_and_read_back(documents: Path, state_dir: Path) -> None:
     with running(documents, state_dir, faults=Faults(sync_error="from the start")) as cloud:
-        assert cloud.index().metadata["error_message"] == "from the start"
+        assert metadata(cloud.index())["error_message"] == "from the start"
         answer = httpx.get(f"{cloud.server.base_url}/_admin/faults", headers=bearer(cloud.server.api_key))
         assert Faults.model_validate(answer.json()) == Faults(sync_error="from the start")
 
@@ -188,7 +186,7 @@ def test_the_admin_endpoint_exists_only_where_it_is_allowed(documents: Path, sta
 
 def test_unknown_faults_are_refused(cloud: Harness) -> None:
     with pytest.raises(ValidationError):
-        Faults(rate_limitd_requests=1)
+        Faults.model_validate({"rate_limitd_requests": 1})
     answer = httpx.put(
         f"{cloud.server.base_url}/_admin/faults", json={"payloads": {"*": "funny"}}, headers=bearer(cloud.server.api_key)
     )

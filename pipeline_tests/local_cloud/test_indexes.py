@@ -8,15 +8,14 @@ import llama_cloud
 import pytest
 
 from pipeline.local_cloud.faults import Faults
-from pipeline_tests.local_cloud.harness import Harness, bearer, running
+from pipeline_tests.local_cloud.harness import Harness, bearer, metadata, running
 
 
 def test_the_first_start_makes_one_index_over_the_folder(cloud: Harness) -> None:
     indexes = list(cloud.client.indexes.list())
     assert [index.name for index in indexes] == ["documents"]
     index = cloud.index()
-    assert index.metadata is not None
-    assert index.metadata["status"] == "ready"
+    assert metadata(index)["status"] == "ready"
     assert index.last_synced_at is not None
     assert index.last_exported_at == index.last_synced_at
     assert (index.id[:4], index.export_config_id[:4], index.sync_config_id[:4]) == ("idx-", "exp-", "syn-")
@@ -101,8 +100,7 @@ def test_a_second_sync_conflicts_while_one_runs(cloud: Harness) -> None:
     cloud.client.indexes.sync(index.id)
     running_index = cloud.index()
     assert running_index.sync_in_progress is True
-    assert running_index.metadata is not None
-    assert running_index.metadata["status"] == "syncing"
+    assert metadata(running_index)["status"] == "syncing"
     with pytest.raises(llama_cloud.ConflictError):
         cloud.client.indexes.sync(index.id)
     cloud.inject()
@@ -133,10 +131,9 @@ def test_a_first_sync_that_is_cancelled_leaves_a_failed_index(documents: Path, s
         assert index.metadata == {"status": "building"}
         assert index.sync_in_progress is True
         cloud.client.indexes.cancel_sync(index.id)
-        metadata = cloud.index().metadata
-        assert metadata is not None
-        assert metadata["status"] == "failed"
-        assert "cancelled" in metadata["error_message"]
+        cancelled = metadata(cloud.index())
+        assert cancelled["status"] == "failed"
+        assert "cancelled" in cancelled["error_message"]
 
 
 def test_an_index_is_deleted_while_it_syncs(cloud: Harness) -> None:

@@ -16,7 +16,7 @@ from pipeline.local_cloud.cloud import open_cloud
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.parsed import ParsedDocument
 from pipeline.local_cloud.settings import LocalCloudSettings
-from pipeline_tests.local_cloud.harness import Harness, running
+from pipeline_tests.local_cloud.harness import Harness, metadata, running
 
 
 def _snapshot(cloud: Harness) -> tuple[object, ...]:
@@ -117,8 +117,7 @@ def test_a_killed_sync_leaves_the_old_listing(documents: Path, state_dir: Path, 
     with running(documents, state_dir, auto_sync_on_start=False) as cloud:
         index = cloud.index()
         assert index.sync_in_progress is False
-        assert index.metadata is not None
-        assert index.metadata["status"] == "ready"
+        assert metadata(index)["status"] == "ready"
         assert _snapshot(cloud) == before
         cloud.sync()
         assert set(cloud.output()) == {"hello.md", "guides/boats.txt", "new.md"}
@@ -129,15 +128,14 @@ def test_a_first_sync_that_was_interrupted_says_so(documents: Path, state_dir: P
     command = [sys.executable, "-c", _KILLED_SERVER, str(documents), str(state_dir), "_build"]
     assert subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False).returncode == 7
     with running(documents, state_dir, auto_sync_on_start=False) as cloud:
-        metadata = cloud.index().metadata
-        assert metadata is not None
-        assert metadata["status"] == "failed"
-        assert "interrupted" in metadata["error_message"]
-        assert cloud.sync().metadata["status"] == "ready"
+        interrupted = metadata(cloud.index())
+        assert interrupted["status"] == "failed"
+        assert "interrupted" in interrupted["error_message"]
+        assert metadata(cloud.sync())["status"] == "ready"
 
 
 def test_a_state_directory_serves_one_server(documents: Path, state_dir: Path) -> None:
-    settings = LocalCloudSettings(documents=documents, state_dir=state_dir)
+    settings = LocalCloudSettings(documents=str(documents), state_dir=state_dir)
     with running(documents, state_dir), pytest.raises(ConfigError, match="another local server"):
         open_cloud(settings)
     open_cloud(settings).state.close()

@@ -11,7 +11,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.local_cloud.documents import DocumentFolder, DocumentsUnavailable
-from pipeline_tests.local_cloud.harness import running
+from pipeline_tests.local_cloud.harness import metadata, running
 
 
 class Bucket:
@@ -80,7 +80,7 @@ def test_unchanged_objects_are_not_read_again(bucket: Bucket, tmp_path: Path, mo
     bucket.put("docs/a.md", b"a")
     with running("s3://library/docs", tmp_path, storage_options=bucket.options) as cloud:
         monkeypatch.setattr(DocumentFolder, "read", lambda _self, path: pytest.fail(f"{path} was read again"))
-        assert cloud.sync().metadata["status"] == "ready"
+        assert metadata(cloud.sync())["status"] == "ready"
 
 
 def test_a_bucket_that_is_gone_fails_the_sync_and_removes_nothing(bucket: Bucket, tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_a_bucket_that_is_gone_fails_the_sync_and_removes_nothing(bucket: Bucket
     with running("s3://library/docs", tmp_path, storage_options=bucket.options) as cloud:
         bucket.delete("docs/a.md")
         bucket.s3.delete_bucket(Bucket="library")
-        assert cloud.sync().metadata["status"] == "failed"
+        assert metadata(cloud.sync())["status"] == "failed"
         assert set(cloud.output()) == {"a.md"}
 
 
@@ -96,9 +96,7 @@ def test_a_store_that_does_not_answer_fails_the_sync(bucket: Bucket, tmp_path: P
     unreachable = {**bucket.options, "client_kwargs": {"endpoint_url": "http://127.0.0.1:9", "region_name": "us-east-1"}}
     unreachable["config_kwargs"] = {"retries": {"max_attempts": 0}, "connect_timeout": 1}
     with running("s3://library/docs", tmp_path, storage_options=unreachable) as cloud:
-        metadata = cloud.index().metadata
-        assert metadata is not None
-        assert metadata["status"] == "failed"
+        assert metadata(cloud.index())["status"] == "failed"
 
 
 def test_a_prefix_without_objects_is_not_taken_for_an_empty_folder(bucket: Bucket) -> None:

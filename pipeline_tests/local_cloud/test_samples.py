@@ -44,7 +44,9 @@ def test_the_samples_are_served_and_only_the_broken_ones_fail(tmp_path: Path) ->
     with running(SAMPLES, tmp_path) as cloud:
         assert set(cloud.failures()) == {"broken.pdf"}
         files, texts = cloud.output(), cloud.texts()
-        assert files["reports/annual-report-2025.pdf"].metadata["department"] == "finance"
+        report = files["reports/annual-report-2025.pdf"].metadata
+        assert report is not None
+        assert report["department"] == "finance"
         assert len(files) == 11
         assert all(any(pages) for pages in texts.values())
         assert texts["products/catalogue-2026.md"][0].count("\n| ") > 200

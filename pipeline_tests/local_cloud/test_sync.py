@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import httpx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from llama_cloud.types.beta.directories import FileListResponse
 
 from pipeline.local_cloud import sync as sync_module
-from pipeline_tests.local_cloud.harness import Harness, running
+from pipeline_tests.local_cloud.harness import Harness, metadata, running
+
+
+def _updated(file: FileListResponse) -> datetime:
+    assert file.updated_at is not None
+    return file.updated_at
 
 
 def test_text_is_paged_at_form_feeds_and_named_by_relative_path(cloud: Harness) -> None:
@@ -31,7 +38,7 @@ def test_a_changed_document_keeps_its_id_and_gets_another_file(cloud: Harness, d
     after, new = cloud.output(), cloud.payload(cloud.output()["hello.md"])
     assert after["hello.md"].id == before["hello.md"].id
     assert after["hello.md"].file_id != before["hello.md"].file_id
-    assert after["hello.md"].updated_at > before["hello.md"].updated_at
+    assert _updated(after["hello.md"]) > _updated(before["hello.md"])
     assert after["hello.md"].created_at == before["hello.md"].created_at
     assert after["guides/boats.txt"] == before["guides/boats.txt"]
     assert new["content_fingerprint_hash"] != old["content_fingerprint_hash"]
@@ -54,10 +61,13 @@ def test_a_touched_document_is_left_alone(cloud: Harness, documents: Path) -> No
 
 
 def test_a_sync_without_changes_moves_only_the_index(cloud: Harness) -> None:
-    index, before = cloud.index(), (cloud.output(), cloud.source())
+    last, before = cloud.index().last_synced_at, (cloud.output(), cloud.source())
     cloud.sync()
     assert (cloud.output(), cloud.source()) == before
-    assert cloud.index().last_synced_at > index.last_synced_at
+    synced = cloud.index().last_synced_at
+    assert last is not None
+    assert synced is not None
+    assert synced > last
 
 
 def test_a_removed_document_is_soft_deleted_and_returns_under_its_id(cloud: Harness, documents: Path) -> None:
@@ -69,7 +79,7 @@ def test_a_removed_document_is_soft_deleted_and_returns_under_its_id(cloud: Harn
     deleted = cloud.output(include_deleted=True)["hello.md"]
     assert deleted.id == before.id
     assert deleted.deleted_at is not None
-    assert deleted.updated_at > before.updated_at
+    assert _updated(deleted) > _updated(before)
     cloud.sync()
     (documents / "hello.md").write_text(content)
     cloud.sync()
@@ -108,7 +118,7 @@ def test_a_sidecar_gives_metadata_and_is_no_document(cloud: Harness, documents: 
     cloud.sync()
     after = cloud.output()["hello.md"]
     assert after.metadata == {"team": "crew", "tags": ["a"]}
-    assert after.updated_at > before.updated_at
+    assert _updated(after) > _updated(before)
     assert after.file_id == before.file_id
     assert set(cloud.output()) == {"hello.md", "guides/boats.txt"}
     (documents / "hello.md.meta.json").unlink()
@@ -133,9 +143,7 @@ def test_a_broken_sidecar_is_a_warning_and_the_old_metadata_stays(cloud: Harness
     sidecar.write_text('{"team": "crew"}')
     cloud.sync()
     sidecar.write_bytes(broken.encode("utf-8", "surrogateescape"))
-    metadata = cloud.sync().metadata
-    assert metadata is not None
-    assert [warning["name"] for warning in metadata["warnings"]] == ["hello.md"]
+    assert [warning["name"] for warning in metadata(cloud.sync())["warnings"]] == ["hello.md"]
     assert cloud.output()["hello.md"].metadata == {"team": "crew"}
 
 
@@ -147,10 +155,9 @@ def test_documents_without_a_payload_are_listed_with_a_reason(
     (documents / "latin.txt").write_bytes("Ø".encode("latin-1"))
     (documents / "README").write_text("no suffix")
     with caplog.at_level("WARNING", logger=sync_module.__name__):
-        metadata = cloud.sync().metadata
-    assert metadata is not None
-    assert metadata["status"] == "ready"
-    assert metadata["failed_file_count"] == 4
+        synced = metadata(cloud.sync())
+    assert synced["status"] == "ready"
+    assert synced["failed_file_count"] == 4
     failures = cloud.failures()
     assert set(failures) == {"photo.jpg", "broken.pdf", "latin.txt", "README"}
     assert "unsupported type .jpg" in failures["photo.jpg"]
@@ -181,13 +188,12 @@ def test_large_documents_are_refused_by_the_limit(documents: Path, state_dir: Pa
 def test_a_folder_that_is_gone_fails_the_sync_and_removes_nothing(cloud: Harness, documents: Path) -> None:
     before = cloud.output()
     documents.rename(documents.with_name("elsewhere"))
-    failed = cloud.sync()
-    assert failed.metadata is not None
-    assert failed.metadata["status"] == "failed"
-    assert "does not exist" in failed.metadata["error_message"]
+    failed = metadata(cloud.sync())
+    assert failed["status"] == "failed"
+    assert "does not exist" in failed["error_message"]
     assert cloud.output() == before
     documents.with_name("elsewhere").rename(documents)
-    assert cloud.sync().metadata["status"] == "ready"
+    assert metadata(cloud.sync())["status"] == "ready"
     assert cloud.output() == before
 
 
