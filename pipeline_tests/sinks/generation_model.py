@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, replace_generations, to_snapshots
 
 Fault = Literal["refused", "lost ack", "even", "odd", "late"]
 """What becomes of a request that fails: nothing; all of it; every other record (from the first, second); all, but later."""
+
+T = TypeVar("T")
 
 KEYS = [FileKey("prj", "cfg", f"dfl-{n}") for n in range(2)]
 
@@ -116,7 +118,7 @@ class ModelStore:
             if found in self.records:
                 self.records[found] = replace(self.records[found], pending=marker)
 
-    async def _change(self, items: Sequence[Write] | Sequence[str], apply: Callable[[Sequence], None]) -> None:
+    async def _change(self, items: Sequence[T], apply: Callable[[Sequence[T]], None]) -> None:
         await self.turn()
         number = self.changes
         self.changes += 1

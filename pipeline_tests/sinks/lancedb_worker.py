@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import sys
 
+from pipeline.sinks.records import FileRecords
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 
 
-def versions(bench: Bench, version: int) -> list:
+def versions(bench: Bench, version: int) -> list[FileRecords]:
     """Five files; how many chunks they have depends on the version."""
     return [bench.file(f"dfl-{number}", 2 + (version * 3 + number) % 7, version=f"v{version}") for number in range(5)]
 

@@ -18,6 +18,9 @@ from pipeline_tests.sinks.generation_model import KEYS, Crash, Fault, ModelStore
 SIZES = (0, 1, 2, 6)
 FAULTS: tuple[Fault, ...] = ("refused", "lost ack", "even", "odd")
 
+Version = tuple[str, int]
+"""A name and how many records it has."""
+
 
 async def _stored(*files: FileWrites[Write]) -> ModelStore:
     store = ModelStore()
@@ -161,13 +164,15 @@ filled = versions.filter(lambda version: version[1] > 0)
 both_files = st.tuples(versions, versions)
 
 
-def _files(wanted: Sequence[tuple[str, int]]) -> list[FileWrites[Write]]:
+def _files(wanted: Sequence[Version]) -> list[FileWrites[Write]]:
     return [content(key, *version) for key, version in zip(KEYS, wanted, strict=True)]
 
 
 @settings(max_examples=200, deadline=None)
 @given(runs=st.lists(st.tuples(both_files, st.integers(0, 20), st.sampled_from(FAULTS)), min_size=1, max_size=5), last=both_files)
-def test_any_series_of_crashes_is_made_good(runs: list, last: tuple) -> None:
+def test_any_series_of_crashes_is_made_good(
+    runs: list[tuple[tuple[Version, Version], int, Fault]], last: tuple[Version, Version]
+) -> None:
     async def scenario() -> None:
         store = ModelStore()
         for wanted, fail_at, fault in runs:
@@ -184,7 +189,7 @@ def test_any_series_of_crashes_is_made_good(runs: list, last: tuple) -> None:
     first=versions,
     runs=st.lists(st.tuples(filled, st.integers(0, 15), st.sampled_from(FAULTS)), max_size=4),
 )
-def test_once_a_version_was_complete_one_always_is(first: tuple, runs: list) -> None:
+def test_once_a_version_was_complete_one_always_is(first: Version, runs: list[tuple[Version, int, Fault]]) -> None:
     async def scenario() -> None:
         store = await _stored(content(KEYS[0], *first))
         if first[1]:
@@ -204,7 +209,7 @@ def test_once_a_version_was_complete_one_always_is(first: tuple, runs: list) -> 
     last=versions,
 )
 def test_a_request_that_arrives_after_the_next_run_is_found_and_made_good(
-    before: tuple, lost: tuple, fail_at: int, meanwhile: tuple, last: tuple
+    before: Version, lost: Version, fail_at: int, meanwhile: Version, last: Version
 ) -> None:
     async def scenario() -> None:
         store = await _stored(content(KEYS[0], *before))
@@ -227,7 +232,13 @@ def test_a_request_that_arrives_after_the_next_run_is_found_and_made_good(
     deaths=st.tuples(st.none() | st.integers(0, 15), st.none() | st.integers(0, 15)),
     last=versions,
 )
-def test_runs_that_overlap_are_found_and_made_good(before: tuple, wanted: tuple, turns: list, deaths: tuple, last: tuple) -> None:
+def test_runs_that_overlap_are_found_and_made_good(
+    before: Version,
+    wanted: tuple[Version, Version],
+    turns: list[int],
+    deaths: tuple[int | None, int | None],
+    last: Version,
+) -> None:
     async def scenario() -> None:
         store = await _stored(content(KEYS[0], *before))
         await _interleaved(

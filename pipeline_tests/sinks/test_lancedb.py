@@ -177,7 +177,8 @@ async def test_a_replace_is_one_commit_and_large_ones_are_cut(
         before = await table.version()
         await bench.replace(*files)
         await table.checkout_latest()
-        return await table.version() - before
+        commits: int = await table.version() - before
+        return commits
 
     files = [bench.file(f"dfl-{n}", 4) for n in range(6)]
     assert await commits_of(files) == 1

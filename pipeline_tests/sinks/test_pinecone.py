@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -139,7 +140,7 @@ async def test_a_removal_that_dies_at_any_request_is_found_and_made_good(bench: 
     await bench.assert_holds()
 
 
-def _dying(after: int) -> object:
+def _dying(after: int) -> Callable[[Request], None]:
     """Every write is refused once this many have been let pass."""
     passed = itertools.count()
 
@@ -240,7 +241,7 @@ async def test_what_llama_index_deletes_a_document_by_finds_all_of_its_records(b
     client = Pinecone(api_key=emulator.api_key, host=emulator.url)
     index = client.Index(host=emulator.indexes[bench.exporter.index_name].host)
     namespace = bench.exporter.namespace(bench.config)
-    listed = [item for page in index.list(prefix=f"{bench.config}:dfl-1#", namespace=namespace) for item in page]
+    listed: list[Any] = [item for page in index.list(prefix=f"{bench.config}:dfl-1#", namespace=namespace) for item in page]
     ids = [getattr(item, "id", item) for item in listed]
     assert len(ids) == 130
     assert all(name.startswith(RecordKey(bench.tenant, bench.config, "dfl-1").prefix) for name in ids)

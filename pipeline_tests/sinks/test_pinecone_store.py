@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 
 import pinecone
 import pytest
@@ -52,7 +53,7 @@ async def exporter(emulator: PineconeEmulator) -> AsyncIterator[PineconeExporter
     await made.close()
 
 
-def another(emulator: PineconeEmulator, context: SinkContext = CONTEXT, **settings: float) -> PineconeExporter:
+def another(emulator: PineconeEmulator, context: SinkContext = CONTEXT, **settings: Any) -> PineconeExporter:
     return PineconeExporter(PineconeSettings(controller_host=emulator.url, **settings), context)
 
 
@@ -106,7 +107,7 @@ async def test_two_processes_that_create_the_index_at_once_share_it(emulator: Pi
     ],
 )
 async def test_an_index_that_is_not_ours_or_does_not_fit_is_refused(
-    exporter: PineconeExporter, emulator: PineconeEmulator, change: dict[str, object], told: str
+    exporter: PineconeExporter, emulator: PineconeEmulator, change: dict[str, Any], told: str
 ) -> None:
     await exporter.provision()
     emulator.indexes[exporter.index_name] = dataclasses.replace(emulator.indexes[exporter.index_name], **change)
@@ -244,7 +245,7 @@ async def test_a_reader_that_stays_behind_makes_the_sink_unavailable(bench: Benc
     impatient = another(emulator, SinkContext(bench.tenant, MODEL, FIELDS), freshness_seconds=0.2)
     await impatient.replace_files([bench.file("dfl-1")])
     emulator.lag.frozen = True
-    attempts = [
+    attempts: list[Callable[[], Awaitable[object]]] = [
         lambda: impatient.replace_files([bench.file("dfl-1", version="v2")]),
         lambda: impatient.list_snapshots(export_config_id=bench.config),
         lambda: _all_records(impatient, bench.config),

@@ -76,7 +76,7 @@ class PluggedIn:
     secrets: tuple[str, ...] = ()
 
     def make_exporter(self, context: SinkContext) -> Exporter:
-        return PlugInExporter(JsonExporter, PlugInSettings(path=str(self.path)), context)
+        return PlugInExporter(JsonExporter, PlugInSettings.model_validate({"path": str(self.path)}), context)
 
     def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
         raise AssertionError("a file always answers")

@@ -39,7 +39,8 @@ def clustered_vectors(count: int, seed: int) -> Vectors:
 
 
 def _unit(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    normed: npt.NDArray[np.floating[Any]] = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return normed
 
 
 def files_of(bench: Bench) -> list[FileRecords]:

@@ -21,7 +21,7 @@ from pipeline.sinks import turbopuffer as sink
 from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import SearchRequest, SinkContext
-from pipeline.sinks.records import chunk_ids
+from pipeline.sinks.records import FileRecords, chunk_ids
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
 from pipeline_tests.conformance.harness import MODEL, Bench, matrix, unit_vectors
 from pipeline_tests.conformance.turbopuffer_harness import (
@@ -67,8 +67,11 @@ async def test_a_document_is_a_llama_index_node_and_typed_attributes(bench: Benc
     file = bench.file("dfl-1", 3, metadata={"year": 2024, "tags": ["a", "b"], "undeclared": "x"})
     await bench.replace(file)
     namespace = client.namespace(NAMESPACE)
-    (row,) = namespace.query(rank_by=("id", "asc"), limit=9, filters=("chunk_index", "Eq", 2), include_attributes=True).rows
+    found = namespace.query(rank_by=("id", "asc"), limit=9, filters=("chunk_index", "Eq", 2), include_attributes=True)
+    assert found.rows is not None
+    (row,) = found.rows
     document = row.model_extra
+    assert document is not None
     assert (document["text"], document["doc_id"]) == (file.table["content"][2].as_py(), f"{bench.config}:dfl-1")
     assert (document["year"], document["tags"], document["_node_type"]) == (2024, ["a", "b"], "TextNode")
     node = json.loads(document["_node_content"])
@@ -277,7 +280,7 @@ def test_any_sequence_of_writers_leaves_exactly_what_was_written_last(
         bench = Bench(running)
         handles = [bench.open(), bench.open()]
         await bench.exporter.provision()
-        held = {}
+        held: dict[str, FileRecords] = {}
         for number, (file_id, count, handle, fault) in enumerate(steps):
             if fault == "lost":
                 emulator.lose_answer("write")

@@ -96,7 +96,7 @@ async def test_vectors_of_another_model_under_our_name_are_a_conflict(
 ) -> None:
     file = bench.file("dfl-1")
     await bench.replace(file)
-    rows = [{"id": name, "embedding_model": "another/1"} for name in file.table["id"].to_pylist()[-1:]]
+    rows: list[Any] = [{"id": name, "embedding_model": "another/1"} for name in file.table["id"].to_pylist()[-1:]]
     client.namespace(NAMESPACE).write(patch_rows=rows)
     with pytest.raises(SinkConflict, match="another model than 'conformance'"):
         await exporter_with(running, {}).provision()

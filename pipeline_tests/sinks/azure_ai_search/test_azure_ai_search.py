@@ -245,6 +245,6 @@ async def test_a_request_beyond_what_the_service_takes_is_refused(bench: Bench) 
 async def test_scopes_beyond_what_a_filter_takes_are_not_listed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sink, "_MAX_SCOPES", 2)
     await bench.replace(*(bench.file("dfl-1", config=f"cfg-{n}") for n in range(2)))
-    assert await bench.exporter.list_scopes() == {(bench.tenant, "cfg-0"), (bench.tenant, "cfg-1")}
+    assert await bench.exporter.list_scopes() == frozenset({(bench.tenant, "cfg-0"), (bench.tenant, "cfg-1")})
     await bench.replace(bench.file("dfl-1", config="cfg-2"))
     assert await bench.exporter.list_scopes() is None

@@ -49,7 +49,7 @@ async def test_files_are_written_replaced_and_deleted(bench: Bench) -> None:
     await bench.replace(*files)
     await bench.open().provision()
     await bench.assert_holds(*files)
-    assert await bench.exporter.list_scopes() == {(bench.tenant, bench.config)}
+    assert await bench.exporter.list_scopes() == frozenset({(bench.tenant, bench.config)})
     shorter = bench.file("dfl-1", 2, version="v2")
     await bench.replace(shorter, bench.file("dfl-2", 0))
     await bench.assert_holds(shorter)

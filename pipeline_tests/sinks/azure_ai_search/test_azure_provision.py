@@ -59,7 +59,8 @@ async def test_the_index_is_what_the_vendors_client_reads(emulator: AzureAISearc
         "tags": ("Collection(Edm.String)", True),
         "doc_id": ("Edm.String", True),
     }
-    assert [configuration.name for configuration in index.semantic_search.configurations] == ["indexport-semantic"]
+    assert index.semantic_search is not None
+    assert [configuration.name for configuration in index.semantic_search.configurations or ()] == ["indexport-semantic"]
 
 
 async def test_processes_that_provision_at_once_agree(emulator: AzureAISearchEmulator) -> None:

@@ -28,7 +28,7 @@ from pipeline_tests.conformance.azure_ai_search_harness import (
     AzureAISearchUnderTest,
 )
 from pipeline_tests.conformance.harness import MODEL, Bench, matrix
-from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
+from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
 from pipeline_tests.emulators.certificate import write_certificate
 from pipeline_tests.emulators.http import Answer, Certificate
 
@@ -64,7 +64,11 @@ async def test_a_slow_answer_is_waited_for_only_so_long(
     monkeypatch.setattr(store, "_READ_SECONDS", 0.1)
     monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
     released = threading.Event()
-    emulator.before = lambda _: released.wait(30) and None
+
+    def stall(_: Request) -> None:
+        released.wait(30)
+
+    emulator.before = stall
     with pytest.raises(SinkUnavailable, match="did not answer in time to list snapshots"):
         await bench.snapshots(bench.open())
     released.set()

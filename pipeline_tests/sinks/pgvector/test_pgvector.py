@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.errors import ConfigError, RecordRefused, SinkUnavailable
 from pipeline.sinks import pgvector, pgvector_rows, pgvector_store
 from pipeline.sinks import pgvector_sql as statements
 from pipeline.sinks.base import SearchRequest
@@ -70,7 +70,7 @@ def test_exactly_the_nul_character_is_refused(text: str) -> None:
     refused = False
     try:
         pgvector_rows.check_texts(file)
-    except pgvector.RecordRefused:
+    except RecordRefused:
         refused = True
     assert refused == ("\0" in text)
 
@@ -242,7 +242,9 @@ async def test_a_sink_that_was_never_provisioned_says_so(database: Database) -> 
 
 @given(st.lists(st.tuples(st.text(), st.text(), st.text())))
 def test_locks_are_taken_in_one_order_and_once(addresses: list[tuple[str, str, str]]) -> None:
-    layout = PgVectorBench(Database("")).open().layout  # type: ignore[attr-defined] # a PgVectorExporter
+    bench = PgVectorBench(Database(""))
+    bench.open()
+    layout = bench.exporter.layout
     keys = statements.lock_keys(layout, addresses)
     assert keys == sorted(set(keys)) == statements.lock_keys(layout, [*addresses[::-1], *addresses])
     assert all(-(2**63) <= key < 2**63 for key in keys)

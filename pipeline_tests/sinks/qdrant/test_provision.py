@@ -11,7 +11,8 @@ import pytest
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import SinkConflict
-from pipeline.sinks.base import SearchRequest
+from pipeline.sinks.base import MetadataType, SearchRequest
+from pipeline.sinks.qdrant import QdrantExporter
 from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest
 from pipeline_tests.emulators.qdrant import QdrantEmulator
@@ -26,6 +27,7 @@ def _create(emulator: QdrantEmulator, **settings: Any) -> None:
 
 
 async def test_the_collection_carries_the_model_and_every_index_a_filter_needs(emulator: QdrantEmulator, bench: Bench) -> None:
+    assert isinstance(bench.exporter, QdrantExporter)
     assert bench.exporter.collection == NAME
     info = emulator.engine.call("info", NAME, {})
     assert info["config"]["params"]["vectors"] == {"text-dense": {"size": 16, "distance": "Cosine"}}
@@ -112,7 +114,12 @@ async def test_a_server_that_keeps_no_metadata_is_known_by_its_points(emulator: 
 
 
 async def test_fields_declared_later_are_filled_in_from_the_metadata_of_the_points(sink: QdrantUnderTest) -> None:
-    metadata = [{"year": 2020, "place": "Köln"}, {"year": 2021}, {"year": 2020, "place": 7}, {"place": "Bonn"}]
+    metadata: list[dict[str, Any]] = [
+        {"year": 2020, "place": "Köln"},
+        {"year": 2021},
+        {"year": 2020, "place": 7},
+        {"place": "Bonn"},
+    ]
     old = Bench(sink, fields={})
     await old.open().provision()
     files = [old.file(f"dfl-{n}", 3, metadata=held) for n, held in enumerate(metadata)]
@@ -150,12 +157,12 @@ async def test_filling_in_is_made_good_after_a_crash_and_then_done(emulator: Qdr
 
 
 async def test_any_declarable_field_can_be_filtered_on(sink: QdrantUnderTest) -> None:
-    fields = {"straße nr": "string", "a-b": "integer", "Größe": "float", "0": "boolean"}
+    fields: dict[str, MetadataType] = {"straße nr": "string", "a-b": "integer", "Größe": "float", "0": "boolean"}
     bench = Bench(sink, fields=fields)
     await bench.open().provision()
     file = bench.file("dfl-1", 1, metadata={"straße nr": "x", "a-b": -4, "Größe": 1.5, "0": False})
     await bench.replace(file, bench.file("dfl-2", 1, metadata={}))
-    filters = {"straße nr": "x", "a-b": {"lt": 0}, "Größe": {"in": [1.5, 2.5]}, "0": False}
+    filters: dict[str, Any] = {"straße nr": "x", "a-b": {"lt": 0}, "Größe": {"in": [1.5, 2.5]}, "0": False}
     for key, condition in filters.items():
         (hit,) = await bench.search(SearchRequest(bench.config, vector=QUERY, filters={key: condition}))
         assert hit.record.parsed_directory_file_id == "dfl-1"

@@ -9,16 +9,24 @@ import pytest
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks import qdrant_store
+from pipeline.sinks.qdrant import QdrantExporter
 from pipeline.sinks.qdrant_layout import PENDING
 from pipeline.sinks.records import FileRecords, chunk_ids
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.emulators.qdrant import WRITES, QdrantEmulator, Request
+from pipeline_tests.emulators.qdrant_engine import Collection
 
 Fault = Literal["refused", "lost answer"]
 
 
+def _collection(emulator: QdrantEmulator, bench: Bench) -> Collection:
+    """The one the bench writes to."""
+    assert isinstance(bench.exporter, QdrantExporter)
+    return emulator.engine.collections[bench.exporter.collection]
+
+
 def _points(emulator: QdrantEmulator, bench: Bench) -> set[str]:
-    return set(emulator.engine.collections[bench.exporter.collection].points)
+    return set(_collection(emulator, bench).points)
 
 
 def _ids(file: FileRecords) -> set[str]:
@@ -140,7 +148,7 @@ async def test_a_file_that_is_being_deleted_says_so(emulator: QdrantEmulator, be
 async def test_records_that_lost_their_chunk_0_are_found_and_swept(emulator: QdrantEmulator, bench: Bench) -> None:
     old = bench.file("dfl-1", 5)
     await bench.replace(old)
-    points = emulator.engine.collections[bench.exporter.collection].points
+    points = _collection(emulator, bench).points
     del points[chunk_ids(bench.tenant, bench.config, "dfl-1", [0], old.record_set_hash)[0]]
     assert await bench.snapshots() == {}
     assert (await bench.held())["dfl-1"].num_rows == 4
@@ -151,7 +159,7 @@ async def test_records_that_lost_their_chunk_0_are_found_and_swept(emulator: Qdr
 
 async def test_deleting_takes_what_something_else_wrote_under_the_file_id(emulator: QdrantEmulator, bench: Bench) -> None:
     await bench.replace(bench.file("dfl-1", 2))
-    points = emulator.engine.collections[bench.exporter.collection].points
+    points = _collection(emulator, bench).points
     stray = next(iter(points.values()))
     points[str(uuid.uuid4())] = type(stray)(stray.vectors, {**stray.payload, "chunk_index": 77}, 0)
     await bench.delete("dfl-1")
@@ -160,7 +168,7 @@ async def test_deleting_takes_what_something_else_wrote_under_the_file_id(emulat
 
 async def test_a_finished_file_has_no_marker(emulator: QdrantEmulator, bench: Bench) -> None:
     await bench.replace(bench.file("dfl-1", 4))
-    points = emulator.engine.collections[bench.exporter.collection].points
+    points = _collection(emulator, bench).points
     assert len(points) == 4
     assert not any(PENDING in point.payload for point in points.values())
 
@@ -177,7 +185,7 @@ async def test_a_record_too_large_for_a_request_is_refused_by_name(bench: Bench,
 
 
 async def test_the_limits_of_strict_mode_are_kept(emulator: QdrantEmulator, bench: Bench) -> None:
-    collection = emulator.engine.collections[bench.exporter.collection]
+    collection = _collection(emulator, bench)
     collection.strict |= {"max_query_limit": 7, "upsert_max_batchsize": 5, "condition_max_size": 3}
     files = [bench.file(f"dfl-{n}", 4) for n in range(20)]
     careful = bench.open()
@@ -191,7 +199,7 @@ async def test_the_limits_of_strict_mode_are_kept(emulator: QdrantEmulator, benc
 
 async def test_ten_thousand_files_are_listed_in_bounded_pages(emulator: QdrantEmulator, bench: Bench) -> None:
     await bench.replace(bench.file("dfl-0", 1))
-    points = emulator.engine.collections[bench.exporter.collection].points
+    points = _collection(emulator, bench).points
     (first,) = points.values()
     for number in range(1, 10_000):
         points[str(uuid.UUID(int=number))] = type(first)({}, {**first.payload, "parsed_directory_file_id": f"dfl-{number}"}, 0)
