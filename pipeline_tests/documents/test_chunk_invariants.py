@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -29,7 +30,7 @@ _SETTINGS = st.builds(
 class _GrowingTokens:
     """A counter whose counts do not add up: a text has more tokens than its parts together."""
 
-    def count(self, texts: list[str]) -> list[int]:
+    def count(self, texts: Sequence[str]) -> list[int]:
         return [2 + len(text) // 3 + len(text) ** 2 // 4000 for text in texts]
 
 
@@ -46,12 +47,13 @@ def byte_level_tokens() -> HuggingFaceTokens:
 
 @pytest.fixture(scope="session", params=["minilm", "byte-level", "estimated", "growing"])
 def counter(request: pytest.FixtureRequest, minilm: HuggingFaceTokens) -> TokenCounter:
-    return {
+    counters: dict[str, Callable[[], TokenCounter]] = {
         "minilm": lambda: minilm,
         "byte-level": byte_level_tokens,
         "estimated": EstimatedTokens,
         "growing": _GrowingTokens,
-    }[request.param]()
+    }
+    return counters[request.param]()
 
 
 def touched_pages(document: Document, chunk: Chunk) -> list[int]:

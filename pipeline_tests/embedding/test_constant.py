@@ -13,7 +13,7 @@ from pipeline.embedding.settings import EmbeddingSettings
 async def test_vectors_are_unit_length_repeatable_and_different() -> None:
     embedder = load_embedder(EmbeddingSettings(provider="constant", constant_dimension=48))
     vectors = await embedder.embed(["a", "b", "a"], [3, 3, 3])
-    assert (vectors.dtype, vectors.shape) == (np.float32, (3, 48))
+    assert (vectors.dtype, vectors.shape) == (np.dtype(np.float32), (3, 48))
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, rtol=1e-6)
     np.testing.assert_array_equal(vectors[0], vectors[2])
     assert not np.array_equal(vectors[0], vectors[1])

@@ -27,8 +27,9 @@ TEXTS = [
 
 async def test_vectors_are_fastembeds_own_in_the_order_given(minilm: FastEmbedEmbedder) -> None:
     vectors = await minilm.embed(TEXTS, minilm.tokens.count(TEXTS))
-    expected = np.stack(list(TextEmbedding(MINILM, specific_model_path=str(ensure_model()), threads=2).embed(TEXTS)))
-    assert (vectors.dtype, vectors.shape) == (np.float32, (len(TEXTS), 384))
+    theirs = TextEmbedding(MINILM, specific_model_path=str(ensure_model()), threads=2)
+    expected = np.stack(list(theirs.embed(TEXTS)), dtype=np.float32)
+    assert (vectors.dtype, vectors.shape) == (np.dtype(np.float32), (len(TEXTS), 384))
     assert np.sum(vectors * expected, axis=1).min() > 0.9999
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 

@@ -82,7 +82,8 @@ def reference_bert(weights: dict[str, np.ndarray], ids: np.ndarray, mask: np.nda
 
     def norm(x: np.ndarray, name: str) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
-        return centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-12) * w[name + ".weight"] + w[name + ".bias"]
+        scaled: np.ndarray = centred / np.sqrt(centred.var(-1, keepdims=True) + 1e-12) * w[name + ".weight"]
+        return scaled + w[name + ".bias"]
 
     x = w["embeddings.word_embeddings.weight"][ids] + w["embeddings.position_embeddings.weight"][: ids.shape[1]]
     x = norm(x + w["embeddings.token_type_embeddings.weight"][0], "embeddings.LayerNorm")

@@ -40,7 +40,9 @@ def right(request: Body) -> Answer:
 
     def encode(text: str) -> Any:
         numbers = vector(text)
-        return base64.b64encode(np.asarray(numbers, "<f4")).decode() if request["encoding_format"] == "base64" else numbers
+        if request["encoding_format"] != "base64":
+            return numbers
+        return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
 
     data = [{"object": "embedding", "index": index, "embedding": encode(text)} for index, text in enumerate(request["input"])]
     return 200, {"object": "list", "data": data}
@@ -114,7 +116,8 @@ def embedder(endpoint: Endpoint, **settings: Any) -> OpenAIEmbedder:
 
 async def embed(endpoint: Endpoint, texts: list[str], **settings: Any) -> list[list[float]]:
     made = embedder(endpoint, **settings)
-    return (await made.embed(texts, [len(text) for text in texts])).tolist()
+    vectors: list[list[float]] = (await made.embed(texts, [len(text) for text in texts])).tolist()
+    return vectors
 
 
 async def test_texts_travel_in_bounded_requests_and_come_back_in_order(endpoint: Endpoint) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ class Recording(ConstantEmbedder):
         super().__init__(dimension=8)
         self.asked: list[str] = []
 
-    async def embed(self, texts, token_counts) -> Vectors:
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         self.asked.extend(texts)
         return await super().embed(texts, token_counts)
 
@@ -46,7 +47,7 @@ async def test_only_unknown_texts_are_embedded_and_each_once(given_texts: list[s
     missing = list(dict.fromkeys(text for text in given_texts if text not in known_texts))
     assert embedder.asked == missing
     np.testing.assert_array_equal(vectors, await plain.embed(given_texts, counts))
-    assert (vectors.dtype, vectors.shape) == (np.float32, (len(given_texts), 8))
+    assert (vectors.dtype, vectors.shape) == (np.dtype(np.float32), (len(given_texts), 8))
     assert stats.computed == len(missing)
     assert stats.reused == sum(text in known_texts for text in given_texts)
     assert stats.computed + stats.reused + stats.duplicates == len(given_texts)

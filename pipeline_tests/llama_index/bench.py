@@ -42,5 +42,10 @@ class NamedVectors:
 def _vector(text: str) -> Vectors:
     file, _, number = text.rpartition("/")
     if not number.isdigit():
-        return unit_vectors(text, 1)[0]
-    return unit_vectors(f"{file}/{MODEL.fingerprint}", int(number) + 1)[int(number)]
+        return _last(text, 1)
+    return _last(f"{file}/{MODEL.fingerprint}", int(number) + 1)
+
+
+def _last(seed: str, count: int) -> Vectors:
+    vector: Vectors = unit_vectors(seed, count)[-1]
+    return vector

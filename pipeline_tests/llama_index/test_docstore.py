@@ -359,6 +359,7 @@ def _crash(patch: pytest.MonkeyPatch, after: int) -> None:
 
 
 async def test_what_does_not_fit_is_refused_by_name(stack: Stack) -> None:
+    assert isinstance(stack.docstore.sink, LlamaDocstoreUnderTest)
     given = {"vector_sink": "pinecone", "kvstore": stack.docstore.sink.kvstore, "max_entry_bytes": 4000}
     exporter = LlamaDocstoreExporter(
         LlamaDocstoreSettings.model_validate(given), SinkContext(stack.docstore.tenant, MODEL, FIELDS)

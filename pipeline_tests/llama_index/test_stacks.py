@@ -151,16 +151,21 @@ def _crash(patch: pytest.MonkeyPatch, bench: Bench, after: int) -> None:
 
     for name in ("_write_vectors", "_remove_nodes", "_forget_records"):
         patch.setattr(Stores, name, counted(getattr(Stores, name)))
-    held = bench.exporter._stores()
+    held = _stores(bench)
     for docstore in (held._states, held._records, held._nodes):
         patch.setattr(docstore, "add_documents", counted(docstore.add_documents))
+
+
+def _stores(bench: Bench) -> Stores:
+    assert isinstance(bench.exporter, LlamaIndexExporter)
+    return bench.exporter._stores()
 
 
 async def test_llama_index_reads_the_stores_without_the_sink(bench: Bench) -> None:
     """Through the vector store where it keeps texts, else through the docstore's nodes."""
     files = [bench.file("dfl-1", 3), bench.file("dfl-2", 2)]
     await bench.replace(*files)
-    stores = bench.exporter._stores()
+    stores = _stores(bench)
     thread = EventLoopThread()
     embedding = EmbedderEmbedding(NamedVectors(), thread)
     vectors = stores._opened()

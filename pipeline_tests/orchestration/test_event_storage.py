@@ -173,7 +173,7 @@ materialized = st.builds(
     st.dictionaries(st.just("dagster/data_version"), st.sampled_from(["a", "b"]), max_size=1),
 )
 observed = st.builds(lambda key, partition: AssetObservationData(dg.AssetObservation(key, partition=partition)), keys, partitions)
-TYPES = {
+TYPES: dict[type, DagsterEventType] = {
     AssetMaterializationPlannedData: DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
     StepMaterializationData: DagsterEventType.ASSET_MATERIALIZATION,
     AssetObservationData: DagsterEventType.ASSET_OBSERVATION,
@@ -182,7 +182,7 @@ TYPES = {
 
 def entry(data: Any, run_id: str, message: str, timestamp: float) -> EventLogEntry:
     event = DagsterEvent(TYPES[type(data)].value, "job", step_key="step", event_specific_data=data, message=message)
-    return EventLogEntry(None, 10, message, run_id, timestamp, "step", "job", event)
+    return EventLogEntry(None, 10, message, run_id, timestamp, "step", "job", event)  # type: ignore[no-untyped-call]  # Dagster leaves it without annotations
 
 
 entries = st.builds(entry, planned | materialized | observed, st.sampled_from(["r1", "r2"]), names, times)

@@ -65,7 +65,7 @@ def test_a_run_launched_by_a_killed_process_is_over_unless_its_own_process_may_b
     with dg.DagsterInstance.ephemeral() as instance:
         mark = dead_mark()
         launched = started(instance, mark, dg.DagsterRunStatus.STARTING, **{LAUNCHER_TAG: mark})
-        begun = started(instance, mark, **{LAUNCHER_TAG: mark})
+        begun = started(instance, mark, dg.DagsterRunStatus.STARTED, **{LAUNCHER_TAG: mark})
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.orchestration.liveness._SPEECHLESS_SECONDS", float("inf"))
             end_dead_runs(instance)

@@ -27,6 +27,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 def tick(world: World, cursor: str | None = None) -> tuple[dg.SensorResult | dg.SkipReason, str | None]:
     definitions = export_definitions(world.settings)
     sensor = definitions.resolve_sensor_def("default_directory_changes")
+    assert definitions.resources is not None
     context = dg.build_sensor_context(
         instance=world.instance, cursor=cursor, definitions=definitions, resources={"exports": definitions.resources["exports"]}
     )

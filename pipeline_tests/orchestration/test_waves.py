@@ -27,11 +27,11 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield opened
 
 
-def decide(world: World, **options: float) -> Dispatch:
+def decide(world: World, *, waiting_since: float | None = None) -> Dispatch:
     world.refresh()
     detection = asyncio.run(look(world.export))
     scope = (detection.index.project_id, detection.index.export_config_id)
-    return dispatch(world.instance, world.export, scope, **options)
+    return dispatch(world.instance, world.export, scope, waiting_since=waiting_since)
 
 
 def test_new_files_go_out_as_contiguous_ranges_of_bounded_size(world: World) -> None:

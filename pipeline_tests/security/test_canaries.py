@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pyarrow.parquet as pq
 import pytest
+from pydantic import SecretStr
 
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.server import RunningLocalCloud
@@ -63,7 +65,7 @@ class Installation:
         addresses = {"INDEXPORT_HOME": str(self.home), "LLAMA_CLOUD_BASE_URL": self.cloud.base_url}
         return {**inherited, **SECRETS, **addresses}
 
-    def faults(self, **faults: object) -> None:
+    def faults(self, **faults: Any) -> None:
         answer = httpx.put(
             f"{self.cloud.base_url}/_admin/faults",
             json=Faults(**faults).model_dump(mode="json"),
@@ -88,7 +90,7 @@ def installation(tmp_path: Path) -> Iterator[Installation]:
     settings = LocalCloudSettings(
         documents=str(documents),
         state_dir=tmp_path / "cloud",
-        api_key=SECRETS["LLAMA_CLOUD_API_KEY"],
+        api_key=SecretStr(SECRETS["LLAMA_CLOUD_API_KEY"]),
         allow_fault_injection=True,
     )
     with RunningLocalCloud(settings) as cloud:

@@ -44,6 +44,7 @@ async def _show(export: Export) -> None:
 def _tick(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
     """One look of the sensor, for its cursor."""
     definitions = export_definitions(settings)
+    assert definitions.resources is not None
     resources = {"exports": definitions.resources["exports"]}
     context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=resources)
     answer = definitions.resolve_sensor_def(f"{settings.name}_directory_changes")(context)
