@@ -19,7 +19,8 @@ from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import schema
 from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
-from pipeline.ledger.sql import batches, insert_columns, upsert, writing
+from pipeline.ledger.sql import batches, delete_of_files, upsert, writing
+from pipeline.ledger.vectors import VectorIndex
 from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
@@ -45,6 +46,7 @@ class Ledger:
             with writing(self._engine, "tables") as connection:
                 schema.metadata.create_all(connection)
         self.register = Register(self._engine, export, clock)
+        self.vectors = VectorIndex(self._engine, export, clock)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -185,6 +187,20 @@ class Ledger:
                 found |= {row[0] for row in connection.execute(query) if row[0]}
         return found
 
+    def renew(self, run_id: str, *, seconds: float) -> None:
+        """Put off the end of what a run holds: leases on files and claims on texts."""
+        until = self._clock() + seconds
+        files, claims = schema.files.c, schema.vector_claims.c
+        with writing(self._engine, self.export) as connection:
+            connection.execute(
+                sa.update(schema.files).where(files.export == self.export, files.run_id == run_id).values(lease_until=until)
+            )
+            connection.execute(
+                sa.update(schema.vector_claims)
+                .where(claims.export == self.export, claims.run_id == run_id)
+                .values(claimed_until=until)
+            )
+
     def drop_leases(self, run_id: str) -> None:
         """Give back what a run holds, for runs whose end nobody else records."""
         c = schema.files.c
@@ -270,28 +286,6 @@ class Ledger:
         with writing(self._engine, self.export) as connection:
             upsert(connection, schema.sinks, [row])
 
-    def known_vectors(self, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
-        """For each digest that has a vector in the lake, one partition that holds it."""
-        c = schema.vectors.c
-        found: dict[bytes, str] = {}
-        with self._engine.connect() as connection:
-            for batch in batches(sorted(digests)):
-                query = sa.select(c.digest, c.file_id).where(c.export == self.export, c.model == model, c.digest.in_(batch))
-                found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
-        return found
-
-    def replace_vectors(self, model: str, digests: Mapping[str, Iterable[bytes]]) -> None:
-        """Note the vectors each partition holds now, and only those."""
-        held = [(digest, file_id) for file_id, of_file in digests.items() for digest in set(of_file)]
-        with writing(self._engine, self.export) as connection:
-            self._delete_of_files(connection, schema.vectors, list(digests))
-            insert_columns(
-                connection,
-                schema.vectors,
-                {"export": self.export, "model": model},
-                {"digest": [digest for digest, _ in held], "file_id": [file_id for _, file_id in held]},
-            )
-
     def record_removed(self, file_ids: Sequence[str], *, run_id: str) -> None:
         """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""
         c = schema.files.c
@@ -309,7 +303,7 @@ class Ledger:
         )
         with writing(self._engine, self.export) as connection:
             for table in (schema.file_sinks, schema.vectors):
-                self._delete_of_files(connection, table, file_ids)
+                delete_of_files(connection, table, self.export, file_ids)
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.files).where(mine).values(**empty))
@@ -320,7 +314,7 @@ class Ledger:
         """Drop everything known of removed files but their history."""
         with writing(self._engine, self.export) as connection:
             for table in (schema.files, schema.file_sinks, schema.vectors):
-                self._delete_of_files(connection, table, file_ids)
+                delete_of_files(connection, table, self.export, file_ids)
             self._log(connection, [(file_id, "forgotten", {}) for file_id in file_ids], run_id, self._clock())
 
     def log(self, events: Sequence[tuple[str, str, Mapping[str, Any]]], *, run_id: str | None) -> None:
@@ -367,10 +361,6 @@ class Ledger:
         ]
         if rows:
             connection.execute(sa.insert(schema.history), rows)
-
-    def _delete_of_files(self, connection: sa.Connection, table: sa.Table, file_ids: Sequence[str]) -> None:
-        for batch in batches(file_ids):
-            connection.execute(sa.delete(table).where(table.c.export == self.export, table.c.file_id.in_(batch)))
 
 
 def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:

@@ -90,13 +90,6 @@ class Register:
                 connection, schema.tombstones, [{"export": self._export, "file_id": f, "erased_at": at} for f in sorted(file_ids)]
             )
 
-    def count_vectors(self, file_ids: Sequence[str]) -> int:
-        """Entries of the vector index that point to these files' partitions."""
-        c = schema.vectors.c
-        query = sa.select(sa.func.count()).select_from(schema.vectors).where(c.export == self._export)
-        with self._engine.connect() as connection:
-            return sum(int(connection.execute(query.where(c.file_id.in_(batch))).scalar_one()) for batch in batches(file_ids))
-
     def record_proof(self, file_ids: Sequence[str]) -> None:
         """Nothing of these erased files was found anywhere."""
         self._update(file_ids, {"proved_at": self._clock()})

@@ -139,6 +139,19 @@ vectors = Table(
 )
 """Which partitions of the lake hold the vector of an embedding text (16 bytes of its SHA-256) under a model."""
 
+vector_claims = Table(
+    "indexport_vector_claims",
+    metadata,
+    Column("export", String, nullable=False),
+    Column("model", String, nullable=False),
+    Column("digest", LargeBinary(16), nullable=False),
+    Column("run_id", String, nullable=False),
+    Column("claimed_until", Float, nullable=False),
+    PrimaryKeyConstraint("export", "model", "digest"),
+    sqlite_with_rowid=False,
+)
+"""Texts a run is embedding now, so that no other run embeds them too."""
+
 history = Table(
     "indexport_history",
     metadata,

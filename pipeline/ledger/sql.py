@@ -57,6 +57,12 @@ def insert_columns(
     connection.execute(sa.insert(table).from_select([*fixed, *columns], sa.select(*given, *unnested)))
 
 
+def delete_of_files(connection: sa.Connection, table: sa.Table, export: str, file_ids: Sequence[str]) -> None:
+    """Delete the rows of these files of an export."""
+    for batch in batches(file_ids):
+        connection.execute(sa.delete(table).where(table.c.export == export, table.c.file_id.in_(batch)))
+
+
 def batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:
     """``values`` in parts that fit an IN list."""
     for start in range(0, len(values), _IN_LIMIT):

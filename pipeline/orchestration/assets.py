@@ -27,6 +27,7 @@ from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
 from pipeline.stages.report import StageReport
 from pipeline.stages.settings import ExportSettings
+from pipeline.stages.work import kept
 
 OWNERS = ["team:data-platform"]
 DIRECTORY_FILES = "directory_files"
@@ -177,7 +178,8 @@ async def _run(
     keys = _partition_keys(context)
     export = exports.open(settings, context.instance)
     try:
-        report = await stage(export, keys, context.run.run_id)
+        async with kept(export, context.run.run_id):
+            report = await stage(export, keys, context.run.run_id)
     except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
     if len(keys) == 1 and report.failures:

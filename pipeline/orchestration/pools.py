@@ -19,8 +19,7 @@ ONE_WRITER: Final = frozenset({"storage_context"})
 
 
 def embedding_pool(settings: ExportSettings) -> str:
-    """The export's own. One step at a time is in it: a second one would embed again what is new to both, share the processor with
-    the first, and open as many requests more as the settings allow."""
+    """The export's own: how many of its runs use the model at once is a matter of the machine, or of what the endpoint takes."""
     return f"{settings.name}_embedding"
 
 
@@ -32,8 +31,8 @@ def pool_of(settings: ExportSettings, sink: str) -> str:
 def limit_pools(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
     """Let one step at a time into the pools of this export that need it, unless somebody has set another limit."""
     storage = instance.event_log_storage
-    wanted = {embedding_pool(settings), *(ONE_WRITER & {pool_of(settings, sink) for sink in settings.sinks})}
-    if not storage.supports_global_concurrency_limits:
+    wanted = ONE_WRITER & {pool_of(settings, sink) for sink in settings.sinks}
+    if not wanted or not storage.supports_global_concurrency_limits:
         return
     decided = {pool.name for pool in storage.get_pool_limits() if not pool.from_default}
     for pool in sorted(wanted - decided):

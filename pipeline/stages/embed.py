@@ -7,6 +7,7 @@ to order texts across files.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,9 +18,13 @@ import pyarrow as pa
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.ledger.models import FileRow
-from pipeline.stages.export import Export
+from pipeline.ledger.vectors import Claim
+from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin, groups_of
+
+_LOOK_AGAIN_SECONDS = 0.5
+"""Between two looks at whether another run has embedded what this one waits for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,26 +45,48 @@ async def embed(
 ) -> StageReport:
     """Give vectors to the chunks of these files where chunks or model changed; what ``held`` has is not embedded either.
 
-    With ``dry_run`` nothing is embedded or written: the numbers say what would be.
-    Raises EmbedderUnavailable when the model cannot answer; groups finished until then are kept.
+    A text that another run is embedding is waited for. With ``dry_run`` nothing is embedded or written: the numbers say what
+    would be. Raises EmbedderUnavailable when the model cannot answer; groups finished until then are kept.
     """
     report, rows = await begin(export, "embed", file_ids, run_id)
     stale = [row for row in rows.values() if (key := export.vectors_key(row)) and key != row.vectors_key]
-    seen: set[bytes] = set()
-    for group in groups_of(stale):
-        files = await asyncio.to_thread(_read, export, group, report)
-        known = await asyncio.to_thread(_known_vectors, export, files)
-        lacking = [file.row.file_id for file in files if not known.keys() >= set(file.digests)]
-        if held and lacking:
-            known = {**await held(lacking), **known}
-        if dry_run:
-            _count(files, set(known) | seen, report)
-            seen.update(digest for file in files for digest in file.digests)
-            continue
-        await _embed_group(export, files, known, report)
-        export.progress("embed", report.worked, len(stale))
+    if dry_run:
+        await asyncio.to_thread(_count, export, stale, report)
+    else:
+        await _embed_all(export, stale, run_id, held, report)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
     return report.finish()
+
+
+async def _embed_all(export: Export, rows: list[FileRow], run_id: str, held: HeldVectors | None, report: StageReport) -> None:
+    pending = rows
+    try:
+        while pending:
+            waiting: list[FileRow] = []
+            for group in groups_of(pending):
+                waiting += await _embed_group(export, group, run_id, held, report)
+                export.progress("embed", report.worked, len(rows))
+            if len(waiting) == len(pending):
+                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            pending = waiting
+    finally:
+        await asyncio.to_thread(export.ledger.vectors.release, run_id)
+
+
+async def _embed_group(
+    export: Export, group: list[FileRow], run_id: str, held: HeldVectors | None, report: StageReport
+) -> list[FileRow]:
+    """Embed what is new in these files; answers those left for later, because another run is embedding a text of theirs."""
+    files = await asyncio.to_thread(_read, export, group, report)
+    claim = await asyncio.to_thread(_claim, export, files, run_id)
+    mine = [file for file in files if file.row.file_id not in claim.waiting]
+    known = await asyncio.to_thread(_known_vectors, export, mine, claim.located)
+    lacking = [file.row.file_id for file in mine if not known.keys() >= set(file.digests)]
+    if held and lacking:
+        known = {**await held(lacking), **known}
+    if mine:
+        await _embed_files(export, mine, known, run_id, report)
+    return [file.row for file in files if file.row.file_id in claim.waiting]
 
 
 def _read(export: Export, group: list[FileRow], report: StageReport) -> list[_FileChunks]:
@@ -84,11 +111,23 @@ def embedding_texts(table: pa.Table) -> list[str]:
     ]
 
 
-def _known_vectors(export: Export, files: list[_FileChunks]) -> dict[bytes, npt.NDArray[np.float32]]:
-    """Vectors of this model that the lake already holds for any of these texts."""
+def _claim(export: Export, files: list[_FileChunks], run_id: str) -> Claim:
+    return export.ledger.vectors.claim(
+        export.embedder.identity.slug,
+        {file.row.file_id: file.digests for file in files},
+        run_id,
+        seconds=LEASE_SECONDS,
+        is_live=export.run_is_live,
+    )
+
+
+def _known_vectors(
+    export: Export, files: list[_FileChunks], located: Mapping[bytes, str]
+) -> dict[bytes, npt.NDArray[np.float32]]:
+    """Vectors of this model that the lake already holds for any of these texts, where the ledger says they are."""
     wanted = {digest for file in files for digest in file.digests}
-    located = export.ledger.known_vectors(export.embedder.identity.slug, wanted)
-    tables = export.lake.read_many("embeddings", set(located.values()), ["embedding_digest", "embedding"])
+    partitions = {located[digest] for digest in wanted & located.keys()}
+    tables = export.lake.read_many("embeddings", partitions, ["embedding_digest", "embedding"])
     known: dict[bytes, npt.NDArray[np.float32]] = {}
     for table in tables.values():
         if table.schema.field("embedding").type.list_size != export.embedder.identity.dimension:
@@ -102,18 +141,25 @@ def _known_vectors(export: Export, files: list[_FileChunks]) -> dict[bytes, npt.
     return known
 
 
-def _count(files: list[_FileChunks], known: set[bytes], report: StageReport) -> None:
-    for file in files:
-        report.worked += 1
-        for digest, tokens in zip(file.digests, file.table["chunk_token_count"].to_pylist(), strict=True):
-            fresh = digest not in known
-            report.numbers["computed" if fresh else "reused"] += 1
-            report.numbers["tokens"] += tokens if fresh else 0
-            known.add(digest)
+def _count(export: Export, rows: list[FileRow], report: StageReport) -> None:
+    """What embedding these files would take."""
+    seen: set[bytes] = set()
+    for group in groups_of(rows):
+        files = _read(export, group, report)
+        located = export.ledger.vectors.locate(export.embedder.identity.slug, {d for file in files for d in file.digests})
+        known = _known_vectors(export, files, located).keys() | seen
+        for file in files:
+            report.worked += 1
+            for digest, tokens in zip(file.digests, file.table["chunk_token_count"].to_pylist(), strict=True):
+                fresh = digest not in known
+                report.numbers["computed" if fresh else "reused"] += 1
+                report.numbers["tokens"] += tokens if fresh else 0
+                known.add(digest)
+                seen.add(digest)
 
 
-async def _embed_group(
-    export: Export, files: list[_FileChunks], known: dict[bytes, npt.NDArray[np.float32]], report: StageReport
+async def _embed_files(
+    export: Export, files: list[_FileChunks], known: dict[bytes, npt.NDArray[np.float32]], run_id: str, report: StageReport
 ) -> None:
     texts = [text for file in files for text in embedding_texts(file.table)]
     tokens = [count for file in files for count in file.table["chunk_token_count"].to_pylist()]
@@ -123,10 +169,10 @@ async def _embed_group(
     report.numbers["duplicates"] += stats.duplicates
     report.numbers["tokens"] += stats.tokens_computed
     report.numbers["model_milliseconds"] += round(stats.seconds * 1000)
-    await asyncio.to_thread(_write, export, files, vectors, report)
+    await asyncio.to_thread(_write, export, files, vectors, run_id, report)
 
 
-def _write(export: Export, files: list[_FileChunks], vectors: Vectors, report: StageReport) -> None:
+def _write(export: Export, files: list[_FileChunks], vectors: Vectors, run_id: str, report: StageReport) -> None:
     identity = export.embedder.identity
     objects, updates, digests = [], [], {}
     start = 0
@@ -145,7 +191,7 @@ def _write(export: Export, files: list[_FileChunks], vectors: Vectors, report: S
         digests[file.row.file_id] = file.digests
     report.numbers["bytes"] += sum(export.lake.write_many("embeddings", objects))
     report.worked += len(objects)
-    export.ledger.replace_vectors(identity.slug, digests)
+    export.ledger.vectors.replace(identity.slug, digests, run_id)
     export.ledger.update_files(updates)
 
 

@@ -139,7 +139,7 @@ async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence
 def _prove_at_home(export: Export, report: ErasureReport) -> None:
     left = sum(export.lake.metadata(dataset, file_id) is not None for dataset in DATASETS for file_id in report.file_ids)
     report.proofs.append(Proof("lake", "partitions", left))
-    report.proofs.append(Proof("vector index", "entries", export.ledger.register.count_vectors(report.file_ids)))
+    report.proofs.append(Proof("vector index", "entries", export.ledger.vectors.count(report.file_ids)))
 
 
 async def retire(export: Export, *, model: str | None = None, sink: str | None = None) -> list[Retired]:

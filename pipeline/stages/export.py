@@ -175,7 +175,7 @@ _LOCAL_SINKS = ("lancedb", "storage_context")
 """Sinks that live in a folder or bucket: without a ``uri`` of their own they live under the home."""
 
 LEASE_SECONDS = 900.0
-"""A stage renews its leases when it starts; a holder that stays silent for longer has died with its machine."""
+"""A run renews what it holds while it works; a holder that stays silent for longer has died with its machine."""
 
 
 def file_backoff(attempts: int) -> float:

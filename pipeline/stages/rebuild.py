@@ -107,7 +107,7 @@ def _restore_rows(export: Export, rebuilt: LedgerRebuild) -> None:
             if of_file is not None:
                 digests[file_id] = of_file
     export.ledger.update_files(updates)
-    export.ledger.replace_vectors(model.slug, digests)
+    export.ledger.vectors.replace(model.slug, digests)
     rebuilt.files = len(rows)
     restored = export.ledger.files().values()
     rebuilt.with_payload = sum(row.payload_digest is not None for row in restored)
@@ -208,7 +208,7 @@ def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) 
     export.ledger.update_files([{"file_id": row.file_id, **payload} for row in gone["parsed_payloads"]])
     export.ledger.update_files([{"file_id": row.file_id, "chunks_key": None} for row in gone["chunks"]])
     export.ledger.update_files([{"file_id": row.file_id, "vectors_key": None} for row in gone["embeddings"]])
-    export.ledger.replace_vectors(export.embedder.identity.slug, {row.file_id: [] for row in gone["embeddings"]})
+    export.ledger.vectors.replace(export.embedder.identity.slug, {row.file_id: [] for row in gone["embeddings"]})
     return sorted({row.file_id for lacking in gone.values() for row in lacking})
 
 

@@ -1,12 +1,13 @@
-"""What every stage starts with: a lease on its files, their rows, and groups of bounded size."""
+"""What every stage works within: a lease on its files that lasts as long as it does, their rows, and groups of bounded size."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 from pipeline.ledger.models import FileRow
-from pipeline.stages.export import Export
+from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 
 GROUP_CHUNKS = 8_192
@@ -23,6 +24,24 @@ def _begin(export: Export, stage: str, file_ids: list[str], run_id: str) -> tupl
     held = export.claim(file_ids, run_id)
     report.held_elsewhere = sorted(set(file_ids) - set(held))
     return report, export.ledger.files(held)
+
+
+@asynccontextmanager
+async def kept(export: Export, run_id: str, *, lease_seconds: float = LEASE_SECONDS) -> AsyncIterator[None]:
+    """Renew what the run holds for as long as the block takes: a slow model or store is not a dead one."""
+
+    async def renew() -> None:
+        while True:
+            await asyncio.sleep(lease_seconds / 3)
+            await asyncio.to_thread(export.ledger.renew, run_id, seconds=lease_seconds)
+
+    renewing = asyncio.create_task(renew())
+    try:
+        yield
+    finally:
+        renewing.cancel()
+        with suppress(asyncio.CancelledError):
+            await renewing
 
 
 def groups_of(rows: Sequence[FileRow]) -> Iterator[list[FileRow]]:

@@ -3,7 +3,6 @@ from __future__ import annotations
 import random
 import sqlite3
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,44 +12,11 @@ import pytest
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import Ledger, schema
 from pipeline.llama_cloud.models import DirectoryFile
-from pipeline_tests.postgres import fresh_database, postgres
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from pipeline_tests.ledger.clock import Clock
 
 
 def listed(file_id: str, version: int = 1) -> DirectoryFile:
     return DirectoryFile(file_id, f"{file_id}.md", f"storage-{version}", {"team": "a"}, datetime(2026, 11, version, tzinfo=UTC))
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    with postgres() as uri:
-        yield uri
-
-
-@pytest.fixture(params=["sqlite", "postgresql+psycopg2", "postgresql+psycopg"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'deep' / 'ledger.sqlite'}"
-    return fresh_database(request.getfixturevalue("server")).replace("postgresql://", f"{request.param}://")
-
-
-@pytest.fixture
-def ledger(url: str, clock: Clock) -> Iterator[Ledger]:
-    opened = Ledger(url, "default", clock=clock)
-    yield opened
-    opened.close()
 
 
 def test_ledgers_opened_at_once_on_a_new_database_all_work(url: str) -> None:
@@ -136,22 +102,6 @@ def test_failures_back_off_then_park_and_a_change_releases(ledger: Ledger, clock
     ledger.record_listing([listed("a", 2)], 2)
     assert ledger.files()["a"].status == "new"
     assert ledger.files()["a"].attempts == 0
-
-
-def test_a_vector_is_found_in_any_partition_that_still_holds_it(ledger: Ledger) -> None:
-    one, two = b"1" * 16, b"2" * 16
-    ledger.replace_vectors("m", {"a": [one, one], "b": [one, two]})
-    assert set(ledger.known_vectors("m", [one, two, b"3" * 16])) == {one, two}
-    ledger.replace_vectors("m", {"b": []})
-    assert ledger.known_vectors("m", [one, two]) == {one: "a"}
-    assert ledger.known_vectors("other model", [one]) == {}
-
-
-def test_vectors_of_another_model_survive_beside_the_new_ones(ledger: Ledger) -> None:
-    ledger.replace_vectors("old", {"a": [b"1" * 16]})
-    ledger.replace_vectors("new", {"a": [b"2" * 16]})
-    assert ledger.known_vectors("new", [b"2" * 16]) == {b"2" * 16: "a"}
-    assert ledger.known_vectors("old", [b"1" * 16]) == {}
 
 
 def test_a_sink_that_is_down_backs_off_and_recovers(ledger: Ledger, clock: Clock) -> None:

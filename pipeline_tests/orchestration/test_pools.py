@@ -44,7 +44,7 @@ def test_a_sinks_pool_is_its_kind() -> None:
 
 def test_of_two_runs_one_writes_a_storage_context_and_the_other_waits(instance: dg.DagsterInstance) -> None:
     EXPORTS.open(SETTINGS, instance)
-    assert limits(instance) == {"default_embedding": 1, "storage_context": 1}
+    assert limits(instance) == {"storage_context": 1}
     assert claim(instance, "storage_context", "run-1") == ConcurrencySlotStatus.CLAIMED
     assert claim(instance, "storage_context", "run-2") == ConcurrencySlotStatus.BLOCKED
     instance.event_log_storage.free_concurrency_slots_for_run("run-1")
@@ -55,19 +55,15 @@ def test_a_pool_that_has_taken_the_default_is_limited_too(instance: dg.DagsterIn
     instance.event_log_storage.initialize_concurrency_limit_to_default("storage_context")
     assert limits(instance) == {"storage_context": 2}
     limit_pools(SETTINGS, instance)
-    assert limits(instance) == {"default_embedding": 1, "storage_context": 1}
+    assert limits(instance) == {"storage_context": 1}
 
 
 def test_a_limit_somebody_has_set_stays(instance: dg.DagsterInstance) -> None:
     instance.event_log_storage.set_concurrency_slots("storage_context", 0)
     limit_pools(SETTINGS, instance)
-    assert limits(instance) == {"default_embedding": 1, "storage_context": 0}
+    assert limits(instance) == {"storage_context": 0}
 
 
-def test_runs_of_one_export_embed_one_after_the_other_and_those_of_another_do_not_wait(instance: dg.DagsterInstance) -> None:
-    for name in ("ours", "theirs"):
-        limit_pools(ExportSettings(name=name, sinks={"lancedb": {}}), instance)
-    assert limits(instance) == {"ours_embedding": 1, "theirs_embedding": 1}
-    assert claim(instance, "ours_embedding", "run-1") == ConcurrencySlotStatus.CLAIMED
-    assert claim(instance, "ours_embedding", "run-2") == ConcurrencySlotStatus.BLOCKED
-    assert claim(instance, "theirs_embedding", "run-3") == ConcurrencySlotStatus.CLAIMED
+def test_exports_without_such_a_sink_set_no_limit(instance: dg.DagsterInstance) -> None:
+    limit_pools(ExportSettings(name="default", sinks={"lancedb": {}}), instance)
+    assert limits(instance) == {}

@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.lake import Lake
 from pipeline.ledger import Ledger
+from pipeline.ledger.vectors import VectorIndex
 from pipeline.sinks.base import Exporter
 
 _LEDGER_WRITES = (
@@ -25,7 +26,6 @@ _LEDGER_WRITES = (
     "record_removed",
     "record_sink",
     "record_sink_state",
-    "replace_vectors",
     "request",
     "update_files",
     "update_state",
@@ -69,6 +69,8 @@ def dies_at_write(after: int, *exporters: type[Exporter], strike: Callable[[], N
     with pytest.MonkeyPatch.context() as patch:
         for name in _LEDGER_WRITES:
             patch.setattr(Ledger, name, _mortal(getattr(Ledger, name), death))
+        for name in ("claim", "replace", "release"):
+            patch.setattr(VectorIndex, name, _mortal(getattr(VectorIndex, name), death))
         for name in ("write", "delete"):
             patch.setattr(Lake, name, _mortal(getattr(Lake, name), death))
         for exporter in exporters:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +15,18 @@ import pytest
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import RecordRefused
+from pipeline.ledger.vectors import Claim, VectorIndex
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
 from pipeline.stages import work
 from pipeline.stages.chunk import chunk
+from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
+from pipeline.stages.fetch import fetch
+from pipeline.stages.report import StageReport
+from pipeline.stages.work import kept
+from pipeline_tests.local_cloud.harness import until
 from pipeline_tests.world import World, open_world
 
 
@@ -103,6 +112,79 @@ def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: Wor
     world.sync()
     assert world.numbers("embeddings")["computed"] == 0
     world.assert_settled()
+
+
+class HesitantEmbedder(ConstantEmbedder):
+    """Says that it has begun and goes on when it is told to; remembers what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        self.texts += texts
+        self.begun.set()
+        assert await asyncio.to_thread(self.go_on.wait, 30)
+        return await super().embed(texts, token_counts)
+
+
+def test_a_text_that_another_run_is_embedding_is_waited_for_and_not_embedded_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.write("copy.md", (world.documents / "doc-3.md").read_text())
+    world.refresh()
+    export = world.export
+    export.embedder = embedder = HesitantEmbedder()
+    asyncio.run(detect(export, complete=True))
+    copy = [world.file_id("copy.md")]
+    others = sorted(set(export.ledger.files()) - set(copy))
+    for files, run_id in ((others, "first"), (copy, "second")):
+        asyncio.run(fetch(export, files, run_id=run_id))
+        asyncio.run(chunk(export, files, run_id=run_id))
+    real = VectorIndex.claim
+
+    def claim(self: VectorIndex, *given: Any, **named: Any) -> Claim:
+        answer = real(self, *given, **named)
+        if answer.waiting:
+            embedder.go_on.set()
+        return answer
+
+    async def second() -> StageReport:
+        assert await asyncio.to_thread(embedder.begun.wait, 30)
+        return await embed(export, copy, run_id="second")
+
+    async def both() -> list[StageReport]:
+        return list(await asyncio.gather(embed(export, others, run_id="first"), second()))
+
+    monkeypatch.setattr(export, "run_is_live", lambda _run_id: True)
+    monkeypatch.setattr(VectorIndex, "claim", claim)
+    assert [(report.worked, dict(report.numbers)["computed"]) for report in asyncio.run(both())] == [(4, 4), (1, 0)]
+    assert len(embedder.texts) == len(set(embedder.texts)) == 4
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_run_keeps_its_leases_for_as_long_as_it_works(world: World) -> None:
+    world.sync()
+    export = world.export
+    [file_id, *_] = export.ledger.files()
+
+    def lease_end() -> float:
+        return export.ledger.files([file_id])[file_id].lease_until or 0.0
+
+    def renewed(since: float) -> bool:
+        return lease_end() > since
+
+    async def work_for_three_renewals() -> None:
+        async with kept(export, "slow", lease_seconds=0.03):
+            for _ in range(3):
+                await asyncio.to_thread(until, partial(renewed, lease_end()))
+
+    assert export.claim([file_id], "slow") == [file_id]
+    export.ledger.renew("slow", seconds=0)
+    asyncio.run(work_for_three_renewals())
 
 
 def test_a_dry_run_counts_what_would_be_embedded_and_writes_nothing(world: World) -> None:

@@ -1,0 +1,103 @@
+"""Which partitions of the lake hold the vector of a text, and who is about to make one that none holds.
+
+What belongs here: the vector index of an export and the claims of its runs on texts, as digests under a model. All calls block.
+
+A run claims what it embeds a group of files at a time: a file whose new texts nobody else is embedding is claimed whole, any
+other one is left for later. So a run never holds a claim while it waits for another's, and runs cannot wait in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from pipeline.ledger import schema
+from pipeline.ledger.sql import batches, delete_of_files, insert_columns, writing
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a run may embed now."""
+
+    located: dict[bytes, str]
+    """One partition of the lake for every text that has a vector already."""
+    waiting: set[str]
+    """Files with a text that another run is embedding."""
+
+
+class VectorIndex:
+    """The vector index of one export, on the ledger's own engine."""
+
+    def __init__(self, engine: sa.Engine, export: str, clock: Callable[[], float]) -> None:
+        self._engine = engine
+        self._export = export
+        self._clock = clock
+
+    def locate(self, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
+        """For each digest that has a vector in the lake, one partition that holds it."""
+        with self._engine.connect() as connection:
+            return self._locate(connection, model, digests)
+
+    def count(self, file_ids: Sequence[str]) -> int:
+        """Entries that point to these files' partitions."""
+        c = schema.vectors.c
+        query = sa.select(sa.func.count()).select_from(schema.vectors).where(c.export == self._export)
+        with self._engine.connect() as connection:
+            return sum(int(connection.execute(query.where(c.file_id.in_(batch))).scalar_one()) for batch in batches(file_ids))
+
+    def claim(
+        self, model: str, wanted: Mapping[str, Collection[bytes]], run_id: str, *, seconds: float, is_live: Callable[[str], bool]
+    ) -> Claim:
+        """Claim the texts of these files that have no vector, for a run; they stay claimed until ``replace`` or ``release``.
+
+        Claims of runs that have ended (``is_live`` answers) or that were not renewed for ``seconds`` count for nothing.
+        """
+        now = self._clock()
+        c = schema.vector_claims.c
+        mine = sa.and_(c.export == self._export, c.model == model)
+        holders = sa.select(c.run_id).distinct().where(mine, c.run_id != run_id)
+        with self._engine.connect() as connection:
+            dead = [holder for holder in connection.execute(holders).scalars() if not is_live(holder)]
+        with writing(self._engine, self._export) as connection:
+            over = sa.or_(c.run_id == run_id, c.run_id.in_(dead), c.claimed_until < now)
+            connection.execute(sa.delete(schema.vector_claims).where(mine, over))
+            others = set(connection.execute(sa.select(c.digest).where(mine)).scalars())
+            located = self._locate(connection, model, set().union(*wanted.values()))
+            waiting = {file_id for file_id, digests in wanted.items() if others.intersection(digests) - located.keys()}
+            new = {digest for file_id, digests in wanted.items() if file_id not in waiting for digest in digests} - located.keys()
+            fixed = {"export": self._export, "model": model, "run_id": run_id, "claimed_until": now + seconds}
+            insert_columns(connection, schema.vector_claims, fixed, {"digest": sorted(new)})
+        return Claim(located, waiting)
+
+    def replace(self, model: str, digests: Mapping[str, Iterable[bytes]], run_id: str | None = None) -> None:
+        """Note the vectors each partition holds now, and only those; what the run has claimed is free again."""
+        held = [(digest, file_id) for file_id, of_file in digests.items() for digest in set(of_file)]
+        with writing(self._engine, self._export) as connection:
+            delete_of_files(connection, schema.vectors, self._export, list(digests))
+            insert_columns(
+                connection,
+                schema.vectors,
+                {"export": self._export, "model": model},
+                {"digest": [digest for digest, _ in held], "file_id": [file_id for _, file_id in held]},
+            )
+            if run_id is not None:
+                self._release(connection, run_id)
+
+    def release(self, run_id: str) -> None:
+        """Give back what a run has claimed."""
+        with writing(self._engine, self._export) as connection:
+            self._release(connection, run_id)
+
+    def _release(self, connection: sa.Connection, run_id: str) -> None:
+        c = schema.vector_claims.c
+        connection.execute(sa.delete(schema.vector_claims).where(c.export == self._export, c.run_id == run_id))
+
+    def _locate(self, connection: sa.Connection, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
+        c = schema.vectors.c
+        found: dict[bytes, str] = {}
+        for batch in batches(sorted(digests)):
+            query = sa.select(c.digest, c.file_id).where(c.export == self._export, c.model == model, c.digest.in_(batch))
+            found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
+        return found
