@@ -6,11 +6,12 @@ pools; a single one can only be set in the instance.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import dagster as dg
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+from sqlalchemy.dialects import postgresql, sqlite
 
 from pipeline.stages.settings import ExportSettings
 
@@ -39,23 +40,26 @@ def limit_pools(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
         storage.set_concurrency_slots(pool, 1)
 
 
-def take_default_limit(storage: SqlEventLogStorage, insert: Any, pool: str) -> bool:
-    """``storage.initialize_concurrency_limit_to_default`` in one statement, which several runs may make at once; a limit that
-    somebody has set stays. ``insert`` is the dialect's own. False, and nothing done, where there is no default.
+class SharedPoolsStorage(SqlEventLogStorage):
+    """Either of Dagster's event storages, where several runs may meet at a pool that is new to the instance."""
 
-    The stock method tries an INSERT and then goes on. On PostgreSQL its transaction is over by then: of two runs that meet at
-    a new pool one failed, and after a change of the default every run did. On SQLite it puts the default over a limit set
-    after the run began.
-    """
-    limit = storage._instance.global_op_concurrency_default_limit if storage.has_instance else None
-    if limit is None:
-        return False
-    table = ConcurrencyLimitsTable
-    row = insert(table).values(concurrency_key=pool, limit=limit, using_default_limit=True)
-    taken = row.on_conflict_do_update(
-        index_elements=[table.c.concurrency_key], set_={"limit": limit}, where=table.c.using_default_limit
-    )
-    with storage.index_transaction() as connection:
-        if connection.execute(taken.returning(table.c.id)).first():
-            storage._allocate_concurrency_slots(connection, pool, limit)
-    return True
+    def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
+        """In one statement; a limit that somebody has set stays.
+
+        The stock method tries an INSERT and then goes on. On PostgreSQL its transaction is over by then: of two runs that meet
+        at a new pool one failed, and after a change of the default every run did. On SQLite it puts the default over a limit set
+        after the run began.
+        """
+        limit = self._instance.global_op_concurrency_default_limit if self.has_instance else None
+        if limit is None:
+            return super().initialize_concurrency_limit_to_default(concurrency_key)
+        table = ConcurrencyLimitsTable
+        with self.index_transaction() as connection:
+            insert = postgresql.insert if connection.dialect.name == "postgresql" else sqlite.insert
+            row = insert(table).values(concurrency_key=concurrency_key, limit=limit, using_default_limit=True)
+            taken = row.on_conflict_do_update(
+                index_elements=[table.c.concurrency_key], set_={"limit": limit}, where=table.c.using_default_limit
+            )
+            if connection.execute(taken.returning(table.c.id)).first():
+                self._allocate_concurrency_slots(connection, concurrency_key, limit)
+        return True

@@ -18,10 +18,9 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import pg_url_from_config
-from sqlalchemy.dialects.postgresql import insert
 
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
-from pipeline.orchestration.pools import take_default_limit
+from pipeline.orchestration.pools import SharedPoolsStorage
 
 
 def _keeping_engine(postgres_url: str) -> sa.Engine:
@@ -41,7 +40,7 @@ class KeepingPostgresRunStorage(PostgresRunStorage):
         self._engine.dispose()
 
 
-class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
+class BatchingPostgresEventLogStorage(SharedPoolsStorage, PostgresEventLogStorage):
     """One INSERT a batch, where the stock class takes one for every planned event."""
 
     def __init__(
@@ -66,11 +65,6 @@ class BatchingPostgresEventLogStorage(PostgresEventLogStorage):
         if (kind, name) not in self._there and ask(name):
             self._there.add((kind, name))
         return (kind, name) in self._there
-
-    def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
-        return take_default_limit(self, insert, concurrency_key) or super().initialize_concurrency_limit_to_default(
-            concurrency_key
-        )
 
     def claim_concurrency_slot(
         self, concurrency_key: str, run_id: str, step_key: str, priority: int | None = None

@@ -12,19 +12,13 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy.dialects.sqlite import insert
 
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
-from pipeline.orchestration.pools import take_default_limit
+from pipeline.orchestration.pools import SharedPoolsStorage
 
 
-class BatchingSqliteEventLogStorage(SqliteEventLogStorage):
+class BatchingSqliteEventLogStorage(SharedPoolsStorage, SqliteEventLogStorage):
     """Two transactions a batch (the run's shard and the index), where the stock class takes two an event."""
-
-    def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
-        return take_default_limit(self, insert, concurrency_key) or super().initialize_concurrency_limit_to_default(
-            concurrency_key
-        )
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
