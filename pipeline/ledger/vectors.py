@@ -57,11 +57,9 @@ class VectorIndex:
         now = self._clock()
         c = schema.vector_claims.c
         mine = sa.and_(c.export == self._export, c.model == model)
-        holders = sa.select(c.run_id).distinct().where(mine, c.run_id != run_id)
-        with self._engine.connect() as connection:
-            dead = [holder for holder in connection.execute(holders).scalars() if not is_live(holder)]
+        ended = self._ended(is_live)
         with writing(self._engine, self._export) as connection:
-            over = sa.or_(c.run_id == run_id, c.run_id.in_(dead), c.claimed_until < now)
+            over = sa.or_(c.run_id == run_id, c.run_id.in_(ended), c.claimed_until < now)
             connection.execute(sa.delete(schema.vector_claims).where(mine, over))
             others = set(connection.execute(sa.select(c.digest).where(mine)).scalars())
             located = self._locate(connection, model, set().union(*wanted.values()))
@@ -89,6 +87,19 @@ class VectorIndex:
         """Give back what a run has claimed."""
         with writing(self._engine, self._export) as connection:
             self._release(connection, run_id)
+
+    def drop_ended(self, is_live: Callable[[str], bool]) -> None:
+        """Forget what runs that have ended had claimed."""
+        c = schema.vector_claims.c
+        ended = self._ended(is_live)
+        with writing(self._engine, self._export) as connection:
+            connection.execute(sa.delete(schema.vector_claims).where(c.export == self._export, c.run_id.in_(ended)))
+
+    def _ended(self, is_live: Callable[[str], bool]) -> list[str]:
+        c = schema.vector_claims.c
+        with self._engine.connect() as connection:
+            holders = connection.execute(sa.select(c.run_id).distinct().where(c.export == self._export)).scalars()
+            return [holder for holder in holders if not is_live(holder)]
 
     def _release(self, connection: sa.Connection, run_id: str) -> None:
         c = schema.vector_claims.c

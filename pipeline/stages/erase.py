@@ -69,6 +69,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
             await _erase_from(export, held, tenant_id, config, free, report)
         if not report.problems:
             await asyncio.to_thread(export.ledger.record_removed, free, run_id=run_id)
+        await asyncio.to_thread(export.ledger.vectors.drop_ended, export.run_is_live)  # digests of texts, perhaps of these files
         await asyncio.to_thread(_prove_at_home, export, report)
         if report.proved:
             await asyncio.to_thread(export.ledger.register.record_proof, free)

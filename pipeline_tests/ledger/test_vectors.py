@@ -85,6 +85,13 @@ def test_what_a_run_gives_back_or_a_dead_one_held_is_free(ledger: Ledger) -> Non
     assert claim(ledger, "run-3", {"c": [ONE, TWO]}, is_live=lambda run_id: run_id != "run-1").waiting == set()
 
 
+def test_of_runs_that_have_ended_no_digest_is_kept_and_those_of_a_living_one_stay(ledger: Ledger) -> None:
+    claim(ledger, "over", {"a": [ONE]})
+    claim(ledger, "alive", {"b": [TWO]})
+    ledger.vectors.drop_ended(lambda run_id: run_id == "alive")
+    assert claim(ledger, "next", {"c": [ONE], "d": [TWO]}).waiting == {"d"}
+
+
 def test_a_claim_nobody_renews_runs_out(ledger: Ledger, clock: Clock) -> None:
     claim(ledger, "run-1", {"a": [ONE]})
     clock.now += 50

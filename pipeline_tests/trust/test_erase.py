@@ -64,6 +64,15 @@ def test_an_erased_file_leaves_no_byte_and_the_next_syncs_do_not_bring_it_back(w
     assert "Quirinus" not in json.dumps([asdict(e) for e in world.export.ledger.history(file_id)])
 
 
+def test_the_digests_a_run_had_claimed_before_it_died_go_too(world: World) -> None:
+    vectors, model = world.export.ledger.vectors, world.export.embedder.identity.slug
+    wanted = {world.file_id("patient.md"): [b"of its new text."]}
+    vectors.claim(model, wanted, "died", seconds=3600, is_live=lambda _run_id: True)
+    assert vectors.claim(model, wanted, "next", seconds=3600, is_live=lambda _run_id: True).waiting
+    assert wipe(world, world.file_id("patient.md")).proved
+    assert not vectors.claim(model, wanted, "next", seconds=3600, is_live=lambda _run_id: True).waiting
+
+
 def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
     file_id = world.file_id("patient.md")
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
