@@ -32,9 +32,6 @@ app.add_typer(index_app, name="index")
 app.add_typer(trust_app)
 
 LOCAL_CLOUD_PORT = 8800
-_OBJECTS_A_COLLECTION = 50_000
-"""Imports make hundreds of thousands of objects that stay. Looking for garbage among them after every 700, as Python would,
-takes a twentieth of a short command's time."""
 
 DocumentsOption = Annotated[
     str | None,
@@ -59,7 +56,8 @@ class Attachment(StrEnum):
 
 def main() -> None:
     """Run the command line; known errors become one line and an exit code."""
-    gc.set_threshold(_OBJECTS_A_COLLECTION)
+    # Imports make a million objects that stay: looking for garbage after every 700 takes a twentieth of a short command.
+    gc.set_threshold(50_000)
     try:
         app()
     except ConfigError as error:
