@@ -56,7 +56,7 @@ class Attachment(StrEnum):
 
 def main() -> None:
     """Run the command line; known errors become one line and an exit code."""
-    # Imports make a million objects that stay: looking for garbage after every 700 takes a twentieth of a short command.
+    # Imports make 350,000 objects that stay: looking for garbage after every 700 takes a twentieth of a short command.
     gc.set_threshold(50_000)
     try:
         app()

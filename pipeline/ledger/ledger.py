@@ -189,17 +189,14 @@ class Ledger:
 
     def renew(self, run_id: str, *, seconds: float) -> None:
         """Put off the end of what a run holds: leases on files and claims on texts."""
-        until = self._clock() + seconds
-        files, claims = schema.files.c, schema.vector_claims.c
+        c = schema.files.c
         with writing(self._engine, self.export) as connection:
             connection.execute(
-                sa.update(schema.files).where(files.export == self.export, files.run_id == run_id).values(lease_until=until)
+                sa.update(schema.files)
+                .where(c.export == self.export, c.run_id == run_id)
+                .values(lease_until=self._clock() + seconds)
             )
-            connection.execute(
-                sa.update(schema.vector_claims)
-                .where(claims.export == self.export, claims.run_id == run_id)
-                .values(claimed_until=until)
-            )
+        self.vectors.renew(run_id, seconds=seconds)
 
     def drop_leases(self, run_id: str) -> None:
         """Give back what a run holds, for runs whose end nobody else records."""

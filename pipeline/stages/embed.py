@@ -23,8 +23,9 @@ from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin, groups_of
 
-_LOOK_AGAIN_SECONDS = 0.5
-"""Between two looks at whether another run has embedded what this one waits for."""
+_FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
+"""Seconds between two looks at whether another run has embedded what this one waits for, doubling: a look reads the chunks of all
+files that wait, on a machine where the other run's model may be at work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +60,18 @@ async def embed(
 
 
 async def _embed_all(export: Export, rows: list[FileRow], run_id: str, held: HeldVectors | None, report: StageReport) -> None:
-    pending = rows
+    pending, wait = rows, _FIRST_WAIT
     try:
         while pending:
             waiting: list[FileRow] = []
             for group in groups_of(pending):
                 waiting += await _embed_group(export, group, run_id, held, report)
                 export.progress("embed", report.worked, len(rows))
-            if len(waiting) == len(pending):
-                await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+            if len(waiting) < len(pending):
+                wait = _FIRST_WAIT
+            else:
+                await asyncio.sleep(wait)
+                wait = min(2 * wait, _LONGEST_WAIT)
             pending = waiting
     finally:
         await asyncio.to_thread(export.ledger.vectors.release, run_id)
@@ -147,14 +151,13 @@ def _count(export: Export, rows: list[FileRow], report: StageReport) -> None:
     for group in groups_of(rows):
         files = _read(export, group, report)
         located = export.ledger.vectors.locate(export.embedder.identity.slug, {d for file in files for d in file.digests})
-        known = _known_vectors(export, files, located).keys() | seen
+        seen |= _known_vectors(export, files, located).keys()
         for file in files:
             report.worked += 1
             for digest, tokens in zip(file.digests, file.table["chunk_token_count"].to_pylist(), strict=True):
-                fresh = digest not in known
+                fresh = digest not in seen
                 report.numbers["computed" if fresh else "reused"] += 1
                 report.numbers["tokens"] += tokens if fresh else 0
-                known.add(digest)
                 seen.add(digest)
 
 
