@@ -13,6 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -73,7 +74,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "dagster.yaml"
         if not settings.exists():
-            shutil.copyfile(_dagster_yaml(), settings)
+            _copy_whole(_dagster_yaml(), settings)
         os.environ["DAGSTER_HOME"] = str(folder)
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
@@ -86,6 +87,13 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
             f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
             "runs, then sync again: what was not done is done then"
         ) from error
+
+
+def _copy_whole(source: Path, target: Path) -> None:
+    """Another process may be about to read it, which must not find half of it."""
+    draft = target.with_name(f".{uuid.uuid4().hex}")
+    shutil.copyfile(source, draft)
+    draft.replace(target)
 
 
 def _dagster_yaml() -> Path:

@@ -1,9 +1,16 @@
-"""Dagster's SQLite storage with whole batches of partition events written in one transaction."""
+"""Dagster's SQLite storage with whole batches of partition events written in one transaction, made by one process at a time.
+
+Dagster's own looks whether a database is there and makes it when it is not. Two processes that do so at once may each record
+the version of its schema, and then none can open it again.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +19,7 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
+from sqlalchemy import Engine
 
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
@@ -19,6 +27,10 @@ from pipeline.orchestration.pools import SharedPoolsStorage
 
 class BatchingSqliteEventLogStorage(SharedPoolsStorage, SqliteEventLogStorage):
     """Two transactions a batch (the run's shard and the index), where the stock class takes two an event."""
+
+    def _initdb(self, engine: Engine, for_index_shard: bool = False) -> None:
+        with _in_turn(Path(self._base_dir)):
+            super()._initdb(engine, for_index_shard)
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
@@ -43,9 +55,22 @@ class BatchingSqliteStorage(DagsterSqliteStorage):
     """Configured like the stock class, in the same files: either can read what the other wrote."""
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
-        super().__init__(base_dir, inst_data)
+        with _in_turn(Path(base_dir)):
+            super().__init__(base_dir, inst_data)
         self._event_log_storage = BatchingSqliteEventLogStorage(str(Path(base_dir) / "history" / "runs") + "/")
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingSqliteStorage:
         return cls.from_local(inst_data=inst_data, **config_value)
+
+
+@contextmanager
+def _in_turn(folder: Path) -> Iterator[None]:
+    """Of the processes that are in this block for one folder all but one wait."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / ".making", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,62 @@
+"""Several processes that open a home nobody has opened before: commands side by side, a webserver and its daemon."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Iterator
+from multiprocessing.pool import Pool
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.home import Home
+from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.sqlite_storage import BatchingSqliteStorage
+
+AT_ONCE = 4
+ROUNDS = 6
+
+_together: Any = None
+
+
+def _meet(together: Any) -> None:
+    global _together
+    _together = together
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Pool]:
+    """Forked off one that has imported everything, so that they come to the files at the same moment."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    with context.Pool(AT_ONCE, initializer=_meet, initargs=(context.Barrier(AT_ONCE, timeout=20),)) as pool:
+        yield pool
+
+
+def _open(home: Path) -> tuple[str, int]:
+    os.environ["DAGSTER_HOME"] = str(home)
+    _together.wait()
+    with open_instance(Home.from_environment()) as instance:
+        return type(instance.event_log_storage).__name__, instance.get_runs_count()
+
+
+def _read_new_runs(base_dir: Path) -> list[int]:
+    events = BatchingSqliteStorage(str(base_dir)).event_log_storage
+    counts = []
+    for run in range(ROUNDS):
+        _together.wait()
+        counts.append(len(events.get_logs_for_run(f"run-{run}")))
+    return counts
+
+
+def test_all_of_them_open_it_with_its_own_settings(processes: Pool, tmp_path: Path) -> None:
+    for round_ in range(ROUNDS):
+        opened = processes.map(_open, [tmp_path / str(round_)] * AT_ONCE, chunksize=1)
+        assert opened == [("BatchingSqliteEventLogStorage", 0)] * AT_ONCE
+
+
+def test_all_of_them_may_be_the_first_to_ask_for_the_events_of_a_run(processes: Pool, tmp_path: Path) -> None:
+    read = processes.map(_read_new_runs, [tmp_path] * AT_ONCE, chunksize=1)
+    assert read == [[0] * ROUNDS] * AT_ONCE
