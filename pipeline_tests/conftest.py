@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from functools import cache
@@ -16,6 +17,9 @@ from hypothesis import HealthCheck, settings
 pytest.register_assert_rewrite("pipeline_tests.world")
 
 _new_ssl_context = httpx._config.create_ssl_context
+
+# A worker imports a million objects that stay: looking among them for garbage takes a fifteenth of the suite's time.
+gc.set_threshold(50_000)
 
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-machine")

@@ -53,6 +53,15 @@ class Deployment:
         )
         return set(found["assetNodeOrError"].get("assetPartitionStatuses", {}).get("materializedPartitions", []))
 
+    def materialized_at(self, key: str) -> float:
+        """When the UI says that a partition of the sink asset was last materialized, in milliseconds since 1970."""
+        found = self.graphql(
+            'query ($key: String!) { assetNodeOrError(assetKey: {path: ["default", "lancedb"]}) { ... on AssetNode {'
+            " assetMaterializations(partitions: [$key], limit: 1) { timestamp } } } }",
+            key=key,
+        )
+        return float(found["assetNodeOrError"]["assetMaterializations"][0]["timestamp"])
+
 
 def until(condition: Callable[[], Any], what: str) -> Any:
     """Wait for a condition; fail with what was waited for."""
@@ -109,13 +118,12 @@ def test_sensor_queue_and_backfill_of_scattered_partitions(deployment: Deploymen
     assert hits[0]["file_name"] == "doc-3.md"
     assert (hits[0]["page_range_start"], hits[0]["page_range_end"]) == (1, 1)
 
-    edited = deployment.root / "documents" / "doc-5.md"
-    edited.write_text("# Document 5\n\nStation five was washed away by the flood.\n")
+    before = deployment.materialized_at(key := hits[0]["parsed_directory_file_id"])
+    edited = deployment.root / "documents" / "doc-3.md"
+    edited.write_text("# Document 3\n\nStation three was washed away by the flood.\n")
     deployment.run("index", "sync", "--wait")
-    until(
-        lambda: "washed away" in deployment.run("records", "--file", "doc-5.md", "--json"),
-        "the edit to arrive through sensor and queue",
-    )
+    until(lambda: deployment.materialized_at(key) > before, "the edit to arrive through sensor and queue")
+    assert "washed away" in deployment.run("records", "--file", "doc-3.md", "--json")
 
     order = sorted(keys)
     scattered = [order[0], order[3], order[6]]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.sinks.base import SearchRequest
+from pipeline.sinks.base import SearchHit, SearchRequest
+from pipeline.sinks.records import FileRecords
 from pipeline_tests.conformance.harness import FIELDS, HARNESSES, Bench, SinkUnderTest, load_harness, unit_vectors
 from pipeline_tests.conformance.test_search import expected_files
 
@@ -61,22 +62,35 @@ def sink(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         yield under_test
 
 
+class Filled(NamedTuple):
+    """A sink and the files it was given."""
+
+    bench: Bench
+    files: list[FileRecords]
+
+    async def search(self, filters: Any) -> list[SearchHit]:
+        return await self.bench.search(SearchRequest(self.bench.config, vector=unit_vectors("q", 1)[0], k=200, filters=filters))
+
+    def stays_inside_its_scope(self, hits: list[SearchHit]) -> bool:
+        return {(hit.record.tenant_id, hit.record.export_config_id) for hit in hits} <= {(self.bench.tenant, self.bench.config)}
+
+
 @pytest.fixture
-async def bench(sink: SinkUnderTest) -> AsyncIterator[Bench]:
+async def filled(sink: SinkUnderTest) -> AsyncIterator[Filled]:
     """Every hostile text once as a language, a tag and a name; and a foreign tenant and config that hold the same."""
     made = Bench(sink)
     await made.open().provision()
-    await made.replace(*_files(made))
+    await made.replace(*(files := _files(made)))
     stranger = Bench(sink, config=made.config)
     await stranger.open().provision()
     await stranger.replace(*_files(stranger))
     await made.replace(*(made.file(f"foreign-{n}", 1, config="another", metadata={"language": t}) for n, t in enumerate(HOSTILE)))
-    yield made
+    yield Filled(made, files)
     for exporter in (*made.opened, *stranger.opened):
         await exporter.close()
 
 
-def _files(bench: Bench) -> list[Any]:
+def _files(bench: Bench) -> list[FileRecords]:
     numbers = [{"year": 2021, "rating": 0.5}, {"year": -1, "rating": -4.5}, {"year": 2**53, "rating": 1e-7}, {}]
     return [
         bench.file(
@@ -89,26 +103,22 @@ def _files(bench: Bench) -> list[Any]:
     ]
 
 
-def _search(bench: Bench, filters: Any) -> SearchRequest:
-    return SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=200, filters=filters)
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(filters=SANE_FILTERS)
-async def test_a_filter_selects_what_it_says_and_nothing_else(bench: Bench, filters: dict[str, Any]) -> None:
-    hits = await bench.search(_search(bench, filters))
+async def test_a_filter_selects_what_it_says_and_nothing_else(filled: Filled, filters: dict[str, Any]) -> None:
+    hits = await filled.search(filters)
     found = [hit.record.parsed_directory_file_id for hit in hits]
     assert len(found) == len(set(found))
-    assert set(found) == expected_files(_files(bench), filters)
-    assert {(hit.record.tenant_id, hit.record.export_config_id) for hit in hits} <= {(bench.tenant, bench.config)}
+    assert set(found) == expected_files(filled.files, filters)
+    assert filled.stays_inside_its_scope(hits)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(filters=ANY_FILTERS)
-async def test_a_filter_of_any_shape_is_refused_or_stays_inside_its_scope(bench: Bench, filters: dict[str, Any]) -> None:
+async def test_a_filter_of_any_shape_is_refused_or_stays_inside_its_scope(filled: Filled, filters: dict[str, Any]) -> None:
     try:
-        hits = await bench.search(_search(bench, filters))
+        hits = await filled.search(filters)
     except ValueError:
         return
-    assert {(hit.record.tenant_id, hit.record.export_config_id) for hit in hits} <= {(bench.tenant, bench.config)}
+    assert filled.stays_inside_its_scope(hits)
     assert filters.keys() <= {*FIELDS, "file_name", "parsed_directory_file_id"}

@@ -172,6 +172,8 @@ def test_in_any_order_of_runs_and_deaths_all_end_and_a_text_is_embedded_once(
     for moment, turn in enumerate([*turns, *fair]):
         if moment in deaths and len(alive) > 1:
             lost.update(alive.pop(deaths[moment] % len(alive)).embedding)
+        if all(run.over for run in alive):
+            break
         embedded.update(alive[turn % len(alive)].step(lambda name: name in {run.name for run in alive}, size))
     assert all(run.over for run in alive)
     assert all(count <= 1 + lost[digest] for digest, count in embedded.items())

@@ -23,7 +23,7 @@ from pipeline_tests.postgres import fresh_database, postgres
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
 MODEL = ModelIdentity("recall", "recall/1", 64)
-FILES, CHUNKS, CLUSTERS, QUERIES, K = 20, 1000, 400, 100, 10
+FILES, CHUNKS, CLUSTERS, QUERIES, K = 10, 1000, 400, 100, 10
 SPREAD = 0.5
 """Length of a vector's distance from its cluster's centre, whose length is 1."""
 
