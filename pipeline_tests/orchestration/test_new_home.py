@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
-from multiprocessing.pool import Pool
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ def _meet(together: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def processes() -> Iterator[Pool]:
+def processes() -> Iterator[ProcessPoolExecutor]:
     """Forked off one that has imported everything, so that they come to the files at the same moment."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
-    with context.Pool(AT_ONCE, initializer=_meet, initargs=(context.Barrier(AT_ONCE, timeout=20),)) as pool:
+    meeting = (context.Barrier(AT_ONCE, timeout=20),)
+    with ProcessPoolExecutor(AT_ONCE, context, initializer=_meet, initargs=meeting) as pool:
         yield pool
 
 
@@ -51,12 +52,12 @@ def _read_new_runs(base_dir: Path) -> list[int]:
     return counts
 
 
-def test_all_of_them_open_it_with_its_own_settings(processes: Pool, tmp_path: Path) -> None:
+def test_all_of_them_open_it_with_its_own_settings(processes: ProcessPoolExecutor, tmp_path: Path) -> None:
     for round_ in range(ROUNDS):
-        opened = processes.map(_open, [tmp_path / str(round_)] * AT_ONCE, chunksize=1)
-        assert opened == [("BatchingSqliteEventLogStorage", 0)] * AT_ONCE
+        opened = processes.map(_open, [tmp_path / str(round_)] * AT_ONCE)
+        assert list(opened) == [("BatchingSqliteEventLogStorage", 0)] * AT_ONCE
 
 
-def test_all_of_them_may_be_the_first_to_ask_for_the_events_of_a_run(processes: Pool, tmp_path: Path) -> None:
-    read = processes.map(_read_new_runs, [tmp_path] * AT_ONCE, chunksize=1)
-    assert read == [[0] * ROUNDS] * AT_ONCE
+def test_all_of_them_may_be_the_first_to_ask_for_the_events_of_a_run(processes: ProcessPoolExecutor, tmp_path: Path) -> None:
+    read = processes.map(_read_new_runs, [tmp_path] * AT_ONCE)
+    assert list(read) == [[0] * ROUNDS] * AT_ONCE
