@@ -107,6 +107,7 @@ def sync(
 @app.command()
 def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
     """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
+    from pipeline.cli_output import plan_summary, print_plan
     from pipeline.orchestration.launcher import open_instance
     from pipeline.orchestration.resources import EXPORTS
     from pipeline.stages.detect import refresh
@@ -118,33 +119,10 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
             await_now(refresh(opened))
         with open_instance(opened.home) as instance:
             made = await_now(make_plan(EXPORTS.open(opened.settings, instance)))
-    needs = made.needs
-    counts = {
-        "new": len(needs.new),
-        "changed": len(needs.changed),
-        "stale": len(needs.stale),
-        "retried": len(needs.alone),
-        "removed": len(needs.removable) + len(needs.removing),
-        "awaiting_approval": len(needs.awaiting_approval),
-        "awaiting_grace": len(needs.awaiting_grace),
-        "parked": len(needs.parked),
-        "lagging": {sink: len(files) for sink, files in needs.lagging.items()},
-        "failing": made.failures,
-        "chunks_to_embed": made.chunks,
-        "chunks_reused": made.reused,
-        "tokens_to_embed": made.tokens,
-    }
     if as_json:
-        out.print_json(data=counts)
-        return
-    table = Table("what", "count", title=f"Plan of {export}")
-    for name, count in counts.items():
-        if isinstance(count, dict):
-            for part, value in count.items():
-                table.add_row(f"{name} {part}", str(value))
-        else:
-            table.add_row(name.replace("_", " "), f"{count:,}")
-    out.print(table)
+        out.print_json(data=plan_summary(made))
+    else:
+        print_plan(out, export, made)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""How the CLI shows things: progress on stderr, citations, sync summaries.
+"""How the CLI shows things: progress on stderr, citations, plans, sync summaries.
 
 What belongs here: formatting only; nothing here reads a store.
 """
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from pipeline.sinks.base import SearchHit
 from pipeline.sinks.records import ChunkRecord
 from pipeline.stages.erase import ErasureReport
 from pipeline.stages.export import Export
+from pipeline.stages.plan import Plan
 from pipeline.stages.remove import Removal
 from pipeline.stages.repair import RepairReport
 from pipeline.stages.verify import SinkVerification
@@ -141,6 +143,40 @@ def print_erasure(console: Console, report: ErasureReport) -> None:
     console.print(f"{', '.join(report.file_ids)}: {verdict}", highlight=False)
 
 
+def plan_summary(plan: Plan) -> dict[str, Any]:
+    """What a sync would do, as JSON values."""
+    needs = plan.needs
+    return {
+        "new": len(needs.new),
+        "changed": len(needs.changed),
+        "stale": len(needs.stale),
+        "retried": len(needs.alone),
+        "removed": len(needs.removable) + len(needs.removing),
+        "awaiting_approval": len(needs.awaiting_approval),
+        "awaiting_grace": len(needs.awaiting_grace),
+        "parked": len(needs.parked),
+        "backing_off": len(needs.backing_off),
+        "lagging": {sink: len(files) for sink, files in needs.lagging.items()},
+        "unreachable": {sink: len(files) for sink, files in needs.unreachable.items()},
+        "failing": plan.failures,
+        "chunks_to_embed": plan.chunks,
+        "chunks_reused": plan.reused,
+        "tokens_to_embed": plan.tokens,
+    }
+
+
+def print_plan(console: Console, export: str, plan: Plan) -> None:
+    """The same for people."""
+    table = Table("what", "count", title=f"Plan of {export}")
+    for name, count in plan_summary(plan).items():
+        if isinstance(count, dict):
+            for part, value in count.items():
+                table.add_row(f"{name} {part}", escape(str(value)))
+        else:
+            table.add_row(name.replace("_", " "), f"{count:,}")
+    console.print(table)
+
+
 def sync_summary(report: SyncReport) -> dict[str, Any]:
     """What a sync did and left behind, as JSON values."""
     return {
@@ -149,8 +185,10 @@ def sync_summary(report: SyncReport) -> dict[str, Any]:
         "runs": report.runs,
         "failed_runs": report.failed_runs,
         "errors": report.errors,
+        "due": report.needs.due,
         "parked": report.needs.parked,
         "backing_off": report.needs.backing_off,
+        "unreachable": report.needs.unreachable,
         "awaiting_approval": report.needs.awaiting_approval,
         "ok": report.ok,
     }
@@ -170,7 +208,11 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
             console.print(f"[yellow]{row.status}[/yellow] {escape(row.display_name)}: {escape(row.last_error or '')}")
     for sink, state in export.ledger.sink_states().items():
         if state.last_error:
-            console.print(f"[yellow]{sink} is down[/yellow]: {escape(state.last_error)}")
+            lacking = len(report.needs.unreachable.get(sink, []))
+            console.print(f"[yellow]{sink} is down[/yellow], files it lacks: {lacking}: {escape(state.last_error)}")
+    if report.needs.due and not report.errors:
+        count = len(report.needs.due)
+        console.print(f"[yellow]files held by another run: {count}[/yellow]; sync again when it has ended")
     if report.needs.awaiting_approval:
         count = len(report.needs.awaiting_approval)
         console.print(f"[yellow]{count} files wait for approval to be deleted[/yellow]: indexport sync --allow-deletes {count}")

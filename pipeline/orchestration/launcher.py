@@ -60,7 +60,8 @@ class SyncReport:
     def ok(self) -> bool:
         """Everything the directory shows stands in every sink."""
         left = self.needs
-        return not (self.failed_runs or left.work or left.parked or left.backing_off or left.awaiting_approval)
+        waiting = left.parked or left.backing_off or left.without_a_sink or left.awaiting_approval
+        return not (self.failed_runs or left.due or waiting)
 
 
 @contextmanager

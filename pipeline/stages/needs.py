@@ -27,6 +27,8 @@ class Needs:
     """Failed before and due again."""
     lagging: dict[str, list[str]] = field(default_factory=dict)
     """Sink -> files whose current records it does not hold."""
+    unreachable: dict[str, list[str]] = field(default_factory=dict)
+    """The same of sinks that are down and back off."""
     backing_off: list[str] = field(default_factory=list)
     parked: list[str] = field(default_factory=list)
     in_flight: list[str] = field(default_factory=list)
@@ -43,9 +45,15 @@ class Needs:
         return [*self.changed, *self.stale, *self.new]
 
     @property
-    def work(self) -> bool:
-        """Whether anything can be done now."""
-        return bool(self.ingest or self.alone or self.removable or self.removing or any(self.lagging.values()))
+    def due(self) -> list[str]:
+        """The files for which something can be done now."""
+        lagging = dict.fromkeys(file_id for files in self.lagging.values() for file_id in files)
+        return [*self.ingest, *self.alone, *self.removable, *self.removing, *lagging]
+
+    @property
+    def without_a_sink(self) -> list[str]:
+        """The files that some sink will not hold until it is up again."""
+        return list(dict.fromkeys(file_id for files in self.unreachable.values() for file_id in files))
 
 
 def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
@@ -53,14 +61,14 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     rows = export.ledger.files()
     hashes = export.ledger.sink_hashes()
     now = time.time()
-    down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
-    sinks = [sink for sink in export.settings.sinks if sink not in down]
-    needs = Needs(lagging={sink: [] for sink in sinks})
+    needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
         if row.missing_since is not None or row.status in ("removing", "removed"):
             continue
         _sort(export, row, scope, needs, hashes, live_waves, now)
     _sort_missing(export, rows, needs, now)
+    down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
+    needs.unreachable = {sink: needs.lagging.pop(sink) for sink in list(needs.lagging) if sink in down}
     return needs
 
 

@@ -8,8 +8,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from rich.console import Console
 
+from pipeline.cli_output import print_sync
 from pipeline.errors import SinkUnavailable, SyncFailed
+from pipeline.orchestration.launcher import SyncReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline_tests.world import World, open_world
 
@@ -25,6 +28,14 @@ def world(tmp_path: Path) -> Iterator[World]:
             opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
         opened.write("long.md", "# Long\n\n" + LONG)
         yield opened
+
+
+def told(world: World, report: SyncReport) -> str:
+    """What ``indexport sync`` prints for people."""
+    console = Console(width=200)
+    with console.capture() as printed:
+        print_sync(console, world.export, report)
+    return printed.get()
 
 
 def test_a_folder_becomes_records_and_a_second_sync_has_nothing_to_do(world: World) -> None:
@@ -246,6 +257,13 @@ def test_a_sink_that_is_down_fails_alone_and_catches_up_from_the_lake(world: Wor
     assert {row.attempts for row in world.export.ledger.files().values()} == {0}
     state = world.export.ledger.sink_states()["second"]
     assert state.down_until is not None
+    while_it_backs_off = world.sync()
+    assert not while_it_backs_off.ok
+    assert (while_it_backs_off.runs, while_it_backs_off.errors) == (0, [])
+    assert {sink: set(files) for sink, files in while_it_backs_off.needs.unreachable.items()} == {
+        "second": set(world.export.ledger.files())
+    }
+    assert "second is down, files it lacks: 7: second does not answer" in told(world, while_it_backs_off)
     world.export.ledger.record_sink_state("second", error=None, backoff=lambda _: 0.0)
     embedded = world.instance.get_latest_materialization_event(dg.AssetKey(["default", "embeddings"]))
     caught_up = world.sync()
@@ -293,7 +311,10 @@ def test_a_file_held_by_another_live_run_is_left_to_the_next_wave(world: World) 
     former = world.export.ledger.holders([file_id])
     assert world.export.ledger.claim([file_id], holder.run_id, seconds=600, dead_runs=former) == [file_id]
     world.write("doc-0.md", "# Document 0\n\nEdited meanwhile.\n")
-    world.sync()
+    report = world.sync()
+    assert not report.ok
+    assert report.needs.due == [file_id]
+    assert "files held by another run: 1;" in told(world, report)
     assert "body of document 0" in next(r for r in world.held() if r.file_name == "doc-0.md").content
     world.instance.delete_run(holder.run_id)
     assert world.sync().ok
