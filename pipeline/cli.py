@@ -109,6 +109,7 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
     """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
     from pipeline.cli_output import plan_summary, print_plan
     from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.liveness import command_run
     from pipeline.orchestration.resources import EXPORTS
     from pipeline.stages.detect import refresh
     from pipeline.stages.plan import make_plan
@@ -117,8 +118,8 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
         opened = open_export(export)
         if documents:
             await_now(refresh(opened))
-        with open_instance(opened.home) as instance:
-            made = await_now(make_plan(EXPORTS.open(opened.settings, instance)))
+        with open_instance(opened.home) as instance, command_run("plan") as run_id:
+            made = await_now(make_plan(EXPORTS.open(opened.settings, instance), run_id=run_id))
     if as_json:
         out.print_json(data=plan_summary(made))
     else:

@@ -5,7 +5,6 @@ What belongs here: arguments, output and exit codes, as in ``cli``.
 
 from __future__ import annotations
 
-import uuid
 from typing import Annotated, Any
 
 import typer
@@ -61,15 +60,14 @@ def repair(
 ) -> None:
     """Replace the files that differ, and no other, from the lake; ends with a verification."""
     from pipeline.cli_output import print_repair, repair_json
+    from pipeline.orchestration.liveness import command_run
     from pipeline.stages.repair import repair as run_repair
 
-    with opened_with_instance(export) as (opened, _):
+    with opened_with_instance(export) as (opened, _), command_run("repair") as run_id:
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
         names = {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
-        reports = [
-            await_now(run_repair(opened, name, run_id=_run_id("repair"), deep=not shallow)) for name in sinks_of(opened, sink)
-        ]
+        reports = [await_now(run_repair(opened, name, run_id=run_id, deep=not shallow)) for name in sinks_of(opened, sink)]
     if as_json:
         out.print_json(data=[repair_json(report) for report in reports])
     else:
@@ -97,15 +95,12 @@ def rebuild_ledger(export: ExportOption = "default") -> None:
 def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None) -> None:
     """Payloads are fetched and cut again; vectors are read back from a sink, and embedded only where none has them."""
     from pipeline.cli_output import SyncView
+    from pipeline.orchestration.liveness import command_run
     from pipeline.stages.rebuild import rebuild_lake as run_rebuild
 
-    run_id = _run_id("rebuild")
-    with opened_with_instance(export) as (opened, _), SyncView(err) as view:
+    with opened_with_instance(export) as (opened, _), SyncView(err) as view, command_run("rebuild") as run_id:
         opened.progress = view.progress
-        try:
-            rebuilt = await_now(run_rebuild(opened, run_id=run_id, sinks=sinks_of(opened, sink)))
-        finally:
-            opened.ledger.drop_leases(run_id)
+        rebuilt = await_now(run_rebuild(opened, run_id=run_id, sinks=sinks_of(opened, sink)))
     out.print_json(
         data={
             "files": rebuilt.files,
@@ -167,11 +162,12 @@ def erase(
     from dataclasses import asdict
 
     from pipeline.cli_output import print_erasure
+    from pipeline.orchestration.liveness import command_run
     from pipeline.stages.erase import erase as run_erase
 
-    with opened_with_instance(export) as (opened, _):
+    with opened_with_instance(export) as (opened, _), command_run("erase") as run_id:
         chosen = [file_id for name in files for file_id in _erasable(opened, name)]
-        report = await_now(run_erase(opened, chosen, run_id=_run_id("erase")))
+        report = await_now(run_erase(opened, chosen, run_id=run_id))
     if as_json:
         out.print_json(data={**asdict(report), "proved": report.proved})
     else:
@@ -200,8 +196,3 @@ def retire(
 def _erasable(opened: Any, name: str) -> list[str]:
     """Also files that are only a tombstone by now, whose erasure is to be finished or proved again."""
     return [name] if name in opened.ledger.register.tombstones() else file_ids_of(opened, name)
-
-
-def _run_id(what: str) -> str:
-    """A holder of leases that no orchestrator knows of: whoever finds it dead may take over."""
-    return f"{what}-{uuid.uuid4().hex}"

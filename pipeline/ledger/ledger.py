@@ -74,10 +74,19 @@ class Ledger:
                 for row in connection.execute(query.where(schema.files.c.file_id.in_(batch)))
             }
 
+    def begin_listing(self) -> int:
+        """The number of a new listing, above those of all others, also of those still under way."""
+        with writing(self._engine, self.export) as connection:
+            mine = schema.exports.c.export == self.export
+            last = connection.execute(sa.select(schema.exports.c.listing_id).where(mine)).scalar_one_or_none() or 0
+            upsert(connection, schema.exports, [{"export": self.export, "listing_id": last + 1}])
+        return int(last) + 1
+
     def record_listing(self, listed: Iterable[DirectoryFile], listing_id: int) -> tuple[int, int]:
         """Take in a page of a listing; answers (new, changed). A changed file is no longer failed or parked; an erased one
-        stays out."""
+        stays out. What a later listing has seen keeps that one's number: of two at once neither takes a file from the other."""
         now = self._clock()
+        c = schema.files.c
         by_id = {file.id: file for file in listed}
         new: dict[str, dict[str, Any]] = {}
         changed: dict[str, dict[str, Any]] = {}
@@ -85,8 +94,9 @@ class Ledger:
         with writing(self._engine, self.export) as connection:
             for file_id in entombed(connection, self.export, list(by_id)):
                 del by_id[file_id]
-            known = self._known_tokens(connection, list(by_id))
+            known = self._known(connection, list(by_id))
             for file in by_id.values():
+                token, status, seen_by = known.get(file.id, (None, None, listing_id))
                 values = {
                     "export": self.export,
                     "file_id": file.id,
@@ -95,10 +105,9 @@ class Ledger:
                     "metadata": json.dumps(file.metadata, sort_keys=True),
                     "updated_at": file.updated_at.timestamp() if file.updated_at else None,
                     "change_token": file.change_token,
-                    "listing_id": listing_id,
+                    "listing_id": max(listing_id, seen_by),
                     "missing_since": None,
                 }
-                token, status = known.get(file.id, (None, None))
                 if token is None or status in ("removing", "removed"):
                     new[file.id] = {**values, "status": "new", "attempts": 0}
                 elif token != file.change_token:
@@ -112,21 +121,22 @@ class Ledger:
             for batch in batches(seen):
                 connection.execute(
                     sa.update(schema.files)
-                    .where(schema.files.c.export == self.export, schema.files.c.file_id.in_(batch))
-                    .values(listing_id=listing_id, missing_since=None)
+                    .where(c.export == self.export, c.file_id.in_(batch))
+                    .values(listing_id=sa.case((c.listing_id < listing_id, listing_id), else_=c.listing_id), missing_since=None)
                 )
             self._log(connection, [(file_id, "listed", {}) for file_id in new], None, now)
             self._log(connection, [(file_id, "changed", {}) for file_id in changed], None, now)
         return len(new), len(changed)
 
     def complete_listing(self, listing_id: int) -> int:
-        """A complete listing ended: what it did not show is missing from now on. Answers how many are missing in all."""
+        """A complete listing ended: what neither it nor a later one has shown is missing from now on. Answers how many are
+        missing in all."""
         now = self._clock()
         mine = schema.files.c.export == self.export
         with writing(self._engine, self.export) as connection:
             connection.execute(
                 sa.update(schema.files)
-                .where(mine, schema.files.c.listing_id != listing_id, schema.files.c.missing_since.is_(None))
+                .where(mine, schema.files.c.listing_id < listing_id, schema.files.c.missing_since.is_(None))
                 .values(missing_since=now)
             )
             upsert(connection, schema.exports, [{"export": self.export, "complete_at": now}])
@@ -156,18 +166,22 @@ class Ledger:
         """Give failed and parked files a fresh start."""
         self.update_files([{"file_id": f, "status": "new", "attempts": 0, "next_retry_at": None} for f in file_ids])
 
-    def claim(self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = ()) -> list[str]:
+    def claim(
+        self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = (), leaving: bool = False
+    ) -> list[str]:
         """Lease files to a run; answers those it holds now. Another run's lease is taken over only when it is over.
 
-        ``dead_runs`` are holders the caller knows to have ended; ``holders`` lists whom to ask about.
+        ``dead_runs`` are holders the caller knows to have ended; ``holders`` lists whom to ask about. Files that are being
+        removed, or are gone, are for those who remove files (``leaving``): a run that was asked for them before leaves them.
         """
         now = self._clock()
         c = schema.files.c
         free = sa.or_(c.run_id.is_(None), c.run_id == run_id, c.lease_until < now, c.run_id.in_(sorted(dead_runs)))
+        wanted = sa.true() if leaving else c.status.not_in(["removing", "removed"])
         held: list[str] = []
         with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
-                mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
+                mine = sa.and_(c.export == self.export, c.file_id.in_(batch), wanted)
                 connection.execute(sa.update(schema.files).where(mine, free).values(run_id=run_id, lease_until=now + seconds))
                 held += [row[0] for row in connection.execute(sa.select(c.file_id).where(mine, c.run_id == run_id))]
         order = {file_id: position for position, file_id in enumerate(file_ids)}
@@ -333,11 +347,12 @@ class Ledger:
         with self._engine.connect() as connection:
             return int(connection.execute(query.where(c.export == self.export, c.event == event, c.at >= since)).scalar_one())
 
-    def _known_tokens(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    def _known(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str, int]]:
+        """(change token, status, listing) by file id."""
         c = schema.files.c
-        query = sa.select(c.file_id, c.change_token, c.status).where(c.export == self.export)
+        query = sa.select(c.file_id, c.change_token, c.status, c.listing_id).where(c.export == self.export)
         return {
-            row[0]: (row[1], row[2])
+            row[0]: (row[1], row[2], row[3])
             for batch in batches(file_ids)
             for row in connection.execute(query.where(c.file_id.in_(batch)))
         }

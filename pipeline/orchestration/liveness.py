@@ -4,6 +4,7 @@ A process that is killed cannot say so, and Dagster would count its runs as star
 them, and no moment would be quiet again. So every run is tagged with a mark that names a file which its process holds
 locked; the kernel lets go of the lock however the process ends. Until its own process tags it, it bears the mark of the
 process that launched it. Marks of other machines are unknown here and left to the run launcher's own monitoring.
+A command that holds files as a run does (an erasure, a repair) has such a mark in its name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import atexit
 import fcntl
 import os
+import re
 import time
 import uuid
 from collections.abc import Iterator
@@ -31,6 +33,8 @@ from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_
 
 _SUFFIX = ".lock"
 _WITH_A_PROCESS = [status for status in UNFINISHED if status is not dg.DagsterRunStatus.QUEUED]
+_COMMAND = re.compile(r"[a-z]+-([0-9a-f]{32})")
+"""The name of a command; a run's id has dashes in its digits."""
 _SPEECHLESS_SECONDS = 60.0
 """A process tags its run in the moment after it has reported it started, and so does a launcher."""
 
@@ -46,6 +50,30 @@ def process_mark() -> Iterator[str]:
         _path(folder, mark).unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def command_run(what: str) -> Iterator[str]:
+    """A run id for a command that holds files while it works, without a run in Dagster; live during the block."""
+    try:
+        mark, descriptor = _lock(_commands())
+    except OSError:  # a read-only home: nobody can see it die, and what it holds runs out
+        yield f"{what}-{uuid.uuid4().hex}"
+        return
+    try:
+        yield f"{what}-{mark}"
+    finally:
+        _path(_commands(), mark).unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def run_is_live(instance: dg.DagsterInstance, run_id: str) -> bool:
+    """Whether a run is known and unfinished, or the process of a command is not known to have ended: one of another machine
+    is not known here, and one that ends in order gives back what it holds."""
+    if command := _COMMAND.fullmatch(run_id):
+        return _is_alive(_path(_commands(), command[1]))
+    run = instance.get_run_by_id(run_id)
+    return run is not None and not run.is_finished
 
 
 class MarkingRunLauncher(DefaultRunLauncher):
@@ -125,6 +153,11 @@ def _folder() -> Path:
     return Home.from_environment().dagster_home / "processes"
 
 
+def _commands() -> Path:
+    """Marks that are no run's. One that a killed command leaves tells for ever that it is dead."""
+    return _folder() / "commands"
+
+
 def _path(folder: Path, mark: str) -> Path:
     return folder / f"{mark}{_SUFFIX}"
 
@@ -151,7 +184,7 @@ def _mark_for_life(folder: Path) -> str:
 def _is_alive(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except FileNotFoundError:  # it ended in order meanwhile
+    except FileNotFoundError:  # it ended in order meanwhile, or is of another machine
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

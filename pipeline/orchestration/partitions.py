@@ -59,12 +59,6 @@ def unfinished_runs(instance: dg.DagsterInstance, export: str) -> list[dg.Dagste
     return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags={EXPORT_TAG: export})))
 
 
-def run_is_live(instance: dg.DagsterInstance, run_id: str) -> bool:
-    """Whether a run is known and unfinished."""
-    run = instance.get_run_by_id(run_id)
-    return run is not None and not run.is_finished
-
-
 def is_quiet(instance: dg.DagsterInstance, export: str) -> bool:
     """Nothing unfinished carries partitions of this export and no backfill of it is active: its keys may be reordered or
     deleted now. What names neither export nor assets might be anybody's."""

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 import dagster as dg
 
 from pipeline.home import Home
-from pipeline.orchestration.partitions import run_is_live
+from pipeline.orchestration.liveness import run_is_live
 from pipeline.orchestration.pools import limit_pools
 from pipeline.stages.export import Export, Progress, silent
 from pipeline.stages.settings import ExportSettings

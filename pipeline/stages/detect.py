@@ -100,10 +100,11 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
         rows = await asyncio.to_thread(export.ledger.files)
         listing = _resumed(cursor, index)
         if listing is None:
-            listing = _next_listing(export, index, state, rows, complete)
-            if listing is None:
+            wanted = _wanted(export, index, state, rows, complete)
+            if wanted is None:
                 return Detection("unchanged", index)
-            await asyncio.to_thread(export.ledger.update_state, listing_id=listing.listing_id)
+            since = state.listed_at if wanted == "incremental" else None
+            listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         return await _list(export, source, index, listing, time.monotonic() + budget_seconds)
 
 
@@ -114,19 +115,17 @@ def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:
     return listing if listing.change_key == index.change_key else None
 
 
-def _next_listing(
+def _wanted(
     export: Export, index: IndexState, state: ExportState, rows: dict[str, FileRow], complete: bool
-) -> _Listing | None:
+) -> Literal["complete", "incremental"] | None:
     now = time.time()
     reconcile = state.complete_at is None or now - state.complete_at >= export.settings.detection.reconcile_interval_seconds
     evidence = any(_awaits_evidence(row, state, now, export.settings.removal.grace_period_seconds) for row in rows.values())
     if state.complete_at is not None and reconcile:
         _refetch_some(export, state, rows)
     if complete or reconcile or evidence or (index.change_key != state.change_key and len(rows) <= _CHEAP_FILES):
-        return _Listing(state.listing_id + 1, index.change_key)
-    if index.change_key != state.change_key:
-        return _Listing(state.listing_id + 1, index.change_key, since=state.listed_at)
-    return None
+        return "complete"
+    return "incremental" if index.change_key != state.change_key else None
 
 
 def _awaits_evidence(row: FileRow, state: ExportState, now: float, grace: float) -> bool:

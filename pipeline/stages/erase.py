@@ -18,6 +18,7 @@ from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import Export
+from pipeline.stages.work import borrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
     """
     report = ErasureReport(sorted(set(file_ids)))
     await asyncio.to_thread(_entomb, export, report.file_ids)
-    free = await asyncio.to_thread(_claim, export, report, run_id)
-    try:
+    async with borrowed(export, run_id):
+        free = await asyncio.to_thread(_claim, export, report, run_id)
         for file_id in free:
             await asyncio.to_thread(export.lake.delete, file_id)
         tenant_id, config = await export.scope()
@@ -74,8 +75,6 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
         if report.proved:
             await asyncio.to_thread(export.ledger.register.record_proof, free)
         await asyncio.to_thread(export.ledger.log, [(f, "erased", {"proved": report.proved}) for f in free], run_id=run_id)
-    finally:
-        await asyncio.to_thread(export.ledger.drop_leases, run_id)
     return report
 
 
@@ -89,7 +88,7 @@ def _entomb(export: Export, file_ids: Sequence[str]) -> None:
 def _claim(export: Export, report: ErasureReport, run_id: str) -> list[str]:
     """Files no live run can write to meanwhile; the known ones are marked, so that no run takes them up again."""
     known = export.ledger.files(report.file_ids)
-    held = set(export.claim(list(known), run_id))
+    held = set(export.claim(list(known), run_id, leaving=True))
     report.problems += [
         f"{file_id} is being worked on by a run; erase it again when that has ended" for file_id in known.keys() - held
     ]

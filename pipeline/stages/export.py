@@ -139,10 +139,11 @@ class Export:
             return None
         return _digest(key, row.provenance, *scope, RECORD_VERSION)
 
-    def claim(self, file_ids: list[str], run_id: str) -> list[str]:
-        """Lease the files to a run, taking over from runs that have ended; answers those it holds now."""
+    def claim(self, file_ids: list[str], run_id: str, *, leaving: bool = False) -> list[str]:
+        """Lease the files to a run, taking over from runs that have ended; answers those it holds now. Of files that are
+        being removed, or are gone, none unless it is them that are wanted (``leaving``)."""
         dead = {holder for holder in self.ledger.holders(file_ids) if holder != run_id and not self.run_is_live(holder)}
-        return self.ledger.claim(file_ids, run_id, seconds=LEASE_SECONDS, dead_runs=dead)
+        return self.ledger.claim(file_ids, run_id, seconds=LEASE_SECONDS, dead_runs=dead, leaving=leaving)
 
     def record_failures(self, failures: dict[str, str], run_id: str) -> None:
         """Count a failed attempt of each file."""

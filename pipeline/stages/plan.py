@@ -6,7 +6,6 @@ Payloads are fetched and cut, which the sync then need not do again; nothing is 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from dataclasses import dataclass
 
 from pipeline.stages.chunk import chunk
@@ -15,6 +14,7 @@ from pipeline.stages.embed import embed
 from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.needs import Needs, needs_of
+from pipeline.stages.work import borrowed
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +29,15 @@ class Plan:
     failures: dict[str, str]
 
 
-async def make_plan(export: Export) -> Plan:
+async def make_plan(export: Export, *, run_id: str) -> Plan:
     """Look at the whole index and count the work. Raises SourceUnavailable."""
-    run_id = f"plan-{uuid.uuid4().hex}"
     detection = await detect(export, complete=True)
     scope = (detection.index.project_id, detection.index.export_config_id)
     needs = await asyncio.to_thread(needs_of, export, scope)
     wanted = [*needs.ingest, *needs.alone]
-    try:
+    async with borrowed(export, run_id):
         fetched = await fetch(export, wanted, run_id=run_id)
         cut = await chunk(export, wanted, run_id=run_id)
         counted = await embed(export, wanted, run_id=run_id, dry_run=True)
-    finally:
-        await asyncio.to_thread(export.ledger.drop_leases, run_id)
     failures = {**fetched.failures, **cut.failures, **counted.failures}
     return Plan(detection, needs, counted.numbers["computed"], counted.numbers["reused"], counted.numbers["tokens"], failures)

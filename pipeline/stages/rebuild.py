@@ -31,7 +31,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
 from pipeline.stages.report import StageReport
-from pipeline.stages.work import groups_of
+from pipeline.stages.work import borrowed, groups_of
 
 _THREADS = 8
 _LISTING_SECONDS = 6 * 3600.0
@@ -179,7 +179,8 @@ async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | No
     """
     rows = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if row.status not in ("removing", "removed")]
     lost = await asyncio.to_thread(forget_lost, export, rows)
-    return await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)
+    async with borrowed(export, run_id):
+        return await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)
 
 
 async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks: Iterable[str]) -> LakeRebuild:

@@ -42,7 +42,7 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     A file that another live run holds, or that has been listed again meanwhile, is left alone.
     Raises SinkUnavailable when a sink cannot be reached: the files then stay marked for removal.
     """
-    report, rows = await begin(export, "remove", file_ids, run_id)
+    report, rows = await begin(export, "remove", file_ids, run_id, leaving=True)
     marked = [row for row in rows.values() if row.status == "removing"]
     tenant_id, config = await export.scope()
     doomed = [row.file_id for row in marked]

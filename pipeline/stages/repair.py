@@ -15,7 +15,7 @@ from pipeline.stages.load import build_records
 from pipeline.stages.rebuild import forget_lost, make_again, opened_sink
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import SinkVerification, verify
-from pipeline.stages.work import groups_of
+from pipeline.stages.work import borrowed, groups_of
 
 _BEYOND_REPAIR: frozenset[FindingKind] = frozenset({"orphan_file", "foreign_records", "conflict"})
 """What replacing a file does not mend: orphans are deleted, the rest is for people to decide."""
@@ -47,14 +47,12 @@ async def repair(export: Export, sink: str, *, run_id: str, deep: bool = True) -
     """
     found = await verify(export, sink, deep=deep)
     report = RepairReport(found, found)
-    try:
+    async with borrowed(export, run_id):
         for delete_first in (False, True):
             if report.after.ok:
                 break
             await _mend(export, sink, report, run_id, delete_first=delete_first)
             report.after = await verify(export, sink, deep=deep)
-    finally:
-        await asyncio.to_thread(export.ledger.drop_leases, run_id)
     return report
 
 

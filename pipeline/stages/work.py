@@ -14,14 +14,17 @@ GROUP_CHUNKS = 8_192
 """Chunks held in memory at once: about 40 MB of text and 384-dimensional vectors."""
 
 
-async def begin(export: Export, stage: str, file_ids: list[str], run_id: str) -> tuple[StageReport, dict[str, FileRow]]:
-    """Lease the files to the run; answers a fresh report and the rows of the files the run holds."""
-    return await asyncio.to_thread(_begin, export, stage, file_ids, run_id)
+async def begin(
+    export: Export, stage: str, file_ids: list[str], run_id: str, *, leaving: bool = False
+) -> tuple[StageReport, dict[str, FileRow]]:
+    """Lease the files to the run; answers a fresh report and the rows of the files the run holds. ``leaving`` as in
+    ``Export.claim``."""
+    return await asyncio.to_thread(_begin, export, stage, file_ids, run_id, leaving)
 
 
-def _begin(export: Export, stage: str, file_ids: list[str], run_id: str) -> tuple[StageReport, dict[str, FileRow]]:
+def _begin(export: Export, stage: str, file_ids: list[str], run_id: str, leaving: bool) -> tuple[StageReport, dict[str, FileRow]]:
     report = StageReport(stage, files=len(file_ids))
-    held = export.claim(file_ids, run_id)
+    held = export.claim(file_ids, run_id, leaving=leaving)
     report.held_elsewhere = sorted(set(file_ids) - set(held))
     return report, export.ledger.files(held)
 
@@ -42,6 +45,16 @@ async def kept(export: Export, run_id: str, *, lease_seconds: float = LEASE_SECO
         renewing.cancel()
         with suppress(asyncio.CancelledError):
             await renewing
+
+
+@asynccontextmanager
+async def borrowed(export: Export, run_id: str) -> AsyncIterator[None]:
+    """``kept``, and given back at the end, for holders whose end nobody else records."""
+    try:
+        async with kept(export, run_id):
+            yield
+    finally:
+        await asyncio.to_thread(export.ledger.drop_leases, run_id)
 
 
 def groups_of(rows: Sequence[FileRow]) -> Iterator[list[FileRow]]:

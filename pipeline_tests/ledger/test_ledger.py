@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import Ledger, schema
@@ -73,6 +75,46 @@ def test_only_a_complete_listing_makes_a_file_missing_and_seeing_it_again_undoes
     assert ledger.files()["b"].missing_since == 2_000.0
     ledger.record_listing([listed("a"), listed("b")], 3)
     assert ledger.files()["b"].missing_since is None
+
+
+def test_every_listing_has_a_number_of_its_own(ledger: Ledger) -> None:
+    with ThreadPoolExecutor(6) as pool:
+        numbers = list(pool.map(lambda _: ledger.begin_listing(), range(12)))
+    assert sorted(numbers) == list(range(1, 13))
+    assert ledger.state().listing_id == 12
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    known=st.sets(st.sampled_from("abcdef")),
+    pages=st.lists(st.sampled_from("abcdef"), min_size=6, max_size=6, unique=True),
+    turns=st.lists(st.integers(0, 2), max_size=30),
+)
+def test_of_listings_at_once_none_makes_missing_what_is_there_and_all_find_what_is_gone(
+    known: set[str], pages: list[str], turns: list[int]
+) -> None:
+    """Three looks at one directory, a page a file, whose pages and ends come in any order."""
+    ledger = Ledger("sqlite://", "default")
+    ledger.record_listing([listed("gone"), *(listed(name) for name in sorted(known))], ledger.begin_listing())
+    under_way: list[tuple[int, list[str]] | None] = [None, None, None]
+    for turn in [*turns, *(look for look in range(3) for _ in range(8))]:
+        number, left = under_way[turn] or (ledger.begin_listing(), list(pages))
+        if left:
+            ledger.record_listing([listed(left.pop())], number)
+        else:
+            ledger.complete_listing(number)
+        under_way[turn] = number, left
+        assert {row.file_id for row in ledger.files().values() if row.missing_since is not None} <= {"gone"} | known - set(pages)
+    assert ledger.files()["gone"].missing_since is not None
+    assert all(ledger.files()[name].missing_since is None for name in pages)
+    ledger.close()
+
+
+def test_a_run_gets_no_lease_on_a_file_that_is_being_removed_or_is_gone(ledger: Ledger) -> None:
+    ledger.record_listing([listed("a"), listed("b"), listed("c")], 1)
+    ledger.update_files([{"file_id": "a", "status": "removing"}, {"file_id": "b", "status": "removed"}])
+    assert ledger.claim(["a", "b", "c"], "run-1", seconds=60) == ["c"]
+    assert ledger.claim(["a", "b"], "removal", seconds=60, leaving=True) == ["a", "b"]
 
 
 def test_a_lease_is_held_by_one_run_until_it_ends_or_expires(ledger: Ledger, clock: Clock) -> None:

@@ -9,7 +9,14 @@ import pytest
 
 from pipeline.home import Home
 from pipeline.orchestration.launcher import open_instance, sync
-from pipeline.orchestration.liveness import _mark_for_life, end_dead_runs, marking_executor, process_mark
+from pipeline.orchestration.liveness import (
+    _mark_for_life,
+    command_run,
+    end_dead_runs,
+    marking_executor,
+    process_mark,
+    run_is_live,
+)
 from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, is_quiet
 from pipeline_tests.soak.crash import Killed, dies_at_write
 from pipeline_tests.world import open_world
@@ -174,3 +181,26 @@ def test_a_killed_sync_holds_up_neither_its_files_nor_its_partitions_nor_the_qui
             assert world.instance.get_materialized_partitions(dg.AssetKey(["default", asset])) == {world.file_id("a.md")}
         assert is_quiet(world.instance, "default")
         world.assert_settled()
+
+
+COMMAND = HOLDER.replace("process_mark()", "command_run('erase')").replace("import process_mark", "import command_run")
+
+
+def test_a_command_that_holds_files_is_live_until_its_process_ends_and_dead_for_ever_when_it_was_killed() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        with command_run("repair") as own:
+            assert run_is_live(instance, own)
+        with subprocess.Popen([sys.executable, "-c", COMMAND], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            theirs = process.stdout.readline().strip()
+            assert run_is_live(instance, theirs)
+            process.kill()
+        for _ in range(2):
+            assert not run_is_live(instance, theirs)
+            end_dead_runs(instance)
+
+
+def test_a_command_of_another_machine_is_left_to_its_leases() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert run_is_live(instance, "erase-" + "0" * 32)
+        assert not run_is_live(instance, "11111111-2222-3333-4444-555555555555")

@@ -9,6 +9,7 @@ from dagster._core.test_utils import create_run_for_test
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.orchestration.liveness import run_is_live
 from pipeline.orchestration.partitions import (
     EXPORT_TAG,
     PARTITION,
@@ -18,7 +19,6 @@ from pipeline.orchestration.partitions import (
     delete_keys,
     is_quiet,
     key_order,
-    run_is_live,
 )
 
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import dagster as dg
@@ -14,9 +15,15 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError
+from pipeline.orchestration.liveness import command_run
+from pipeline.stages.chunk import chunk
+from pipeline.stages.embed import embed
 from pipeline.stages.erase import ErasureReport, Retired, erase, retire
+from pipeline.stages.fetch import fetch
+from pipeline.stages.load import load
 from pipeline.stages.rebuild import rebuild_ledger
 from pipeline.stages.remove import pending_removals
+from pipeline.stages.report import StageReport
 from pipeline.stages.verify import verify
 from pipeline_tests.trust.damage import duplicate_rows
 from pipeline_tests.trust.test_rebuild import lose_ledger
@@ -62,6 +69,31 @@ def test_an_erased_file_leaves_no_byte_and_the_next_syncs_do_not_bring_it_back(w
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
     assert world.export.ledger.register.tombstones()[file_id].proved_at is not None
     assert "Quirinus" not in json.dumps([asdict(e) for e in world.export.ledger.history(file_id)])
+
+
+def test_a_run_that_was_asked_for_a_file_before_its_erasure_brings_nothing_back(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    assert wipe(world, file_id).proved
+    assert world.export.ledger.files()[file_id].status == "removed"
+
+    async def run() -> list[StageReport]:
+        stages = (fetch, chunk, embed, partial(load, sink="lancedb"))
+        return [await stage(world.export, file_ids=[file_id], run_id="asked-before") for stage in stages]
+
+    assert [report.worked for report in asyncio.run(run())] == [0, 0, 0, 0]
+    assert file_id not in world.export.lake.partitions("parsed_payloads")
+    assert world.names() == {"other.md"}
+
+
+def test_a_run_leaves_alone_what_an_erasure_holds(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    with command_run("erase") as erasure:
+        assert world.export.claim([file_id], erasure, leaving=True) == [file_id]
+        world.write("patient.md", "# Patient\n\nAnother text.\n")
+        report = world.sync()
+        assert not report.ok
+        assert report.needs.due == [file_id]
+        assert SECRET in {record.content for record in world.held() if record.file_name == "patient.md"}.pop()
 
 
 def test_the_digests_a_run_had_claimed_before_it_died_go_too(world: World) -> None:
