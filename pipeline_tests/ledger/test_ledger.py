@@ -93,14 +93,14 @@ def test_every_listing_has_a_number_of_its_own(ledger: Ledger) -> None:
 def test_of_listings_at_once_none_makes_missing_what_is_there_and_all_find_what_is_gone(
     known: set[str], pages: list[str], turns: list[int]
 ) -> None:
-    """Three looks at one directory, a page a file, whose pages and ends come in any order."""
+    """Three looks at one directory, a page a file that changes, whose pages and ends come in any order."""
     ledger = Ledger("sqlite://", "default")
     ledger.record_listing([listed("gone"), *(listed(name) for name in sorted(known))], ledger.begin_listing())
     under_way: list[tuple[int, list[str]] | None] = [None, None, None]
     for turn in [*turns, *(look for look in range(3) for _ in range(8))]:
         number, left = under_way[turn] or (ledger.begin_listing(), list(pages))
         if left:
-            ledger.record_listing([listed(left.pop())], number)
+            ledger.record_listing([listed(left.pop(), 1 + number % 2)], number)
         else:
             ledger.complete_listing(number)
         under_way[turn] = number, left
