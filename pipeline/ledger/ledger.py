@@ -10,13 +10,12 @@ import json
 import time
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import schema
+from pipeline.ledger.engine import open_engine
 from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
 from pipeline.ledger.sql import batches, delete_of_files, upsert, writing
@@ -24,6 +23,7 @@ from pipeline.ledger.vectors import VectorIndex
 from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
+_LEAVING = ("removing", "removed")
 _STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fields__]
 
 
@@ -36,12 +36,7 @@ class Ledger:
     def __init__(self, url: str, export: str, *, clock: Callable[[], float] = time.time) -> None:
         self.export = export
         self._clock = clock
-        self._engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
-        sa.event.listen(self._engine, "handle_error", _explained)
-        if self._engine.dialect.name == "sqlite":
-            sa.event.listen(self._engine, "connect", _tune_sqlite)
-            if self._engine.url.database:
-                _make_parent(self._engine.url.database)
+        self._engine = open_engine(url)
         if not schema.metadata.tables.keys() <= set(sa.inspect(self._engine).get_table_names()):
             with writing(self._engine, "tables") as connection:
                 schema.metadata.create_all(connection)
@@ -108,7 +103,7 @@ class Ledger:
                     "listing_id": max(listing_id, seen_by),
                     "missing_since": None,
                 }
-                if token is None or status in ("removing", "removed"):
+                if token is None or status in _LEAVING:
                     new[file.id] = {**values, "status": "new", "attempts": 0}
                 elif token != file.change_token:
                     reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in ("failed", "parked") else {}
@@ -159,8 +154,19 @@ class Ledger:
             connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
 
     def request(self, file_ids: Sequence[str], wave: str) -> None:
-        """Note that a wave has asked for these files."""
-        self.update_files([{"file_id": file_id, "status": "requested", "wave": wave} for file_id in file_ids])
+        """Note that a wave has asked for these files; not of those that somebody is removing by now."""
+        self._set(file_ids, schema.files.c.status.not_in(_LEAVING), status="requested", wave=wave)
+
+    def mark_removing(self, file_ids: Sequence[str]) -> None:
+        """Mark those of these files that are missing still: no look has seen them again."""
+        self._set(file_ids, schema.files.c.missing_since.is_not(None), status="removing")
+
+    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool], **values: Any) -> None:
+        c = schema.files.c
+        with writing(self._engine, self.export) as connection:
+            for batch in batches(file_ids):
+                these = sa.and_(c.export == self.export, c.file_id.in_(batch), where)
+                connection.execute(sa.update(schema.files).where(these).values(**values))
 
     def release(self, file_ids: Sequence[str]) -> None:
         """Give failed and parked files a fresh start."""
@@ -177,7 +183,7 @@ class Ledger:
         now = self._clock()
         c = schema.files.c
         free = sa.or_(c.run_id.is_(None), c.run_id == run_id, c.lease_until < now, c.run_id.in_(sorted(dead_runs)))
-        wanted = sa.true() if leaving else c.status.not_in(["removing", "removed"])
+        wanted = sa.true() if leaving else c.status.not_in(_LEAVING)
         held: list[str] = []
         with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
@@ -322,11 +328,16 @@ class Ledger:
             self._log(connection, [(file_id, "removed", {}) for file_id in file_ids], run_id, self._clock())
 
     def forget(self, file_ids: Sequence[str], *, run_id: str | None) -> None:
-        """Drop everything known of removed files but their history."""
+        """Drop everything known of removed files but their history; one that was listed again meanwhile stays."""
+        c = schema.files.c
         with writing(self._engine, self.export) as connection:
+            gone: list[str] = []
+            for batch in batches(file_ids):
+                query = sa.select(c.file_id).where(c.export == self.export, c.file_id.in_(batch), c.status == "removed")
+                gone += connection.execute(query).scalars()
             for table in (schema.files, schema.file_sinks, schema.vectors):
-                delete_of_files(connection, table, self.export, file_ids)
-            self._log(connection, [(file_id, "forgotten", {}) for file_id in file_ids], run_id, self._clock())
+                delete_of_files(connection, table, self.export, gone)
+            self._log(connection, [(file_id, "forgotten", {}) for file_id in gone], run_id, self._clock())
 
     def log(self, events: Sequence[tuple[str, str, Mapping[str, Any]]], *, run_id: str | None) -> None:
         """Append ``(file id, event, details)`` to the history."""
@@ -373,26 +384,3 @@ class Ledger:
         ]
         if rows:
             connection.execute(sa.insert(schema.history), rows)
-
-
-def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
-    """What stands in for the driver's error; ``None`` leaves it."""
-    if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
-        return None
-    where = context.engine.url.render_as_string(hide_password=True) if context.engine else "its URL"
-    reason = str(context.original_exception).strip()
-    return LedgerUnavailable(f"the ledger at {where} cannot be used: {reason}; check its space, its rights and that it runs")
-
-
-def _many_rows_at_once(url: str) -> dict[str, str]:
-    """psycopg2 sends the rows of an ``executemany`` one round trip each unless asked to batch them; psycopg pipelines."""
-    return {"executemany_mode": "values_plus_batch"} if sa.make_url(url).get_dialect().driver == "psycopg2" else {}
-
-
-def _tune_sqlite(connection: Any, _record: Any) -> None:
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _make_parent(database: str) -> None:
-    Path(database).parent.mkdir(parents=True, exist_ok=True)

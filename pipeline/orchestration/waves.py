@@ -138,7 +138,7 @@ def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], lis
 def _mark_removals(export: Export, needs: Needs, running: bool) -> tuple[str, ...]:
     """Mark what may go; answers what a removal run should take now."""
     if needs.removable:
-        export.ledger.update_files([{"file_id": file_id, "status": "removing"} for file_id in needs.removable])
+        export.ledger.mark_removing(needs.removable)
         export.ledger.update_state(allowed_deletes=0)
     return () if running else (*needs.removing, *needs.removable)
 

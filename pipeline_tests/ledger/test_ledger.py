@@ -165,9 +165,24 @@ def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> N
     assert rows["b"].status == "removed"
 
 
+def test_what_was_decided_of_a_file_before_it_was_listed_again_is_not_done(ledger: Ledger) -> None:
+    ledger.record_listing([listed("a"), listed("b")], 1)
+    ledger.record_listing([listed("b")], 2)
+    ledger.complete_listing(2)
+    ledger.mark_removing(["a", "b"])
+    assert {file_id: row.status for file_id, row in ledger.files().items()} == {"a": "removing", "b": "new"}
+    ledger.request(["a", "b"], "wave")
+    assert {file_id: row.status for file_id, row in ledger.files().items()} == {"a": "removing", "b": "requested"}
+    ledger.record_removed(["a"], run_id="r")
+    ledger.record_listing([listed("a")], 3)
+    ledger.forget(["a"], run_id=None)
+    assert ledger.files()["a"].status == "new"
+
+
 def test_forgetting_a_file_keeps_its_history(ledger: Ledger) -> None:
     ledger.record_listing([listed("a")], 1)
     ledger.record_sink("lancedb", {"a": "hash"}, "m")
+    ledger.update_files([{"file_id": "a", "status": "removed"}])
     ledger.forget(["a"], run_id="r")
     assert ledger.files() == {}
     assert ledger.sink_hashes() == {}

@@ -1,0 +1,40 @@
+"""The engine of a ledger: its database's settings, and errors that name it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from pipeline.errors import LedgerUnavailable
+
+
+def open_engine(url: str) -> sa.Engine:
+    """An engine for a SQLAlchemy URL; the folder of a SQLite file is made. Its statements raise LedgerUnavailable."""
+    engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
+    sa.event.listen(engine, "handle_error", _explained)
+    if engine.dialect.name == "sqlite":
+        sa.event.listen(engine, "connect", _tune_sqlite)
+        if engine.url.database:
+            Path(engine.url.database).parent.mkdir(parents=True, exist_ok=True)
+    return engine
+
+
+def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
+    """What stands in for the driver's error; ``None`` leaves it."""
+    if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+        return None
+    where = context.engine.url.render_as_string(hide_password=True) if context.engine else "its URL"
+    reason = str(context.original_exception).strip()
+    return LedgerUnavailable(f"the ledger at {where} cannot be used: {reason}; check its space, its rights and that it runs")
+
+
+def _many_rows_at_once(url: str) -> dict[str, str]:
+    """psycopg2 sends the rows of an ``executemany`` one round trip each unless asked to batch them; psycopg pipelines."""
+    return {"executemany_mode": "values_plus_batch"} if sa.make_url(url).get_dialect().driver == "psycopg2" else {}
+
+
+def _tune_sqlite(connection: Any, _record: Any) -> None:
+    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL"):
+        connection.execute(f"PRAGMA {pragma}")
