@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 from pathlib import Path
 
 from pipeline.errors import ConfigError
+from pipeline.files import write_whole
 
 CACHE_VARIABLE = "INDEXPORT_MODEL_CACHE"
 
@@ -52,17 +52,9 @@ def remembered_sha256(path: Path) -> str:
     except OSError:
         digest = file_sha256(path)
     with contextlib.suppress(OSError):  # A cache baked read-only into an image costs a re-read at each start, nothing else.
-        _write_atomically(note, digest)
+        write_whole(note, digest.encode("ascii"))
     return digest
 
 
 def _cache_path() -> Path:
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "indexport" / "models")
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as work:
-        draft = Path(work) / path.name
-        draft.write_text(text, "ascii")
-        draft.replace(path)

@@ -7,8 +7,6 @@ Every object carries string metadata (digests of what it was made from), so the 
 from __future__ import annotations
 
 import hashlib
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LakeError
+from pipeline.files import write_whole
 from pipeline.lake.recent import RecentTables
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
@@ -63,7 +62,7 @@ class Lake:
         path = self._path(dataset, partition)
         try:
             if self._local:
-                version = _write_atomically(Path(path), memoryview(data))
+                version = write_whole(Path(path), memoryview(data))
                 self._recent.keep(path, version, stamped, data.size + sum(long.values()))
             else:
                 self._fs.pipe_file(path, data.to_pybytes())
@@ -165,20 +164,3 @@ def _object_name(name: str) -> str:
     if escaped.startswith("."):
         escaped = "%2E" + escaped[1:]
     return escaped if len(escaped) <= _LONGEST_NAME else hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _write_atomically(path: Path, data: memoryview) -> os.stat_result:
-    """Replace a file; answers what the new one's directory entry says."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
-    try:
-        try:
-            temporary.write_bytes(data)
-        except FileNotFoundError:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_bytes(data)
-        version = temporary.stat()
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-    return version

@@ -16,14 +16,13 @@ import sqlalchemy as sa
 
 from pipeline.ledger import schema
 from pipeline.ledger.engine import open_engine
-from pipeline.ledger.models import ExportState, FileRow, HistoryEvent, SinkState
+from pipeline.ledger.models import LEAVING, ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
 from pipeline.ledger.sql import batches, delete_of_files, upsert, writing
 from pipeline.ledger.vectors import VectorIndex
 from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
-_LEAVING = ("removing", "removed")
 _STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fields__]
 
 
@@ -103,7 +102,7 @@ class Ledger:
                     "listing_id": max(listing_id, seen_by),
                     "missing_since": None,
                 }
-                if token is None or status in _LEAVING:
+                if token is None or status in LEAVING:
                     new[file.id] = {**values, "status": "new", "attempts": 0}
                 elif token != file.change_token:
                     reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in ("failed", "parked") else {}
@@ -155,22 +154,22 @@ class Ledger:
 
     def request(self, file_ids: Sequence[str], wave: str) -> None:
         """Note that a wave has asked for these files; not of those that somebody is removing by now."""
-        self._set(file_ids, schema.files.c.status.not_in(_LEAVING), status="requested", wave=wave)
+        self._set(file_ids, schema.files.c.status.not_in(LEAVING), status="requested", wave=wave)
 
     def mark_removing(self, file_ids: Sequence[str]) -> None:
         """Mark those of these files that are missing still: no look has seen them again."""
         self._set(file_ids, schema.files.c.missing_since.is_not(None), status="removing")
 
-    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool], **values: Any) -> None:
+    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool] | None = None, **values: Any) -> None:
         c = schema.files.c
         with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
-                these = sa.and_(c.export == self.export, c.file_id.in_(batch), where)
-                connection.execute(sa.update(schema.files).where(these).values(**values))
+                these = sa.update(schema.files).where(c.export == self.export, c.file_id.in_(batch))
+                connection.execute((these if where is None else these.where(where)).values(**values))
 
     def release(self, file_ids: Sequence[str]) -> None:
         """Give failed and parked files a fresh start."""
-        self.update_files([{"file_id": f, "status": "new", "attempts": 0, "next_retry_at": None} for f in file_ids])
+        self._set(file_ids, status="new", attempts=0, next_retry_at=None)
 
     def claim(
         self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = (), leaving: bool = False
@@ -183,7 +182,7 @@ class Ledger:
         now = self._clock()
         c = schema.files.c
         free = sa.or_(c.run_id.is_(None), c.run_id == run_id, c.lease_until < now, c.run_id.in_(sorted(dead_runs)))
-        wanted = sa.true() if leaving else c.status.not_in(_LEAVING)
+        wanted = sa.true() if leaving else c.status.not_in(LEAVING)
         held: list[str] = []
         with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
@@ -262,8 +261,8 @@ class Ledger:
 
     def record_done(self, file_ids: Sequence[str], settings_digest: str) -> None:
         """Mark files whose records stand in every sink."""
-        done = {"status": "done", "attempts": 0, "next_retry_at": None, "last_error": None, "refetch": False}
-        self.update_files([{"file_id": file_id, **done, "settings_digest": settings_digest} for file_id in file_ids])
+        done: dict[str, Any] = {"status": "done", "attempts": 0, "next_retry_at": None, "last_error": None, "refetch": False}
+        self._set(file_ids, **done, settings_digest=settings_digest)
 
     def record_sink(self, sink: str, hashes: Mapping[str, str], model: str) -> None:
         """Note which record set of each file a sink holds."""

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 FileStatus = Literal["new", "requested", "done", "failed", "parked", "removing", "removed"]
+LEAVING: tuple[FileStatus, ...] = ("removing", "removed")
+"""Of files that are being removed from every sink, or are gone from them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,10 @@ class FileRow:
     chunk_count: int | None
     token_count: int | None
     refetch: bool
+
+    @property
+    def is_leaving(self) -> bool:
+        return self.status in LEAVING
 
 
 @dataclass(frozen=True, slots=True)

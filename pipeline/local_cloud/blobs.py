@@ -13,6 +13,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from pipeline.files import write_whole
+
 _TOKEN = struct.Struct(">16sd")
 _SIGNATURE_BYTES = 16
 _LEVEL = 5
@@ -75,14 +77,6 @@ class BlobStore:
     def remove(self, blob_ids: Iterable[str]) -> None:
         for blob_id in blob_ids:
             self.path(blob_id).unlink(missing_ok=True)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside ``path`` and renames: a reader or a crash never meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
 
 
 def compress(content: bytes) -> bytes:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,6 +23,7 @@ import sqlalchemy.exc
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
+from pipeline.files import write_whole
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.liveness import process_mark
@@ -75,7 +74,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "dagster.yaml"
         if not settings.exists():
-            _copy_whole(_dagster_yaml(), settings)
+            write_whole(settings, _dagster_yaml().read_bytes())
         os.environ["DAGSTER_HOME"] = str(folder)
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
@@ -88,13 +87,6 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
             f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
             "runs, then sync again: what was not done is done then"
         ) from error
-
-
-def _copy_whole(source: Path, target: Path) -> None:
-    """Another process may be about to read it, which must not find half of it."""
-    draft = target.with_name(f".{uuid.uuid4().hex}")
-    shutil.copyfile(source, draft)
-    draft.replace(target)
 
 
 def _dagster_yaml() -> Path:

@@ -118,7 +118,7 @@ def dispatch(
 
 def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, str]) -> bool:
     """Give every known file its partition key, and Dagster what it lacks of what stands; answers whether that is all."""
-    rows = {file_id: row for file_id, row in export.ledger.files().items() if row.status not in ("removing", "removed")}
+    rows = {file_id: row for file_id, row in export.ledger.files().items() if not row.is_leaving}
     _with_new_keys(instance, export.name, list(rows))
     return report_standing(instance, export, rows, scope, made_by="a run that a former instance knew")
 

@@ -130,7 +130,7 @@ def _wanted(
 
 def _awaits_evidence(row: FileRow, state: ExportState, now: float, grace: float) -> bool:
     """The grace period is over, but no complete listing has been taken since."""
-    if row.missing_since is None or row.status in ("removing", "removed"):
+    if row.missing_since is None or row.is_leaving:
         return False
     over = row.missing_since + grace
     return over <= now and (state.complete_at or 0.0) < over

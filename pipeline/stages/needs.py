@@ -47,13 +47,16 @@ class Needs:
     @property
     def due(self) -> list[str]:
         """The files for which something can be done now."""
-        lagging = dict.fromkeys(file_id for files in self.lagging.values() for file_id in files)
-        return [*self.ingest, *self.alone, *self.removable, *self.removing, *lagging]
+        return [*self.ingest, *self.alone, *self.removable, *self.removing, *_of_any_sink(self.lagging)]
 
     @property
     def without_a_sink(self) -> list[str]:
         """The files that some sink will not hold until it is up again."""
-        return list(dict.fromkeys(file_id for files in self.unreachable.values() for file_id in files))
+        return _of_any_sink(self.unreachable)
+
+
+def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
+    return list(dict.fromkeys(file_id for of_sink in files.values() for file_id in of_sink))
 
 
 def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
@@ -63,12 +66,13 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     now = time.time()
     needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
-        if row.missing_since is not None or row.status in ("removing", "removed"):
+        if row.missing_since is not None or row.is_leaving:
             continue
         _sort(export, row, scope, needs, hashes, live_waves, now)
     _sort_missing(export, rows, needs, now)
     down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
-    needs.unreachable = {sink: needs.lagging.pop(sink) for sink in list(needs.lagging) if sink in down}
+    needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
+    needs.lagging = {sink: files for sink, files in needs.lagging.items() if sink not in down}
     return needs
 
 

@@ -177,7 +177,7 @@ async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | No
 
     A vector is taken from a sink where the same model made it of the same text. Raises SourceUnavailable, LakeError.
     """
-    rows = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if row.status not in ("removing", "removed")]
+    rows = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if not row.is_leaving]
     lost = await asyncio.to_thread(forget_lost, export, rows)
     async with borrowed(export, run_id):
         return await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)

@@ -23,11 +23,16 @@ from pipeline_tests.world import open_world
 
 HOLDER = """
 import os, signal
-from pipeline.orchestration.liveness import process_mark
-with process_mark() as mark:
+from pipeline.orchestration.liveness import command_run, process_mark
+with {} as mark:
     print(mark, flush=True)
     signal.pause()
 """
+
+
+def holder(block: str) -> subprocess.Popen[str]:
+    """A process that stays in the block and prints its mark."""
+    return subprocess.Popen([sys.executable, "-c", HOLDER.format(block)], stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +58,7 @@ def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
 
 def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left() -> None:
     with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
-        with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as process:
+        with holder("process_mark()") as process:
             assert process.stdout is not None
             mark = process.stdout.readline().strip()
             theirs, ours = started(instance, mark), started(instance, own)
@@ -147,7 +152,7 @@ def test_a_dead_run_gives_its_places_in_the_pools_back(tmp_path: Path) -> None:
 
 def dead_mark() -> str:
     """Of a process that was killed."""
-    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as process:
+    with holder("process_mark()") as process:
         assert process.stdout is not None
         mark = process.stdout.readline().strip()
         process.kill()
@@ -183,14 +188,11 @@ def test_a_killed_sync_holds_up_neither_its_files_nor_its_partitions_nor_the_qui
         world.assert_settled()
 
 
-COMMAND = HOLDER.replace("process_mark()", "command_run('erase')").replace("import process_mark", "import command_run")
-
-
 def test_a_command_that_holds_files_is_live_until_its_process_ends_and_dead_for_ever_when_it_was_killed() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         with command_run("repair") as own:
             assert run_is_live(instance, own)
-        with subprocess.Popen([sys.executable, "-c", COMMAND], stdout=subprocess.PIPE, text=True) as process:
+        with holder("command_run('erase')") as process:
             assert process.stdout is not None
             theirs = process.stdout.readline().strip()
             assert run_is_live(instance, theirs)
