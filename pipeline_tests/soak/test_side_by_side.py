@@ -1,0 +1,162 @@
+"""Random commands side by side on one home, some of them killed, while the folder changes under them.
+
+Once they are done, a few looks set everything right: on SQLite, on PostgreSQL, and beside a whole ``indexport dev``.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import pytest
+
+from benchmarks.orchestration import new_database, postgres, use_postgres
+from pipeline_tests.soak.kills import SEED
+from pipeline_tests.soak.operated import operated_world
+from pipeline_tests.soak.test_kills import CLI, SYNC, assert_in_place
+from pipeline_tests.world import World, home_of, open_world
+
+FILES = 14
+LOOKS_TO_SETTLE = 8
+KILLED = -9
+OTHERS: list[list[str]] = [
+    ["verify"],
+    ["verify", "--deep"],
+    ["repair"],
+    ["rebuild", "ledger"],
+    ["rebuild", "lake"],
+    ["rebuild", "sink", "lancedb"],
+    ["erase", "doc-3.md"],
+    ["erase", "doc-8.md"],
+    ["plan", "--json"],
+    ["removals"],
+    ["search", "gauge reads", "--json"],
+    ["records", "--json"],
+]
+
+pytestmark = pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="make soak sets SOAK_SECONDS")
+
+
+class Crowd:
+    """Who works on one home at the same time, and what came of each command."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._lock = Lock()
+        self._version = 0
+        self._endings: Counter[tuple[str, int]] = Counter()
+        chance = random.Random(SEED)
+        for _ in range(2 * FILES):
+            self.edit(chance)
+
+    def edit(self, chance: random.Random) -> None:
+        """Another version of some file, or none of it; every other file shares a paragraph with its like."""
+        with self._lock:
+            self._version += 1
+            number, version = chance.randrange(FILES), self._version
+            name = f"doc-{number}.md"
+            if (self._world.documents / name).exists() and chance.random() < 0.25:
+                self._world.remove(name)
+                return
+            parts = [f"## Part {n}\n\n" + f"Gauge {number} reads {7 * version + n} metres. " * 6 for n in range(1 + version % 4)]
+            shared = ["A paragraph that many files hold."] * (number % 2)
+            self._world.write(name, "\n\n".join([f"# Document {number}", *parts, *shared, ""]))
+
+    def _run(self, command: list[str], *, until_killed: float | None = None) -> int:
+        """The exit code, which is 0, 1, 2 (nothing to work on) or of a kill ``until_killed`` seconds after the start; fails on
+        any other and on a traceback."""
+        process = subprocess.Popen([*CLI, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        try:
+            told, _ = process.communicate(timeout=until_killed)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            told, _ = process.communicate()
+        code = process.returncode
+        with self._lock:
+            self._endings[command[0], code] += 1
+        assert code in (0, 1, 2) or (until_killed and code == KILLED), (command, code, told)
+        assert "Traceback" not in told, (command, told)
+        return code
+
+    def sync_and_edit(self, chance: random.Random) -> None:
+        self.edit(chance)
+        self.edit(chance)
+        self._run(SYNC)
+
+    def sync_to_be_killed(self, chance: random.Random) -> None:
+        self.edit(chance)
+        self._run(["sync", "--json"], until_killed=chance.choice([600.0, chance.uniform(2.0, 20.0)]))
+
+    def run_another(self, chance: random.Random) -> None:
+        self._run(chance.choice(OTHERS), until_killed=chance.choice([600.0, 600.0, chance.uniform(2.0, 20.0)]))
+
+    def work_together(self, seconds: float) -> Crowd:
+        """All of them, each with a seed of its own, until time is up."""
+        deadline = time.monotonic() + seconds
+        actors = [self.sync_and_edit, self.sync_to_be_killed, self.run_another]
+        with ThreadPoolExecutor(len(actors)) as threads:
+
+            def act(number: int) -> None:
+                chance = random.Random(f"{SEED}-{number}")
+                while time.monotonic() < deadline:
+                    actors[number](chance)
+
+            list(threads.map(act, range(len(actors))))
+        print(dict(self._endings), file=sys.stderr)
+        return self
+
+    def settle(self) -> None:
+        """A few looks and all is proved, without what was erased; what was erased is then let back."""
+        self._look_until_done()
+        self._run_well("verify", "--deep")
+        erased = sorted(self._world.export.ledger.register.tombstones())
+        assert not {record.parsed_directory_file_id for record in self._world.held()} & set(erased)
+        if erased:
+            self._run_well("release", *erased)
+        self._look_until_done()
+
+    def _look_until_done(self) -> None:
+        if all(self._run(SYNC) for _ in range(LOOKS_TO_SETTLE)):
+            subprocess.run([*CLI, "status"], check=True)
+            pytest.fail(f"work is left after {LOOKS_TO_SETTLE} looks")
+
+    def _run_well(self, *command: str) -> None:
+        assert self._run(list(command)) == 0, command
+
+
+def seconds() -> float:
+    """A quarter of the soak for each of the three homes."""
+    return float(os.environ["SOAK_SECONDS"]) / 4
+
+
+def test_commands_side_by_side_leave_everything_in_place(tmp_path: Path) -> None:
+    with open_world(tmp_path) as world:
+        Crowd(world).work_together(seconds()).settle()
+        assert_in_place(world)
+
+
+def test_commands_side_by_side_on_postgres_leave_everything_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with postgres() as server, open_world(tmp_path) as world:
+        url = new_database(server, "side_by_side")
+        use_postgres(home_of(tmp_path).root)
+        monkeypatch.setenv("DAGSTER_PG_URL", url)
+        monkeypatch.setenv("INDEXPORT_LEDGER_URL", url)
+        Crowd(world).work_together(seconds()).settle()
+        assert_in_place(world)
+
+
+def test_commands_beside_a_deployment_leave_everything_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    (tmp_path / "documents").mkdir()
+    with operated_world(tmp_path) as operated:
+        crowd = Crowd(operated.world)
+        with operated.running():
+            crowd.work_together(seconds()).settle()
+            operated.wait_until_all_is_in_place()
