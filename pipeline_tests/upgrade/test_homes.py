@@ -1,0 +1,61 @@
+"""Homes that earlier versions left behind: this one goes on with them as if they were its own."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_tests.soak.test_kills import assert_in_place
+from pipeline_tests.upgrade.make import ERASED, HOMES, SYNC, command, page
+from pipeline_tests.world import World, open_world
+
+
+@pytest.fixture(params=sorted(HOMES.iterdir()), ids=lambda archive: archive.name.split(".")[0])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    """The folder as it was when the home was kept, and a cloud that knows nothing but the folder."""
+    with tarfile.open(request.param) as archive:
+        archive.extractall(tmp_path, filter="data")
+    with open_world(tmp_path) as world:
+        yield world
+
+
+def records() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in command("records", "--json").splitlines()]
+
+
+def test_an_upgrade_embeds_nothing_changes_no_record_and_forgets_nothing(world: World) -> None:
+    before = records()
+    assert {record["file_name"]: record["chunk_count"] for record in before}.keys() == {"edited.md", "kept.md"}
+    assert {record["metadata"].get("team") for record in before if record["file_name"] == "kept.md"} == {"gauges"}
+
+    command("index", "sync", "--wait")
+    planned = json.loads(command("plan", "--json"))
+    assert {name: planned[name] for name in ("new", "removed", "failing", "chunks_to_embed")} == {
+        "new": 0,
+        "removed": 0,
+        "failing": {},
+        "chunks_to_embed": 0,
+    }
+    report = json.loads(command(*SYNC))
+    assert report["removed"] == []
+    assert records() == before
+    command("verify", "--deep")
+    assert (world.documents / ERASED).exists()
+    history = command("history", "edited.md")
+    assert history.count("loaded into lancedb") >= 2
+
+
+def test_an_edit_after_an_upgrade_embeds_what_is_new_in_it(world: World) -> None:
+    world.write("edited.md", page("edited.md", 6))
+    command("index", "sync", "--wait")
+    assert json.loads(command("plan", "--json"))["chunks_to_embed"] == 1
+    command(*SYNC)
+    command("release", next(iter(world.export.ledger.register.tombstones())))
+    command(*SYNC)
+    assert_in_place(world)
+    assert {record["file_name"] for record in records()} == {"edited.md", "kept.md", ERASED}
