@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -18,7 +18,7 @@ import pipeline
 from pipeline.cli import app
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
-from pipeline.stages.settings import load_exports
+from pipeline.stages.settings import ExportSettings, load_exports
 from pipeline_tests.soak.kills import CLOUD_KILLS, DAEMON_KILLS, KILLS, SEED, only_in_the_soak, until_landed
 from pipeline_tests.world import World, home_of, open_world
 
@@ -78,12 +78,13 @@ class Victim:
         assert_in_place(self.world)
 
 
-def assert_in_place(served: World) -> None:
-    """The invariant, and nothing stuck: no file, no lease, no run, no partition."""
-    settings = load_exports(Path(pipeline.__file__).parent / "defs")["default"]
+def assert_in_place(served: World, exports: Callable[[Path], dict[str, ExportSettings]] = load_exports) -> None:
+    """The invariant in every sink, and nothing stuck: no file, no lease, no run, no partition."""
+    settings = exports(Path(pipeline.__file__).parent / "defs")["default"]
     with open_instance(home_of(served.root)) as instance:
         world = World(served.root, served.cloud, instance, settings)
-        world.assert_settled()
+        for sink in settings.sinks:
+            world.assert_settled(sink)
         rows = world.export.ledger.files()
         assert {row.status for row in rows.values()} == {"done"}
         assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))

@@ -1,16 +1,19 @@
 """Random commands side by side on one home, some of them killed, while the folder changes under them.
 
-Once they are done, a few looks set everything right: on SQLite, on PostgreSQL, and beside a whole ``indexport dev``.
+Once they are done, a few looks set everything right: on SQLite, on PostgreSQL with four sinks, and beside a whole
+``indexport dev``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -18,6 +21,8 @@ from threading import Lock
 import pytest
 
 from benchmarks.orchestration import new_database, postgres, use_postgres
+from pipeline_tests.emulators.qdrant import QdrantEmulator
+from pipeline_tests.soak import crowd_cli
 from pipeline_tests.soak.kills import SEED
 from pipeline_tests.soak.operated import operated_world
 from pipeline_tests.soak.test_kills import CLI, SYNC, assert_in_place
@@ -32,13 +37,16 @@ OTHERS: list[list[str]] = [
     ["repair"],
     ["rebuild", "ledger"],
     ["rebuild", "lake"],
-    ["rebuild", "sink", "lancedb"],
     ["erase", "doc-3.md"],
     ["erase", "doc-8.md"],
     ["plan", "--json"],
     ["removals"],
-    ["search", "gauge reads", "--json"],
-    ["records", "--json"],
+]
+OF_A_SINK: list[list[str]] = [
+    ["rebuild", "sink"],
+    ["repair", "--sink"],
+    ["records", "--json", "--sink"],
+    ["search", "gauge reads", "--json", "--sink"],
 ]
 
 pytestmark = pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="make soak sets SOAK_SECONDS")
@@ -47,8 +55,11 @@ pytestmark = pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="make s
 class Crowd:
     """Who works on one home at the same time, and what came of each command."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, command: list[str] = CLI, sinks: Sequence[str] = ("lancedb",)) -> None:
         self._world = world
+        self._command = command
+        self._sinks = sinks
+        self._others = OTHERS + [[*question, sink] for question in OF_A_SINK for sink in sinks]
         self._lock = Lock()
         self._version = 0
         self._endings: Counter[tuple[str, int]] = Counter()
@@ -65,25 +76,25 @@ class Crowd:
             if (self._world.documents / name).exists() and chance.random() < 0.25:
                 self._world.remove(name)
                 return
-            parts = [f"## Part {n}\n\n" + f"Gauge {number} reads {7 * version + n} metres. " * 6 for n in range(1 + version % 4)]
+            parts = [f"## Part {n}\n\n" + f"Gauge {number} reads {7 * version + n} metres. " * 24 for n in range(1 + version % 4)]
             shared = ["A paragraph that many files hold."] * (number % 2)
             self._world.write(name, "\n\n".join([f"# Document {number}", *parts, *shared, ""]))
 
-    def _run(self, command: list[str], *, until_killed: float | None = None) -> int:
-        """The exit code, which is 0, 1, 2 (nothing to work on) or of a kill ``until_killed`` seconds after the start; fails on
-        any other and on a traceback."""
-        process = subprocess.Popen([*CLI, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    def _run(self, command: list[str], *, until_killed: float | None = None) -> tuple[int, str]:
+        """Exit code and output. The code is 0, 1, 2 (nothing to work on) or of a kill ``until_killed`` seconds after the start;
+        fails on any other and on a traceback."""
+        process = subprocess.Popen([*self._command, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
-            told, _ = process.communicate(timeout=until_killed)
+            told, errors = process.communicate(timeout=until_killed)
         except subprocess.TimeoutExpired:
             process.kill()
-            told, _ = process.communicate()
+            told, errors = process.communicate()
         code = process.returncode
         with self._lock:
             self._endings[command[0], code] += 1
-        assert code in (0, 1, 2) or (until_killed and code == KILLED), (command, code, told)
-        assert "Traceback" not in told, (command, told)
-        return code
+        assert code in (0, 1, 2) or (until_killed and code == KILLED), (command, code, told, errors)
+        assert "Traceback" not in told + errors, (command, told, errors)
+        return code, told
 
     def sync_and_edit(self, chance: random.Random) -> None:
         self.edit(chance)
@@ -95,7 +106,7 @@ class Crowd:
         self._run(["sync", "--json"], until_killed=chance.choice([600.0, chance.uniform(2.0, 20.0)]))
 
     def run_another(self, chance: random.Random) -> None:
-        self._run(chance.choice(OTHERS), until_killed=chance.choice([600.0, 600.0, chance.uniform(2.0, 20.0)]))
+        self._run(chance.choice(self._others), until_killed=chance.choice([600.0, 600.0, chance.uniform(2.0, 20.0)]))
 
     def work_together(self, seconds: float) -> Crowd:
         """All of them, each with a seed of its own, until time is up."""
@@ -116,19 +127,25 @@ class Crowd:
         """A few looks and all is proved, without what was erased; what was erased is then let back."""
         self._look_until_done()
         self._run_well("verify", "--deep")
-        erased = sorted(self._world.export.ledger.register.tombstones())
-        assert not {record.parsed_directory_file_id for record in self._world.held()} & set(erased)
+        erased = self._world.export.ledger.register.tombstones()
+        for sink in self._sinks:
+            held = {json.loads(line)["parsed_directory_file_id"] for line in self._run_well("records", "--json", "--sink", sink)}
+            assert held
+            assert held.isdisjoint(erased)
         if erased:
             self._run_well("release", *erased)
         self._look_until_done()
 
     def _look_until_done(self) -> None:
-        if all(self._run(SYNC) for _ in range(LOOKS_TO_SETTLE)):
-            subprocess.run([*CLI, "status"], check=True)
+        if all(self._run(SYNC)[0] for _ in range(LOOKS_TO_SETTLE)):
+            subprocess.run([*self._command, "status"], check=True)
             pytest.fail(f"work is left after {LOOKS_TO_SETTLE} looks")
 
-    def _run_well(self, *command: str) -> None:
-        assert self._run(list(command)) == 0, command
+    def _run_well(self, *command: str) -> list[str]:
+        """The lines of its output."""
+        code, told = self._run(list(command))
+        assert code == 0, (command, told)
+        return told.splitlines()
 
 
 def seconds() -> float:
@@ -142,14 +159,20 @@ def test_commands_side_by_side_leave_everything_in_place(tmp_path: Path) -> None
         assert_in_place(world)
 
 
-def test_commands_side_by_side_on_postgres_leave_everything_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with postgres() as server, open_world(tmp_path) as world:
-        url = new_database(server, "side_by_side")
+def test_commands_side_by_side_on_postgres_leave_every_sink_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with postgres() as server, QdrantEmulator() as qdrant, open_world(tmp_path) as world:
+        shared = new_database(server, "shared")
         use_postgres(home_of(tmp_path).root)
-        monkeypatch.setenv("DAGSTER_PG_URL", url)
-        monkeypatch.setenv("INDEXPORT_LEDGER_URL", url)
-        Crowd(world).work_together(seconds()).settle()
-        assert_in_place(world)
+        for name, value in {
+            "DAGSTER_PG_URL": shared,
+            "INDEXPORT_LEDGER_URL": shared,
+            "INDEXPORT_PGVECTOR_DSN": new_database(server, "vectors").replace("+psycopg2", ""),
+            "QDRANT_URL": qdrant.url,
+            "QDRANT_API_KEY": qdrant.api_key,
+        }.items():
+            monkeypatch.setenv(name, value)
+        Crowd(world, [sys.executable, "-m", crowd_cli.__name__], crowd_cli.SINKS).work_together(seconds()).settle()
+        assert_in_place(world, crowd_cli.exports)
 
 
 def test_commands_beside_a_deployment_leave_everything_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
