@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
@@ -14,6 +18,23 @@ DAEMON_KILLS = KILLS // 5
 """Of processes below ``indexport dev``; all other kills are of ``indexport sync``."""
 
 only_in_the_soak = pytest.mark.skipif(not KILLS, reason="make soak sets SOAK_KILLS")
+
+
+@dataclass
+class UsualTime:
+    """How long a process takes that nobody disturbs, in seconds, as last seen: a machine's speed changes during a soak."""
+
+    seconds: float
+
+    def has_ended(self, process: subprocess.Popen[Any], share: float) -> bool:
+        """Wait for a share of that time; whether the process had ended by then."""
+        started = time.monotonic()
+        try:
+            process.wait(share * self.seconds)
+        except subprocess.TimeoutExpired:
+            return False
+        self.seconds = time.monotonic() - started
+        return True
 
 
 def until_landed(kills: int, attempt: Callable[[int], bool]) -> None:

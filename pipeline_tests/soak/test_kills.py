@@ -19,7 +19,7 @@ from pipeline.cli import app
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline.stages.settings import ExportSettings, load_exports
-from pipeline_tests.soak.kills import CLOUD_KILLS, DAEMON_KILLS, KILLS, SEED, only_in_the_soak, until_landed
+from pipeline_tests.soak.kills import CLOUD_KILLS, DAEMON_KILLS, KILLS, SEED, UsualTime, only_in_the_soak, until_landed
 from pipeline_tests.world import World, home_of, open_world
 
 CLI = [sys.executable, "-m", "pipeline.cli"]
@@ -35,7 +35,7 @@ class Victim:
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
         self.random = random.Random(seed)
-        self.usual = 0.0
+        self.usual = UsualTime(0.0)
         self.edits = 0
 
     def edit(self) -> None:
@@ -53,9 +53,7 @@ class Victim:
     def killed_at_a_moment(self) -> int:
         """Kill ``indexport sync`` somewhere in its usual time; its exit code."""
         process = subprocess.Popen([*CLI, *SYNC], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(self.usual * self.random.uniform(0.2, 1.0))
-        except subprocess.TimeoutExpired:
+        if not self.usual.has_ended(process, self.random.uniform(0.2, 1.0)):
             process.kill()
         return process.wait()
 
@@ -69,7 +67,7 @@ class Victim:
         """In a process of its own, to learn how long that takes."""
         started = time.monotonic()
         subprocess.run([*CLI, *SYNC], stdout=subprocess.DEVNULL, check=True)
-        self.usual = time.monotonic() - started
+        self.usual = UsualTime(time.monotonic() - started)
         assert_in_place(self.world)
 
     def run_again(self) -> None:

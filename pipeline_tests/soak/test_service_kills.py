@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, only_in_the_soak, until_landed
+from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, UsualTime, only_in_the_soak, until_landed
 from pipeline_tests.test_daemon import INDEXPORT, Deployment, free_port, until
 
 FILES = 10
@@ -69,7 +69,7 @@ def test_a_killed_local_cloud_goes_on_where_it_was(tmp_path: Path) -> None:
     with cloud.running():
         started = time.monotonic()
         deployment.run(*command[len(INDEXPORT) :])
-        usual = time.monotonic() - started
+        usual = UsualTime(time.monotonic() - started)
 
     def attempt(version: int) -> bool:
         write(tmp_path, version)
@@ -77,12 +77,8 @@ def test_a_killed_local_cloud_goes_on_where_it_was(tmp_path: Path) -> None:
             sync = subprocess.Popen(
                 command, env=deployment.cloud_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
-            try:
-                sync.wait(chance.uniform(0.4, 1.0) * usual)
-                landed = False
-            except subprocess.TimeoutExpired:
+            if landed := not usual.has_ended(sync, chance.uniform(0.4, 1.0)):
                 server.kill()
-                landed = True
             assert sync.wait(300) in (0, 1)
         with cloud.running():
             deployment.run("release", *failed) if (failed := _failed(deployment)) else None
