@@ -14,7 +14,7 @@ import llama_cloud._base_client
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("pipeline_tests.world")
+pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_line")
 
 _new_ssl_context = httpx._config.create_ssl_context
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline_tests.command_line import invoke
 
 RUN = [sys.executable, "-m", "pipeline.cli"]
 
@@ -34,12 +35,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with local_cloud_environment(str(documents), tmp_path / "cloud"):
         yield documents
     os.environ.pop("DAGSTER_HOME", None)
-
-
-def invoke(*arguments: str, code: int = 0) -> str:
-    outcome = CliRunner().invoke(app, list(arguments))
-    assert outcome.exit_code == code, (outcome.output, outcome.exception)
-    return outcome.stdout
 
 
 def test_plan_sync_search_records_status_and_history_tell_one_story(folder: Path) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-INDEXPORT = [sys.executable, "-m", "pipeline.cli"]
+from pipeline_tests.command_line import INDEXPORT
+
 DEADLINE = 240.0
 
 

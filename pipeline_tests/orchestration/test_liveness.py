@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -30,9 +32,12 @@ with {} as mark:
 """
 
 
-def holder(block: str) -> subprocess.Popen[str]:
-    """A process that stays in the block and prints its mark."""
-    return subprocess.Popen([sys.executable, "-c", HOLDER.format(block)], stdout=subprocess.PIPE, text=True)
+@contextmanager
+def holder(block: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A process that stays in the block until it is killed, and its mark."""
+    with subprocess.Popen([sys.executable, "-c", HOLDER.format(block)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield process, process.stdout.readline().strip()
 
 
 @pytest.fixture(autouse=True)
@@ -58,9 +63,7 @@ def status(instance: dg.DagsterInstance, run_id: str) -> dg.DagsterRunStatus:
 
 def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left() -> None:
     with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
-        with holder("process_mark()") as process:
-            assert process.stdout is not None
-            mark = process.stdout.readline().strip()
+        with holder("process_mark()") as (process, mark):
             theirs, ours = started(instance, mark), started(instance, own)
             created = started(instance, mark, dg.DagsterRunStatus.NOT_STARTED)
             end_dead_runs(instance)
@@ -152,9 +155,7 @@ def test_a_dead_run_gives_its_places_in_the_pools_back(tmp_path: Path) -> None:
 
 def dead_mark() -> str:
     """Of a process that was killed."""
-    with holder("process_mark()") as process:
-        assert process.stdout is not None
-        mark = process.stdout.readline().strip()
+    with holder("process_mark()") as (process, mark):
         process.kill()
     return mark
 
@@ -192,9 +193,7 @@ def test_a_command_that_holds_files_is_live_until_its_process_ends_and_dead_for_
     with dg.DagsterInstance.ephemeral() as instance:
         with command_run("repair") as own:
             assert run_is_live(instance, own)
-        with holder("command_run('erase')") as process:
-            assert process.stdout is not None
-            theirs = process.stdout.readline().strip()
+        with holder("command_run('erase')") as (process, theirs):
             assert run_is_live(instance, theirs)
             process.kill()
         for _ in range(2):

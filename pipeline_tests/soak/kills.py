@@ -1,4 +1,4 @@
-"""How many processes ``make soak`` kills of each kind, and the seed of when."""
+"""How many processes ``make soak`` kills of each kind, the seed of when, and how long it works at random."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ CLOUD_KILLS = KILLS // 5
 DAEMON_KILLS = KILLS // 5
 """Of processes below ``indexport dev``; all other kills are of ``indexport sync``."""
 
+SECONDS = float(os.environ.get("SOAK_SECONDS", "0"))
+
 only_in_the_soak = pytest.mark.skipif(not KILLS, reason="make soak sets SOAK_KILLS")
+only_in_the_soak_of_seconds = pytest.mark.skipif(not SECONDS, reason="make soak sets SOAK_SECONDS")
 
 
 @dataclass

@@ -8,17 +8,15 @@ import os
 import shutil
 import sqlite3
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from pipeline.cli import app
 from pipeline.errors import IndexportError
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline_tests.command_line import INDEXPORT, invoke
 from pipeline_tests.soak.kills import only_in_the_soak
 from pipeline_tests.world import World, open_world
 
@@ -169,7 +167,7 @@ def folder(tmp_path: Path, small_instance: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("DAGSTER_HOME", str(small_instance))
     with local_cloud_environment(str(documents), tmp_path / "cloud"):
-        _succeed("sync", "--refresh")
+        invoke("sync", "--refresh")
         yield documents
 
 
@@ -178,15 +176,10 @@ def _edit(documents: Path, version: str) -> None:
         (documents / f"doc-{n}.md").write_text(f"# Document {n}\n\nThis is the {version} version of document {n}.\n")
 
 
-def _succeed(*arguments: str) -> str:
-    outcome = CliRunner().invoke(app, list(arguments))
-    assert outcome.exit_code == 0, (outcome.output, outcome.exception)
-    return outcome.stdout
-
-
 def _command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pipeline.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "1000"})
+    return subprocess.run(
+        [*INDEXPORT, *arguments], capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "1000"}
+    )
 
 
 def _assert_told(outcome: subprocess.CompletedProcess[str], instance: Path) -> None:
@@ -201,8 +194,8 @@ def _assert_told(outcome: subprocess.CompletedProcess[str], instance: Path) -> N
 
 def _assert_healed(documents: Path, instance: Path) -> None:
     """The next sync does what was not done, and no database is damaged."""
-    _succeed("sync", "--refresh")
-    held = [json.loads(line)["content"] for line in _succeed("records", "--json").splitlines()]
+    invoke("sync", "--refresh")
+    held = [json.loads(line)["content"] for line in invoke("records", "--json").splitlines()]
     assert len(held) == len(list(documents.iterdir()))
     assert all("second version" in content for content in held)
     databases = [path for path in instance.rglob("*.db") if path.stat().st_size]

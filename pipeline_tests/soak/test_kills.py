@@ -7,23 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import dagster as dg
 import pytest
-from typer.testing import CliRunner
 
-import pipeline
-from pipeline.cli import app
-from pipeline.orchestration.launcher import open_instance
-from pipeline.orchestration.partitions import UNFINISHED
-from pipeline.stages.settings import ExportSettings, load_exports
+from pipeline_tests.command_line import INDEXPORT, SYNC, assert_in_place, invoke
 from pipeline_tests.soak.kills import CLOUD_KILLS, DAEMON_KILLS, KILLS, SEED, UsualTime, only_in_the_soak, until_landed
-from pipeline_tests.world import World, home_of, open_world
+from pipeline_tests.world import World, open_world
 
-CLI = [sys.executable, "-m", "pipeline.cli"]
-SYNC = ["sync", "--refresh", "--json", "--allow-deletes", "100"]
 FILES = 6
 MOST_WRITES = 60
 """About as many writes as a sync of the edits below makes: a few kills come too late, as in life."""
@@ -52,7 +44,7 @@ class Victim:
 
     def killed_at_a_moment(self) -> int:
         """Kill ``indexport sync`` somewhere in its usual time; its exit code."""
-        process = subprocess.Popen([*CLI, *SYNC], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen([*INDEXPORT, *SYNC], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if not self.usual.has_ended(process, self.random.uniform(0.2, 1.0)):
             process.kill()
         return process.wait()
@@ -66,28 +58,13 @@ class Victim:
     def run_undisturbed(self) -> None:
         """In a process of its own, to learn how long that takes."""
         started = time.monotonic()
-        subprocess.run([*CLI, *SYNC], stdout=subprocess.DEVNULL, check=True)
+        subprocess.run([*INDEXPORT, *SYNC], stdout=subprocess.DEVNULL, check=True)
         self.usual = UsualTime(time.monotonic() - started)
         assert_in_place(self.world)
 
     def run_again(self) -> None:
-        outcome = CliRunner().invoke(app, SYNC)
-        assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+        invoke(*SYNC)
         assert_in_place(self.world)
-
-
-def assert_in_place(served: World, exports: Callable[[Path], dict[str, ExportSettings]] = load_exports) -> None:
-    """The invariant in every sink, and nothing stuck: no file, no lease, no run, no partition."""
-    settings = exports(Path(pipeline.__file__).parent / "defs")["default"]
-    with open_instance(home_of(served.root)) as instance:
-        world = World(served.root, served.cloud, instance, settings)
-        for sink in settings.sinks:
-            world.assert_settled(sink)
-        rows = world.export.ledger.files()
-        assert {row.status for row in rows.values()} == {"done"}
-        assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
-        assert not [holder for holder in world.export.ledger.holders(list(rows)) if world.export.run_is_live(holder)]
-        world.assert_no_partition_is_behind()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -28,6 +27,7 @@ from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.qdrant import QdrantExporter
 from pipeline_tests.emulators.qdrant import QdrantEmulator
 from pipeline_tests.soak.crash import Killed, dies_at_write
+from pipeline_tests.soak.kills import SECONDS, only_in_the_soak_of_seconds
 from pipeline_tests.soak.watcher import Watcher
 from pipeline_tests.world import open_world
 
@@ -243,9 +243,9 @@ def test_work_settles_after_any_short_sequence() -> None:
     run_state_machine_as_test(Machine, settings=settings(BOUNDS, max_examples=2, stateful_step_count=8, phases=[Phase.generate]))
 
 
-@pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="make soak sets SOAK_SECONDS")
+@only_in_the_soak_of_seconds
 def test_work_settles_after_any_long_sequence_until_time_is_up() -> None:
-    deadline = time.monotonic() + float(os.environ["SOAK_SECONDS"])
+    deadline = time.monotonic() + SECONDS
     rounds = 0
     while time.monotonic() < deadline:
         run_state_machine_as_test(

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import httpx
 
+from pipeline_tests.command_line import INDEXPORT, SYNC
 from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, UsualTime, only_in_the_soak, until_landed
-from pipeline_tests.test_daemon import INDEXPORT, Deployment, free_port, until
+from pipeline_tests.test_daemon import Deployment, free_port, until
 
 FILES = 10
 
@@ -65,24 +66,23 @@ def test_a_killed_local_cloud_goes_on_where_it_was(tmp_path: Path) -> None:
     deployment = Deployment(tmp_path, free_port(), port := free_port())
     cloud = LocalCloudProcess(tmp_path, port, deployment.environment)
     write(tmp_path, 0)
-    command = [*INDEXPORT, "sync", "--refresh", "--json", "--allow-deletes", "100"]
     with cloud.running():
         started = time.monotonic()
-        deployment.run(*command[len(INDEXPORT) :])
+        deployment.run(*SYNC)
         usual = UsualTime(time.monotonic() - started)
 
     def attempt(version: int) -> bool:
         write(tmp_path, version)
         with cloud.running() as server:
             sync = subprocess.Popen(
-                command, env=deployment.cloud_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [*INDEXPORT, *SYNC], env=deployment.cloud_environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
             if landed := not usual.has_ended(sync, chance.uniform(0.4, 1.0)):
                 server.kill()
             assert sync.wait(300) in (0, 1)
         with cloud.running():
             deployment.run("release", *failed) if (failed := _failed(deployment)) else None
-            deployment.run(*command[len(INDEXPORT) :])
+            deployment.run(*SYNC)
             assert_proved(deployment, version)
         return landed
 

@@ -7,7 +7,6 @@ Once they are done, a few looks set everything right: on SQLite, on PostgreSQL w
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,16 +19,19 @@ from threading import Lock
 
 import pytest
 
-from benchmarks.orchestration import new_database, postgres, use_postgres
+from benchmarks.orchestration import use_postgres
+from pipeline_tests.command_line import INDEXPORT, SYNC, assert_in_place
 from pipeline_tests.emulators.qdrant import QdrantEmulator
+from pipeline_tests.postgres import fresh_database, postgres
 from pipeline_tests.soak import crowd_cli
-from pipeline_tests.soak.kills import SEED
+from pipeline_tests.soak.kills import SECONDS, SEED, only_in_the_soak_of_seconds
 from pipeline_tests.soak.operated import operated_world
-from pipeline_tests.soak.test_kills import CLI, SYNC, assert_in_place
 from pipeline_tests.world import World, home_of, open_world
 
 FILES = 14
 LOOKS_TO_SETTLE = 8
+SECONDS_EACH = SECONDS / 4
+"""For each of the three homes."""
 KILLED = -9
 OTHERS: list[list[str]] = [
     ["verify"],
@@ -49,13 +51,13 @@ OF_A_SINK: list[list[str]] = [
     ["search", "gauge reads", "--json", "--sink"],
 ]
 
-pytestmark = pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="make soak sets SOAK_SECONDS")
+pytestmark = only_in_the_soak_of_seconds
 
 
 class Crowd:
     """Who works on one home at the same time, and what came of each command."""
 
-    def __init__(self, world: World, command: list[str] = CLI, sinks: Sequence[str] = ("lancedb",)) -> None:
+    def __init__(self, world: World, command: list[str] = INDEXPORT, sinks: Sequence[str] = ("lancedb",)) -> None:
         self._world = world
         self._command = command
         self._sinks = sinks
@@ -137,9 +139,11 @@ class Crowd:
         self._look_until_done()
 
     def _look_until_done(self) -> None:
-        if all(self._run(SYNC)[0] for _ in range(LOOKS_TO_SETTLE)):
-            subprocess.run([*self._command, "status"], check=True)
-            pytest.fail(f"work is left after {LOOKS_TO_SETTLE} looks")
+        for _ in range(LOOKS_TO_SETTLE):
+            code, told = self._run(SYNC)
+            if code == 0:
+                return
+        pytest.fail(f"work is left after {LOOKS_TO_SETTLE} looks: {told}")
 
     def _run_well(self, *command: str) -> list[str]:
         """The lines of its output."""
@@ -148,30 +152,25 @@ class Crowd:
         return told.splitlines()
 
 
-def seconds() -> float:
-    """A quarter of the soak for each of the three homes."""
-    return float(os.environ["SOAK_SECONDS"]) / 4
-
-
 def test_commands_side_by_side_leave_everything_in_place(tmp_path: Path) -> None:
     with open_world(tmp_path) as world:
-        Crowd(world).work_together(seconds()).settle()
+        Crowd(world).work_together(SECONDS_EACH).settle()
         assert_in_place(world)
 
 
 def test_commands_side_by_side_on_postgres_leave_every_sink_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with postgres() as server, QdrantEmulator() as qdrant, open_world(tmp_path) as world:
-        shared = new_database(server, "shared")
+        shared = fresh_database(server).replace("postgresql://", "postgresql+psycopg2://")
         use_postgres(home_of(tmp_path).root)
         for name, value in {
             "DAGSTER_PG_URL": shared,
             "INDEXPORT_LEDGER_URL": shared,
-            "INDEXPORT_PGVECTOR_DSN": new_database(server, "vectors").replace("+psycopg2", ""),
+            "INDEXPORT_PGVECTOR_DSN": fresh_database(server),
             "QDRANT_URL": qdrant.url,
             "QDRANT_API_KEY": qdrant.api_key,
         }.items():
             monkeypatch.setenv(name, value)
-        Crowd(world, [sys.executable, "-m", crowd_cli.__name__], crowd_cli.SINKS).work_together(seconds()).settle()
+        Crowd(world, [sys.executable, "-m", crowd_cli.__name__], crowd_cli.SINKS).work_together(SECONDS_EACH).settle()
         assert_in_place(world, crowd_cli.exports)
 
 
@@ -181,5 +180,5 @@ def test_commands_beside_a_deployment_leave_everything_in_place(tmp_path: Path, 
     with operated_world(tmp_path) as operated:
         crowd = Crowd(operated.world)
         with operated.running():
-            crowd.work_together(seconds()).settle()
+            crowd.work_together(SECONDS_EACH).settle()
             operated.wait_until_all_is_in_place()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline_tests.command_line import invoke
 
 
 @pytest.fixture
@@ -28,12 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         invoke("sync", "--refresh", "--json")
         yield documents
     os.environ.pop("DAGSTER_HOME", None)
-
-
-def invoke(*arguments: str, code: int = 0) -> str:
-    outcome = CliRunner().invoke(app, list(arguments))
-    assert outcome.exit_code == code, (outcome.output, outcome.exception)
-    return outcome.stdout
 
 
 def test_verify_says_what_is_missing_and_ends_with_one(folder: Path) -> None:

@@ -10,20 +10,11 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from typer.testing import CliRunner
-
-from pipeline.cli import app
+from pipeline_tests.command_line import SYNC, invoke
 from pipeline_tests.world import World, open_world
 
 HOMES = Path(__file__).parent / "homes"
-SYNC = ["sync", "--refresh", "--json"]
 ERASED = "erased.md"
-
-
-def command(*arguments: str) -> str:
-    outcome = CliRunner().invoke(app, list(arguments))
-    assert outcome.exit_code == 0, (arguments, outcome.output, outcome.exception)
-    return outcome.output
 
 
 def page(name: str, parts: int) -> str:
@@ -36,11 +27,11 @@ def live(world: World) -> None:
         world.write(name, page(name, 4))
     world.write("kept.md.meta.json", '{"team": "gauges"}')
     world.write("empty.md", "")
-    command(*SYNC)
+    invoke(*SYNC)
     world.write("edited.md", page("edited.md", 5))
     world.remove("removed.md")
-    command(*SYNC)
-    command("erase", ERASED)
+    invoke(*SYNC)
+    invoke("erase", ERASED)
 
 
 def make(name: str) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from pipeline_tests.soak.test_kills import assert_in_place
-from pipeline_tests.upgrade.make import ERASED, HOMES, SYNC, command, page
+from pipeline_tests.command_line import SYNC, assert_in_place, invoke
+from pipeline_tests.upgrade.make import ERASED, HOMES, page
 from pipeline_tests.world import World, open_world
 
 
@@ -25,7 +25,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
 
 
 def records() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in command("records", "--json").splitlines()]
+    return [json.loads(line) for line in invoke("records", "--json").splitlines()]
 
 
 def test_an_upgrade_embeds_nothing_changes_no_record_and_forgets_nothing(world: World) -> None:
@@ -36,21 +36,21 @@ def test_an_upgrade_embeds_nothing_changes_no_record_and_forgets_nothing(world: 
     }
     assert (world.documents / ERASED).exists()
 
-    command("index", "sync", "--wait")
-    planned = json.loads(command("plan", "--json"))
+    invoke("index", "sync", "--wait")
+    planned = json.loads(invoke("plan", "--json"))
     assert (planned["new"], planned["removed"], planned["failing"], planned["chunks_to_embed"]) == (0, 0, {}, 0)
-    assert json.loads(command(*SYNC))["removed"] == []
+    assert json.loads(invoke(*SYNC))["removed"] == []
     assert records() == before
-    command("verify", "--deep")
-    assert command("history", "edited.md").count("loaded into lancedb") >= 2
+    invoke("verify", "--deep")
+    assert invoke("history", "edited.md").count("loaded into lancedb") >= 2
 
 
 def test_an_edit_after_an_upgrade_embeds_what_is_new_in_it(world: World) -> None:
     world.write("edited.md", page("edited.md", 6))
-    command("index", "sync", "--wait")
-    assert json.loads(command("plan", "--json"))["chunks_to_embed"] == 1
-    command(*SYNC)
-    command("release", next(iter(world.export.ledger.register.tombstones())))
-    command(*SYNC)
+    invoke("index", "sync", "--wait")
+    assert json.loads(invoke("plan", "--json"))["chunks_to_embed"] == 1
+    invoke(*SYNC)
+    invoke("release", next(iter(world.export.ledger.register.tombstones())))
+    invoke(*SYNC)
     assert_in_place(world)
     assert {record["file_name"] for record in records()} == {"edited.md", "kept.md", ERASED}
