@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
@@ -158,8 +159,9 @@ def test_another_process_that_was_first_wins(tiny_wheel: Path, monkeypatch: pyte
 def test_two_processes_at_once_both_get_a_whole_model(tiny_wheel: Path) -> None:
     context = multiprocessing.get_context("spawn")
     start = (tiny_wheel, offline_model.SOURCE_SHA256, context.Barrier(2))
-    with context.Pool(2, initializer=_take_for_published, initargs=start) as pool:
-        folders = pool.map(_wait_and_ensure, range(2), chunksize=1)
+    # Not a multiprocessing.Pool: it ends its workers by a signal, and waits for ever where that is ignored (nohup).
+    with ProcessPoolExecutor(2, mp_context=context, initializer=_take_for_published, initargs=start) as pool:
+        folders = list(pool.map(_wait_and_ensure, range(2)))
     assert folders[0] == folders[1] == offline_model.converted_model()
 
 
