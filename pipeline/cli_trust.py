@@ -1,4 +1,4 @@
-"""Commands that prove and restore: verify, repair, rebuild, removals, erase, retire.
+"""Commands that prove, restore and clear away: verify, repair, rebuild, removals, erase, retire, prune.
 
 What belongs here: arguments, output and exit codes, as in ``cli``.
 """
@@ -191,6 +191,23 @@ def retire(
         for done in await_now(run_retire(opened, model=model, sink=sink)):
             what = "collection dropped" if done.kept is None else f"collection kept: {done.kept}"
             out.print(f"{done.slug} in {done.sink}: {done.files} files removed; {what}", highlight=False)
+
+
+@trust_app.command()
+def prune(
+    older_than_days: Annotated[float, typer.Option(min=0, help="Runs made longer ago than this.")],
+    export: ExportOption = "default",
+) -> None:
+    """Delete finished Dagster runs of an export with their logs and events. What is materialized stays shown so."""
+    from datetime import UTC, datetime, timedelta
+
+    from pipeline.cli_output import SyncView
+    from pipeline.orchestration.old_runs import delete_old_runs
+
+    before = datetime.now(UTC) - timedelta(days=older_than_days)
+    with opened_with_instance(export) as (opened, instance), SyncView(err) as view:
+        deleted = delete_old_runs(instance, opened.settings, before=before, progress=view.progress)
+    out.print(f"{deleted} runs deleted", highlight=False)
 
 
 def _erasable(opened: Any, name: str) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipeline.orchestration.partitions import EXPORT_TAG, NOTED_TAG, WAVE_TAG
+from pipeline.orchestration.partitions import NOTED_TAG, WAVE_TAG, is_of_export
 from pipeline.orchestration.standing import report_standing
 from pipeline.stages.export import Export
 
@@ -34,10 +34,4 @@ def _broken_runs(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRu
     """Those nothing has been noted of. A run that is executed again inherits the tags of the first, so they name the run."""
     records = instance.get_run_records(dg.RunsFilter(statuses=_BROKEN), limit=_MAX_RUNS, order_by="update_timestamp")
     runs = [record.dagster_run for record in records]
-    return [run for run in runs if run.tags.get(f"{NOTED_TAG}.{export}") != run.run_id and _is_of(run, export)]
-
-
-def _is_of(run: dg.DagsterRun, export: str) -> bool:
-    """Sensor and command line tag their runs; those that people launch are of the ingest job or name their assets."""
-    told = run.tags.get(EXPORT_TAG) == export or run.job_name == f"{export}_ingest"
-    return told or any(key.path[0] == export for key in run.asset_selection or ())
+    return [run for run in runs if run.tags.get(f"{NOTED_TAG}.{export}") != run.run_id and is_of_export(run, export)]

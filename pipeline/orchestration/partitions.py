@@ -59,6 +59,12 @@ def unfinished_runs(instance: dg.DagsterInstance, export: str) -> list[dg.Dagste
     return list(instance.get_runs(dg.RunsFilter(statuses=UNFINISHED, tags={EXPORT_TAG: export})))
 
 
+def is_of_export(run: dg.DagsterRun, export: str) -> bool:
+    """Sensor and command line tag their runs; those that people launch are of the ingest job or name their assets."""
+    told = run.tags.get(EXPORT_TAG) == export or run.job_name == f"{export}_ingest"
+    return told or any(key.path[0] == export for key in run.asset_selection or ())
+
+
 def is_quiet(instance: dg.DagsterInstance, export: str) -> bool:
     """Nothing unfinished carries partitions of this export and no backfill of it is active: its keys may be reordered or
     deleted now. What names neither export nor assets might be anybody's."""

@@ -32,6 +32,13 @@ class BatchingSqliteEventLogStorage(SharedPoolsStorage, SqliteEventLogStorage):
         with _in_turn(Path(self._base_dir)):
             super()._initdb(engine, for_index_shard)
 
+    def delete_events(self, run_id: str) -> None:
+        """The run's own database goes too: the stock class leaves it, as large as it was."""
+        super().delete_events(run_id)
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            Path(self.path_for_shard(run_id) + suffix).unlink(missing_ok=True)
+        self._initialized_dbs.discard(run_id)
+
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)
         rows = event_rows(self, together)

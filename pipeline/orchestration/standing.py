@@ -43,12 +43,19 @@ def report_standing(
 
 
 def _not_materialized(instance: dg.DagsterInstance, export: str, asset: dg.AssetKey, file_ids: list[str]) -> list[str]:
-    if not file_ids:
-        return []
-    # An instance that has never heard of the asset answers None.
-    statuses = instance.get_status_by_partition(asset, file_ids, files_partitions(export)) or {}
+    statuses = shown(instance, export, asset, file_ids)
     settled = (AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS)
     return [file_id for file_id in file_ids if statuses.get(file_id) not in settled]
+
+
+def shown(
+    instance: dg.DagsterInstance, export: str, asset: dg.AssetKey, file_ids: list[str]
+) -> Mapping[str, AssetPartitionStatus | None]:
+    """What Dagster shows of the partitions of these files."""
+    if not file_ids:
+        return {}
+    # An instance that has never heard of the asset answers None.
+    return instance.get_status_by_partition(asset, file_ids, files_partitions(export)) or {}
 
 
 def report_materialized(instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: Sequence[str], *, made_by: str) -> None:

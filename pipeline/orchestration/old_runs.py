@@ -1,0 +1,73 @@
+"""Deleting old runs, which Dagster itself never does: what they say of a file takes more room than its records.
+
+No file depends on them. Where such a run is the last that materialized a partition, Dagster is told of it anew before the run
+goes, so that none ever looks missing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from datetime import datetime
+
+import dagster as dg
+import sqlalchemy as sa
+from dagster._core.events import DagsterEventType
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
+from dagster._core.storage.partition_status_cache import AssetPartitionStatus
+
+from pipeline.orchestration.partitions import is_of_export, key_order
+from pipeline.orchestration.standing import report_materialized, shown
+from pipeline.orchestration.waves import SHARED_ASSETS
+from pipeline.stages.export import Progress, silent
+from pipeline.stages.settings import ExportSettings
+
+_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
+
+
+def delete_old_runs(
+    instance: dg.DagsterInstance, settings: ExportSettings, *, before: datetime, progress: Progress = silent
+) -> int:
+    """Delete the finished runs of this export that were made before then, with their logs and events; answers how many.
+
+    A run that also carries assets of another export stays. A partition that is shown as failed is not any more once its run is
+    gone: what failed is the ledger's to say. Can be broken off anywhere and called again.
+    """
+    finished = instance.get_runs(dg.RunsFilter(statuses=_FINISHED, created_before=before))
+    runs = [run for run in finished if is_of_export(run, settings.name) and _names_no_other(run, settings.name)]
+    if runs:
+        _tell_anew(instance, settings, {run.run_id for run in runs})
+    for done, run in enumerate(runs, start=1):
+        instance.compute_log_manager.delete_logs(prefix=[run.run_id])
+        instance.delete_run(run.run_id)
+        progress("delete runs", done, len(runs))
+    return len(runs)
+
+
+def _names_no_other(run: dg.DagsterRun, export: str) -> bool:
+    return all(key.path[0] == export for key in run.asset_selection or ())
+
+
+def _tell_anew(instance: dg.DagsterInstance, settings: ExportSettings, run_ids: Collection[str]) -> None:
+    file_ids = key_order(instance, settings.name)
+    for asset in (*SHARED_ASSETS, *settings.sinks):
+        key = dg.AssetKey([settings.name, asset])
+        last, now = _last_runs(instance, key), shown(instance, settings.name, key, file_ids)
+        told_by_these = [file_id for file_id in file_ids if last.get(file_id) in run_ids]
+        materialized = [file_id for file_id in told_by_these if now.get(file_id) == AssetPartitionStatus.MATERIALIZED]
+        report_materialized(instance, key, materialized, made_by="a run that was deleted for its age")
+
+
+def _last_runs(instance: dg.DagsterInstance, asset: dg.AssetKey) -> dict[str, str]:
+    """The run that last materialized each partition, for which Dagster has no question of its own."""
+    storage = instance.event_log_storage
+    if not isinstance(storage, SqlEventLogStorage):
+        raise TypeError(f"runs cannot be deleted from {type(storage).__name__}: it is no SQL storage")
+    c = SqlEventLogStorageTable.c
+    newest = (
+        sa.select(sa.func.max(c.id))
+        .where(c.asset_key == asset.to_string(), c.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION.value)
+        .group_by(c.partition)
+    )
+    with storage.index_connection() as connection:
+        return {row.partition: row.run_id for row in connection.execute(sa.select(c.partition, c.run_id).where(c.id.in_(newest)))}
