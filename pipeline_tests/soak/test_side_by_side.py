@@ -44,6 +44,7 @@ OTHERS: list[list[str]] = [
     ["erase", "doc-8.md"],
     ["plan", "--json"],
     ["removals"],
+    ["prune", "--older-than-days", "0"],
 ]
 OF_A_SINK: list[list[str]] = [
     ["rebuild", "sink"],
