@@ -16,6 +16,7 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
+from pipeline.errors import ConfigError
 from pipeline.orchestration.partitions import is_of_export, key_order
 from pipeline.orchestration.standing import report_materialized, shown
 from pipeline.orchestration.waves import SHARED_ASSETS
@@ -31,7 +32,8 @@ def delete_old_runs(
     """Delete the finished runs of this export that were made before then, with their logs and events; answers how many.
 
     A run that also carries assets of another export stays. A partition that is shown as failed is not any more once its run is
-    gone: what failed is the ledger's to say. Can be broken off anywhere and called again.
+    gone: what failed is the ledger's to say. Can be broken off anywhere and called again. Raises ConfigError on a storage that
+    is no SQL database.
     """
     finished = instance.get_runs(dg.RunsFilter(statuses=_FINISHED, created_before=before))
     runs = [run for run in finished if is_of_export(run, settings.name) and _names_no_other(run, settings.name)]
@@ -62,7 +64,7 @@ def _last_runs(instance: dg.DagsterInstance, asset: dg.AssetKey) -> dict[str, st
     """The run that last materialized each partition, for which Dagster has no question of its own."""
     storage = instance.event_log_storage
     if not isinstance(storage, SqlEventLogStorage):
-        raise TypeError(f"runs cannot be deleted from {type(storage).__name__}: it is no SQL storage")
+        raise ConfigError(f"old runs cannot be deleted: Dagster's events are in {type(storage).__name__}, not in an SQL database")
     c = SqlEventLogStorageTable.c
     newest = (
         sa.select(sa.func.max(c.id))
