@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import random
+import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 
 from pipeline.errors import LedgerUnavailable
+
+_BUSY_SECONDS = 30
+"""How long a statement waits for the database of another."""
+_PRIMARY_CODE = 0xFF
+"""What is above says more of the same error: https://www.sqlite.org/rescode.html"""
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -36,5 +44,19 @@ def _many_rows_at_once(url: str) -> dict[str, str]:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    for pragma in ("busy_timeout=30000", "journal_mode=WAL", "synchronous=NORMAL"):
-        connection.execute(f"PRAGMA {pragma}")
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
+    _write_ahead(connection)
+    connection.execute("PRAGMA synchronous=NORMAL")
+
+
+def _write_ahead(connection: Any) -> None:
+    """Of two connections that set this mode of a new database at once SQLite turns one away without waiting for the other."""
+    until = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+                raise
+        time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - jitter, not a secret
