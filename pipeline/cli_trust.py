@@ -5,6 +5,7 @@ What belongs here: arguments, output and exit codes, as in ``cli``.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 import typer
@@ -199,8 +200,6 @@ def prune(
     export: ExportOption = "default",
 ) -> None:
     """Delete finished Dagster runs of an export with their logs and events. What is materialized stays shown so."""
-    from datetime import UTC, datetime, timedelta
-
     from pipeline.cli_output import SyncView
     from pipeline.orchestration.old_runs import delete_old_runs
 

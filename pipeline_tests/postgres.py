@@ -92,3 +92,8 @@ def fresh_database(uri: str) -> str:
     with psycopg.connect(uri, autocommit=True) as connection:
         connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
     return urlsplit(uri)._replace(path=f"/{name}").geturl()
+
+
+def sqlalchemy_url(uri: str) -> str:
+    """A URI of this server as Dagster's storage and the ledger take it."""
+    return uri.replace("postgresql://", "postgresql+psycopg2://")

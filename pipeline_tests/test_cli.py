@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline_tests.command_line import invoke
-
-RUN = [sys.executable, "-m", "pipeline.cli"]
+from pipeline_tests.command_line import INDEXPORT, invoke
 
 
 @pytest.fixture
@@ -120,7 +117,7 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         (["search", "x", "--sink", "nope"], "has no sink 'nope'"),
     ):
         environment = {**os.environ, "INDEXPORT_HOME": "/nonexistent-parent/home", "LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9"}
-        outcome = subprocess.run([*RUN, *arguments], env=environment, capture_output=True, text=True)
+        outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True)
         assert outcome.returncode in (1, 2)
         assert "Traceback" not in outcome.stderr, outcome.stderr
         if arguments[0] == "status":
@@ -135,7 +132,7 @@ def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> N
         "LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9",
         "LLAMA_CLOUD_API_KEY": "llx-canary",
     }
-    outcome = subprocess.run([*RUN, "index", "status"], env=environment, capture_output=True, text=True)
+    outcome = subprocess.run([*INDEXPORT, "index", "status"], env=environment, capture_output=True, text=True)
     assert outcome.returncode == 1
     assert "Traceback" not in outcome.stderr
     assert "127.0.0.1:9" in outcome.stderr

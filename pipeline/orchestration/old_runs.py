@@ -12,18 +12,18 @@ from datetime import datetime
 import dagster as dg
 import sqlalchemy as sa
 from dagster._core.events import DagsterEventType
+from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.errors import ConfigError
+from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.partitions import is_of_export, key_order
 from pipeline.orchestration.standing import report_materialized, shown
 from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.stages.export import Progress, silent
 from pipeline.stages.settings import ExportSettings
-
-_FINISHED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def delete_old_runs(
@@ -35,7 +35,7 @@ def delete_old_runs(
     gone: what failed is the ledger's to say. Can be broken off anywhere and called again. Raises ConfigError on a storage that
     is no SQL database.
     """
-    finished = instance.get_runs(dg.RunsFilter(statuses=_FINISHED, created_before=before))
+    finished = instance.get_runs(dg.RunsFilter(statuses=FINISHED_STATUSES, created_before=before))
     runs = [run for run in finished if is_of_export(run, settings.name) and _names_no_other(run, settings.name)]
     if runs:
         _tell_anew(instance, settings, {run.run_id for run in runs})
@@ -53,9 +53,10 @@ def _names_no_other(run: dg.DagsterRun, export: str) -> bool:
 def _tell_anew(instance: dg.DagsterInstance, settings: ExportSettings, run_ids: Collection[str]) -> None:
     file_ids = key_order(instance, settings.name)
     for asset in (*SHARED_ASSETS, *settings.sinks):
-        key = dg.AssetKey([settings.name, asset])
-        last, now = _last_runs(instance, key), shown(instance, settings.name, key, file_ids)
+        key = asset_key(settings, asset)
+        last = _last_runs(instance, key)
         told_by_these = [file_id for file_id in file_ids if last.get(file_id) in run_ids]
+        now = shown(instance, settings.name, key, told_by_these)
         materialized = [file_id for file_id in told_by_these if now.get(file_id) == AssetPartitionStatus.MATERIALIZED]
         report_materialized(instance, key, materialized, made_by="a run that was deleted for its age")
 

@@ -17,7 +17,7 @@ from benchmarks.end_to_end import interleaved, smallest_cosine
 from benchmarks.figures import Figure, print_table, ratio_figure, write_json
 from benchmarks.orchestration import paired_runs
 from benchmarks.processes import Measured, local_cloud, run_measured
-from pipeline_tests.postgres import postgres
+from pipeline_tests.postgres import postgres, sqlalchemy_url
 
 
 def measured(seconds: float, cpu: float = 1.0) -> Measured:
@@ -95,7 +95,7 @@ def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do_and_embed_wh
     for document in list(documents.iterdir()):
         (documents / f"copy-of-{document.name}").write_bytes(document.read_bytes())
     with local_cloud(documents, tmp_path / "cloud") as environment, postgres() as uri:
-        told = paired_runs(uri.replace("postgresql://", "postgresql+psycopg2://"), tmp_path / "home", 100, environment)
+        told = paired_runs(sqlalchemy_url(uri), tmp_path / "home", 100, environment)
     assert (told["files"], told["runs"]) == (100, 2)
     assert told["chunks"] == 2 * told["embedded"] > 0
 

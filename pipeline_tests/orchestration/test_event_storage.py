@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from pipeline.orchestration.event_batches import event_rows
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START
 from pipeline.orchestration.standing import report_materialized
-from pipeline_tests.postgres import fresh_database, postgres
+from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
 
 KEYS = [f"file-{number}" for number in range(7)]
 FILES = dg.DynamicPartitionsDefinition(name="files")
@@ -58,7 +58,7 @@ def instance(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         return
     storage = {"module": "pipeline.orchestration.postgres_storage", "class": "BatchingPostgresStorage"}
     with postgres() as uri:
-        config = {"postgres_url": fresh_database(uri).replace("postgresql://", "postgresql+psycopg2://")}
+        config = {"postgres_url": sqlalchemy_url(fresh_database(uri))}
         with dg.instance_for_test(
             temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": config}}, **pools}
         ) as made:

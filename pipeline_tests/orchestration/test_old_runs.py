@@ -16,7 +16,7 @@ from pipeline.orchestration.old_runs import delete_old_runs
 from pipeline.orchestration.partitions import EXPORT_TAG
 from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline_tests.command_line import invoke
-from pipeline_tests.postgres import fresh_database, postgres
+from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
 from pipeline_tests.world import World, home_of, open_world
 
 
@@ -26,7 +26,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
         if request.param == "postgres":
             server = request.getfixturevalue("server")
             use_postgres(home_of(tmp_path).root)
-            monkeypatch.setenv("DAGSTER_PG_URL", fresh_database(server).replace("postgresql://", "postgresql+psycopg2://"))
+            monkeypatch.setenv("DAGSTER_PG_URL", sqlalchemy_url(fresh_database(server)))
         with open_instance(home_of(tmp_path)) as instance:
             world = World(tmp_path, ephemeral.cloud, instance, ephemeral.settings)
             for n in range(3):
@@ -36,7 +36,7 @@ def world(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[object]:
+def server() -> Iterator[str]:
     with postgres() as running:
         yield running
 

@@ -22,7 +22,7 @@ import pytest
 from benchmarks.orchestration import use_postgres
 from pipeline_tests.command_line import INDEXPORT, SYNC, assert_in_place
 from pipeline_tests.emulators.qdrant import QdrantEmulator
-from pipeline_tests.postgres import fresh_database, postgres
+from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
 from pipeline_tests.soak import crowd_cli
 from pipeline_tests.soak.kills import SECONDS, SEED, only_in_the_soak_of_seconds
 from pipeline_tests.soak.operated import operated_world
@@ -161,7 +161,7 @@ def test_commands_side_by_side_leave_everything_in_place(tmp_path: Path) -> None
 
 def test_commands_side_by_side_on_postgres_leave_every_sink_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with postgres() as server, QdrantEmulator() as qdrant, open_world(tmp_path) as world:
-        shared = fresh_database(server).replace("postgresql://", "postgresql+psycopg2://")
+        shared = sqlalchemy_url(fresh_database(server))
         use_postgres(home_of(tmp_path).root)
         for name, value in {
             "DAGSTER_PG_URL": shared,
