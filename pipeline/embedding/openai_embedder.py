@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline.embedding.base import ModelIdentity, Vectors
 from pipeline.embedding.batching import check_inputs, plan_requests
-from pipeline.embedding.openai_wire import EncodingRefused, TryAgain, read_vectors
+from pipeline.embedding.openai_wire import EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.tls import ssl_context
@@ -30,7 +30,13 @@ _log = logging.getLogger(__name__)
 
 NATIVE_DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 """Vector sizes documented by the vendor."""
-_LONGEST_WAIT_SECONDS = 60.0
+_LONGEST_BACKOFF_SECONDS = 60.0
+_LONGEST_ASKED_SECONDS = 120.0
+"""A server's longest wish that is waited for; limits of requests and tokens are commonly a minute's."""
+_ENCODINGS = ("base64", "float", None)
+"""What is asked for, in turn: base64 is a quarter of the bytes, some servers know only floats, and LiteLLM in front of some
+vendors refuses the field itself."""
+_HARMLESS_TEXT = "text"
 
 
 class OpenAIEmbedder:
@@ -47,7 +53,7 @@ class OpenAIEmbedder:
         self._key = _read_key(settings.api_key_env)
         self._tokens = _token_counter(settings)
         self._identity = _identity(model, settings)
-        self._encoding = "base64"
+        self._encoding = 0
 
     @property
     def identity(self) -> ModelIdentity:
@@ -62,7 +68,8 @@ class OpenAIEmbedder:
         return self._tokens
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
-        """See ``Embedder.embed``. The first request that fails for good cancels the others."""
+        """See ``Embedder.embed``. The first request that fails for good cancels the others; a text the endpoint refuses gets a
+        row of NaN."""
         check_inputs(texts, token_counts, max_tokens=self.max_tokens)
         settings = self._settings
         requests = plan_requests(token_counts, max_tokens=settings.request_tokens, max_items=settings.request_items)
@@ -71,7 +78,7 @@ class OpenAIEmbedder:
 
         async def embed_one(client: httpx.AsyncClient, request: list[int]) -> None:
             async with slots:
-                vectors[request] = await self._request(client, [texts[index] for index in request])
+                vectors[request] = await self._divided(client, [texts[index] for index in request])
 
         try:
             async with self._client() as client, asyncio.TaskGroup() as group:
@@ -84,7 +91,10 @@ class OpenAIEmbedder:
     async def embed_query(self, text: str) -> Vectors:
         check_inputs([text], self._tokens.count([text]), max_tokens=self.max_tokens)
         async with self._client() as client:
-            vectors: Vectors = (await self._request(client, [text]))[0]
+            try:
+                vectors: Vectors = (await self._request(client, [text]))[0]
+            except Refused as refusal:
+                raise ConfigError(refused_for_good(str(refusal))) from None
         return vectors
 
     async def close(self) -> None:
@@ -96,37 +106,61 @@ class OpenAIEmbedder:
         timeout = self._settings.timeout_seconds
         return httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=ssl_context())
 
+    async def _divided(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
+        """The vectors of ``texts``. A request the endpoint refuses is halved, until it is small enough or the text to blame
+        stands alone."""
+        try:
+            return await self._request(client, texts)
+        except Refused as refusal:
+            if len(texts) == 1:
+                return await self._of_a_refused_text(client, refusal)
+            _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(texts), refusal)
+        middle = len(texts) // 2
+        return np.concatenate([await self._divided(client, half) for half in (texts[:middle], texts[middle:])])
+
+    async def _of_a_refused_text(self, client: httpx.AsyncClient, refusal: Refused) -> Vectors:
+        """A row of NaN, when the endpoint takes another text: else it is not the text that is wrong."""
+        try:
+            await self._request(client, [_HARMLESS_TEXT])
+        except Refused:
+            raise ConfigError(refused_for_good(str(refusal))) from None
+        return np.full((1, self._identity.dimension), np.nan, np.float32)
+
     async def _request(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
         attempts = self._settings.max_attempts
         for attempt in range(1, attempts + 1):
             try:
                 return await self._attempt(client, texts)
             except TryAgain as verdict:
-                wait = self._wait_seconds(attempt, verdict.after)
-                if attempt == attempts or wait > _LONGEST_WAIT_SECONDS:
+                if attempt == attempts or (verdict.after or 0) > _LONGEST_ASKED_SECONDS:
                     raise EmbedderUnavailable(
                         f"{self._settings.base_url} did not answer in {attempt} attempts: {verdict}"
                     ) from None
+                wait = self._wait_seconds(attempt, verdict.after)
                 _log.warning("embedding request %d of %d failed (%s); next in %.1f s", attempt, attempts, verdict, wait)
             await asyncio.sleep(wait)
         raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
-        try:
-            return await self._post(client, texts)
-        except EncodingRefused as refusal:
-            if self._encoding == "float":
-                raise ConfigError(f"{self._settings.base_url} refuses encoding_format: {refusal}") from None
-            self._encoding = "float"
-        return await self._attempt(client, texts)
+        """One attempt, in the first encoding the endpoint takes. Requests under way at once learn it each for themselves."""
+        while True:
+            asked = self._encoding
+            try:
+                return await self._post(client, texts, _ENCODINGS[asked])
+            except EncodingRefused:
+                if asked == len(_ENCODINGS) - 1:
+                    raise
+                self._encoding = max(self._encoding, asked + 1)
 
-    async def _post(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
-        body: dict[str, Any] = {"model": self._model, "input": texts, "encoding_format": self._encoding}
+    async def _post(self, client: httpx.AsyncClient, texts: list[str], encoding: str | None) -> Vectors:
+        body: dict[str, Any] = {"model": self._model, "input": texts}
+        if encoding is not None:
+            body["encoding_format"] = encoding
         if self._settings.dimensions is not None:
             body["dimensions"] = self._settings.dimensions
         try:
             response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise TryAgain(f"{type(error).__name__} {error}".rstrip()) from None
         return read_vectors(
             response,
@@ -138,7 +172,7 @@ class OpenAIEmbedder:
 
     def _wait_seconds(self, attempt: int, asked: float | None) -> float:
         """The server's wish when it has one, else doubling with full jitter of the upper half."""
-        backoff = min(_LONGEST_WAIT_SECONDS, self._first_wait * 2.0 ** (attempt - 1))
+        backoff = min(_LONGEST_BACKOFF_SECONDS, self._first_wait * 2.0 ** (attempt - 1))
         jittered = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
         return jittered if asked is None else asked + jittered / 10
 
@@ -151,6 +185,8 @@ def _read_key(variable: str | None) -> str:
         raise ConfigError(
             f"{variable} is empty; put the embedding endpoint's API key there, or set embedding.openai.api_key_env to null"
         )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(f"{variable} holds a character no HTTP header can carry; copy the key anew")
     return key
 
 

@@ -19,7 +19,8 @@ import numpy as np
 from pipeline.embedding.base import Vectors
 from pipeline.errors import ConfigError, EmbedderUnavailable
 
-RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+RETRYABLE_STATUS = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
+"""424 is what Text Embeddings Inference answers when its own backend fails."""
 _LONGEST_MESSAGE = 300
 
 
@@ -31,22 +32,26 @@ class TryAgain(Exception):
         self.after = after
 
 
-class EncodingRefused(Exception):
-    """The server does not know ``encoding_format: base64``."""
+class Refused(Exception):
+    """The server will not take this request, however often it is sent: for its texts, their number, or the settings."""
+
+
+class EncodingRefused(Refused):
+    """The server does not know the ``encoding_format`` it was asked for, or refuses the field itself."""
 
 
 def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hint: str, secret: str) -> Vectors:
     """The vectors of a response in request order, shape (count, dimension).
 
     A text whose embedding came back empty or null becomes a row of NaN: the caller knows which file it belongs to.
-    Raises TryAgain, EncodingRefused, EmbedderUnavailable (credentials, quota) or ConfigError (anything the settings
-    caused, another vector size included). ``secret`` is removed from what the server said.
+    Raises TryAgain, Refused, EmbedderUnavailable (credentials, quota) or ConfigError (anything else the settings caused,
+    another vector size included). ``secret`` is removed from what the server said.
     """
-    body = _json(response)
-    error = body.get("error") if isinstance(body, Mapping) else None
-    if response.status_code != 200 or error:
-        _refuse(response, error, key_hint=key_hint, secret=secret)
-    data = body.get("data") if isinstance(body, Mapping) else None
+    answer = _json(response)
+    body: Mapping[str, Any] = answer if isinstance(answer, Mapping) else {}
+    if response.status_code != 200 or body.get("error"):
+        _refuse(response, body, key_hint=key_hint, secret=secret)
+    data = body.get("data")
     if not isinstance(data, list):
         raise TryAgain("the answer holds no data")
     return _stack(_in_request_order(data, count), dimension)
@@ -74,25 +79,41 @@ def _json(response: httpx.Response) -> Any:
         return {}
 
 
-def _refuse(response: httpx.Response, error: Any, *, key_hint: str, secret: str) -> None:
-    details: Mapping[str, Any] = error if isinstance(error, Mapping) else {"message": error}
+def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str, secret: str) -> None:
+    error = body.get("error")
+    details: Mapping[str, Any] = error if isinstance(error, Mapping) else body
     code = details.get("code")
     status = response.status_code
     if status == 200:  # Gateways report an upstream's failure inside a success.
         status = int(str(code)) if str(code).isdecimal() else 500
-    message = str(details.get("message") or response.reason_phrase or "no reason given")
+    message = _message(error, details) or response.reason_phrase or "no reason given"
     message = (message.replace(secret, "***") if secret else message)[:_LONGEST_MESSAGE]
     if status in (401, 403):
         raise EmbedderUnavailable(f"The embedding endpoint refuses the credentials (HTTP {status}); {key_hint}")
     if status == 402 or "insufficient_quota" in (code, details.get("type")):
         raise EmbedderUnavailable(f"The embedding endpoint is out of quota (HTTP {status}): {message}")
+    if status >= 500 and "NaN" in message:  # Ollama cannot write down the vector of one of the texts.
+        raise Refused(f"HTTP {status}: {message}")
     if status in RETRYABLE_STATUS:
         raise TryAgain(f"HTTP {status}: {message}", retry_after(response.headers))
-    if status in (400, 422) and "encoding_format" in f"{message} {details.get('param')}":
-        raise EncodingRefused(message)
-    raise ConfigError(
-        f"The embedding endpoint refused the request (HTTP {status}): {message}; check embedding.model and embedding.openai"
-    )
+    if status in (400, 413, 422):
+        refusal = EncodingRefused if "encoding_format" in f"{message} {details.get('param')}" else Refused
+        raise refusal(f"HTTP {status}: {message}")
+    raise ConfigError(refused_for_good(f"HTTP {status}: {message}"))
+
+
+def refused_for_good(reason: str) -> str:
+    """The sentence for a refusal that no text is to blame for."""
+    return f"The embedding endpoint refused the request ({reason}); check embedding.model and embedding.openai"
+
+
+def _message(error: Any, details: Mapping[str, Any]) -> str:
+    """What the server said: ``error`` as OpenAI has it or as a plain string, ``message`` beside it (Text Embeddings Inference,
+    older vLLM), or FastAPI's ``detail``, whose list repeats the texts sent and is told without them."""
+    told = error if isinstance(error, str) else details.get("message") or details.get("detail")
+    if isinstance(told, list):
+        told = "; ".join(f"{item.get('loc')}: {item.get('msg')}" for item in told if isinstance(item, Mapping))
+    return str(told or "")
 
 
 def _in_request_order(data: list[Any], count: int) -> list[Any]:

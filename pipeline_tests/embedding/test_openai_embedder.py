@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
+import asyncio
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -25,99 +20,7 @@ from pipeline.embedding.openai_embedder import OpenAIEmbedder
 from pipeline.embedding.openai_wire import retry_after
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
-
-KEY = "sk-secret-of-the-tests"
-Body = dict[str, Any]
-Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
-
-
-def vector(text: str) -> list[float]:
-    return [float(len(text)), 1.0, 0.5]
-
-
-def right(request: Body) -> Answer:
-    """What a healthy server says."""
-
-    def encode(text: str) -> Any:
-        numbers = vector(text)
-        if request["encoding_format"] != "base64":
-            return numbers
-        return base64.b64encode(np.asarray(numbers, "<f4").tobytes()).decode()
-
-    data = [{"object": "embedding", "index": index, "embedding": encode(text)} for index, text in enumerate(request["input"])]
-    return 200, {"object": "list", "data": data}
-
-
-@dataclass
-class Endpoint:
-    """Answers with ``script``, one entry a request, then rightly."""
-
-    url: str
-    script: list[Callable[[Body], Answer] | Answer | None] = field(default_factory=list)
-    requests: list[Body] = field(default_factory=list)
-    keys: list[str | None] = field(default_factory=list)
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    under_way: int = 0
-    most_under_way: int = 0
-    gate: threading.Barrier | None = None
-
-    def answer(self, body: Body, key: str | None) -> Answer | None:
-        with self.lock:
-            self.requests.append(body)
-            self.keys.append(key)
-            self.under_way += 1
-            self.most_under_way = max(self.most_under_way, self.under_way)
-            step = self.script.pop(0) if self.script else right
-        if self.gate is not None:
-            self.gate.wait(timeout=30)
-        with self.lock:
-            self.under_way -= 1
-        return step(body) if callable(step) else step
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            assert self.path == "/v1/embeddings"
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            answer = state.answer(body, self.headers.get("authorization"))
-            if answer is None:
-                self.close_connection = True
-                return
-            status, content, *headers = answer
-            payload = content if isinstance(content, bytes) else json.dumps(content).encode()
-            self.send_response(status)
-            for name, value in (headers[0] if headers else {}).items():
-                self.send_header(name, value)
-            self.send_header("content-length", str(len(payload)))
-            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # A client that timed out is gone.
-                self.end_headers()
-                self.wfile.write(payload)
-
-        def log_message(self, *args: Any) -> None:
-            """Quiet."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state = Endpoint(f"http://127.0.0.1:{server.server_address[1]}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    yield state
-    server.shutdown()
-    thread.join()
-    server.server_close()
-
-
-def embedder(endpoint: Endpoint, **settings: Any) -> OpenAIEmbedder:
-    chosen = {"base_url": endpoint.url, "native_dimension": 3, "max_attempts": 3, **settings}
-    return OpenAIEmbedder("any-model", OpenAISettings.model_validate(chosen), first_wait_seconds=0.001)
-
-
-async def embed(endpoint: Endpoint, texts: list[str], **settings: Any) -> list[list[float]]:
-    made = embedder(endpoint, **settings)
-    vectors: list[list[float]] = (await made.embed(texts, [len(text) for text in texts])).tolist()
-    return vectors
+from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, embed, embedder, right, vector
 
 
 async def test_texts_travel_in_bounded_requests_and_come_back_in_order(endpoint: Endpoint) -> None:
@@ -156,7 +59,7 @@ async def test_an_open_endpoint_gets_no_key(endpoint: Endpoint) -> None:
     assert endpoint.keys == [None]
 
 
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [424, 429, 500, 502, 503, 504])
 async def test_throttling_and_server_faults_are_tried_again(endpoint: Endpoint, status: int) -> None:
     endpoint.script = [(status, {"error": {"message": "busy"}}, {"Retry-After": "0"}), (status, b"<html>bad gateway</html>")]
     assert await embed(endpoint, ["abc"]) == [vector("abc")]
@@ -190,7 +93,19 @@ async def test_tries_are_bounded_and_the_last_reason_is_told(endpoint: Endpoint)
     assert len(endpoint.requests) == 3
 
 
-async def test_a_wait_longer_than_a_minute_is_left_to_the_caller(endpoint: Endpoint) -> None:
+async def test_the_minute_a_server_asks_for_is_waited(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def wait(seconds: float) -> None:
+        waits.append(seconds)
+
+    monkeypatch.setattr(asyncio, "sleep", wait)
+    endpoint.script = [(429, {"error": {"message": "requests a minute"}}, {"Retry-After": "60"})]
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+    assert 60 <= waits[0] < 61
+
+
+async def test_a_wait_longer_than_two_minutes_is_left_to_the_caller(endpoint: Endpoint) -> None:
     endpoint.script = [(429, {"error": {"message": "tomorrow"}}, {"Retry-After": "86400"})]
     with pytest.raises(EmbedderUnavailable, match="1 attempts: HTTP 429: tomorrow"):
         await embed(endpoint, ["a"])
@@ -219,8 +134,8 @@ async def test_refused_credentials_name_the_variable_and_never_the_key(endpoint:
 
 async def test_the_key_is_in_no_message_and_no_log(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    endpoint.script = [(500, {"error": f"who is {KEY}?"}), (400, {"error": {"message": f"no {KEY}"}})]
-    with pytest.raises(ConfigError, match=r"no \*\*\*; check embedding\.model") as caught:
+    endpoint.script = [(500, {"error": f"who is {KEY}?"}), *[(400, {"error": {"message": f"no {KEY}"}})] * 2]
+    with pytest.raises(ConfigError, match=r"no \*\*\*\); check embedding\.model") as caught:
         await embed(endpoint, ["a"])
     assert KEY not in str(caught.value) + caplog.text
     assert "who is ***?" in caplog.text
@@ -299,16 +214,16 @@ async def test_a_server_that_ignores_base64_is_understood(endpoint: Endpoint) ->
     assert await embed(endpoint, ["abc"]) == [vector("abc")]
 
 
-async def test_a_server_that_refuses_base64_is_asked_for_floats_from_then_on(endpoint: Endpoint) -> None:
-    refusal = (400, {"error": {"message": "encoding_format must be float"}})
-    endpoint.script = [refusal]
-    made = embedder(endpoint)
-    assert (await made.embed(["abc"], [3])).tolist() == [vector("abc")]
-    await made.embed(["d"], [1])
-    assert [request["encoding_format"] for request in endpoint.requests] == ["base64", "float", "float"]
-    endpoint.script = [refusal]
-    with pytest.raises(ConfigError, match="encoding_format"):
-        await made.embed(["e"], [1])
+async def test_a_body_that_cannot_be_decoded_is_tried_again(endpoint: Endpoint) -> None:
+    endpoint.script = [(200, b"no gzip", {"content-encoding": "gzip"})]
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+
+
+def test_a_key_no_header_can_carry_is_refused_without_being_shown(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2019copied")
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds a character") as caught:
+        embedder(endpoint)
+    assert "copied" not in str(caught.value)
 
 
 async def test_one_failure_stops_the_other_requests(endpoint: Endpoint) -> None:

@@ -1,0 +1,79 @@
+"""What the OpenAI embedder does about requests an endpoint refuses: for their encoding, their size, one text, or the settings."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import ConfigError
+from pipeline_tests.embedding.openai_endpoint import Answer, Body, Endpoint, embed, embedder, right, vector
+
+
+def knows_only(*encodings: str | None, status: int, refusal: Any) -> Callable[[Body], Answer]:
+    return lambda request: right(request) if request.get("encoding_format") in encodings else (status, refusal)
+
+
+@pytest.mark.parametrize(
+    ("known", "status", "refusal"),
+    [
+        ("float", 400, {"error": {"message": "encoding_format must be float"}}),
+        ("float", 422, {"detail": [{"loc": ["body", "encoding_format"], "msg": "Input should be 'float'"}]}),
+        (None, 400, {"error": {"message": "UnsupportedParamsError: vertex_ai does not support 'encoding_format'"}}),
+    ],
+)
+async def test_a_server_is_asked_for_the_encoding_it_takes_from_then_on(
+    endpoint: Endpoint, known: str | None, status: int, refusal: Any
+) -> None:
+    endpoint.script = [knows_only(known, status=status, refusal=refusal)] * 99
+    made = embedder(endpoint, request_items=1)
+    endpoint.gate = threading.Barrier(4)  # so that each of the first four is refused
+    assert (await made.embed(list("abcd"), [1] * 4)).tolist() == [vector("a")] * 4
+    endpoint.gate = None
+    before = len(endpoint.requests)
+    await made.embed(["d"], [1])
+    assert [request.get("encoding_format") for request in endpoint.requests[before:]] == [known]
+
+
+def refuses(text: str, answer: Answer) -> Callable[[Body], Answer]:
+    return lambda request: answer if any(text in sent for sent in request["input"]) else right(request)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        (500, {"error": {"message": "failed to encode response: json: unsupported value: NaN"}}),
+        (400, {"object": "error", "message": "maximum context length is 512 tokens", "code": 400}),
+    ],
+)
+async def test_a_text_the_endpoint_refuses_costs_no_other(endpoint: Endpoint, answer: Answer) -> None:
+    endpoint.script = [refuses("poison", answer)] * 99
+    texts = ["good"] * 5 + ["poison"] + ["well"] * 6
+    rows = await embed(endpoint, texts)
+    assert np.isnan(rows[5]).all()
+    assert rows[:5] + rows[6:] == [vector("good")] * 11
+    assert len(endpoint.requests) < len(texts)
+
+
+async def test_a_request_of_too_many_texts_is_sent_again_in_halves(endpoint: Endpoint) -> None:
+    def takes_eight(request: Body) -> Answer:
+        asked = len(request["input"])
+        if asked <= 8:
+            return right(request)
+        return 422, {"message": f"batch size {asked} > maximum allowed batch size 8", "code": 422, "type": "Validation"}
+
+    endpoint.script = [takes_eight] * 99
+    texts = ["a" * (n + 1) for n in range(30)]
+    assert await embed(endpoint, texts) == [vector(text) for text in texts]
+
+
+async def test_a_refusal_of_every_text_is_the_settings_fault_and_soon_told(endpoint: Endpoint) -> None:
+    endpoint.script = [(422, {"message": "model is loading something else", "type": "Validation"})] * 99
+    with pytest.raises(ConfigError, match=r"HTTP 422: model is loading.*check embedding\.model"):
+        await embed(endpoint, ["a"] * 64)
+    assert len(endpoint.requests) == 8
+    with pytest.raises(ConfigError, match="model is loading"):
+        await embedder(endpoint).embed_query("a")
