@@ -13,6 +13,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 OFFLINE_VARIABLE = "INDEXPORT_OFFLINE"
 _MAX_ITEMS = 512
+_PREFIXES = re.compile(r"Prefixes for queries/documents: (?!not ).*")
 _ONNX_FILES = ("model.onnx", "onnx/model.onnx")
 
 
@@ -173,8 +175,9 @@ def _supported_name(settings: EmbeddingSettings) -> str:
     from fastembed import TextEmbedding
     from fastembed.common.model_description import ModelSource, PoolingType
 
-    known = {description["model"].lower() for description in TextEmbedding.list_supported_models()}
+    known = {model["model"].lower(): str(model["description"]) for model in TextEmbedding.list_supported_models()}
     if settings.model.lower() in known:
+        _check_prefixes(settings, known[settings.model.lower()])
         return settings.model
     folder = settings.model_path
     if folder is None:
@@ -196,6 +199,16 @@ def _supported_name(settings: EmbeddingSettings) -> str:
             model_file=model_file,
         )
     return name
+
+
+def _check_prefixes(settings: EmbeddingSettings, description: str) -> None:
+    """fastembed says of each model whether it needs prefixes, and puts none itself (``qdrant/fastembed`` issue 251)."""
+    needed = _PREFIXES.search(description)
+    if needed and None in (settings.passage_prefix, settings.query_prefix):
+        raise ConfigError(
+            f"{settings.model} was trained with words before passages or questions ({needed[0]}) and finds less without; set "
+            "embedding.passage_prefix and embedding.query_prefix to those of its model card, or to '' for none"
+        )
 
 
 def _hidden_size(config: Path) -> int:

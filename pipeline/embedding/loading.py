@@ -6,6 +6,7 @@ What belongs here: the choice of the implementation. Each is imported only when 
 from __future__ import annotations
 
 from pipeline.embedding.base import Embedder
+from pipeline.embedding.prefixes import PrefixedEmbedder
 from pipeline.embedding.settings import EmbeddingSettings
 
 
@@ -14,6 +15,12 @@ def load_embedder(settings: EmbeddingSettings) -> Embedder:
 
     Raises ConfigError for wrong settings and EmbedderUnavailable when the model cannot be fetched.
     """
+    passage, query = settings.passage_prefix or "", settings.query_prefix or ""
+    model = _load_model(settings)
+    return PrefixedEmbedder(model, passage=passage, query=query) if passage or query else model
+
+
+def _load_model(settings: EmbeddingSettings) -> Embedder:
     match settings.provider:
         case "fastembed":
             from pipeline.embedding.fastembed_embedder import load_fastembed

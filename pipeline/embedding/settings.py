@@ -70,6 +70,12 @@ class EmbeddingSettings(_Settings):
     )
     pooling: Literal["mean", "cls", "last_token"] = "mean"
     normalize: bool = True
+    passage_prefix: str | None = Field(
+        default=None,
+        description="Put before every text that is embedded, such as `passage: `; a model that asks for prefixes is refused "
+        "until both are set (empty: none).",
+    )
+    query_prefix: str | None = Field(default=None, description="Put before every question, such as `query: `.")
     threads: PositiveInt | None = Field(
         default=None, description="Batches computed at a time, a CPU thread each; default: one a usable CPU."
     )
