@@ -27,6 +27,7 @@ _BATCH_BYTES = 64 * 1024 * 1024
 _SETTLED_SECONDS = 2.0
 """A file touched this recently may be written again within one tick of its clock; its stamp is not trusted yet."""
 
+_NOT_UTF8 = "\ufffd"
 _METADATA: TypeAdapter[dict[str, MetadataValue]] = TypeAdapter(
     dict[str, MetadataValue], config=ConfigDict(strict=True, allow_inf_nan=False)
 )
@@ -89,7 +90,8 @@ class DocumentFolder:
         try:
             if not self._fs.isdir(self._root):
                 raise DocumentsUnavailable(f"{self._url} does not exist or is not a folder")
-            entries = dict(_local_entries(Path(self._root)) if self._local else self._remote_entries())
+            found = _local_entries(Path(self._root)) if self._local else self._remote_entries()
+            entries = {_shown(path): entry for path, entry in found}
         except OSError as error:
             raise DocumentsUnavailable(f"{self._url} cannot be listed: {error}") from error
         return [
@@ -109,6 +111,8 @@ class DocumentFolder:
         try:
             content: bytes = self._fs.cat_file(f"{self._root}/{path}")
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and _NOT_UTF8 in path:
+                raise UnreadableDocument("its name is not UTF-8; rename it") from error
             raise _unreadable(error) from error
         return content
 
@@ -146,11 +150,13 @@ class DocumentFolder:
 
     def _remote_entries(self) -> Iterator[tuple[str, _Entry]]:
         for name, info in self._fs.find(self._root, detail=True).items():
-            if info["type"] == "file":
+            path = name[len(self._root) + 1 :]
+            # Consoles of object stores make a folder as an empty object whose name ends in a slash.
+            if info["type"] == "file" and path and not path.endswith("/"):
                 size = int(info["size"] or 0)
                 modified = info.get("LastModified") or info.get("last_modified") or info.get("updated")
                 tag = info.get("ETag") or info.get("etag") or info.get("md5Hash")
-                yield name[len(self._root) + 1 :], _Entry(size, _moment(modified), f"{size}:{tag}" if tag else None)
+                yield path, _Entry(size, _moment(modified), f"{size}:{tag}" if tag else None)
 
 
 def parse_metadata(raw: bytes | str) -> dict[str, MetadataValue]:
@@ -195,6 +201,11 @@ def _content_or_error(outcome: bytes | Exception) -> bytes | UnreadableDocument:
 
 def _unreadable(error: OSError) -> UnreadableDocument:
     return UnreadableDocument(f"cannot be read: {error.strerror or error}")
+
+
+def _shown(path: str) -> str:
+    """A name as text: what is not UTF-8 in it, which neither the wire nor a database can hold, is marked."""
+    return os.fsencode(path).decode("utf-8", "replace") if not path.isascii() else path
 
 
 def _is_document(path: str) -> bool:

@@ -31,7 +31,9 @@ class Faults(BaseModel):
     slow_bodies: dict[str, float] = Field(default_factory=dict, description="Seconds a download stops for half way.")
     sync_error: str | None = Field(default=None, description="Syncs fail with this message.")
     hold_syncs: bool = Field(default=False, description="Syncs stay in progress until this is cleared or they are cancelled.")
-    id_mode: Literal["both", "id", "export_config_id"] | None = Field(default=None, description="Overrides the setting.")
+    id_mode: Literal["both", "id", "export_config_id"] = Field(
+        default="both", description="Which of an index's two ids its endpoints accept."
+    )
 
 
 _COUNTERS = Literal["rate_limited_requests", "server_error_requests", "expired_blob_requests"]

@@ -39,6 +39,7 @@ def parse_html(content: bytes) -> ParsedDocument:
     return _pages([text.strip()])
 
 
+_LONGEST_REASON = 300
 _Parser = Callable[[bytes], ParsedDocument]
 _PARSERS: dict[str, tuple[str, _Parser]] = {
     **dict.fromkeys((".md", ".markdown", ".txt", ".text"), ("text-1", parse_text)),
@@ -54,7 +55,10 @@ def parser_revision(name: str) -> str:
 
 
 class ParsedCache:
-    """Parses documents once: results and refusals are kept by content and parser revision, across restarts."""
+    """Parses documents once: results and refusals are kept by content and parser revision, across restarts.
+
+    What a parser trips over is the document's fault and refused too, but not kept: it may be a fault of the moment.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -86,6 +90,8 @@ def _outcome(parse: _Parser, content: bytes) -> dict[str, object]:
         return {"refused": None, "document": parse(content).to_json()}
     except DocumentRefused as refusal:
         return {"refused": str(refusal), "document": None}
+    except Exception as error:  # Parsers of others raise whatever they like: ParserRejectedMarkup, ValueError of a "½", ...
+        raise DocumentRefused(f"cannot be parsed: {type(error).__name__}: {error}"[:_LONGEST_REASON]) from error
 
 
 def _pages(texts: list[str]) -> ParsedDocument:

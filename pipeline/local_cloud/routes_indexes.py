@@ -50,7 +50,7 @@ async def create_index(cloud: CloudPart, syncs: SyncsPart, body: IndexCreate) ->
 
 
 @router.get("")
-async def list_indexes(cloud: CloudPart, asked: PagingPart, source_directory_id: str | None = None) -> Response:
+async def list_indexes(cloud: CloudPart, syncs: SyncsPart, asked: PagingPart, source_directory_id: str | None = None) -> Response:
     rows = cloud.state.query(
         'SELECT * FROM "index" WHERE seq > ? AND (? IS NULL OR source_directory_id = ?) ORDER BY seq LIMIT ?',
         asked.cursor.after,
@@ -58,20 +58,23 @@ async def list_indexes(cloud: CloudPart, asked: PagingPart, source_directory_id:
         source_directory_id,
         asked.size + 1,
     )
-    return page_answer([index_json(row, with_progress=False) for row in rows[: asked.size]], rows, asked)
+    return page_answer([index_json(syncs.shown(row), with_progress=False) for row in rows[: asked.size]], rows, asked)
 
 
 @router.get("/{index_id}")
 async def get_index(
-    cloud: CloudPart, index_id: str, expand: Annotated[list[Literal["sync_in_progress"]] | None, Query()] = None
+    cloud: CloudPart,
+    syncs: SyncsPart,
+    index_id: str,
+    expand: Annotated[list[Literal["sync_in_progress"]] | None, Query()] = None,
 ) -> Response:
-    return answer(index_json(_row(cloud, index_id), with_progress=bool(expand)))
+    return answer(index_json(syncs.shown(_row(cloud, index_id)), with_progress=bool(expand)))
 
 
 @router.delete("/{index_id}", status_code=204)
 async def remove_index(cloud: CloudPart, syncs: SyncsPart, index_id: str) -> None:
     row = _row(cloud, index_id)
-    if row["sync_in_progress"]:
+    if syncs.shown(row)["sync_in_progress"]:
         await _guarded(syncs.cancel, row["id"])
     await asyncio.to_thread(delete_index, cloud, row)
 
@@ -87,8 +90,8 @@ async def cancel_sync(cloud: CloudPart, syncs: SyncsPart, index_id: str) -> Resp
 
 
 def _row(cloud: Cloud, index_id: str) -> Row:
-    """The index by the ids that the settings accept. Raises 404."""
-    mode = cloud.faults.current.id_mode or cloud.settings.id_mode
+    """The index by the ids that are accepted. Raises 404."""
+    mode = cloud.faults.current.id_mode
     row = cloud.state.one('SELECT * FROM "index" WHERE ? IN (id, export_config_id)', index_id)
     if row is None or (mode != "both" and row[mode] != index_id):
         raise not_found("index")

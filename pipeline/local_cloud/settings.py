@@ -32,8 +32,5 @@ class LocalCloudSettings(BaseModel):
         default=("items",), description="Attachments of that first index; items carry bounding boxes."
     )
     auto_sync_on_start: bool = Field(default=True, description="Sync the first index whenever the server starts.")
-    id_mode: Literal["both", "id", "export_config_id"] = Field(
-        default="both", description="Which of an index's two ids its endpoints accept."
-    )
     max_document_bytes: int = Field(default=256 * 1024 * 1024, gt=0, description="Larger documents are listed as failed.")
     allow_fault_injection: bool = Field(default=False, description="Mount the admin endpoint that injects faults, for tests.")

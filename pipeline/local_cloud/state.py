@@ -108,15 +108,19 @@ class State:
     """Owns the database under ``folder``. Readers never wait: the journal is write-ahead."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ``ConfigError`` if another server uses the folder or its database is of another version."""
+        """Raises ``ConfigError`` if the folder cannot be written, is used by another server, or is of another version."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.sqlite3"
         self._lock_connection = _lock_folder(folder)
         self._write_lock = threading.RLock()
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = [self._lock_connection]
-        self._writer = self._connect()
-        self._create_schema()
+        try:
+            self._writer = self._connect()
+            self._create_schema()
+        except sqlite3.OperationalError as error:
+            self.close()
+            raise _unusable(folder, error) from error
 
     def query(self, sql: str, *parameters: Any) -> list[Row]:
         """Rows of a read."""
@@ -183,7 +187,13 @@ def _lock_folder(folder: Path) -> sqlite3.Connection:
         connection.execute("BEGIN EXCLUSIVE")
     except sqlite3.OperationalError as error:
         connection.close()
-        raise ConfigError(
-            f"state_dir={str(folder)!r} is used by another local server; stop it or choose another folder"
-        ) from error
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise ConfigError(
+                f"state_dir={str(folder)!r} is used by another local server; stop it or choose another folder"
+            ) from error
+        raise _unusable(folder, error) from error
     return connection
+
+
+def _unusable(folder: Path, error: sqlite3.OperationalError) -> ConfigError:
+    return ConfigError(f"the local server cannot keep its state in {folder}: {error}; check its space and its rights")

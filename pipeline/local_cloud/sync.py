@@ -94,6 +94,8 @@ class IndexSync:
             self._check()
             self._plan_file(source, existing)
         self._plan.warnings += reader.changes.warnings
+        for warning in self._plan.warnings:
+            _log.warning("%s: %s", warning["name"], warning["reason"])
         error = self._cloud.faults.current.sync_error
         if error is not None:
             raise SyncError(error)

@@ -6,12 +6,15 @@ import json
 import logging
 import sqlite3
 import threading
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 from pipeline.local_cloud.cloud import Cloud
+from pipeline.local_cloud.documents import DocumentsUnavailable
 from pipeline.local_cloud.state import Row
-from pipeline.local_cloud.sync import IndexSync, SyncCancelled
+from pipeline.local_cloud.sync import IndexSync, SyncCancelled, SyncError
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +43,7 @@ class SyncRunner:
     def __init__(self, cloud: Cloud) -> None:
         self._cloud = cloud
         self._runs: dict[str, _Run] = {}
+        self._unwritten: dict[str, str] = {}
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="local-cloud-sync")
 
     def recover(self) -> None:
@@ -49,21 +53,28 @@ class SyncRunner:
                 _log.warning("the last sync of index %s was interrupted", row["name"])
                 write.execute(*_settled(row, self._cloud.now, "was interrupted"))
 
+    def shown(self, row: Row) -> Mapping[str, Any]:
+        """The index of ``row`` as it is: failed, too, where a full disk kept the failure out of the database."""
+        failed = self._unwritten.get(row["id"])
+        return {**row, "sync_in_progress": 0, "metadata": failed} if failed else dict(row)
+
     def start(self, index_id: str) -> Row:
         """Starts a sync in the background; returns the index as it is then. Raises ``SyncConflict`` while one is running."""
         run = _Run(index_id)
         with self._cloud.state.transaction() as write:
-            row = write.execute('SELECT * FROM "index" WHERE id = ?', (index_id,)).fetchone()
+            found = write.execute('SELECT * FROM "index" WHERE id = ?', (index_id,)).fetchone()
+            row = self.shown(found) if found else None
             if row is None or row["sync_in_progress"]:
                 raise SyncConflict("a sync of this index is in progress")
             metadata = {**json.loads(row["metadata"]), "status": "syncing" if row["last_synced_at"] else "building"}
             metadata.pop("error_message", None)
             write.execute(
-                'UPDATE "index" SET sync_in_progress = 1, settled_metadata = metadata, metadata = ?, updated_at = ? WHERE id = ?',
-                (json.dumps(metadata), self._cloud.now, index_id),
+                'UPDATE "index" SET sync_in_progress = 1, settled_metadata = ?, metadata = ?, updated_at = ? WHERE id = ?',
+                (row["metadata"], json.dumps(metadata), self._cloud.now, index_id),
             )
             self._runs[index_id] = run
             started = _row(write, index_id)
+        self._unwritten.pop(index_id, None)
         self._pool.submit(self._work, run).add_done_callback(partial(self._done, run))
         return started
 
@@ -102,16 +113,26 @@ class SyncRunner:
     def _done(self, run: _Run, outcome: Future[None]) -> None:
         """Whatever ended the sync, the index must not stay in progress."""
         error = outcome.exception()
-        with self._cloud.state.transaction() as write:
-            if self._runs.get(run.index_id) is run:
-                del self._runs[run.index_id]
-            row = write.execute('SELECT * FROM "index" WHERE id = ?', (run.index_id,)).fetchone()
-            if error is None or row is None or run.cancelled.is_set():
-                return
-            before = json.loads(row["settled_metadata"] or "{}")
-            failed = {**before, "status": "failed", "error_message": str(error) or type(error).__name__}
-            write.execute(_SETTLE, (json.dumps(failed), self._cloud.now, run.index_id))
-        _log.error("the sync of index %s failed: %s", row["name"], error, exc_info=error)
+        row = self._cloud.state.one('SELECT * FROM "index" WHERE id = ?', run.index_id)
+        if error is None or row is None or run.cancelled.is_set():
+            self._forget(run)
+            return
+        told = isinstance(error, (DocumentsUnavailable, SyncError, sqlite3.OperationalError, OSError))
+        _log.error("the sync of index %s failed: %s", row["name"], error, exc_info=None if told else error)
+        before = json.loads(row["settled_metadata"] or "{}")
+        failed = json.dumps({**before, "status": "failed", "error_message": str(error) or type(error).__name__})
+        try:
+            with self._cloud.state.transaction() as write:
+                if not run.cancelled.is_set():
+                    write.execute(_SETTLE, (failed, self._cloud.now, run.index_id))
+        except sqlite3.OperationalError as full:
+            _log.error("that it failed cannot be written down: %s", full)
+            self._unwritten[run.index_id] = failed
+        self._forget(run)
+
+    def _forget(self, run: _Run) -> None:
+        if self._runs.get(run.index_id) is run:
+            del self._runs[run.index_id]
 
 
 def _row(connection: sqlite3.Connection, index_id: str) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, cast
@@ -143,7 +143,7 @@ def file_json(row: Row, download_url: dict[str, Any] | None = None) -> dict[str,
     }
 
 
-def index_json(row: Row, *, with_progress: bool) -> dict[str, Any]:
+def index_json(row: Row | Mapping[str, Any], *, with_progress: bool) -> dict[str, Any]:
     value = {
         "id": row["id"],
         "export_config_id": row["export_config_id"],

@@ -67,6 +67,15 @@ def test_documents_in_a_bucket_are_served_changed_and_removed(bucket: Bucket, tm
         assert cloud.texts()["1.md"] == ["# Changed!"]
 
 
+def test_a_folder_made_in_a_stores_console_is_no_document(bucket: Bucket, tmp_path: Path) -> None:
+    for key, content in (("docs/a.md", b"# A"), ("docs/", b""), ("docs/sub/", b"")):
+        bucket.put(key, content)
+    with running("s3://library/docs", tmp_path, storage_options=bucket.options) as cloud:
+        assert cloud.texts() == {"a.md": ["# A"]}
+        assert metadata(cloud.index())["status"] == "ready"
+        assert not metadata(cloud.index()).get("failed_files")
+
+
 def test_names_with_pattern_characters_are_plain_names(bucket: Bucket, tmp_path: Path) -> None:
     for name in ("a[1].md", "b*.md", "what?.md"):
         bucket.put(f"docs/{name}", name.encode())

@@ -53,6 +53,35 @@ def test_a_change_of_the_same_size_at_once_is_not_missed(cloud: Harness, documen
         assert cloud.texts()["hello.md"] == [text]
 
 
+def test_a_document_its_parser_trips_over_is_listed_and_holds_nothing_up(cloud: Harness, documents: Path) -> None:
+    (documents / "office.html").write_text("<p>Hello</p><![ endif]>")
+    (documents / "fraction.html").write_text('<ol start="½"><li>x</li></ol>')
+    (documents / "new.md").write_text("new")
+    told = metadata(cloud.sync())
+    assert [failed["name"] for failed in told["failed_files"]] == ["fraction.html", "office.html"]
+    assert all(failed["reason"].startswith("cannot be parsed: ") for failed in told["failed_files"])
+    assert cloud.texts()["new.md"] == ["new"]
+
+
+def test_a_name_that_is_not_utf8_is_listed_and_holds_nothing_up(cloud: Harness, documents: Path) -> None:
+    try:
+        Path(os.fsdecode(os.fsencode(documents) + b"/caf\xe9.md")).write_text("# Latin")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    (documents / "new.md").write_text("new")
+    told = metadata(cloud.sync())
+    assert told["failed_files"] == [{"name": "caf\ufffd.md", "reason": "its name is not UTF-8; rename it"}]
+    assert cloud.texts()["new.md"] == ["new"]
+
+
+def test_what_is_wrong_with_a_sidecar_is_said_in_the_log(
+    cloud: Harness, documents: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (documents / "hello.md.meta.json").write_text('{"nested": {"a": 1}}')
+    cloud.sync()
+    assert "hello.md.meta.json: metadata must be a flat JSON object" in caplog.text
+
+
 def test_a_touched_document_is_left_alone(cloud: Harness, documents: Path) -> None:
     before = cloud.output(), cloud.source()
     os.utime(documents / "hello.md", (1, 1))

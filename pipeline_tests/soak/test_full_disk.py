@@ -17,6 +17,7 @@ import pytest
 from pipeline.errors import IndexportError
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.command_line import INDEXPORT, invoke
+from pipeline_tests.local_cloud.harness import metadata, running
 from pipeline_tests.soak.kills import only_in_the_soak
 from pipeline_tests.world import World, open_world
 
@@ -158,6 +159,21 @@ def _told_by_a_sync(world: World) -> str:
     return " ".join(report.errors)
 
 
+def test_a_disk_that_fills_up_under_the_local_cloud_fails_its_sync_and_heals_with_room(small_disk: Path, tmp_path: Path) -> None:
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for number in range(200):
+        (documents / f"{number}.md").write_bytes(os.urandom(900).hex().encode())
+    with running(documents, small_disk, auto_sync_on_start=False) as cloud:
+        filler = _fill(small_disk, left=400_000)
+        assert metadata(cloud.sync())["status"] == "failed"
+        assert any(word in metadata(cloud.index())["error_message"] for word in ("full", "No space left"))
+        assert len(cloud.client.indexes.list().items) == 1
+        filler.unlink()
+        assert metadata(cloud.sync())["status"] == "ready"
+        assert len(cloud.output()) == 200
+
+
 @pytest.fixture
 def folder(tmp_path: Path, small_instance: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Documents behind a local cloud, synced once; the home is as a user has it."""
@@ -232,3 +248,16 @@ def test_a_read_only_home_is_named(small_disk: Path, tmp_path: Path, monkeypatch
     monkeypatch.setenv("INDEXPORT_HOME", str(small_disk))
     assert _mounted("-o", "remount,ro", str(small_disk))
     _assert_told(_command("sync", "--documents", str(tmp_path / "documents")), small_disk)
+
+
+def test_a_home_that_became_read_only_is_named(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "documents").mkdir()
+    _edit(tmp_path / "documents", "first")
+    with running(tmp_path / "documents", small_disk / "local_cloud"):
+        pass
+    monkeypatch.setenv("INDEXPORT_HOME", str(small_disk))
+    assert _mounted("-o", "remount,ro", str(small_disk))
+    told = _command("sync", "--documents", str(tmp_path / "documents"))
+    assert told.returncode == 2
+    assert "Traceback" not in told.stderr
+    assert f"cannot keep its state in {small_disk}" in told.stderr
