@@ -152,7 +152,7 @@ def test_an_index_is_deleted_while_it_syncs(cloud: Harness) -> None:
 def test_the_ids_an_index_answers_to_can_be_chosen(
     documents: Path, state_dir: Path, mode: str, accepted: tuple[int, int]
 ) -> None:
-    with running(documents, state_dir, faults=Faults(id_mode=mode), auto_sync_on_start=False) as cloud:
+    with running(documents, state_dir, faults=Faults.model_validate({"id_mode": mode}), auto_sync_on_start=False) as cloud:
         index = cloud.client.indexes.list().items[0]
         for index_id, works in zip((index.id, index.export_config_id), accepted, strict=True):
             if works:
