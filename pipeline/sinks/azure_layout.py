@@ -234,11 +234,6 @@ def _named(items: Sequence[Definition] | None, name: Any) -> Definition:
 
 
 def _semantic_configuration() -> Definition:
-    return {
-        "name": SEMANTIC,
-        "prioritizedFields": {
-            "titleField": {"fieldName": "file_name"},
-            "prioritizedContentFields": [{"fieldName": "content"}],
-            "prioritizedKeywordsFields": [],
-        },
-    }
+    """Without a title: the fields it names must be searchable (documented by the vendor), and only the text is."""
+    prioritized = {"prioritizedContentFields": [{"fieldName": "content"}], "prioritizedKeywordsFields": []}
+    return {"name": SEMANTIC, "prioritizedFields": prioritized}
