@@ -169,8 +169,16 @@ class AzureStore:
         }
 
     async def search(self, action: str, query: Mapping[str, Any]) -> list[Row]:
-        """The documents a query finds. Raises IndexMissing or RequestRefused."""
-        rows: list[Row] = (await self._answer(action, "POST", "/docs/search.post.search", _json(query)))["value"]
+        """The documents a query finds, of one answer or several. Raises IndexMissing or RequestRefused.
+
+        The vendor documents that an answer may have fewer documents than were asked for, and then says what to ask next.
+        """
+        rows: list[Row] = []
+        due: Mapping[str, Any] | None = query
+        while due is not None:
+            answer = await self._answer(action, "POST", "/docs/search.post.search", _json(due))
+            rows += answer["value"]
+            due = answer.get("@search.nextPageParameters")
         return rows
 
     async def rows(self, action: str, where: str, select: Sequence[str], *, top: int | None = None) -> list[Row]:

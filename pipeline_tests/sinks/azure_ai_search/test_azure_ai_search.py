@@ -184,6 +184,21 @@ async def test_listing_asks_once_for_every_thousand_files(
     assert emulator.count("search") == 95 // 19
 
 
+async def test_an_answer_with_fewer_documents_than_asked_for_is_followed_to_its_end(
+    bench: Bench, emulator: AzureAISearchEmulator
+) -> None:
+    emulator.engine.answered = 7
+    files = [bench.file(f"dfl-{n:02}", 3) for n in range(20)]
+    await bench.replace(*files)
+    await bench.assert_holds(*files)
+    hits = await bench.search(SearchRequest(bench.config, vector=matrix(files[0].table)[0], k=50))
+    assert len({hit.record.id for hit in hits}) == 50
+    await bench.replace(*(bench.file(f"dfl-{n:02}", 1, version="v2") for n in range(20)))
+    assert len(await bench.snapshots()) == 20
+    await bench.delete(*(f"dfl-{n:02}" for n in range(20)))
+    await bench.assert_holds()
+
+
 async def test_pages_lose_nothing_where_documents_share_a_place(
     bench: Bench, client: SearchClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
