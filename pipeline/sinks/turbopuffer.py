@@ -13,7 +13,7 @@ version, whatever the others wrote between its read and its write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from functools import partial
@@ -35,7 +35,7 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
-from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
+from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
@@ -121,26 +121,21 @@ class TurbopufferExporter(Exporter):
             )
 
     async def _fill_added_fields(self) -> None:
-        """Fill declared fields that are null in documents whose metadata has a value: those older than the declaration.
+        """Fill declared fields in documents written before they were declared, from the metadata these hold.
 
         What is missing is read off the documents, so a crash on the way is made good by the next call.
         """
         if not self._declared:
             return
-        lacking = ("Or", [(key, "Eq", None) for key in self._declared])
+        lacking = ("Or", [("Not", (layout.FILTER_FIELDS, "ContainsAny", [key])) for key in self._declared])
         where = ("And", [("tenant_id", "Eq", self.context.tenant_id), ("chunk_index", "Eq", 0), lacking])
         needed = ["export_config_id", "parsed_directory_file_id", "chunk_count", "record_set_hash", "metadata_json"]
-        async for rows in self._store.pages("find metadata to fill in", where, [*needed, *self._declared]):
-            unfilled = await asyncio.to_thread(self._unfilled, rows)
-            for some in slices(
-                unfilled, count=len(rows), size=_FILLED_PER_REQUEST, size_of=lambda item: cast(int, item[0]["chunk_count"])
-            ):
+        wanted = [*needed, layout.FILTER_FIELDS, *self._declared]
+        async for rows in self._store.pages("find metadata to fill in", where, wanted):
+            fills = await asyncio.to_thread(lambda heads: [layout.fill(head, self._declared) for head in heads], rows)
+            for some in slices(fills, count=len(fills), size=_FILLED_PER_REQUEST, size_of=lambda item: item.count):
                 body = layout.fill_body(some, self.context.tenant_id, self._declared)
                 await self._store.write("fill metadata fields", body)
-
-    def _unfilled(self, rows: Sequence[Row]) -> list[tuple[Row, Mapping[str, FieldValue]]]:
-        found = [(row, fitting_values(row["metadata_json"], self._declared)) for row in rows]
-        return [(row, values) for row, values in found if any(row.get(key) != value for key, value in values.items())]
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One atomic write for up to 500 files and about 32 MB; a larger file has a write of its own, of up to 512 MB."""
