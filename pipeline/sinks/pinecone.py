@@ -136,11 +136,12 @@ class PineconeExporter(Exporter):
         return encoded, refused
 
     async def _replace(self, writer: NamespaceWriter, files: Sequence[FileWrites[Write]]) -> ReplaceReport:
-        """Replace these files; when Pinecone refuses, each half, until what is refused is known by its file."""
+        """Replace these files; when Pinecone refuses, each half, until what is refused, and withdrawn, is known by its file."""
         try:
             await replace_generations(writer, files)
         except WriteRefused as error:
             if len(files) == 1:
+                await writer.withdraw(files[0])
                 return ReplaceReport(0, 0, (RecordRefused(files[0].key.file_id, str(error)),))
             half = len(files) // 2
             return _sum(await self._replace(writer, files[:half]), await self._replace(writer, files[half:]))

@@ -216,6 +216,42 @@ async def test_a_file_pinecone_will_not_hold_is_refused_and_its_batch_goes_on(be
     await bench.assert_holds(old, *(file for file in files if file.file_id != "dfl-2"))
 
 
+def refuse_a_body_chunk(emulator: PineconeEmulator) -> None:
+    """Refuse every request with the fourth chunk of a file, whose head then stands already."""
+
+    def refuse(request: Request) -> None:
+        if request.operation == "upsert" and any(v["metadata"]["chunk_index"] == 3 for v in request.body["vectors"]):
+            raise ApiError(400, "Metadata size is larger than we like")
+
+    emulator.before = refuse
+
+
+async def test_a_file_refused_while_its_body_is_written_leaves_nothing_of_its_new_version(
+    bench: Bench, emulator: PineconeEmulator
+) -> None:
+    old, other = bench.file("dfl-1", 5), bench.file("dfl-2", 2, version="v2")
+    await bench.replace(old)
+    refuse_a_body_chunk(emulator)
+    for _ in range(2):
+        report = await bench.replace(bench.file("dfl-1", 5, version="v2"), other, bench.file("dfl-new", 1_500))
+        assert sorted(refused.file_id for refused in report.refused) == ["dfl-1", "dfl-new"]
+        await bench.assert_holds(old, other)
+
+
+async def test_a_file_refused_while_its_version_is_written_again_keeps_what_it_has(
+    bench: Bench, emulator: PineconeEmulator
+) -> None:
+    file = bench.file("dfl-1", 5)
+    await bench.replace(file)
+    refuse_a_body_chunk(emulator)
+    for _ in range(2):
+        assert (await bench.replace(file)).refused
+        assert len((await bench.held())["dfl-1"]) == 5
+    emulator.before = None
+    await bench.replace(file)
+    await bench.assert_holds(file)
+
+
 @pytest.mark.parametrize("headers", [None, OTHER_POSITION_HEADERS], ids=["documented names", "other names"])
 async def test_a_reader_never_answers_from_before_its_own_writes(
     bench: Bench, emulator: PineconeEmulator, headers: tuple[str, str] | None
