@@ -106,6 +106,7 @@ class PineconeExporter(Exporter):
 
     async def provision(self) -> None:
         """Create the index, or validate the one there is; wait until it is ready. Deletion protection is left as it is."""
+        layout.check_names(self.context.metadata_fields)
         await self._store.create(
             cloud=self.settings.cloud, region=self.settings.region, timeout_seconds=self.settings.ready_seconds
         )

@@ -24,7 +24,7 @@ import pyarrow as pa
 from pinecone import Vector
 
 from pipeline.embedding.base import ModelIdentity
-from pipeline.errors import RecordRefused, SinkConflict
+from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType, Snapshot
 from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
@@ -64,6 +64,15 @@ _FILE_FIELDS: Final = tuple(
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _COMPARISONS: Final = ("gt", "gte", "lt", "lte")
+
+
+def check_names(declared: Mapping[str, MetadataType]) -> None:
+    """Raises ConfigError for a declared field that no record can have beside the replace protocol's own."""
+    if PENDING in declared:
+        raise ConfigError(
+            f"metadata field {PENDING!r} cannot be declared for the Pinecone sink, which keeps a marker of its own by that name; "
+            "rename it at its source, or do not declare it"
+        )
 
 
 def index_name(prefix: str, model: ModelIdentity) -> str:

@@ -89,6 +89,14 @@ async def test_an_index_that_failed_is_named_at_once(exporter: PineconeExporter,
         await exporter.provision()
 
 
+async def test_a_declared_field_named_like_the_marker_is_refused_before_any_request(emulator: PineconeEmulator) -> None:
+    sink = another(emulator, SinkContext("prj-1", MODEL, {"year": "integer", "pending": "boolean"}))
+    with pytest.raises(ConfigError, match=r"metadata field 'pending'.*rename it"):
+        await sink.provision()
+    assert emulator.requests == []
+    await sink.close()
+
+
 async def test_two_processes_that_create_the_index_at_once_share_it(emulator: PineconeEmulator) -> None:
     exporters = [another(emulator) for _ in range(4)]
     await asyncio.gather(*(exporter.provision() for exporter in exporters))
