@@ -97,6 +97,30 @@ async def test_a_declared_field_named_like_the_marker_is_refused_before_any_requ
     await sink.close()
 
 
+async def test_an_index_that_is_neither_found_nor_made_is_given_up(emulator: PineconeEmulator) -> None:
+    def elsewhere(request: Request) -> None:
+        raise ApiError(409, "Resource already exists") if request.operation == "create_index" else ApiError(404, "not found")
+
+    emulator.before = elsewhere
+    impatient = another(emulator, ready_seconds=0.5)
+    with pytest.raises(SinkUnavailable, match="is missing and does not become ready"):
+        await asyncio.wait_for(impatient.provision(), 20)
+    assert emulator.count("create_index") < 10
+    await impatient.close()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, SinkConflict), (403, SinkUnavailable), (404, SinkConflict)])
+async def test_an_index_that_cannot_be_made_where_it_should_be_says_where(
+    emulator: PineconeEmulator, status: int, kind: type[Exception]
+) -> None:
+    emulator.fail("create_index", status, message="Resource cloud: aws region: us-east-9 not found")
+    lost = another(emulator, region="us-east-9")
+    with pytest.raises(kind, match=r"create index .* in region 'us-east-9' of cloud 'aws'.*us-east-9 not found") as caught:
+        await lost.provision()
+    assert "provision the sink first" not in str(caught.value)
+    await lost.close()
+
+
 async def test_two_processes_that_create_the_index_at_once_share_it(emulator: PineconeEmulator) -> None:
     exporters = [another(emulator) for _ in range(4)]
     await asyncio.gather(*(exporter.provision() for exporter in exporters))
