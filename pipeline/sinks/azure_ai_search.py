@@ -286,12 +286,17 @@ class AzureAISearchExporter(Exporter):
         return query
 
     def _hits(self, rows: Sequence[Row], text: str | None) -> list[SearchHit]:
-        """A vector search's score is ``1 / (1 + (1 - cosine))``, documented by the vendor."""
+        """A vector search's score is ``1 / (1 + (1 - cosine))``; the semantic ranker's is null where it has not ranked.
+
+        Both are documented by the vendor.
+        """
         records = to_records(documents.decode(rows, self.context.model.dimension, vectors=False))
         if text is None:
             scores = np.clip([2.0 - 1.0 / row["@search.score"] for row in rows], -1.0, 1.0).tolist()
+        elif self.settings.semantic_ranking:
+            scores = [row.get("@search.rerankerScore") or 0.0 for row in rows]
         else:
-            scores = [row.get("@search.rerankerScore") or row["@search.score"] for row in rows]
+            scores = [row["@search.score"] for row in rows]
         return [SearchHit(record, score) for record, score in zip(records, scores, strict=True)]
 
     async def list_scopes(self) -> frozenset[tuple[str, str]] | None:

@@ -33,6 +33,7 @@ MAX_PAGE = 1000
 MAX_SKIP = 100_000
 MAX_NEIGHBOURS = 10_000
 DEFAULT_TOP = 50
+MAX_RERANKED = 50
 _RANK_CONSTANT = 60
 _ACTIONS = ("upload", "merge", "mergeOrUpload", "delete")
 _QUERY_KEYS = {
@@ -270,7 +271,7 @@ class _Search:
         address = f"/indexes('{self._index.definition['name']}')"
         answer: dict[str, Any] = {
             "@odata.context": f"{address}/$metadata#docs(*)",
-            "value": [self._row(number, scores[number], names) for number in page],
+            "value": [self._row(number, scores[number], place, names) for place, number in enumerate(page, skip)],
         }
         if self._query.get("count"):
             answer["@odata.count"] = len(ordered)
@@ -281,8 +282,10 @@ class _Search:
             answer["@odata.nextLink"] = f"{address}/docs/search.post.search"
         return answer
 
-    def _row(self, number: int, score: float, names: Sequence[str]) -> Document:
-        reranked = {"@search.rerankerScore": min(4.0, score)} if self._query.get("queryType") == "semantic" else {}
+    def _row(self, number: int, score: float, place: int, names: Sequence[str]) -> Document:
+        """The semantic ranker scores the best 50, from 0 to 4; the others have its null."""
+        semantic = self._query.get("queryType") == "semantic"
+        reranked = {"@search.rerankerScore": 4.0 / (1 + place) if place < MAX_RERANKED else None} if semantic else {}
         return {"@search.score": score, **reranked, **_shown_document(self._fields, self._documents[number], names)}
 
     def _size(self, name: str, default: int) -> int:
