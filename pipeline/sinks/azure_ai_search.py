@@ -24,7 +24,7 @@ from pydantic import Field
 
 from pipeline.errors import RecordRefused, SinkConflict, SinkUnavailable
 from pipeline.sinks import azure_documents as documents
-from pipeline.sinks.azure_documents import Document, Row
+from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
 from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, IndexMissing
@@ -40,8 +40,9 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
-from pipeline.sinks.generations import FileKey, FileWrites, to_snapshots
+from pipeline.sinks.generations import FileKey, to_snapshots
 from pipeline.sinks.records import FileRecords, canonical_json, to_records
+from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
 _RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
@@ -75,14 +76,6 @@ class AzureAISearchSettings(SinkSettings):
     visibility_timeout_seconds: float = Field(
         default=120.0, gt=0, description="How long to wait until what was written is searchable; usually it is within seconds."
     )
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A batch ready to be written, and the files it had to leave out."""
-
-    files: list[FileWrites[Document]]
-    refused: list[RecordRefused]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,23 +183,15 @@ class AzureAISearchExporter(Exporter):
         )
         records, size = 0, 0
         refused: list[RecordRefused] = []
-        async for _, encoded in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
-            unwanted = await self._writer.replace(encoded.files)
+        encode = partial(documents.encode_file, declared=self._declared)
+        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+            unwanted = await self._writer.replace(encoded)
             left_out = {error.file_id for error in unwanted}
-            written = [write for file in encoded.files if file.key.file_id not in left_out for write in file.writes]
-            refused += [*encoded.refused, *unwanted]
+            written = [write for file in encoded if file.key.file_id not in left_out for write in file.writes]
+            refused += [*unfit, *unwanted]
             records += len(written)
             size += sum(write.size for write in written)
         return ReplaceReport(records, size, tuple(refused))
-
-    def _encode(self, files: Sequence[FileRecords]) -> _Encoded:
-        encoded = _Encoded([], [])
-        for file in files:
-            try:
-                encoded.files.append(documents.encode_file(file, self._declared))
-            except RecordRefused as error:
-                encoded.refused.append(error)
-        return encoded
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """By computed ids, then by the ids searches still find (there is no delete by filter), until they find none."""

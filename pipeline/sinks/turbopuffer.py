@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, Final, cast
@@ -38,6 +38,7 @@ from pipeline.sinks.base import (
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
 from pipeline.sinks.turbopuffer_store import MAX_LIMIT, NamespaceMissing, RequestRefused, TurbopufferStore
@@ -66,14 +67,6 @@ class TurbopufferSettings(SinkSettings):
     region: str | None = Field(default=None, description="Region, as in gcp-us-central1. Default: TURBOPUFFER_REGION.")
     base_url: str | None = Field(default=None, description="Address instead of a region. Default: TURBOPUFFER_BASE_URL.")
     namespace_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A batch ready to be written, and the files it had to leave out."""
-
-    files: list[EncodedFile]
-    refused: list[RecordRefused]
 
 
 class TurbopufferExporter(Exporter):
@@ -144,20 +137,12 @@ class TurbopufferExporter(Exporter):
             slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST, size_of=lambda file: file.table.nbytes)
         )
         total = ReplaceReport(0, 0)
-        async for _, encoded in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
-            total = _sum(total, ReplaceReport(0, 0, tuple(encoded.refused)))
-            if encoded.files:
-                total = _sum(total, await self._write(encoded.files))
+        encode = partial(layout.encode_file, declared=self._declared)
+        async for _, (encoded, refused) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+            total += ReplaceReport(0, 0, tuple(refused))
+            if encoded:
+                total += await self._write(encoded)
         return total
-
-    def _encode(self, files: Sequence[FileRecords]) -> _Encoded:
-        encoded = _Encoded([], [])
-        for file in files:
-            try:
-                encoded.files.append(layout.encode_file(file, self._declared))
-            except RecordRefused as error:
-                encoded.refused.append(error)
-        return encoded
 
     async def _write(self, files: Sequence[EncodedFile]) -> ReplaceReport:
         """Write a batch; of one that is too large or refused, each half, until what is refused is known by its file."""
@@ -174,7 +159,7 @@ class TurbopufferExporter(Exporter):
             if len(files) == 1:
                 return ReplaceReport(0, 0, (RecordRefused(files[0].file.file_id, str(error)),))
             half = len(files) // 2
-            return _sum(await self._write(files[:half]), await self._write(files[half:]))
+            return await self._write(files[:half]) + await self._write(files[half:])
         return ReplaceReport(sum(item.file.table.num_rows for item in files), len(body))
 
     async def _old_counts(self, files: Sequence[EncodedFile]) -> dict[str, int]:
@@ -283,12 +268,6 @@ class TurbopufferExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _sum(one: ReplaceReport, other: ReplaceReport) -> ReplaceReport:
-    return ReplaceReport(
-        one.records_written + other.records_written, one.bytes_written + other.bytes_written, (*one.refused, *other.refused)
-    )
 
 
 def _snapshot(row: Row) -> Snapshot:
