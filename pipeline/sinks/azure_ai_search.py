@@ -24,9 +24,9 @@ from pydantic import Field
 
 from pipeline.errors import RecordRefused, SinkConflict, SinkUnavailable
 from pipeline.sinks import azure_documents as documents
-from pipeline.sinks.azure_documents import Document, Row
-from pipeline.sinks.azure_layout import SEMANTIC, IndexDesign, field_name, record_attributes
-from pipeline.sinks.azure_query import escape_text, literal, render, scope, words_of
+from pipeline.sinks.azure_documents import Row
+from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
+from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
 from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, IndexMissing
 from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.base import (
@@ -40,8 +40,9 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, to_snapshots
+from pipeline.sinks.generations import FileKey, to_snapshots
 from pipeline.sinks.records import FileRecords, canonical_json, to_records
+from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
 _RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
@@ -78,11 +79,12 @@ class AzureAISearchSettings(SinkSettings):
 
 
 @dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A batch ready to be written, and the files it had to leave out."""
+class _Fill:
+    """The changes that fill metadata fields of one file: of its chunk 0, whose id this has, and of the others."""
 
-    files: list[FileWrites[Document]]
-    refused: list[RecordRefused]
+    id: str
+    head: Action
+    body: list[Action]
 
 
 class AzureAISearchExporter(Exporter):
@@ -123,50 +125,55 @@ class AzureAISearchExporter(Exporter):
         return wanted is None or await self._store.put_index(wanted, replacing=found["@odata.etag"])
 
     async def _fill_added_fields(self) -> None:
-        """Fill declared fields that are null in documents whose metadata has a value: those older than the declaration.
+        """Fill declared fields in documents written before they were declared, from the metadata these hold.
 
-        What is missing is read off the documents, so a crash on the way is made good by the next call.
+        What is missing is read off the documents, so a crash on the way is made good by the next call. Returns when searches
+        show what was filled; what others write meanwhile is the next call's.
         """
         if not self._declared:
             return
+        filled: dict[str, Action] = {}
+        async for rows in self._unfilled():
+            filled |= await self._make([self._fill(row) for row in rows])
         deadline = time.monotonic() + self.settings.visibility_timeout_seconds
-        filled: set[str] = set()
         attempt = 0
-        while unfilled := await self._unfilled():
-            due = {first: changes for first, changes in unfilled.items() if first not in filled}
-            changes = [change for some in due.values() for change in some]
-            for batch in slices(changes, count=MAX_PAGE):
-                failures = await self._store.change("fill metadata fields", batch)
-                refused = [failure for failure in failures.values() if failure.status != 404]  # 404: replaced meanwhile
-                if refused:
-                    raise SinkConflict(f"Azure AI Search cannot fill metadata fields: {refused[0].status}, {refused[0].message}")
-            filled |= due.keys()
+        while filled and (
+            late := [fill async for rows in self._unfilled() for fill in map(self._fill, rows) if fill.id in filled]
+        ):
+            filled |= await self._make([fill for fill in late if fill.head != filled[fill.id]])  # others have overwritten these
             attempt += 1
             if time.monotonic() > deadline:
                 raise SinkUnavailable(f"Azure AI Search index {self.index_name!r} does not show metadata filled in; run again")
             await asyncio.sleep(poll_wait(attempt))
 
-    async def _unfilled(self) -> dict[str, list[Action]]:
-        """What to change in each file with declared fields to fill, by the id of its chunk 0."""
-        lacking = " or ".join(
-            f"not {field_name(key)}/any()" if kind == "string_list" else f"{field_name(key)} eq null"
-            for key, kind in self._declared.items()
-        )
+    def _unfilled(self) -> AsyncIterator[list[Row]]:
+        """Chunk 0 of every file that was not written for all declared fields."""
+        lacking = " or ".join(f"not {FILTER_FIELDS}/any(key: {one_of('key', [key])})" for key in self._declared)
         where = f"tenant_id eq {literal(self.context.tenant_id)} and chunk_index eq 0 and ({lacking})"
-        names = [field_name(key) for key in self._declared]
-        select = ["id", *documents.HEAD_FIELDS, "metadata_json", *names]
-        found: dict[str, list[Action]] = {}
-        async for rows in self._store.pages("find metadata to fill in", where, select):
-            for row in rows:
-                values = fitting_values(row["metadata_json"], self._declared)
-                missing = {
-                    field_name(key): value
-                    for key, value in values.items()
-                    if value not in (None, []) and row.get(field_name(key)) in (None, [])
-                }
-                if missing:
-                    found[row["id"]] = _merges(row, missing)
-        return found
+        select = ["id", *documents.HEAD_FIELDS, "metadata_json", FILTER_FIELDS, *map(field_name, self._declared)]
+        return self._store.pages("find metadata to fill in", where, select)
+
+    def _fill(self, row: Row) -> _Fill:
+        """Nothing but the list of fields, in chunk 0 alone, where the documents have what the metadata has."""
+        missing: dict[str, FieldValue] = {
+            field_name(key): value
+            for key, value in fitting_values(row["metadata_json"], self._declared).items()
+            if value not in (None, []) and row.get(field_name(key)) in (None, [])
+        }
+        covered = sorted({*(row.get(FILTER_FIELDS) or ()), *self._declared})
+        head = documents.to_head(row)
+        body = [_merge(found, missing) for found in head.key.ids(head.generation)[1:] if missing]
+        return _Fill(row["id"], _merge(row["id"], {**missing, FILTER_FIELDS: covered}), body)
+
+    async def _make(self, fills: Sequence[_Fill]) -> dict[str, Action]:
+        """Change chunk 0, which says that nothing is missing, when all others are changed; its changes by its id."""
+        for changes in ([change for fill in fills for change in fill.body], [fill.head for fill in fills]):
+            for batch in slices(changes, count=MAX_PAGE):
+                failures = await self._store.change("fill metadata fields", batch)
+                refused = [failure for failure in failures.values() if failure.status != 404]  # 404: replaced meanwhile
+                if refused:
+                    raise SinkConflict(f"Azure AI Search cannot fill metadata fields: {refused[0].status}, {refused[0].message}")
+        return {fill.id: fill.head for fill in fills}
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
@@ -176,23 +183,15 @@ class AzureAISearchExporter(Exporter):
         )
         records, size = 0, 0
         refused: list[RecordRefused] = []
-        async for _, encoded in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
-            unwanted = await self._writer.replace(encoded.files)
+        encode = partial(documents.encode_file, declared=self._declared)
+        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+            unwanted = await self._writer.replace(encoded)
             left_out = {error.file_id for error in unwanted}
-            written = [write for file in encoded.files if file.key.file_id not in left_out for write in file.writes]
-            refused += [*encoded.refused, *unwanted]
+            written = [write for file in encoded if file.key.file_id not in left_out for write in file.writes]
+            refused += [*unfit, *unwanted]
             records += len(written)
             size += sum(write.size for write in written)
         return ReplaceReport(records, size, tuple(refused))
-
-    def _encode(self, files: Sequence[FileRecords]) -> _Encoded:
-        encoded = _Encoded([], [])
-        for file in files:
-            try:
-                encoded.files.append(documents.encode_file(file, self._declared))
-            except RecordRefused as error:
-                encoded.refused.append(error)
-        return encoded
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """By computed ids, then by the ids searches still find (there is no delete by filter), until they find none."""
@@ -272,12 +271,17 @@ class AzureAISearchExporter(Exporter):
         return query
 
     def _hits(self, rows: Sequence[Row], text: str | None) -> list[SearchHit]:
-        """A vector search's score is ``1 / (1 + (1 - cosine))``, documented by the vendor."""
+        """A vector search's score is ``1 / (1 + (1 - cosine))``; the semantic ranker's is null where it has not ranked.
+
+        Both are documented by the vendor.
+        """
         records = to_records(documents.decode(rows, self.context.model.dimension, vectors=False))
         if text is None:
             scores = np.clip([2.0 - 1.0 / row["@search.score"] for row in rows], -1.0, 1.0).tolist()
+        elif self.settings.semantic_ranking:
+            scores = [row.get("@search.rerankerScore") or 0.0 for row in rows]
         else:
-            scores = [row.get("@search.rerankerScore") or row["@search.score"] for row in rows]
+            scores = [row["@search.score"] for row in rows]
         return [SearchHit(record, score) for record, score in zip(records, scores, strict=True)]
 
     async def list_scopes(self) -> frozenset[tuple[str, str]] | None:
@@ -301,12 +305,9 @@ class AzureAISearchExporter(Exporter):
         await self._store.close()
 
 
-def _merges(row: Row, values: Mapping[str, FieldValue]) -> list[Action]:
-    """Changes that set these fields in every record of the version a chunk 0 belongs to."""
-    head = documents.to_head(row)
-    members = canonical_json(dict(values))[1:-1]
-    ids = head.key.ids(Generation(head.snapshot.record_set_hash, head.snapshot.chunk_count))
-    return [Action(found, f'{{"@search.action":"merge","id":"{found}",{members}}}'.encode()) for found in ids]
+def _merge(document_id: str, values: Mapping[str, FieldValue]) -> Action:
+    """A change that sets these fields of a document."""
+    return Action(document_id, f'{{"@search.action":"merge","id":"{document_id}",{canonical_json(dict(values))[1:-1]}}}'.encode())
 
 
 def _ordered(rows: Sequence[Row], dimension: int) -> pa.Table:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.azure_layout import PENDING, SORT_KEY, attribute_name, field_name
+from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name
 from pipeline.sinks.base import MetadataType, Snapshot
 from pipeline.sinks.filters import FieldValue, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Head
@@ -133,6 +133,7 @@ def _shared(table: pa.Table, key: FileKey, values: Mapping[str, FieldValue]) -> 
     return [
         *((attribute_name(name), _json_values(table[name].slice(0, 1))[0]) for name in same),
         ("doc_id", json_string(ref_doc_id(key.export_config_id, key.file_id))),
+        (FILTER_FIELDS, canonical_json(sorted(values))),
         *((field_name(name), canonical_json(value)) for name, value in values.items() if value is not None),
     ]
 

@@ -1,10 +1,10 @@
 """The Azure AI Search index: its definition, and whether one that exists fits.
 
 What belongs here: names, types and attributes of fields. Beside a record's own fields a document has what LlamaIndex reads
-(``metadata``, a node's metadata as JSON, and ``doc_id``), one typed field for every declared metadata key, ``pending`` of the
-replace protocol and ``sort_key``, the order documents are paged in. Field attributes cannot be changed once the index exists;
-fields can be added. The vector profile's name carries the digest of the model's fingerprint: it is created with the
-index and cannot be changed while the field uses it.
+(``metadata``, a node's metadata as JSON, and ``doc_id``), one typed field for every declared metadata key, the list of these
+keys, ``pending`` of the replace protocol and ``sort_key``, the order documents are paged in. Field attributes cannot be
+changed once the index exists; fields can be added. The vector profile's name carries the digest of the model's fingerprint:
+it is created with the index and cannot be changed while the field uses it.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ Definition = dict[str, Any]
 
 PENDING: Final = "pending"
 SORT_KEY: Final = "sort_key"
+FILTER_FIELDS: Final = "key_filter_fields"
+"""The declared metadata keys a document was written for; a key declared later is not among them. No key has this field."""
+
 SEMANTIC: Final = "indexport-semantic"
 """Name of the semantic configuration."""
 
@@ -164,7 +167,7 @@ class IndexDesign:
         hnsw = {"metric": "cosine", "m": 4, "efConstruction": 400, "efSearch": 500}
         definition: Definition = {
             "name": self.name,
-            "fields": [*_own_fields(self.model, self.analyzer), *self._declared_fields()],
+            "fields": [*_own_fields(self.model, self.analyzer), *self._later_fields()],
             "vectorSearch": {
                 "algorithms": [{"name": _ALGORITHM, "kind": "hnsw", "hnswParameters": hnsw}],
                 "profiles": [{"name": profile_name(self.model), "algorithm": _ALGORITHM}],
@@ -172,8 +175,10 @@ class IndexDesign:
         }
         return definition | ({"semantic": {"configurations": [_semantic_configuration()]}} if self.semantic else {})
 
-    def _declared_fields(self) -> list[Definition]:
-        return [declared_field(key, kind) for key, kind in self.declared.items()]
+    def _later_fields(self) -> list[Definition]:
+        """What an index that exists may lack: an earlier version has made it, or for fewer keys."""
+        declared = [declared_field(key, kind) for key, kind in self.declared.items()]
+        return [_field(FILTER_FIELDS, "Collection(Edm.String)", filterable=True), *declared]
 
     def extended(self, found: Definition) -> Definition | None:
         """An existing index with what it lacks; ``None`` where it lacks nothing.
@@ -184,10 +189,10 @@ class IndexDesign:
         self._check_vectors(held.get("embedding"), found.get("vectorSearch") or {})
         for wanted in _own_fields(self.model, self.analyzer):
             self._check_field(held.get(wanted["name"]), wanted, _ANOTHER)
-        for wanted in self._declared_fields():
+        for wanted in self._later_fields():
             if wanted["name"] in held:
                 self._check_field(held[wanted["name"]], wanted, "declare it as before, or export to another index_prefix")
-        missing = [field for field in self._declared_fields() if field["name"] not in held]
+        missing = [field for field in self._later_fields() if field["name"] not in held]
         semantic = found.get("semantic") or {}
         configurations: list[Definition] = semantic.get("configurations") or []
         lacks_semantic = self.semantic and SEMANTIC not in {item["name"] for item in configurations}
@@ -234,11 +239,6 @@ def _named(items: Sequence[Definition] | None, name: Any) -> Definition:
 
 
 def _semantic_configuration() -> Definition:
-    return {
-        "name": SEMANTIC,
-        "prioritizedFields": {
-            "titleField": {"fieldName": "file_name"},
-            "prioritizedContentFields": [{"fieldName": "content"}],
-            "prioritizedKeywordsFields": [],
-        },
-    }
+    """Without a title: the fields it names must be searchable (documented by the vendor), and only the text is."""
+    prioritized = {"prioritizedContentFields": [{"fieldName": "content"}], "prioritizedKeywordsFields": []}
+    return {"name": SEMANTIC, "prioritizedFields": prioritized}

@@ -51,10 +51,6 @@ class RequestRefused(SinkConflict):
     """The service will not do what was asked for, however often it is asked; the message is its own."""
 
 
-class RequestTooLarge(RequestRefused):
-    """A request of more bytes than the service takes."""
-
-
 class IndexMissing(SinkUnavailable):
     """The index does not exist; nothing is in it."""
 
@@ -156,7 +152,7 @@ class AzureStore:
         body = b'{"value":[' + b",".join([change.line for change in changes]) + b"]}"
         try:
             if len(body) > MAX_REQUEST_BYTES and len(changes) > 1:
-                raise RequestTooLarge(f"{len(body)} bytes")
+                raise RequestRefused(f"{len(body)} bytes")
             answer = await self._answer(action, "POST", "/docs/search.index", body)
         except RequestRefused as error:
             if len(changes) == 1:
@@ -169,8 +165,16 @@ class AzureStore:
         }
 
     async def search(self, action: str, query: Mapping[str, Any]) -> list[Row]:
-        """The documents a query finds. Raises IndexMissing or RequestRefused."""
-        rows: list[Row] = (await self._answer(action, "POST", "/docs/search.post.search", _json(query)))["value"]
+        """The documents a query finds, of one answer or several. Raises IndexMissing or RequestRefused.
+
+        The vendor documents that an answer may have fewer documents than were asked for, and then says what to ask next.
+        """
+        rows: list[Row] = []
+        due: Mapping[str, Any] | None = query
+        while due is not None:
+            answer = await self._answer(action, "POST", "/docs/search.post.search", _json(due))
+            rows += answer["value"]
+            due = answer.get("@search.nextPageParameters")
         return rows
 
     async def rows(self, action: str, where: str, select: Sequence[str], *, top: int | None = None) -> list[Row]:
@@ -266,8 +270,6 @@ class AzureStore:
             return _ChangedMeanwhile(f"Azure AI Search index {self.index!r} keeps changing; run again")
         if status in (401, 403):
             return SinkUnavailable(f"Azure AI Search at {self._shown_url} refuses to {action} with the key in {API_KEY}: {told}")
-        if status == 413:
-            return RequestTooLarge(f"Azure AI Search refuses to {action} in one request: {told}")
         if 400 <= status < 500 and status not in _BUSY:
             return RequestRefused(f"Azure AI Search refuses to {action} in index {self.index!r}: {told}")
         return SinkUnavailable(f"Azure AI Search at {self._shown_url} cannot {action}: {told}")

@@ -97,6 +97,13 @@ class ReplaceReport:
     bytes_written: int
     refused: tuple[RecordRefused, ...] = ()
 
+    def __add__(self, other: ReplaceReport) -> ReplaceReport:
+        return ReplaceReport(
+            self.records_written + other.records_written,
+            self.bytes_written + other.bytes_written,
+            (*self.refused, *other.refused),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SearchRequest:

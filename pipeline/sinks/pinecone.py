@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import reduce
+from functools import partial
 from itertools import groupby
 from typing import ClassVar, Final, cast
 
@@ -31,7 +31,7 @@ from pipeline.sinks.pinecone_layout import Metadata, RecordKey, Write
 from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, NamespaceWriter, page_size
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
 from pipeline.sinks.records import FileRecords, ref_doc_id, to_records
-from pipeline.sinks.refusals import check_vectors
+from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import each, slices
 
 MAX_K: Final = 10_000
@@ -106,6 +106,7 @@ class PineconeExporter(Exporter):
 
     async def provision(self) -> None:
         """Create the index, or validate the one there is; wait until it is ready. Deletion protection is left as it is."""
+        layout.check_names(self.context.metadata_fields)
         await self._store.create(
             cloud=self.settings.cloud, region=self.settings.region, timeout_seconds=self.settings.ready_seconds
         )
@@ -114,36 +115,28 @@ class PineconeExporter(Exporter):
         """Batches of up to 500 files or about 32 MB, one of them encoded or sent while another waits for an answer."""
         self.check_files(files)
         batches = slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes)
+        encode = partial(layout.encode_file, declared=self.context.metadata_fields)
         reports: list[ReplaceReport] = []
 
         async def replace(batch: Sequence[FileRecords]) -> None:
-            writes, refused = await asyncio.to_thread(self._encode, batch)
+            writes, refused = await asyncio.to_thread(encode_all, batch, encode)
             reports.append(ReplaceReport(0, 0, tuple(refused)))
             for config, of_config in groupby(sorted(writes, key=_config_of), key=_config_of):
                 reports.append(await self._replace(self._writer(config), list(of_config)))
 
         await each(batches, replace, concurrency=_BATCHES_AT_ONCE)
-        return reduce(_sum, reports, ReplaceReport(0, 0))
-
-    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileWrites[Write]], list[RecordRefused]]:
-        encoded, refused = [], []
-        for file in files:
-            try:
-                check_vectors(file)
-                encoded.append(layout.encode_file(file, self.context.metadata_fields))
-            except RecordRefused as error:
-                refused.append(error)
-        return encoded, refused
+        return sum(reports, ReplaceReport(0, 0))
 
     async def _replace(self, writer: NamespaceWriter, files: Sequence[FileWrites[Write]]) -> ReplaceReport:
-        """Replace these files; when Pinecone refuses, each half, until what is refused is known by its file."""
+        """Replace these files; when Pinecone refuses, each half, until what is refused, and withdrawn, is known by its file."""
         try:
             await replace_generations(writer, files)
         except WriteRefused as error:
             if len(files) == 1:
+                await writer.withdraw(files[0])
                 return ReplaceReport(0, 0, (RecordRefused(files[0].key.file_id, str(error)),))
             half = len(files) // 2
-            return _sum(await self._replace(writer, files[:half]), await self._replace(writer, files[half:]))
+            return await self._replace(writer, files[:half]) + await self._replace(writer, files[half:])
         sizes = [write.size for file in files for write in file.writes]
         return ReplaceReport(len(sizes), sum(sizes))
 
@@ -237,9 +230,3 @@ class PineconeExporter(Exporter):
 
 def _config_of(file: FileWrites[Write]) -> str:
     return file.key.export_config_id
-
-
-def _sum(one: ReplaceReport, other: ReplaceReport) -> ReplaceReport:
-    return ReplaceReport(
-        one.records_written + other.records_written, one.bytes_written + other.bytes_written, (*one.refused, *other.refused)
-    )

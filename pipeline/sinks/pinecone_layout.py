@@ -24,13 +24,14 @@ import pyarrow as pa
 from pinecone import Vector
 
 from pipeline.embedding.base import ModelIdentity
-from pipeline.errors import RecordRefused, SinkConflict
+from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType, Snapshot
 from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, ref_doc_ids
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, record_schema, ref_doc_id
+from pipeline.sinks.refusals import check_vectors
 
 Metadata = dict[str, Any]
 Filter = dict[str, Any]
@@ -64,6 +65,15 @@ _FILE_FIELDS: Final = tuple(
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 _COMPARISONS: Final = ("gt", "gte", "lt", "lte")
+
+
+def check_names(declared: Mapping[str, MetadataType]) -> None:
+    """Raises ConfigError for a declared field that no record can have beside the replace protocol's own."""
+    if PENDING in declared:
+        raise ConfigError(
+            f"metadata field {PENDING!r} cannot be declared for the Pinecone sink, which keeps a marker of its own by that name; "
+            "rename it at its source, or do not declare it"
+        )
 
 
 def index_name(prefix: str, model: ModelIdentity) -> str:
@@ -101,10 +111,6 @@ class RecordKey(FileKey):
         return [f"{prefix}{found}" for found in super().ids(generation)]
 
 
-def key_of(file: FileRecords) -> RecordKey:
-    return RecordKey(file.provenance.tenant_id, file.provenance.export_config_id, file.file_id)
-
-
 def document_of(record_id: str) -> str:
     """The ref_doc_id in a record's id."""
     return unquote(record_id.rpartition("#")[0])
@@ -139,7 +145,8 @@ class Write:
 
 def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> FileWrites[Write]:
     """A file's records. Raises RecordRefused, naming the limit, for one Pinecone cannot hold."""
-    key = key_of(file)
+    check_vectors(file)
+    key = RecordKey(file.provenance.tenant_id, file.provenance.export_config_id, file.file_id)
     flat = {name: value for name, value in fields_of_file(file, declared).items() if value not in (None, [])}
     _check_integers(file, flat)
     if len(key.prefix) > MAX_ID - 36:

@@ -6,10 +6,10 @@ What belongs here: what ``generations`` asks of a store, as requests to Pinecone
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.sinks.generations import FileKey, Head, remove_generations
+from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, remove_generations
 from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, scope, to_head
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices
@@ -45,6 +45,9 @@ class NamespaceWriter:
     export_config_id: str
     dimension: int
 
+    first_found: dict[FileKey, set[Generation]] = field(default_factory=dict, init=False)
+    """The generations that had a head when this object first looked, before it wrote anything."""
+
     max_records: int = 1_000
     max_bytes: int = MAX_REQUEST_BYTES - _ENVELOPE_BYTES
     max_ids: int = 1_000
@@ -57,7 +60,19 @@ class NamespaceWriter:
         return head.marked(marker)
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
-        return await self.heads([key.file_id for key in keys])
+        heads = await self.heads([key.file_id for key in keys])
+        found: dict[FileKey, set[Generation]] = {key: set() for key in keys}
+        for head in heads:
+            found[head.key].add(head.generation)
+        for key, generations in found.items():
+            self.first_found.setdefault(key, generations)
+        return heads
+
+    async def withdraw(self, file: FileWrites[Write]) -> None:
+        """Delete what has been written of a file's new version, its head last, unless it is all there was before."""
+        if self.first_found[file.key] != {file.generation}:
+            await each(slices(file.ids[1:], count=self.max_ids), self.delete, concurrency=self.concurrency)
+            await self.delete(file.ids[:1])
 
     async def heads(self, file_ids: Sequence[str] | None) -> list[Head]:
         """Chunk 0 of every generation of these files, or of all there are, own writes included."""

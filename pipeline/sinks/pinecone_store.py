@@ -91,21 +91,24 @@ class PineconeStore:
                 found = await self._describe()
             except _IndexMissing:
                 await self._create(cloud, region)
-                continue
-            self._check(found)
-            if found.status.ready:
-                return
-            if found.status.state in ("InitializationFailed", "Terminating", "Disabled") or _now() > deadline:
+                state = "missing"
+            else:
+                self._check(found)
+                if found.status.ready:
+                    return
+                state = found.status.state
+            if state in ("InitializationFailed", "Terminating", "Disabled") or _now() > deadline:
                 raise SinkUnavailable(
-                    f"Pinecone index {self.name!r} is {found.status.state} and does not become ready; look at it in the console"
+                    f"Pinecone index {self.name!r} is {state} and does not become ready; look at it in the console"
                 )
             await asyncio.sleep(backoff(attempt, longest=_LONGEST_POLL))
 
     async def _create(self, cloud: str, region: str) -> None:
         client = self._connected()
+        action = f"create index {self.name!r} in region {region!r} of cloud {cloud!r}"
 
         async def ask() -> None:
-            with suppress(pinecone.ConflictError):  # another process was first
+            try:
                 await client.create_index(
                     self.name,
                     ServerlessSpec(cloud=cloud, region=region),
@@ -114,8 +117,13 @@ class PineconeStore:
                     timeout=-1,
                     tags=index_tags(self._model),
                 )
+            except pinecone.ConflictError:
+                return  # another process was first
+            except pinecone.NotFoundError as error:
+                told = self._shown(error.message)
+                raise RequestRefused(f"Pinecone cannot {action}: {told}; correct the sink's cloud and region") from None
 
-        await self._patiently(f"create index {self.name!r}", ask)
+        await self._patiently(action, ask)
 
     async def _describe(self) -> Any:
         client = self._connected()

@@ -38,6 +38,7 @@ from pipeline.sinks.qdrant_generations import QdrantGenerations, by_config, read
 from pipeline.sinks.qdrant_layout import PointWrite
 from pipeline.sinks.qdrant_store import QdrantStore, RequestRefused, connection
 from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
 _FILES_PER_REPLACE: Final = 500
@@ -168,22 +169,14 @@ class QdrantExporter(Exporter):
         replacing = QdrantGenerations(self._store, await self._store.limits())
         records, size = 0, 0
         refused: list[RecordRefused] = []
-        async for _, (encoded, unfit) in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
+        encode = partial(layout.encode_file, declared=self._declared)
+        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
             refused += unfit
             await replace_generations(replacing, encoded)
             await self._sweep(encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)
         return ReplaceReport(records, size, tuple(refused))
-
-    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileWrites[PointWrite]], list[RecordRefused]]:
-        encoded, refused = [], []
-        for file in files:
-            try:
-                encoded.append(layout.encode_file(file, self._declared))
-            except RecordRefused as error:
-                refused.append(error)
-        return encoded, refused
 
     async def _sweep(self, files: Sequence[FileWrites[PointWrite]]) -> None:
         """Delete what no head told of: records whose chunk 0 was lost, or written by something else under these files' ids."""

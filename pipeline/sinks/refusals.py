@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.records import FileRecords
+
+T = TypeVar("T")
 
 
 def sift(
@@ -23,6 +26,17 @@ def sift(
         except RecordRefused as error:
             refused.append(error)
     return accepted, refused
+
+
+def encode_all(files: Iterable[FileRecords], encode: Callable[[FileRecords], T]) -> tuple[list[T], list[RecordRefused]]:
+    """Every file encoded, and the refusals of those that raise RecordRefused instead."""
+    encoded, refused = [], []
+    for file in files:
+        try:
+            encoded.append(encode(file))
+        except RecordRefused as error:
+            refused.append(error)
+    return encoded, refused
 
 
 def check_vectors(file: FileRecords) -> None:

@@ -13,8 +13,8 @@ version, whatever the others wrote between its read and its write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, Final, cast
@@ -35,9 +35,10 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
-from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
+from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
 from pipeline.sinks.turbopuffer_store import MAX_LIMIT, NamespaceMissing, RequestRefused, TurbopufferStore
@@ -66,14 +67,6 @@ class TurbopufferSettings(SinkSettings):
     region: str | None = Field(default=None, description="Region, as in gcp-us-central1. Default: TURBOPUFFER_REGION.")
     base_url: str | None = Field(default=None, description="Address instead of a region. Default: TURBOPUFFER_BASE_URL.")
     namespace_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
-
-
-@dataclass(frozen=True, slots=True)
-class _Encoded:
-    """A batch ready to be written, and the files it had to leave out."""
-
-    files: list[EncodedFile]
-    refused: list[RecordRefused]
 
 
 class TurbopufferExporter(Exporter):
@@ -121,26 +114,21 @@ class TurbopufferExporter(Exporter):
             )
 
     async def _fill_added_fields(self) -> None:
-        """Fill declared fields that are null in documents whose metadata has a value: those older than the declaration.
+        """Fill declared fields in documents written before they were declared, from the metadata these hold.
 
         What is missing is read off the documents, so a crash on the way is made good by the next call.
         """
         if not self._declared:
             return
-        lacking = ("Or", [(key, "Eq", None) for key in self._declared])
+        lacking = ("Or", [("Not", (layout.FILTER_FIELDS, "ContainsAny", [key])) for key in self._declared])
         where = ("And", [("tenant_id", "Eq", self.context.tenant_id), ("chunk_index", "Eq", 0), lacking])
         needed = ["export_config_id", "parsed_directory_file_id", "chunk_count", "record_set_hash", "metadata_json"]
-        async for rows in self._store.pages("find metadata to fill in", where, [*needed, *self._declared]):
-            unfilled = await asyncio.to_thread(self._unfilled, rows)
-            for some in slices(
-                unfilled, count=len(rows), size=_FILLED_PER_REQUEST, size_of=lambda item: cast(int, item[0]["chunk_count"])
-            ):
+        wanted = [*needed, layout.FILTER_FIELDS, *self._declared]
+        async for rows in self._store.pages("find metadata to fill in", where, wanted):
+            fills = await asyncio.to_thread(lambda heads: [layout.fill(head, self._declared) for head in heads], rows)
+            for some in slices(fills, count=len(fills), size=_FILLED_PER_REQUEST, size_of=lambda item: item.count):
                 body = layout.fill_body(some, self.context.tenant_id, self._declared)
                 await self._store.write("fill metadata fields", body)
-
-    def _unfilled(self, rows: Sequence[Row]) -> list[tuple[Row, Mapping[str, FieldValue]]]:
-        found = [(row, fitting_values(row["metadata_json"], self._declared)) for row in rows]
-        return [(row, values) for row, values in found if any(row.get(key) != value for key, value in values.items())]
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One atomic write for up to 500 files and about 32 MB; a larger file has a write of its own, of up to 512 MB."""
@@ -149,20 +137,12 @@ class TurbopufferExporter(Exporter):
             slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST, size_of=lambda file: file.table.nbytes)
         )
         total = ReplaceReport(0, 0)
-        async for _, encoded in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
-            total = _sum(total, ReplaceReport(0, 0, tuple(encoded.refused)))
-            if encoded.files:
-                total = _sum(total, await self._write(encoded.files))
+        encode = partial(layout.encode_file, declared=self._declared)
+        async for _, (encoded, refused) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+            total += ReplaceReport(0, 0, tuple(refused))
+            if encoded:
+                total += await self._write(encoded)
         return total
-
-    def _encode(self, files: Sequence[FileRecords]) -> _Encoded:
-        encoded = _Encoded([], [])
-        for file in files:
-            try:
-                encoded.files.append(layout.encode_file(file, self._declared))
-            except RecordRefused as error:
-                encoded.refused.append(error)
-        return encoded
 
     async def _write(self, files: Sequence[EncodedFile]) -> ReplaceReport:
         """Write a batch; of one that is too large or refused, each half, until what is refused is known by its file."""
@@ -179,7 +159,7 @@ class TurbopufferExporter(Exporter):
             if len(files) == 1:
                 return ReplaceReport(0, 0, (RecordRefused(files[0].file.file_id, str(error)),))
             half = len(files) // 2
-            return _sum(await self._write(files[:half]), await self._write(files[half:]))
+            return await self._write(files[:half]) + await self._write(files[half:])
         return ReplaceReport(sum(item.file.table.num_rows for item in files), len(body))
 
     async def _old_counts(self, files: Sequence[EncodedFile]) -> dict[str, int]:
@@ -288,12 +268,6 @@ class TurbopufferExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _sum(one: ReplaceReport, other: ReplaceReport) -> ReplaceReport:
-    return ReplaceReport(
-        one.records_written + other.records_written, one.bytes_written + other.bytes_written, (*one.refused, *other.refused)
-    )
 
 
 def _snapshot(row: Row) -> Snapshot:

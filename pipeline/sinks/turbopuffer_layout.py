@@ -1,8 +1,9 @@
 """The Turbopuffer namespace: its schema, the codec to and from records, filters, and the body of a write.
 
 What belongs here: pure functions between Arrow tables of ``record_schema`` and the attributes of documents. Beside a record's
-own fields a document has what LlamaIndex needs (``text, doc_id, _node_content, _node_type``) and one typed attribute for
-every declared metadata field. Only what is filtered on is indexed for it: an attribute that is not costs half.
+own fields a document has what LlamaIndex needs (``text, doc_id, _node_content, _node_type``), one typed attribute for every
+declared metadata field and the list of these fields; none of them begins with an underscore. Only what is filtered on is
+indexed for it: an attribute that is not costs half.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import pyarrow as pa
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType
-from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
+from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, record_schema
 from pipeline.sinks.refusals import check_vectors
@@ -38,6 +39,8 @@ MAX_DIMENSION: Final = 10_752
 """Largest attribute value, filterable value, attribute name and vector; documented by the vendor as limits."""
 
 METRIC: Final = "cosine_distance"
+FILTER_FIELDS: Final = "_filter_fields"
+"""The declared metadata fields a document was written for; a field declared later is not among them."""
 
 _MAX_BYTES_PER_CHARACTER: Final = 4
 """In UTF-8: spares most strings from being encoded to be measured."""
@@ -89,6 +92,10 @@ def record_attributes(*, vectors: bool) -> list[str]:
 
 def namespace_schema(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> dict[str, Any]:
     """The schema every write carries, so that no type is ever inferred."""
+    return _fixed_schema(model) | declared_schema(declared)
+
+
+def _fixed_schema(model: ModelIdentity) -> dict[str, Any]:
     schema: dict[str, Any] = {"id": "uuid", "vector": {"type": f"[{model.dimension}]f32", "ann": True}}
     for field in record_schema(model.dimension):
         name = attribute_name(field.name)
@@ -97,11 +104,13 @@ def namespace_schema(model: ModelIdentity, declared: Mapping[str, MetadataType])
     schema["text"]["full_text_search"] = _TEXT_SEARCH
     for name in ("doc_id", "_node_content", "_node_type"):
         schema[name] = {"type": "string", "filterable": name in _FILTERABLE}
-    return schema | declared_schema(declared)
+    return schema
 
 
 def declared_schema(declared: Mapping[str, MetadataType]) -> dict[str, Any]:
-    return {key: {"type": _FIELD_TYPES[kind], "filterable": True} for key, kind in declared.items()}
+    """The part of the schema that a namespace may lack: an earlier version has made it, or for fewer fields."""
+    kinds: dict[str, MetadataType] = {FILTER_FIELDS: "string_list", **declared}
+    return {key: {"type": _FIELD_TYPES[kind], "filterable": True} for key, kind in kinds.items()}
 
 
 def _attribute_type(arrow: pa.DataType) -> str:
@@ -126,12 +135,12 @@ def check_names(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> N
 
 def check_schema(
     found: Mapping[str, Any], name: str, model: ModelIdentity, declared: Mapping[str, MetadataType]
-) -> dict[str, MetadataType]:
-    """The declared metadata fields the namespace lacks; ``found`` is the schema its metadata shows.
+) -> dict[str, Any]:
+    """The part of ``declared_schema`` the namespace lacks; ``found`` is the schema its metadata shows.
 
     Raises SinkConflict, which says what to do, when the namespace is not ours, or does not fit the model or a declared field.
     """
-    for key, wanted in namespace_schema(model, {}).items():
+    for key, wanted in _fixed_schema(model).items():
         expected = wanted if isinstance(wanted, str) else wanted["type"]
         held = found.get(key, {}).get("type", "missing")
         if held != expected:
@@ -150,10 +159,11 @@ def check_schema(
         if held is not None and (held.get("type") != wanted["type"] or not held.get("filterable")):
             raise SinkConflict(
                 f"Turbopuffer namespace {name!r} holds metadata field {key!r} as {held.get('type')}"
-                f"{'' if held.get('filterable') else ' that cannot be filtered on'}, the sink declares it as {declared[key]}; "
-                "declare it as before, or export to another namespace_prefix"
+                f"{'' if held.get('filterable') else ' that cannot be filtered on'}, "
+                f"the sink declares it as {declared.get(key, wanted['type'])}; declare it as before, "
+                "or export to another namespace_prefix"
             )
-    return {key: kind for key, kind in declared.items() if key not in found}
+    return {key: wanted for key, wanted in declared_schema(declared).items() if key not in found}
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +186,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> Enco
     columns["doc_id"] = ref_doc_ids(table).to_pylist()
     columns["_node_content"] = node_contents(table, include_text=True).to_pylist()
     columns["_node_type"] = [NODE_TYPE] * table.num_rows
-    for key, value in fields_of_file(file, declared).items():
+    for key, value in {**fields_of_file(file, declared), FILTER_FIELDS: sorted(declared)}.items():
         columns[key] = [value] * table.num_rows
     for name, values in columns.items():
         _check_sizes(file.file_id, name, values, filterable=name in _FILTERABLE or name in declared)
@@ -273,9 +283,9 @@ def create_body(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> b
     return _json({"create_namespace": True, "schema": namespace_schema(model, declared), "distance_metric": METRIC})
 
 
-def schema_body(declared: Mapping[str, MetadataType]) -> bytes:
-    """A write that adds metadata fields and nothing else."""
-    return _json({"schema": declared_schema(declared)})
+def schema_body(missing: Mapping[str, Any]) -> bytes:
+    """A write that adds these attributes and nothing else."""
+    return _json({"schema": missing})
 
 
 def delete_body(where: Filter) -> bytes:
@@ -283,16 +293,31 @@ def delete_body(where: Filter) -> bytes:
     return _json({"delete_by_filter": where, "delete_by_filter_allow_partial": True})
 
 
-def fill_body(
-    rows: Sequence[tuple[Row, Mapping[str, FieldValue]]], tenant_id: str, declared: Mapping[str, MetadataType]
-) -> bytes:
-    """A write that sets declared fields in every record of files, given by their chunk 0, that have not changed since."""
-    columns: dict[str, list[Any]] = {name: [] for name in ("id", "record_set_hash", *declared)}
-    for row, values in rows:
-        count = row["chunk_count"]
-        columns["id"] += chunk_ids(tenant_id, row["export_config_id"], row["parsed_directory_file_id"], range(count))
-        for name, value in {"record_set_hash": row["record_set_hash"], **values}.items():
-            columns[name] += repeat(value, count)
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """What to set in the first ``count`` records of a version, given by its chunk 0."""
+
+    head: Row
+    count: int
+    values: Mapping[str, FieldValue]
+
+
+def fill(head: Row, declared: Mapping[str, MetadataType]) -> Fill:
+    """Declared fields as the metadata has them; where the records have them already, chunk 0 alone is told that they have."""
+    values = fitting_values(head["metadata_json"], declared)
+    complete = all(head.get(key) == value for key, value in values.items())
+    covered = sorted({*(head.get(FILTER_FIELDS) or ()), *declared})
+    return Fill(head, 1 if complete else head["chunk_count"], {**values, FILTER_FIELDS: covered})
+
+
+def fill_body(fills: Sequence[Fill], tenant_id: str, declared: Mapping[str, MetadataType]) -> bytes:
+    """A write that makes these changes in every record that has not changed since."""
+    columns: dict[str, list[Any]] = {name: [] for name in ("id", "record_set_hash", *declared_schema(declared))}
+    for item in fills:
+        head = item.head
+        columns["id"] += chunk_ids(tenant_id, head["export_config_id"], head["parsed_directory_file_id"], range(item.count))
+        for name, value in {"record_set_hash": head["record_set_hash"], **item.values}.items():
+            columns[name] += repeat(value, item.count)
     unchanged = ("record_set_hash", "Eq", {"$ref_new": "record_set_hash"})
     return _json({"patch_columns": columns, "patch_condition": unchanged, "schema": declared_schema(declared)})
 

@@ -33,6 +33,7 @@ MAX_PAGE = 1000
 MAX_SKIP = 100_000
 MAX_NEIGHBOURS = 10_000
 DEFAULT_TOP = 50
+MAX_RERANKED = 50
 _RANK_CONSTANT = 60
 _ACTIONS = ("upload", "merge", "mergeOrUpload", "delete")
 _QUERY_KEYS = {
@@ -96,12 +97,14 @@ class Index:
 class Engine:
     """All indexes. ``lag`` is after how many searches of an index a change is searchable, for half of the documents sooner.
 
-    ``refuse`` may name a status and a message for a change before it is made.
+    ``refuse`` may name a status and a message for a change before it is made. ``answered`` is how many documents one answer
+    has at most: the service gives fewer than were asked for as it sees fit, and then says how to ask for the others.
     """
 
     def __init__(self) -> None:
         self.indexes: dict[str, Index] = {}
         self.lag = 0
+        self.answered = MAX_PAGE
         self.refuse: Callable[[str, Document], tuple[int, str] | None] = _refuse_nothing
         self._lock = threading.RLock()
 
@@ -218,7 +221,7 @@ class Engine:
             index = self._existing(name)
             index.catch_up()
             index.searches += 1
-            return _Search(index, query).answer()
+            return _Search(index, query).answer(self.answered)
 
     def _existing(self, name: str) -> Index:
         if name not in self.indexes:
@@ -257,28 +260,32 @@ class _Search:
         holds = compile_filter(index.fields, query.get("filter"))
         self._found = [number for number, document in enumerate(self._documents) if holds(document)]
 
-    def answer(self) -> dict[str, Any]:
+    def answer(self, most: int) -> dict[str, Any]:
         top, skip = self._size("top", DEFAULT_TOP), self._size("skip", 0)
         if skip > MAX_SKIP:
             raise bad(f"Value must be between 0 and {MAX_SKIP}.\r\nParameter name: $skip")
         names = self._selected()
         scores = self._scores()
         ordered = self._ordered(scores)
-        page = ordered[skip : skip + min(top, MAX_PAGE)]
+        page = ordered[skip : skip + min(top, most)]
+        address = f"/indexes('{self._index.definition['name']}')"
         answer: dict[str, Any] = {
-            "@odata.context": f"/indexes('{self._index.definition['name']}')/$metadata#docs(*)",
-            "value": [self._row(number, scores[number], names) for number in page],
+            "@odata.context": f"{address}/$metadata#docs(*)",
+            "value": [self._row(number, scores[number], place, names) for place, number in enumerate(page, skip)],
         }
         if self._query.get("count"):
             answer["@odata.count"] = len(ordered)
         if self._query.get("facets"):
             answer["@search.facets"] = {name: self._facet(name, count, ordered) for name, count in self._facets()}
-        if top > MAX_PAGE and skip + MAX_PAGE < len(ordered):
-            answer["@search.nextPageParameters"] = {**self._query, "skip": skip + MAX_PAGE, "top": top - MAX_PAGE}
+        if len(page) < top and skip + len(page) < len(ordered):
+            answer["@search.nextPageParameters"] = {**self._query, "skip": skip + len(page), "top": top - len(page)}
+            answer["@odata.nextLink"] = f"{address}/docs/search.post.search"
         return answer
 
-    def _row(self, number: int, score: float, names: Sequence[str]) -> Document:
-        reranked = {"@search.rerankerScore": min(4.0, score)} if self._query.get("queryType") == "semantic" else {}
+    def _row(self, number: int, score: float, place: int, names: Sequence[str]) -> Document:
+        """The semantic ranker scores the best 50, from 0 to 4; the others have its null."""
+        semantic = self._query.get("queryType") == "semantic"
+        reranked = {"@search.rerankerScore": 4.0 / (1 + place) if place < MAX_RERANKED else None} if semantic else {}
         return {"@search.score": score, **reranked, **_shown_document(self._fields, self._documents[number], names)}
 
     def _size(self, name: str, default: int) -> int:

@@ -155,10 +155,16 @@ def parse_fields(definition: Mapping[str, Any]) -> dict[str, Field]:
         if field.is_vector and not 2 <= (field.dimensions or 0) <= 4096:
             raise bad(f"The vector field '{field.name}' must have between 2 and 4096 dimensions.")
     for configuration in (definition.get("semantic") or {}).get("configurations", ()):
-        for part in configuration["prioritizedFields"]["prioritizedContentFields"]:
-            if not fields.get(part["fieldName"]):
-                raise bad(f"The semantic configuration names the field '{part['fieldName']}', which does not exist.")
+        for name in _semantic_fields(configuration["prioritizedFields"]):
+            if name not in fields or not (fields[name].searchable and fields[name].retrievable):
+                raise bad(f"The semantic configuration names the field '{name}', which is not a searchable and retrievable one.")
     return fields
+
+
+def _semantic_fields(prioritized: Mapping[str, Any]) -> list[str]:
+    title = prioritized.get("titleField")
+    listed = [*prioritized.get("prioritizedContentFields", ()), *prioritized.get("prioritizedKeywordsFields", ())]
+    return [part["fieldName"] for part in ([title] if title else []) + listed]
 
 
 def _field(item: Mapping[str, Any]) -> Field:

@@ -89,6 +89,38 @@ async def test_an_index_that_failed_is_named_at_once(exporter: PineconeExporter,
         await exporter.provision()
 
 
+async def test_a_declared_field_named_like_the_marker_is_refused_before_any_request(emulator: PineconeEmulator) -> None:
+    sink = another(emulator, SinkContext("prj-1", MODEL, {"year": "integer", "pending": "boolean"}))
+    with pytest.raises(ConfigError, match=r"metadata field 'pending'.*rename it"):
+        await sink.provision()
+    assert emulator.requests == []
+    await sink.close()
+
+
+async def test_an_index_that_is_neither_found_nor_made_is_given_up(emulator: PineconeEmulator) -> None:
+    def elsewhere(request: Request) -> None:
+        raise ApiError(409, "Resource already exists") if request.operation == "create_index" else ApiError(404, "not found")
+
+    emulator.before = elsewhere
+    impatient = another(emulator, ready_seconds=0.5)
+    with pytest.raises(SinkUnavailable, match="is missing and does not become ready"):
+        await asyncio.wait_for(impatient.provision(), 20)
+    assert emulator.count("create_index") < 10
+    await impatient.close()
+
+
+@pytest.mark.parametrize(("status", "kind"), [(400, SinkConflict), (403, SinkUnavailable), (404, SinkConflict)])
+async def test_an_index_that_cannot_be_made_where_it_should_be_says_where(
+    emulator: PineconeEmulator, status: int, kind: type[Exception]
+) -> None:
+    emulator.fail("create_index", status, message="Resource cloud: aws region: us-east-9 not found")
+    lost = another(emulator, region="us-east-9")
+    with pytest.raises(kind, match=r"create index .* in region 'us-east-9' of cloud 'aws'.*us-east-9 not found") as caught:
+        await lost.provision()
+    assert "provision the sink first" not in str(caught.value)
+    await lost.close()
+
+
 async def test_two_processes_that_create_the_index_at_once_share_it(emulator: PineconeEmulator) -> None:
     exporters = [another(emulator) for _ in range(4)]
     await asyncio.gather(*(exporter.provision() for exporter in exporters))
@@ -214,6 +246,42 @@ async def test_a_file_pinecone_will_not_hold_is_refused_and_its_batch_goes_on(be
     assert refused.file_id == "dfl-2"
     assert "larger than we like" in refused.reason
     await bench.assert_holds(old, *(file for file in files if file.file_id != "dfl-2"))
+
+
+def refuse_a_body_chunk(emulator: PineconeEmulator) -> None:
+    """Refuse every request with the fourth chunk of a file, whose head then stands already."""
+
+    def refuse(request: Request) -> None:
+        if request.operation == "upsert" and any(v["metadata"]["chunk_index"] == 3 for v in request.body["vectors"]):
+            raise ApiError(400, "Metadata size is larger than we like")
+
+    emulator.before = refuse
+
+
+async def test_a_file_refused_while_its_body_is_written_leaves_nothing_of_its_new_version(
+    bench: Bench, emulator: PineconeEmulator
+) -> None:
+    old, other = bench.file("dfl-1", 5), bench.file("dfl-2", 2, version="v2")
+    await bench.replace(old)
+    refuse_a_body_chunk(emulator)
+    for _ in range(2):
+        report = await bench.replace(bench.file("dfl-1", 5, version="v2"), other, bench.file("dfl-new", 1_500))
+        assert sorted(refused.file_id for refused in report.refused) == ["dfl-1", "dfl-new"]
+        await bench.assert_holds(old, other)
+
+
+async def test_a_file_refused_while_its_version_is_written_again_keeps_what_it_has(
+    bench: Bench, emulator: PineconeEmulator
+) -> None:
+    file = bench.file("dfl-1", 5)
+    await bench.replace(file)
+    refuse_a_body_chunk(emulator)
+    for _ in range(2):
+        assert (await bench.replace(file)).refused
+        assert len((await bench.held())["dfl-1"]) == 5
+    emulator.before = None
+    await bench.replace(file)
+    await bench.assert_holds(file)
 
 
 @pytest.mark.parametrize("headers", [None, OTHER_POSITION_HEADERS], ids=["documented names", "other names"])

@@ -13,6 +13,7 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict
 from pipeline.sinks import turbopuffer as sink
 from pipeline.sinks import turbopuffer_layout as layout
+from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import MetadataType, SearchRequest, SinkContext
 from pipeline.sinks.turbopuffer import TurbopufferExporter
 from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
@@ -86,7 +87,8 @@ async def test_a_namespace_of_someone_else_is_a_conflict_and_stays_untouched(
 def test_a_namespace_that_does_not_fit_is_a_conflict_that_says_why(change: dict[str, Any], told: str) -> None:
     ours = layout.namespace_schema(MODEL, {"year": "integer"})
     found = {name: {"type": entry} if isinstance(entry, str) else entry for name, entry in ours.items()}
-    assert layout.check_schema(found, "ns", MODEL, {"year": "integer", "more": "float"}) == {"more": "float"}
+    more = {"more": {"type": "float", "filterable": True}}
+    assert layout.check_schema(found, "ns", MODEL, {"year": "integer", "more": "float"}) == more
     with pytest.raises(SinkConflict, match=told):
         layout.check_schema({**found, **change}, "ns", MODEL, {"year": "integer"})
 
@@ -128,6 +130,41 @@ async def test_a_newly_declared_field_is_filled_from_what_documents_hold(
     emulator.requests.clear()
     await newer.provision()
     assert emulator.count("write") == 0, "nothing is left to fill, so nothing is written"
+    await newer.close()
+    await bench.exporter.close()
+
+
+async def test_files_without_a_declared_field_are_not_read_again_by_every_process(
+    bench: Bench, emulator: TurbopufferEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(*(bench.file(f"dfl-{n}", 2, metadata={}) for n in range(30)))
+    monkeypatch.setattr(store, "MAX_LIMIT", 10)
+    emulator.requests.clear()
+    await bench.open().provision()
+    assert emulator.count("query") == 2, "of which model the vectors are, and of which files a field is missing"
+
+
+async def test_a_namespace_of_an_earlier_version_is_told_once_what_its_files_were_written_for(
+    running: TurbopufferUnderTest, emulator: TurbopufferEmulator
+) -> None:
+    bench = Bench(running, fields={"year": "integer"}, tenant="prj-1")
+    await bench.open().provision()
+    files = [bench.file(f"dfl-{n}", 3, metadata={"year": 2020 + n} if n % 2 else {}) for n in range(6)]
+    await bench.replace(*files)
+    namespace = emulator.engine.namespaces[NAMESPACE]
+    del namespace.schema[layout.FILTER_FIELDS]
+    for document in namespace.documents.values():
+        del document[layout.FILTER_FIELDS]
+    newer = exporter_with(running, {"year": "integer", "more": "string"})
+    emulator.requests.clear()
+    await newer.provision()
+    (filled,) = (request.body["patch_columns"]["id"] for request in emulator.requests if "patch_columns" in request.body)
+    assert len(filled) == len(files), "of each file its chunk 0, for its values are there"
+    await bench.assert_holds(*files)
+    assert await files_found(newer, bench.config, {"year": {"gte": 2021}}) == ["dfl-1", "dfl-3", "dfl-5"]
+    emulator.requests.clear()
+    await newer.provision()
+    assert emulator.count("write") == 0
     await newer.close()
     await bench.exporter.close()
 

@@ -17,6 +17,7 @@ from pipeline.sinks import azure_writer as writer
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.records import chunk_id
+from pipeline_tests.conformance.azure_ai_search_harness import AzureAISearchUnderTest, provisioned_bench
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 
@@ -184,6 +185,21 @@ async def test_listing_asks_once_for_every_thousand_files(
     assert emulator.count("search") == 95 // 19
 
 
+async def test_an_answer_with_fewer_documents_than_asked_for_is_followed_to_its_end(
+    bench: Bench, emulator: AzureAISearchEmulator
+) -> None:
+    emulator.engine.answered = 7
+    files = [bench.file(f"dfl-{n:02}", 3) for n in range(20)]
+    await bench.replace(*files)
+    await bench.assert_holds(*files)
+    hits = await bench.search(SearchRequest(bench.config, vector=matrix(files[0].table)[0], k=50))
+    assert len({hit.record.id for hit in hits}) == 50
+    await bench.replace(*(bench.file(f"dfl-{n:02}", 1, version="v2") for n in range(20)))
+    assert len(await bench.snapshots()) == 20
+    await bench.delete(*(f"dfl-{n:02}" for n in range(20)))
+    await bench.assert_holds()
+
+
 async def test_pages_lose_nothing_where_documents_share_a_place(
     bench: Bench, client: SearchClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,6 +247,16 @@ async def test_the_semantic_ranker_ranks_where_it_is_wanted(emulator: AzureAISea
         assert asked["queryType"] == ("semantic" if semantic else "simple")
         assert asked.get("semanticQuery") == ("a 'quoted' word" if semantic else None)
         await exporter.close()
+
+
+async def test_scores_of_the_semantic_ranker_are_on_one_scale(emulator: AzureAISearchEmulator) -> None:
+    sink = AzureAISearchUnderTest(AzureAISearchSettings(endpoint=emulator.url, semantic_ranking=True), (), emulator=emulator)
+    async with provisioned_bench(sink) as bench:
+        await bench.replace(bench.file("dfl-1", ["sluice " * (1 + n % 7) for n in range(60)]))
+        hits = await bench.search(SearchRequest(bench.config, mode="text", text="sluice", k=60))
+    scores = [hit.score for hit in hits]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[50:] == [0.0] * 10, "those it has not ranked"
 
 
 async def test_a_request_beyond_what_the_service_takes_is_refused(bench: Bench) -> None:

@@ -14,9 +14,11 @@ from azure.search.documents.indexes import SearchIndexClient
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.sinks import azure_store as store
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
-from pipeline.sinks.azure_layout import IndexDesign, field_name, profile_name
+from pipeline.sinks.azure_layout import FILTER_FIELDS, IndexDesign, field_name, profile_name
 from pipeline.sinks.base import Exporter, MetadataType, SearchRequest, SinkContext
+from pipeline.sinks.records import chunk_id
 from pipeline_tests.conformance.azure_ai_search_harness import INDEX, AzureAISearchUnderTest
 from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
@@ -211,6 +213,79 @@ async def test_filling_a_field_leaves_alone_what_was_replaced_meanwhile(
     await bench.exporter.close()
 
 
+async def test_files_without_a_declared_field_are_not_read_again_by_every_process(
+    bench: Bench, emulator: AzureAISearchEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(*(bench.file(f"dfl-{n}", 2, metadata={}) for n in range(30)))
+    monkeypatch.setattr(store, "MAX_PAGE", 10)
+    emulator.requests.clear()
+    await bench.open().provision()
+    assert [request.operation for request in emulator.requests] == ["get_index", "search"]
+
+
+async def test_an_index_of_an_earlier_version_is_told_once_what_its_files_were_written_for(
+    running: AzureAISearchUnderTest, emulator: AzureAISearchEmulator
+) -> None:
+    bench = Bench(running, fields={"year": "integer"}, tenant="prj-1")
+    await bench.open().provision()
+    files = [bench.file(f"dfl-{n}", 3, metadata={"year": 2020 + n} if n % 2 else {}) for n in range(6)]
+    await bench.replace(*files)
+    _forget_what_files_were_written_for(emulator)
+    async with declaring(emulator, {"year": "integer", "more": "string"}) as newer:
+        emulator.requests.clear()
+        await newer.provision()
+        changed = [action for request in emulator.requests for action in request.body.get("value", ())]
+        assert len(changed) == len(files), "of each file its chunk 0, for its values are there"
+        await bench.assert_holds(*files)
+        assert await files_found(newer, bench.config, {"year": {"gte": 2021}}) == ["dfl-1", "dfl-3", "dfl-5"]
+        emulator.requests.clear()
+        await newer.provision()
+        assert [request.operation for request in emulator.requests] == ["get_index", "search"]
+    await bench.exporter.close()
+
+
+def _forget_what_files_were_written_for(emulator: AzureAISearchEmulator) -> None:
+    """Make the index what an earlier version has made, and filled."""
+    index = emulator.engine.indexes[INDEX]
+    index.definition["fields"] = [field for field in index.definition["fields"] if field["name"] != FILTER_FIELDS]
+    del index.fields[FILTER_FIELDS]
+    for document in index.stored.values():
+        del document[FILTER_FIELDS]
+
+
+async def test_sinks_that_fill_different_fields_at_once_fill_them_all(
+    running: AzureAISearchUnderTest, emulator: AzureAISearchEmulator, hasty: None
+) -> None:
+    bench = Bench(running, fields={}, tenant="prj-1")
+    await bench.open().provision()
+    await bench.replace(*(bench.file(f"dfl-{n}", 3, metadata={"year": 2020 + n, "team": "gauges"}) for n in range(4)))
+    emulator.engine.lag = 4
+    async with declaring(emulator, {"year": "integer"}) as one, declaring(emulator, {"team": "string"}) as other:
+        await asyncio.gather(one.provision(), other.provision())
+        assert await files_found(one, bench.config, {"year": {"gte": 2022}}) == ["dfl-2", "dfl-3"]
+        assert await files_found(other, bench.config, {"team": "gauges"}) == ["dfl-0", "dfl-1", "dfl-2", "dfl-3"]
+    await bench.exporter.close()
+
+
+async def test_a_file_filled_in_part_is_filled_wholly_by_the_next_call(
+    running: AzureAISearchUnderTest, emulator: AzureAISearchEmulator, hasty: None
+) -> None:
+    bench = Bench(running, fields={}, tenant="prj-1")
+    await bench.open().provision()
+    file = bench.file("dfl-1", 4, metadata={"year": 2020})
+    await bench.replace(file)
+    last = chunk_id("prj-1", bench.config, "dfl-1", 3, file.record_set_hash)
+    emulator.engine.refuse = lambda _, document: (503, "busy") if document["id"] == last else None
+    async with declaring(emulator, {"year": "integer"}) as sink:
+        with pytest.raises(SinkUnavailable, match="503, busy"):
+            await sink.provision()
+        emulator.engine.refuse = lambda *_: None
+        await sink.provision()
+        request = SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=100, filters={"year": 2020})
+        assert sorted(hit.record.chunk_index for hit in await sink.search(request)) == [0, 1, 2, 3]
+    await bench.exporter.close()
+
+
 @pytest.mark.parametrize(
     ("key", "name"),
     [
@@ -222,6 +297,7 @@ async def test_filling_a_field_leaves_alone_what_was_replaced_meanwhile(
         ("Sort_Key", "key_Sort_Key_"),
         ("azureSearchX", "key_azureSearchX_"),
         ("key_year", "key_key_year_"),
+        ("key_filter_fields", "key_key_filter_fields_"),
         ("x" * 64, "x" * 64),
         ("ü" * 64, "key___"),
     ],
