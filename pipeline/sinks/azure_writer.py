@@ -20,7 +20,7 @@ from pipeline.sinks.azure_layout import PENDING
 from pipeline.sinks.azure_query import one_of, scope
 from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, Failure
 from pipeline.sinks.backoff import backoff
-from pipeline.sinks.generations import FileKey, FileWrites, Head, remove_generations, replace_generations
+from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations, replace_generations
 from pipeline.sinks.records import json_string
 from pipeline.sinks.slicing import each, slices
 
@@ -64,6 +64,7 @@ class AzureWriter:
         self._visibility_seconds = visibility_seconds
         self._unseen: dict[str, Wanted] = {}
         """What was written and not yet found as it was written: the last word on every document."""
+        self._first_found = FirstFound()
 
     async def replace(self, files: Sequence[FileWrites[Document]]) -> list[RecordRefused]:
         """Make the index hold exactly these records of these files, and wait until searches say so.
@@ -72,6 +73,7 @@ class AzureWriter:
         a run that ended half way had just written them, are replaced too.
         """
         refused: list[RecordRefused] = []
+        self._first_found = FirstFound()
         for attempt in range(1, _ATTEMPTS + 1):
             accepted = await self._write(files, refused)
             await self.settle()
@@ -95,7 +97,8 @@ class AzureWriter:
         return files
 
     async def _withdraw(self, files: Sequence[FileWrites[Document]]) -> None:
-        written = [found for file in files for found in _ids(file)]
+        """Delete what has been written of these files' new versions, unless it is all there was before."""
+        written = [found for file in files if not self._first_found.was_all(file) for found in _ids(file)]
         await each(slices(written, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
 
@@ -138,6 +141,7 @@ class AzureWriter:
             for config, file_ids in _by_config(some).items():
                 where = f"{scope(self._tenant_id, config, file_ids)} and chunk_index eq 0"
                 heads += [to_head(row) async for rows in self._store.pages("look up files", where, HEAD_FIELDS) for row in rows]
+        self._first_found.note(keys, heads)
         return heads
 
     async def upsert(self, writes: Sequence[Document]) -> None:

@@ -112,6 +112,23 @@ class FileWrites(Generic[W]):
         return self.known_ids or self.key.ids(self.generation)
 
 
+class FirstFound:
+    """Which generations of files had heads when they were first looked up, before anything was written."""
+
+    def __init__(self) -> None:
+        self._generations: dict[FileKey, set[Generation]] = {}
+
+    def note(self, keys: Iterable[FileKey], heads: Iterable[Head]) -> None:
+        found: dict[FileKey, set[Generation]] = {key: set() for key in keys}
+        for head in heads:
+            found[head.key].add(head.generation)
+        self._generations = found | self._generations
+
+    def was_all(self, file: FileWrites[W]) -> bool:
+        """Whether this very version of the file was all there was: a reader has nothing else."""
+        return self._generations[file.key] == {file.generation}
+
+
 class GenerationStore(Protocol[W]):
     """The requests a replace consists of; ``W`` is one record, ready to be sent.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, remove_generations
+from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations
 from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, scope, to_head
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices
@@ -45,8 +45,7 @@ class NamespaceWriter:
     export_config_id: str
     dimension: int
 
-    first_found: dict[FileKey, set[Generation]] = field(default_factory=dict, init=False)
-    """The generations that had a head when this object first looked, before it wrote anything."""
+    first_found: FirstFound = field(default_factory=FirstFound, init=False)
 
     max_records: int = 1_000
     max_bytes: int = MAX_REQUEST_BYTES - _ENVELOPE_BYTES
@@ -61,16 +60,12 @@ class NamespaceWriter:
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         heads = await self.heads([key.file_id for key in keys])
-        found: dict[FileKey, set[Generation]] = {key: set() for key in keys}
-        for head in heads:
-            found[head.key].add(head.generation)
-        for key, generations in found.items():
-            self.first_found.setdefault(key, generations)
+        self.first_found.note(keys, heads)
         return heads
 
     async def withdraw(self, file: FileWrites[Write]) -> None:
         """Delete what has been written of a file's new version, its head last, unless it is all there was before."""
-        if self.first_found[file.key] != {file.generation}:
+        if not self.first_found.was_all(file):
             await each(slices(file.ids[1:], count=self.max_ids), self.delete, concurrency=self.concurrency)
             await self.delete(file.ids[:1])
 

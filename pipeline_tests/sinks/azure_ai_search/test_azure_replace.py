@@ -117,6 +117,20 @@ async def test_what_a_failed_call_has_written_is_found_by_the_next_one_however_l
     await bench.assert_holds(old)
 
 
+async def test_a_file_refused_while_its_version_is_written_again_keeps_what_it_has(
+    bench: Bench, emulator: AzureAISearchEmulator
+) -> None:
+    file = bench.file("dfl-1", 5)
+    await bench.replace(file)
+    emulator.engine.refuse = lambda action, document: (400, "no") if action == "upload" and document["chunk_index"] == 3 else None
+    for _ in range(2):
+        assert (await bench.replace(file)).refused
+        assert len((await bench.held())["dfl-1"]) == 5
+    emulator.engine.refuse = lambda *_: None
+    await bench.replace(file)
+    await bench.assert_holds(file)
+
+
 def _refuse_after(step: int) -> Any:
     """Let so many changes through, and no further one."""
     left = step
