@@ -157,4 +157,4 @@ def _reason(detection: Detection, decided: Dispatch) -> str:
         "awaiting approval to delete": needs.awaiting_approval,
     }
     parts = [f"{len(files)} files {name}" for name, files in waiting.items() if files]
-    return "; ".join([f"the index is {detection.look}", *parts])
+    return "; ".join([detection.unread or f"the index is {detection.look}", *parts])

@@ -35,7 +35,8 @@ Look = Literal["unchanged", "building", "failed", "incomplete", "incremental", "
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What one look at the index found. ``cursor`` resumes a listing that ran out of time; ``None`` when there is none."""
+    """What one look at the index found. ``cursor`` resumes a listing that ran out of time; ``None`` when there is none.
+    ``unread`` is why the directory was not read whole; ``None`` when it was, or has not moved since."""
 
     look: Look
     index: IndexState
@@ -43,6 +44,7 @@ class Detection:
     changed: int = 0
     missing: int = 0
     cursor: str | None = None
+    unread: str | None = None
     status_changed: bool = False
     """Whether the index's status is another than at the last look."""
 
@@ -96,7 +98,7 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             index_error=index.error_message,
         )
         if index.status != "ready":
-            return Detection(index.status, index, status_changed=state.index_status != index.status)
+            return Detection(index.status, index, unread=_unready(index), status_changed=state.index_status != index.status)
         rows = await asyncio.to_thread(export.ledger.files)
         listing = _resumed(cursor, index)
         if listing is None:
@@ -106,6 +108,12 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             since = state.listed_at if wanted == "incremental" else None
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         return await _list(export, source, index, listing, time.monotonic() + budget_seconds)
+
+
+def _unready(index: IndexState) -> str:
+    if index.status == "failed":
+        return f"the index {index.name!r} has failed: {index.error_message or 'no reason given'}"
+    return f"the index {index.name!r} is being built or synced"
 
 
 def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:
@@ -155,9 +163,10 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
             newest = max([newest, *(file.updated_at.timestamp() for file in page.files if file.updated_at)])
             listing = _advance(listing, page)
             if page.next_page_token and time.monotonic() > deadline:
-                return Detection("incomplete", index, new, changed, cursor=listing.cursor())
-    except IncompleteListing:
-        return Detection("incomplete", index, new, changed, cursor=None)
+                unread = "the listing goes on at the next look"
+                return Detection("incomplete", index, new, changed, cursor=listing.cursor(), unread=unread)
+    except IncompleteListing as error:
+        return Detection("incomplete", index, new, changed, unread=str(error))
     after = await source.get_index()
     same = after.change_key == index.change_key
     await asyncio.to_thread(

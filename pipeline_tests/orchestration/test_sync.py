@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,10 +11,13 @@ import dagster as dg
 import pytest
 from rich.console import Console
 
-from pipeline.cli_output import print_sync
+from pipeline.cli_output import print_sync, sync_summary
 from pipeline.errors import SinkUnavailable, SyncFailed
-from pipeline.orchestration.launcher import SyncReport
+from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.stages.detect import refresh
+from pipeline.stages.needs import Needs
+from pipeline_tests.command_line import invoke
 from pipeline_tests.world import World, open_world
 
 LONG = "\n\n".join(
@@ -143,11 +147,35 @@ def test_a_listing_that_breaks_half_way_deletes_nothing_and_the_next_one_heals(w
     world.sync()
     world.write("new.md", "# New\n\nA new file.\n")
     world.faults(page_size_cap=2, fail_listing_at_page=2)
-    world.sync()
+    report = world.sync()
+    assert not report.ok
+    assert "stopped half way" in sync_summary(report)["unread"]
+    assert "the directory was not read whole: the listing of directory files stopped half way" in told(world, report)
     assert len(world.names()) >= 7
     world.faults()
     assert world.sync().ok
     world.assert_settled()
+
+
+@pytest.mark.usefixtures("impatient_sdk")
+def test_what_a_broken_listing_shows_is_worked_on_and_the_command_says_that_it_is_not_all(world: World) -> None:
+    world.refresh()
+    world.faults(page_size_cap=2, fail_listing_at_page=2)
+    summary = json.loads(invoke("sync", "--json", code=1))
+    assert len(summary["ingested"]) == 2
+    assert "HTTP 500" in summary["unread"]
+
+
+def test_a_sync_of_an_index_that_is_still_being_built_is_not_done(world: World) -> None:
+    world.sync()
+    world.write("new.md", "# New\n\nA new file.\n")
+    world.faults(hold_syncs=True)
+    asyncio.run(refresh(world.export, wait=False))
+    report = sync(world.settings, world.instance)
+    assert not report.ok
+    assert "'documents' is being built or synced" in told(world, report)
+    assert report.needs == Needs(lagging={"lancedb": []})
+    world.faults()
 
 
 def test_a_failed_index_is_named_with_the_vendors_message(world: World) -> None:
