@@ -87,7 +87,8 @@ class CloudApi:
         if url.scheme not in {"http", "https"} or not url.host:
             raise ConfigError("LLAMA_CLOUD_BASE_URL must start with https:// (or http://) and name a host")
         self.host = url.host
-        if requests_per_second is not None and not _is_loopback(url.host):
+        self.is_local = _is_loopback(url.host)
+        if requests_per_second is not None and not self.is_local:
             http_client.event_hooks = {"request": [_pacing(requests_per_second)]}
         self._shown_url = str(url.copy_with(userinfo=None))
 

@@ -28,7 +28,6 @@ _REFETCH_PART = 100
 
 _SYNC_SECONDS = 6 * 3600.0
 """A first sync parses the whole directory."""
-_POLL_SECONDS = 0.5
 
 Look = Literal["unchanged", "building", "failed", "incomplete", "incremental", "complete"]
 
@@ -64,16 +63,20 @@ class _Listing:
 
 
 async def refresh(export: Export, *, wait: bool = True) -> bool:
-    """Ask LlamaCloud to sync the index; ``False`` when a sync was running already. Waits until the index is ready.
+    """Ask LlamaCloud to sync the index and, with ``wait``, wait for the end; ``False`` when another's sync was running already.
 
-    Raises SyncFailed with the vendor's message.
+    Raises SyncFailed with the vendor's message, Throttled when LlamaCloud refuses though no sync is running.
     """
     async with export.source() as source:
-        started = await source.start_sync()
-        if wait:
-            await source.wait_until_ready(timeout=_SYNC_SECONDS, poll=_POLL_SECONDS)
+        started = await (source.sync(_SYNC_SECONDS) if wait else source.start_sync())
     await asyncio.to_thread(export.ledger.update_state, sync_requested_at=time.time())
     return started
+
+
+async def wait_until_ready(export: Export) -> None:
+    """Wait for the end of a sync that somebody else has asked for. Raises SyncFailed with the vendor's message."""
+    async with export.source() as source:
+        await source.wait_until_ready(_SYNC_SECONDS)
 
 
 async def detect(export: Export, *, cursor: str | None = None, complete: bool = False, budget_seconds: float = 40.0) -> Detection:

@@ -78,14 +78,14 @@ class FakeCloud:
     def count(self, part: str) -> int:
         return sum(part in str(request.url) for request in self.requests)
 
-    def source(self, **settings: Any) -> LlamaCloudSource:
+    def source(self, *, base_url: str = BASE_URL, **settings: Any) -> LlamaCloudSource:
         defaults: dict[str, Any] = {"requests_per_second": None}
         if "index_name" not in settings:
             defaults["index_id"] = "idx-1"
         return LlamaCloudSource(
             LlamaCloudSettings(**(defaults | settings)),
             api_key=SecretStr(API_KEY),
-            base_url=BASE_URL,
+            base_url=base_url,
             max_retries=0,
             download_retries=AT_ONCE,
             transport=httpx.MockTransport(self.handle),
