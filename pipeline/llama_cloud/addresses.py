@@ -18,6 +18,7 @@ import anyio
 import httpcore
 import httpx
 
+from pipeline.llama_cloud.proxies import environment_proxies
 from pipeline.tls import ssl_context
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -42,6 +43,16 @@ class AddressPolicy:
         """Whether ``host`` may be connected to whatever its address is."""
         trusted = self.trusted_host
         return self.allow_private_addresses or host == trusted or (trusted in _LOOPBACK_NAMES and host in _LOOPBACK_NAMES)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def is_public(address: str) -> bool:
@@ -118,16 +129,14 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
             network_backend=GuardedBackend(policy),
         )
         self._proxies = {
-            scheme: httpx.AsyncHTTPTransport(verify=ssl_context(), proxy=proxy)
-            for scheme, proxy in urllib.request.getproxies().items()
-            if scheme in {"http", "https"}
+            scheme: httpx.AsyncHTTPTransport(verify=ssl_context(), proxy=proxy) for scheme, proxy in environment_proxies().items()
         }
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request, directly or through the environment's proxy."""
         host = request.url.host
-        proxy = self._proxies.get(request.url.scheme)
-        if proxy is None or urllib.request.proxy_bypass(host):
+        proxy = self._proxies.get(request.url.scheme, self._proxies.get("all"))
+        if proxy is None or is_loopback(host) or urllib.request.proxy_bypass(host):
             return await super().handle_async_request(request)
         if _names_an_address(host) and not is_public(host) and not self._policy.trusts(host):
             raise AddressRefused(f"its host {host!r} is a private address")
@@ -141,8 +150,6 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
 
 def _names_an_address(host: str) -> bool:
-    if host in _LOOPBACK_NAMES:
-        return True
     try:
         ipaddress.ip_address(host)
     except ValueError:
