@@ -25,6 +25,8 @@ _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONNECTIONS = 2
 """The storage's host and one it redirects to."""
 _KEEPALIVE_SECONDS = 5.0
+_FALLBACK_SECONDS = 2.0
+"""To connect to an address that is not a host's last: where IPv6 leads nowhere, its packets are dropped, not refused."""
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
@@ -87,11 +89,12 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         addresses = await _resolve(host, port, timeout)
         if not all(is_public(address) for address in addresses):
             raise AddressRefused(f"its host {host!r} has a private address")
-        failure = httpcore.ConnectError("the name has no address")
+        failure: Exception = httpcore.ConnectError("the name has no address")
         for address in addresses:
+            patience = timeout if address == addresses[-1] or timeout is None else min(timeout, _FALLBACK_SECONDS)
             try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.ConnectError as error:
+                return await self._backend.connect_tcp(address, port, patience, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
 

@@ -7,11 +7,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpcore
 import pytest
 from pydantic import SecretStr
 
 from pipeline.errors import ConfigError, PayloadError, SourceUnavailable
-from pipeline.llama_cloud.addresses import AddressPolicy, is_public
+from pipeline.llama_cloud.addresses import AddressPolicy, GuardedBackend, is_public
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.models import DirectoryFile
 from pipeline.llama_cloud.settings import LlamaCloudSettings
@@ -100,6 +101,22 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(server: Serv
     with pytest.raises(Exception, match="does not answer"):
         await get(AddressPolicy(), f"http://rebind.example:{server.port}/")
     assert connected == ["93.184.216.34"]
+
+
+async def test_an_address_that_does_not_answer_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, ["2607:f8b0::1", "2607:f8b0::2", "142.250.189.176"])
+    given: list[tuple[str, float | None]] = []
+
+    async def connect(self: httpcore.AnyIOBackend, host: str, port: int, seconds: float | None, *_: Any) -> Any:
+        given.append((host, seconds))
+        if ":" in host:
+            raise httpcore.ConnectTimeout("dropped")
+        return "connected"
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    stream: Any = await GuardedBackend(AddressPolicy()).connect_tcp("storage.example", 443, timeout=10.0)
+    assert stream == "connected"
+    assert given == [("2607:f8b0::1", 2.0), ("2607:f8b0::2", 2.0), ("142.250.189.176", 10.0)]
 
 
 async def test_a_redirect_into_the_private_network_is_refused_and_not_logged(
