@@ -17,7 +17,7 @@ from llama_cloud import DEFAULT_MAX_RETRIES
 from llama_cloud.types.index_create_params import Product
 from pydantic import SecretStr
 
-from pipeline.errors import ConfigError, PayloadError, SourceUnavailable, SyncFailed, Throttled
+from pipeline.errors import ConfigError, IncompleteListing, PayloadError, SourceUnavailable, SyncFailed, Throttled
 from pipeline.llama_cloud.addresses import AddressPolicy
 from pipeline.llama_cloud.api import CloudApi, NotThere, Rejected, ServerFailed
 from pipeline.llama_cloud.bulk import batches_with_urls, in_completion_order
@@ -233,6 +233,7 @@ class LlamaCloudSource:
                 yield pair
 
     async def _pages_with_urls(self, start: datetime | None, end: datetime | None) -> AsyncGenerator[list[FileEntry]]:
+        """Only saves requests, so that it ends where it fails; but throttling, like a refused key, meets single requests too."""
         pages = directory_pages(
             self._api,
             await self._directory(),
@@ -241,8 +242,14 @@ class LlamaCloudSource:
             updated_to=end,
             with_urls=True,
         )
-        async for entries, _ in pages:
-            yield entries
+        try:
+            async for entries, _ in pages:
+                yield entries
+        except (IncompleteListing, Rejected):
+            return
+        except ServerFailed as error:
+            if error.status == httpx.codes.TOO_MANY_REQUESTS:
+                raise
 
     async def _fetch(self, entry: FileEntry) -> Payload:
         body = await self._downloader.download(entry.file, entry.url)
