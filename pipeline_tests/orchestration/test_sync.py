@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -13,6 +15,8 @@ from rich.console import Console
 
 from pipeline.cli_output import print_sync, sync_summary
 from pipeline.errors import SinkUnavailable, SyncFailed
+from pipeline.llama_cloud.models import ListingPage
+from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.detect import refresh
@@ -85,6 +89,26 @@ def test_a_metadata_change_rewrites_the_records_and_embeds_nothing(world: World)
     assert next(r for r in world.held() if r.file_name == "doc-1.md").metadata == {"team": "gauges"}
     assert world.numbers("lancedb")["records"] == 1
     assert world.numbers("embeddings")["files_worked_on"] == 0
+
+
+def test_metadata_that_moves_without_the_listings_tokens_reaches_the_records(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sync()
+    real = LlamaCloudSource.list_files
+
+    async def with_a_team(self: LlamaCloudSource, **given: Any) -> AsyncGenerator[ListingPage]:
+        async for page in real(self, **given):
+            files = (replace(f, metadata={"team": "gauges"}) if f.display_name == "doc-1.md" else f for f in page.files)
+            yield replace(page, files=tuple(files))
+
+    monkeypatch.setattr(LlamaCloudSource, "list_files", with_a_team)
+    report = world.sync()
+    assert report.ok
+    assert report.ingested == [world.file_id("doc-1.md")]
+    assert next(r for r in world.held() if r.file_name == "doc-1.md").metadata == {"team": "gauges"}
+    assert world.numbers("embeddings")["files_worked_on"] == 0
+    assert world.sync().runs == 0
 
 
 def test_a_renamed_file_moves_its_vectors_along(world: World) -> None:
