@@ -27,6 +27,10 @@ _CONNECTIONS = 2
 _KEEPALIVE_SECONDS = 5.0
 _FALLBACK_SECONDS = 2.0
 """To connect to an address that is not a host's last: where IPv6 leads nowhere, its packets are dropped, not refused."""
+_WITH_IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+"""NAT64 (RFC 6052) and the IPv4-compatible addresses of old; Python's ``ipaddress`` takes both for global."""
+_NEVER_PUBLIC = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
+"""NAT64 inside a network (RFC 8215) and site-local addresses: for global too, in some versions of ``ipaddress``."""
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
@@ -64,8 +68,16 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
-        parsed = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1] or parsed
+        if any(parsed in network for network in _NEVER_PUBLIC):
+            return False
+        parsed = _ipv4_within(parsed) or parsed
     return parsed.is_global and not parsed.is_multicast
+
+
+def _ipv4_within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if any(address in network for network in _WITH_IPV4_AT_THE_END):
+        return ipaddress.IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):

@@ -211,6 +211,12 @@ def test_a_proxy_that_cannot_be_used_names_the_variable_and_nothing_else(
         ("fd00::1", False),
         ("::ffff:10.0.0.1", False),
         ("2002:0a00:0001::", False),
+        ("64:ff9b::169.254.169.254", False),
+        ("64:ff9b::93.184.216.34", True),
+        ("64:ff9b:1::93.184.216.34", False),
+        ("::10.0.0.1", False),
+        ("::93.184.216.34", True),
+        ("fec0::1", False),
         ("not an address", False),
     ],
 )
