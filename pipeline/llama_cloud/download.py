@@ -31,6 +31,7 @@ ResolveUrl = Callable[[DirectoryFile], Awaitable[PresignedUrl]]
 
 _EXPIRY_MARGIN = timedelta(seconds=30)
 _MAX_REDIRECTS = 5
+_MAX_PORT = 65_535
 _MAX_LENGTH_DIGITS = 18
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
@@ -216,6 +217,8 @@ class PayloadDownloader:
 
 
 def _get(url: httpx.URL) -> httpx.Request:
+    if url.port is not None and url.port > _MAX_PORT:
+        raise httpx.InvalidURL("port")
     return httpx.Request("GET", url, headers=_HEADERS, extensions={"timeout": _TIMEOUT.as_dict()})
 
 

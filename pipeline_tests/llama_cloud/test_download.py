@@ -249,6 +249,7 @@ async def test_redirects_are_followed() -> None:
         ("http://storage.example/target", "from https to http"),
         ("/again", "redirects more than 5 times"),
         ("https://host:port/target", "not an HTTP URL"),
+        ("https://host:99999/target", "not an HTTP URL"),
         ("file:///etc/passwd", "https to http"),
     ],
 )
@@ -258,7 +259,7 @@ async def test_redirects_that_lead_nowhere_safe_are_refused(location: str, says:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://storage.example/x", "not a url", "http://host:port/", "https://" + "a" * 70000],
+    ["ftp://storage.example/x", "not a url", "http://host:port/", "http://127.0.0.1:99999/", "https://" + "a" * 70000],
 )
 async def test_a_url_that_is_none_is_refused(url: str) -> None:
     async with PayloadDownloader(Resolver(), addresses=AddressPolicy(True), retries=RetryPolicy(attempts=1)) as downloads:
