@@ -45,7 +45,6 @@ class DirectoryFile:
     file_id: str | None
     metadata: dict[str, MetadataValue] = field(default_factory=dict)
     updated_at: datetime | None = None
-    unique_id: str | None = None
     deleted: bool = False
 
     @property

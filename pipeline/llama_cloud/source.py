@@ -19,7 +19,7 @@ from pydantic import SecretStr
 
 from pipeline.errors import ConfigError, IncompleteListing, PayloadError, SourceUnavailable, SyncFailed, Throttled
 from pipeline.llama_cloud.addresses import AddressPolicy
-from pipeline.llama_cloud.api import CloudApi, NotThere, Rejected, ServerFailed
+from pipeline.llama_cloud.api import CloudApi, Rejected, ServerFailed
 from pipeline.llama_cloud.bulk import batches_with_urls, in_completion_order
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.indexes import IndexClient
@@ -27,7 +27,7 @@ from pipeline.llama_cloud.listing import FileEntry, directory_pages
 from pipeline.llama_cloud.models import DirectoryFile, IndexState, ListingPage, Payload
 from pipeline.llama_cloud.normalise import normalise_payload
 from pipeline.llama_cloud.settings import LlamaCloudSettings
-from pipeline.llama_cloud.wire import PresignedUrl, read_file, read_object, read_url
+from pipeline.llama_cloud.wire import PresignedUrl, read_url
 
 _NORMALISED_INLINE_BYTES = 128 * 1024
 """Below this a thread costs more than the parsing it takes off the event loop (a millisecond or two)."""
@@ -196,18 +196,6 @@ class LlamaCloudSource:
                 if known is None or _is_newer(file, known):
                     files[file.id] = file
         return files
-
-    async def get_file(self, file_id: str) -> DirectoryFile | None:
-        """One file by its directory-file id; ``None`` when the directory does not know it. A soft-deleted one says so."""
-        request = self._api.client.beta.directories.files.with_raw_response.get(
-            file_id, directory_id=await self._directory(), project_id=self._api.project_id
-        )
-        try:
-            return await self._api.call(
-                request, lambda answer: read_file(read_object(answer, "a directory file")), doing="reading a file"
-            )
-        except NotThere:
-            return None
 
     async def fetch_payload(self, file: DirectoryFile) -> Payload:
         """The parsed payload of one file. Raises ``PayloadError`` when it cannot be had or read."""

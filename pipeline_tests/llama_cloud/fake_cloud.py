@@ -112,9 +112,6 @@ class FakeCloud:
                 return httpx.Response(200, json={}) if known else failure(404, "Index not found")
             case ["beta", "directories", directory, "files", "GET"]:
                 return self._page(directory, request.url.params)
-            case ["beta", "directories", _, "files", file_id, "GET"]:
-                found = next((entry for entry in self.files if entry["id"] == file_id), None)
-                return httpx.Response(200, json=found) if found else failure(404)
             case ["beta", "files", file_id, "content", "GET"]:
                 return httpx.Response(200, json=presigned(file_id))
         raise AssertionError(f"unexpected request {request.method} {request.url}")
