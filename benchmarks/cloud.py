@@ -21,7 +21,7 @@ _LONGEST_PARSE_SECONDS = 1800.0
 async def _wait(cloud: RunningLocalCloud) -> None:
     settings = LlamaCloudSettings(requests_per_second=None)
     async with LlamaCloudSource(settings, api_key=SecretStr(cloud.api_key), base_url=cloud.base_url) as source:
-        await source.wait_until_ready(_LONGEST_PARSE_SECONDS, poll=0.2)
+        await source.wait_until_ready(_LONGEST_PARSE_SECONDS)
 
 
 def main() -> None:

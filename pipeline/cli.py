@@ -86,14 +86,16 @@ def sync(
     from pipeline.cli_output import SyncView, print_sync, sync_summary
     from pipeline.orchestration.launcher import open_instance
     from pipeline.orchestration.launcher import sync as run_sync
-    from pipeline.stages.detect import refresh
+    from pipeline.stages.detect import refresh, wait_until_ready
 
     with _cloud(documents):
         opened = open_export(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
-        if ask or documents:
+        if ask:
             await_now(refresh(opened))
+        elif documents:
+            await_now(wait_until_ready(opened))
         with SyncView(err) as view, open_instance(opened.home) as instance:
             report = run_sync(opened.settings, instance, progress=view.progress)
     if as_json:
@@ -111,13 +113,13 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
     from pipeline.orchestration.launcher import open_instance
     from pipeline.orchestration.liveness import command_run
     from pipeline.orchestration.resources import EXPORTS
-    from pipeline.stages.detect import refresh
+    from pipeline.stages.detect import wait_until_ready
     from pipeline.stages.plan import make_plan
 
     with _cloud(documents):
         opened = open_export(export)
         if documents:
-            await_now(refresh(opened))
+            await_now(wait_until_ready(opened))
         with open_instance(opened.home) as instance, command_run("plan") as run_id:
             made = await_now(make_plan(EXPORTS.open(opened.settings, instance), run_id=run_id))
     if as_json:
@@ -350,7 +352,7 @@ def index_status(export: ExportOption = "default", as_json: JsonOption = False) 
 
 @contextmanager
 def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
-    """A local cloud over these documents for the time of a command; nothing without them."""
+    """A local cloud over these documents, which it takes in at once, for the time of a command; nothing without them."""
     if documents is None:
         yield
         return

@@ -185,6 +185,7 @@ def sync_summary(report: SyncReport) -> dict[str, Any]:
         "runs": report.runs,
         "failed_runs": report.failed_runs,
         "errors": report.errors,
+        "unread": report.detection.unread,
         "due": report.needs.due,
         "parked": report.needs.parked,
         "backing_off": report.needs.backing_off,
@@ -201,6 +202,8 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
         f"{len(report.ingested)} files worked on, {len(report.removed)} removed, {len(rows)} known; "
         f"{report.runs} runs, {report.failed_runs} failed"
     )
+    if report.detection.unread:
+        console.print(f"[red]the directory was not read whole:[/red] {escape(report.detection.unread)}; sync again")
     for reason in report.errors:
         console.print(f"[red]failed:[/red] {escape(reason)}")
     for row in rows.values():

@@ -75,6 +75,10 @@ class IncompleteListing(SourceUnavailable):
     """A directory listing stopped half way; it is evidence of what it shows, never of what it lacks."""
 
 
+class Throttled(SourceUnavailable):
+    """LlamaCloud refuses a request only because there were too many."""
+
+
 class SyncFailed(SourceUnavailable):
     """The index reports ``failed``; the message is the vendor's."""
 

@@ -77,8 +77,9 @@ class Ledger:
         return int(last) + 1
 
     def record_listing(self, listed: Iterable[DirectoryFile], listing_id: int) -> tuple[int, int]:
-        """Take in a page of a listing; answers (new, changed). A changed file is no longer failed or parked; an erased one
-        stays out. What a later listing has seen keeps that one's number: of two at once neither takes a file from the other."""
+        """Take in a page of a listing; answers (new, changed). A changed file is no longer failed or parked; one whose metadata
+        has moved alone is marked for another fetch, as its token does not say so; an erased one stays out. What a later listing
+        has seen keeps that one's number: of two at once neither takes a file from the other."""
         now = self._clock()
         c = schema.files.c
         by_id = {file.id: file for file in listed}
@@ -90,7 +91,7 @@ class Ledger:
                 del by_id[file_id]
             known = self._known(connection, list(by_id))
             for file in by_id.values():
-                token, status, seen_by = known.get(file.id, (None, None, listing_id))
+                token, status, seen_by, metadata = known.get(file.id, (None, None, listing_id, None))
                 values = {
                     "export": self.export,
                     "file_id": file.id,
@@ -104,7 +105,9 @@ class Ledger:
                 }
                 if token is None or status in LEAVING:
                     new[file.id] = {**values, "status": "new", "attempts": 0}
-                elif token != file.change_token:
+                elif token != file.change_token or metadata != values["metadata"]:
+                    if token == file.change_token:
+                        values["refetch"] = True
                     reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in ("failed", "parked") else {}
                     changed[file.id] = {**values, "status": status, **reset}
                 else:
@@ -261,8 +264,17 @@ class Ledger:
 
     def record_done(self, file_ids: Sequence[str], settings_digest: str) -> None:
         """Mark files whose records stand in every sink."""
-        done: dict[str, Any] = {"status": "done", "attempts": 0, "next_retry_at": None, "last_error": None, "refetch": False}
+        done: dict[str, Any] = {"status": "done", "attempts": 0, "next_retry_at": None, "last_error": None}
         self._set(file_ids, **done, settings_digest=settings_digest)
+
+    def refetched(self, metadata: Mapping[str, str]) -> None:
+        """Files were fetched again with this metadata, by file id; one whose metadata has moved meanwhile is still to be."""
+        c = schema.files.c
+        mine = sa.and_(c.export == self.export, c.file_id == sa.bindparam("id"), c.metadata == sa.bindparam("seen"))
+        if metadata:
+            with writing(self._engine, self.export) as connection:
+                statement = sa.update(schema.files).where(mine).values(refetch=False)
+                connection.execute(statement, [{"id": file_id, "seen": seen} for file_id, seen in metadata.items()])
 
     def record_sink(self, sink: str, hashes: Mapping[str, str], model: str) -> None:
         """Note which record set of each file a sink holds."""
@@ -357,12 +369,12 @@ class Ledger:
         with self._engine.connect() as connection:
             return int(connection.execute(query.where(c.export == self.export, c.event == event, c.at >= since)).scalar_one())
 
-    def _known(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str, int]]:
-        """(change token, status, listing) by file id."""
+    def _known(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str, int, str]]:
+        """(change token, status, listing, metadata) by file id."""
         c = schema.files.c
-        query = sa.select(c.file_id, c.change_token, c.status, c.listing_id).where(c.export == self.export)
+        query = sa.select(c.file_id, c.change_token, c.status, c.listing_id, c.metadata).where(c.export == self.export)
         return {
-            row[0]: (row[1], row[2], row[3])
+            row[0]: (row[1], row[2], row[3], row[4])
             for batch in batches(file_ids)
             for row in connection.execute(query.where(c.file_id.in_(batch)))
         }

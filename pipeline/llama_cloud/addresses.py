@@ -18,12 +18,19 @@ import anyio
 import httpcore
 import httpx
 
+from pipeline.llama_cloud.proxies import environment_proxies
 from pipeline.tls import ssl_context
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONNECTIONS = 2
 """The storage's host and one it redirects to."""
 _KEEPALIVE_SECONDS = 5.0
+_FALLBACK_SECONDS = 2.0
+"""To connect to an address that is not a host's last: where IPv6 leads nowhere, its packets are dropped, not refused."""
+_WITH_IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
+"""NAT64 (RFC 6052) and the IPv4-compatible addresses of old; Python's ``ipaddress`` takes both for global."""
+_NEVER_PUBLIC = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
+"""NAT64 inside a network (RFC 8215) and site-local addresses: for global too, in some versions of ``ipaddress``."""
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
@@ -44,6 +51,16 @@ class AddressPolicy:
         return self.allow_private_addresses or host == trusted or (trusted in _LOOPBACK_NAMES and host in _LOOPBACK_NAMES)
 
 
+def is_loopback(host: str) -> bool:
+    """Whether a host of a URL is this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def is_public(address: str) -> bool:
     """Whether an IP address is globally reachable; an IPv4 address inside an IPv6 one counts as what it is."""
     try:
@@ -51,8 +68,16 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
-        parsed = parsed.ipv4_mapped or parsed.sixtofour or (parsed.teredo or (None, None))[1] or parsed
+        if any(parsed in network for network in _NEVER_PUBLIC):
+            return False
+        parsed = _ipv4_within(parsed) or parsed
     return parsed.is_global and not parsed.is_multicast
+
+
+def _ipv4_within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    if any(address in network for network in _WITH_IPV4_AT_THE_END):
+        return ipaddress.IPv4Address(address.packed[-4:])
+    return address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
 
 
 class GuardedBackend(httpcore.AsyncNetworkBackend):
@@ -76,11 +101,12 @@ class GuardedBackend(httpcore.AsyncNetworkBackend):
         addresses = await _resolve(host, port, timeout)
         if not all(is_public(address) for address in addresses):
             raise AddressRefused(f"its host {host!r} has a private address")
-        failure = httpcore.ConnectError("the name has no address")
+        failure: Exception = httpcore.ConnectError("the name has no address")
         for address in addresses:
+            patience = timeout if address == addresses[-1] or timeout is None else min(timeout, _FALLBACK_SECONDS)
             try:
-                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
-            except httpcore.ConnectError as error:
+                return await self._backend.connect_tcp(address, port, patience, local_address, socket_options)
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
 
@@ -118,16 +144,14 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
             network_backend=GuardedBackend(policy),
         )
         self._proxies = {
-            scheme: httpx.AsyncHTTPTransport(verify=ssl_context(), proxy=proxy)
-            for scheme, proxy in urllib.request.getproxies().items()
-            if scheme in {"http", "https"}
+            scheme: httpx.AsyncHTTPTransport(verify=ssl_context(), proxy=proxy) for scheme, proxy in environment_proxies().items()
         }
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """Send one request, directly or through the environment's proxy."""
         host = request.url.host
-        proxy = self._proxies.get(request.url.scheme)
-        if proxy is None or urllib.request.proxy_bypass(host):
+        proxy = self._proxies.get(request.url.scheme, self._proxies.get("all"))
+        if proxy is None or is_loopback(host) or urllib.request.proxy_bypass(host):
             return await super().handle_async_request(request)
         if _names_an_address(host) and not is_public(host) and not self._policy.trusts(host):
             raise AddressRefused(f"its host {host!r} is a private address")
@@ -141,8 +165,6 @@ class GuardedTransport(httpx.AsyncHTTPTransport):
 
 
 def _names_an_address(host: str) -> bool:
-    if host in _LOOPBACK_NAMES:
-        return True
     try:
         ipaddress.ip_address(host)
     except ValueError:

@@ -7,7 +7,6 @@ What belongs here: sending a request, reading its JSON, following pages, and the
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import httpx
@@ -25,7 +24,9 @@ from llama_cloud import (
 from pydantic import SecretStr
 
 from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
+from pipeline.llama_cloud.addresses import is_loopback
 from pipeline.llama_cloud.decoding import clean_text
+from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
 from pipeline.tls import ssl_context
@@ -68,7 +69,8 @@ class CloudApi:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context())
+        environment_proxies()  # httpx reads them by itself, and its errors show them.
+        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=DIRECT)
         try:
             self.client = AsyncLlamaCloud(
                 api_key=api_key.get_secret_value() if api_key else None,
@@ -87,7 +89,8 @@ class CloudApi:
         if url.scheme not in {"http", "https"} or not url.host:
             raise ConfigError("LLAMA_CLOUD_BASE_URL must start with https:// (or http://) and name a host")
         self.host = url.host
-        if requests_per_second is not None and not _is_loopback(url.host):
+        self.is_local = is_loopback(url.host)
+        if requests_per_second is not None and not self.is_local:  # This machine's own server is nobody's to spare.
             http_client.event_hooks = {"request": [_pacing(requests_per_second)]}
         self._shown_url = str(url.copy_with(userinfo=None))
 
@@ -200,16 +203,6 @@ def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[N
         await limiter.wait()
 
     return take_turn
-
-
-def _is_loopback(host: str) -> bool:
-    """This machine's own server is nobody's to spare."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _check_key(key: str) -> None:

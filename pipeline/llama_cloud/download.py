@@ -31,12 +31,13 @@ ResolveUrl = Callable[[DirectoryFile], Awaitable[PresignedUrl]]
 
 _EXPIRY_MARGIN = timedelta(seconds=30)
 _MAX_REDIRECTS = 5
+_MAX_PORT = 65_535
 _MAX_LENGTH_DIGITS = 18
 _MAX_RETRY_AFTER_SECONDS = 60.0
 _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
 _TOTAL_SECONDS = 900.0
-"""For one attempt: a server that sends a byte a minute defeats every other time limit."""
+"""For all attempts at one payload: a server that sends a byte a minute defeats every other time limit."""
 _STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
 """How object stores answer an expired URL, or one for an object that has been replaced or is not visible yet."""
 _OVERLOADED_STATUSES = frozenset({429, 502, 503, 504})
@@ -124,13 +125,25 @@ class PayloadDownloader:
         Raises ``PayloadError`` when this file cannot be had, ``SourceUnavailable`` when the store does not answer, and
         whatever ``resolve`` raises.
         """
+        outcome: bytes | _Failure
         async with self._slots, self._warmest() as transport:
-            outcome = await self._fetch(transport, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
-            if isinstance(outcome, _Failure) and outcome.kind is _Kind.STALE:
-                await asyncio.sleep(self._retries.pause(0, None))
-                outcome = await self._fetch(transport, await self._resolve(file))
+            try:
+                async with asyncio.timeout(_TOTAL_SECONDS):
+                    outcome = await self._fetch_fresh(transport, file, url)
+            except TimeoutError:
+                outcome = _Failure(_Kind.FINAL, f"it takes longer than {_TOTAL_SECONDS:g} seconds")
         if isinstance(outcome, _Failure):
             raise outcome.error(file)
+        return outcome
+
+    async def _fetch_fresh(
+        self, transport: httpx.AsyncBaseTransport, file: DirectoryFile, url: PresignedUrl | None
+    ) -> bytes | _Failure:
+        """From ``url`` while it can be used; one that is refused is replaced once."""
+        outcome = await self._fetch(transport, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
+        if isinstance(outcome, _Failure) and outcome.kind is _Kind.STALE:
+            await asyncio.sleep(self._retries.pause(0, None))
+            outcome = await self._fetch(transport, await self._resolve(file))
         return outcome
 
     @asynccontextmanager
@@ -158,15 +171,14 @@ class PayloadDownloader:
     async def _attempt(self, transport: httpx.AsyncBaseTransport, url: PresignedUrl) -> bytes | _Failure:
         with urls_are_secret():
             try:
-                async with asyncio.timeout(_TOTAL_SECONDS):
-                    return await self._follow(transport, _get(httpx.URL(url.url)))
+                return await self._follow(transport, _get(httpx.URL(url.url)))
             except AddressRefused as error:
                 return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
                 return _Failure(_Kind.UNAVAILABLE, type(error).__name__)
             except (httpx.InvalidURL, httpx.UnsupportedProtocol):
                 return _Failure(_Kind.FINAL, "its URL is not an HTTP URL")
-            except (httpx.RequestError, TimeoutError) as error:
+            except httpx.RequestError as error:
                 return _Failure(_Kind.TRANSIENT, f"the connection broke ({type(error).__name__})")
 
     async def _follow(self, transport: httpx.AsyncBaseTransport, request: httpx.Request) -> bytes | _Failure:
@@ -205,6 +217,8 @@ class PayloadDownloader:
 
 
 def _get(url: httpx.URL) -> httpx.Request:
+    if url.port is not None and url.port > _MAX_PORT:
+        raise httpx.InvalidURL("port")
     return httpx.Request("GET", url, headers=_HEADERS, extensions={"timeout": _TIMEOUT.as_dict()})
 
 

@@ -20,9 +20,8 @@ from pipeline.llama_cloud.wire import read_index, read_object
 
 T = TypeVar("T")
 _MAX_CANDIDATES_SHOWN = 20
-_ALREADY_RUNNING = frozenset({409, 429})
-"""The vendor documents 409 for a sync that is running; its own client reads 429 the same way."""
-_NOT_RUNNING = frozenset({409})
+_REFUSED = frozenset({409, 429})
+"""The vendor documents 409 for a sync that is running; its own client reads 429 the same way, which may be throttling too."""
 
 
 class IndexClient:
@@ -50,20 +49,11 @@ class IndexClient:
         return state
 
     async def start_sync(self) -> bool:
-        """Ask for a sync; ``False`` when one is running already. The SDK would retry that answer for 15 seconds: not here."""
+        """Ask for a sync; ``False`` when it is refused. The SDK would retry that answer for 15 seconds: not here."""
 
         async def send(key: str) -> bool:
             request = self._api.once.indexes.with_raw_response.sync(key, project_id=self._api.project_id)
-            return await self._api.attempt(request, refusals=_ALREADY_RUNNING, doing="starting a sync")
-
-        return await self._with_key(send)
-
-    async def cancel_sync(self) -> bool:
-        """Ask for the running sync to stop; ``False`` when none is running."""
-
-        async def send(key: str) -> bool:
-            request = self._api.once.indexes.with_raw_response.cancel_sync(key, project_id=self._api.project_id)
-            return await self._api.attempt(request, refusals=_NOT_RUNNING, doing="cancelling the sync")
+            return await self._api.attempt(request, refusals=_REFUSED, doing="starting a sync")
 
         return await self._with_key(send)
 

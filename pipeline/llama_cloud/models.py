@@ -26,9 +26,14 @@ class IndexState:
     """Digest of (status, last_exported_at, last_synced_at, updated_at, sync_in_progress): equal key = nothing to list."""
 
     @property
+    def idle(self) -> bool:
+        """Neither being built nor syncing."""
+        return self.status != "building" and not self.sync_in_progress
+
+    @property
     def settled(self) -> bool:
         """Ready and not syncing: a listing taken now may be evidence of absence."""
-        return self.status == "ready" and not self.sync_in_progress
+        return self.idle and self.status == "ready"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +45,6 @@ class DirectoryFile:
     file_id: str | None
     metadata: dict[str, MetadataValue] = field(default_factory=dict)
     updated_at: datetime | None = None
-    unique_id: str | None = None
     deleted: bool = False
 
     @property

@@ -17,9 +17,9 @@ from llama_cloud import DEFAULT_MAX_RETRIES
 from llama_cloud.types.index_create_params import Product
 from pydantic import SecretStr
 
-from pipeline.errors import ConfigError, PayloadError, SourceUnavailable, SyncFailed
+from pipeline.errors import ConfigError, IncompleteListing, PayloadError, SourceUnavailable, SyncFailed, Throttled
 from pipeline.llama_cloud.addresses import AddressPolicy
-from pipeline.llama_cloud.api import CloudApi, NotThere, Rejected, ServerFailed
+from pipeline.llama_cloud.api import CloudApi, Rejected, ServerFailed
 from pipeline.llama_cloud.bulk import batches_with_urls, in_completion_order
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.indexes import IndexClient
@@ -27,12 +27,17 @@ from pipeline.llama_cloud.listing import FileEntry, directory_pages
 from pipeline.llama_cloud.models import DirectoryFile, IndexState, ListingPage, Payload
 from pipeline.llama_cloud.normalise import normalise_payload
 from pipeline.llama_cloud.settings import LlamaCloudSettings
-from pipeline.llama_cloud.wire import PresignedUrl, read_file, read_object, read_url
+from pipeline.llama_cloud.wire import PresignedUrl, read_url
 
 _NORMALISED_INLINE_BYTES = 128 * 1024
 """Below this a thread costs more than the parsing it takes off the event loop (a millisecond or two)."""
-_FIRST_POLL = 1 / 16
-"""The first pause as a share of the longest: the sync of a small folder is over in a moment."""
+_FIRST_PAUSE = 1 / 32
+"""Seconds; each pause of a wait is twice the one before. The sync of a small folder is over in a moment."""
+_LONGEST_PAUSE = 5.0
+"""LlamaCloud's free tier takes 20 requests a minute."""
+_LONGEST_LOCAL_PAUSE = 0.5
+_SHOWS_WITHIN_SECONDS = 30.0
+"""From LlamaCloud's yes to a sync until the index shows it."""
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
@@ -110,31 +115,58 @@ class LlamaCloudSource:
         return self._settle_directory(state)
 
     async def start_sync(self) -> bool:
-        """Ask for a sync of the index; ``False``: one is running already."""
-        return await self._index.start_sync()
+        """Ask for a sync of the index; ``False``: one is running already. Raises ``Throttled`` if it is refused and none is."""
+        before = await self.get_index()
+        started = await self._index.start_sync()
+        if not started:
+            _check_running(before, await self.get_index())
+        return started
 
-    async def cancel_sync(self) -> bool:
-        """Ask for the running sync to stop; ``False``: none is running."""
-        return await self._index.cancel_sync()
+    async def sync(self, timeout: float) -> bool:  # noqa: ASYNC109 - a limit on LlamaCloud
+        """Ask for a sync and wait for its end, ``timeout`` seconds at most; ``False``: it was another's that began meanwhile.
 
-    async def wait_until_ready(self, timeout: float, poll: float = 2.0) -> IndexState:  # noqa: ASYNC109 - a limit on LlamaCloud
-        """Poll until the index is ready and not syncing: soon at first, then ever later, at last every ``poll`` seconds.
+        A sync that is running already may have read the directory before its last change: its end is waited for, and a sync
+        is asked for once more. Raises as ``start_sync`` and ``wait_until_ready``.
+        """
+        before = await self.get_index()
+        started = await self._index.start_sync()
+        if not started:
+            before = await self._wait_until_idle(timeout, since=before)
+            started = await self._index.start_sync()
+        after = await self._wait_until_idle(timeout, since=before)
+        if not started:
+            _check_running(before, after)
+        _check_ready(after)
+        return started
+
+    async def wait_until_ready(self, timeout: float) -> IndexState:  # noqa: ASYNC109 - a limit on LlamaCloud
+        """Poll until the index is ready and not syncing.
 
         Raises ``SyncFailed`` with the vendor's message when it reports ``failed``, ``SourceUnavailable`` after ``timeout``
         seconds.
         """
+        return _check_ready(await self._wait_until_idle(timeout))
+
+    async def _wait_until_idle(
+        self,
+        timeout: float,  # noqa: ASYNC109 - a limit on LlamaCloud
+        since: IndexState | None = None,
+    ) -> IndexState:
+        """Poll, soon at first, then ever later. An index that is as it was before a sync was asked for (``since``) has not
+        begun with it; it is given half a minute to."""
         clock = asyncio.get_running_loop().time
-        deadline = clock() + timeout
-        pause = poll * _FIRST_POLL
-        while not (state := await self.get_index()).settled:
-            if state.status == "failed" and not state.sync_in_progress:
-                raise SyncFailed(f"index {state.name!r} failed: {state.error_message or 'LlamaCloud gives no reason'}")
-            left = deadline - clock()
-            if left <= 0:
+        began = clock()
+        pause = _FIRST_PAUSE
+        while True:
+            state = await self.get_index()
+            waited = clock() - began
+            moved = since is None or state.change_key != since.change_key
+            if state.idle and (moved or waited >= _SHOWS_WITHIN_SECONDS):
+                return state
+            if waited >= timeout:
                 raise SourceUnavailable(f"index {state.name!r} is not ready after {timeout:g} seconds (status {state.status})")
-            await asyncio.sleep(min(pause, left))
-            pause = min(2 * pause, poll)
-        return state
+            await asyncio.sleep(min(pause, timeout - waited))
+            pause = min(2 * pause, _LONGEST_LOCAL_PAUSE if self._api.is_local else _LONGEST_PAUSE)
 
     async def list_files(
         self, *, updated_since: datetime | None = None, page_token: str | None = None
@@ -165,18 +197,6 @@ class LlamaCloudSource:
                     files[file.id] = file
         return files
 
-    async def get_file(self, file_id: str) -> DirectoryFile | None:
-        """One file by its directory-file id; ``None`` when the directory does not know it. A soft-deleted one says so."""
-        request = self._api.client.beta.directories.files.with_raw_response.get(
-            file_id, directory_id=await self._directory(), project_id=self._api.project_id
-        )
-        try:
-            return await self._api.call(
-                request, lambda answer: read_file(read_object(answer, "a directory file")), doing="reading a file"
-            )
-        except NotThere:
-            return None
-
     async def fetch_payload(self, file: DirectoryFile) -> Payload:
         """The parsed payload of one file. Raises ``PayloadError`` when it cannot be had or read."""
         return await self._fetch(FileEntry(file, None))
@@ -201,6 +221,7 @@ class LlamaCloudSource:
                 yield pair
 
     async def _pages_with_urls(self, start: datetime | None, end: datetime | None) -> AsyncGenerator[list[FileEntry]]:
+        """Only saves requests, so that it ends where it fails; but throttling, like a refused key, meets single requests too."""
         pages = directory_pages(
             self._api,
             await self._directory(),
@@ -209,8 +230,14 @@ class LlamaCloudSource:
             updated_to=end,
             with_urls=True,
         )
-        async for entries, _ in pages:
-            yield entries
+        try:
+            async for entries, _ in pages:
+                yield entries
+        except (IncompleteListing, Rejected):
+            return
+        except ServerFailed as error:
+            if error.status == httpx.codes.TOO_MANY_REQUESTS:
+                raise
 
     async def _fetch(self, entry: FileEntry) -> Payload:
         body = await self._downloader.download(entry.file, entry.url)
@@ -256,6 +283,20 @@ class LlamaCloudSource:
             case "auto":
                 self._directory_id = state.output_directory_id or state.source_directory_id
         return state
+
+
+def _check_running(before: IndexState, after: IndexState) -> None:
+    """Raises ``Throttled`` unless between these looks a sync was running, which is why another one was refused."""
+    if after.idle and after.change_key == before.change_key:
+        raise Throttled(
+            f"LlamaCloud refuses a sync of index {after.name!r} though none is running: it throttles; try again later"
+        )
+
+
+def _check_ready(state: IndexState) -> IndexState:
+    if state.status == "failed":
+        raise SyncFailed(f"index {state.name!r} failed: {state.error_message or 'LlamaCloud gives no reason'}")
+    return state
 
 
 def _is_newer(file: DirectoryFile, known: DirectoryFile) -> bool:

@@ -81,14 +81,12 @@ def read_index(answer: Mapping[str, Any]) -> IndexState:
 def read_file(answer: Mapping[str, Any]) -> DirectoryFile:
     """A directory file; its name and metadata are cleaned of what stores refuse."""
     file_id = _required(answer, "id", "a directory file")
-    unique_id = _optional(answer, "unique_id")
     return DirectoryFile(
         id=file_id,
-        display_name=clean_text(_optional(answer, "display_name") or unique_id or file_id),
+        display_name=clean_text(_optional(answer, "display_name") or _optional(answer, "unique_id") or file_id),
         file_id=_optional(answer, "file_id"),
         metadata=_metadata(answer.get("metadata")),
         updated_at=parse_moment(answer.get("updated_at")),
-        unique_id=clean_text(unique_id) if unique_id else None,
         deleted=answer.get("deleted_at") is not None,
     )
 

@@ -60,7 +60,7 @@ class SyncReport:
         """Everything the directory shows stands in every sink."""
         left = self.needs
         waiting = left.parked or left.backing_off or left.without_a_sink or left.awaiting_approval
-        return not (self.failed_runs or left.due or waiting)
+        return not (self.detection.unread or self.failed_runs or left.due or waiting)
 
 
 @contextmanager
@@ -147,12 +147,12 @@ def _keep_few_heaps() -> None:
 
 
 async def _look(export: Export) -> Detection:
-    """A complete look, resumed until it is whole."""
+    """A complete look, resumed until it is whole or breaks."""
     detection = await detect(export, complete=True)
     while detection.look == "incomplete" and detection.cursor:
         detection = await detect(export, cursor=detection.cursor)
     if detection.look == "failed":
-        raise SyncFailed(f"the index {detection.index.name!r} has failed: {detection.index.error_message or 'no reason given'}")
+        raise SyncFailed(detection.unread)
     return detection
 
 

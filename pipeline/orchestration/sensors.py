@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+import logging
 import time
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-from pipeline.errors import SourceUnavailable
+from pipeline.errors import SourceUnavailable, Throttled
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import INDEX_CHECK, index_metadata
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
@@ -17,6 +18,8 @@ from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
 from pipeline.stages.detect import Detection, detect, refresh
 from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
+
+_log = logging.getLogger(__name__)
 
 
 def directory_changes(
@@ -82,7 +85,10 @@ async def _sync_when_due(export: Export, every: int) -> None:
     state = await asyncio.to_thread(export.ledger.state)
     if state.sync_requested_at is not None and time.time() - state.sync_requested_at < every:
         return
-    await refresh(export, wait=False)
+    try:
+        await refresh(export, wait=False)
+    except Throttled as error:
+        _log.warning("%s", error)  # What was synced before can be looked at; the next tick asks again.
 
 
 def _request(settings: ExportSettings, spec: RunSpec, job: str) -> dg.RunRequest:
@@ -157,4 +163,4 @@ def _reason(detection: Detection, decided: Dispatch) -> str:
         "awaiting approval to delete": needs.awaiting_approval,
     }
     parts = [f"{len(files)} files {name}" for name, files in waiting.items() if files]
-    return "; ".join([f"the index is {detection.look}", *parts])
+    return "; ".join([detection.unread or f"the index is {detection.look}", *parts])

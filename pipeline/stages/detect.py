@@ -28,14 +28,14 @@ _REFETCH_PART = 100
 
 _SYNC_SECONDS = 6 * 3600.0
 """A first sync parses the whole directory."""
-_POLL_SECONDS = 0.5
 
 Look = Literal["unchanged", "building", "failed", "incomplete", "incremental", "complete"]
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What one look at the index found. ``cursor`` resumes a listing that ran out of time; ``None`` when there is none."""
+    """What one look at the index found. ``cursor`` resumes a listing that ran out of time; ``None`` when there is none.
+    ``unread`` is why the directory was not read whole; ``None`` when it was, or has not moved since."""
 
     look: Look
     index: IndexState
@@ -43,6 +43,7 @@ class Detection:
     changed: int = 0
     missing: int = 0
     cursor: str | None = None
+    unread: str | None = None
     status_changed: bool = False
     """Whether the index's status is another than at the last look."""
 
@@ -62,16 +63,20 @@ class _Listing:
 
 
 async def refresh(export: Export, *, wait: bool = True) -> bool:
-    """Ask LlamaCloud to sync the index; ``False`` when a sync was running already. Waits until the index is ready.
+    """Ask LlamaCloud to sync the index and, with ``wait``, wait for the end; ``False`` when another's sync was running already.
 
-    Raises SyncFailed with the vendor's message.
+    Raises SyncFailed with the vendor's message, Throttled when LlamaCloud refuses though no sync is running.
     """
     async with export.source() as source:
-        started = await source.start_sync()
-        if wait:
-            await source.wait_until_ready(timeout=_SYNC_SECONDS, poll=_POLL_SECONDS)
+        started = await (source.sync(_SYNC_SECONDS) if wait else source.start_sync())
     await asyncio.to_thread(export.ledger.update_state, sync_requested_at=time.time())
     return started
+
+
+async def wait_until_ready(export: Export) -> None:
+    """Wait for the end of a sync that somebody else has asked for. Raises SyncFailed with the vendor's message."""
+    async with export.source() as source:
+        await source.wait_until_ready(_SYNC_SECONDS)
 
 
 async def detect(export: Export, *, cursor: str | None = None, complete: bool = False, budget_seconds: float = 40.0) -> Detection:
@@ -96,7 +101,7 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             index_error=index.error_message,
         )
         if index.status != "ready":
-            return Detection(index.status, index, status_changed=state.index_status != index.status)
+            return Detection(index.status, index, unread=_unready(index), status_changed=state.index_status != index.status)
         rows = await asyncio.to_thread(export.ledger.files)
         listing = _resumed(cursor, index)
         if listing is None:
@@ -106,6 +111,12 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             since = state.listed_at if wanted == "incremental" else None
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         return await _list(export, source, index, listing, time.monotonic() + budget_seconds)
+
+
+def _unready(index: IndexState) -> str:
+    if index.status == "failed":
+        return f"the index {index.name!r} has failed: {index.error_message or 'no reason given'}"
+    return f"the index {index.name!r} is being built or synced"
 
 
 def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:
@@ -155,9 +166,10 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
             newest = max([newest, *(file.updated_at.timestamp() for file in page.files if file.updated_at)])
             listing = _advance(listing, page)
             if page.next_page_token and time.monotonic() > deadline:
-                return Detection("incomplete", index, new, changed, cursor=listing.cursor())
-    except IncompleteListing:
-        return Detection("incomplete", index, new, changed, cursor=None)
+                unread = "the listing goes on at the next look"
+                return Detection("incomplete", index, new, changed, cursor=listing.cursor(), unread=unread)
+    except IncompleteListing as error:
+        return Detection("incomplete", index, new, changed, unread=str(error))
     after = await source.get_index()
     same = after.change_key == index.change_key
     await asyncio.to_thread(

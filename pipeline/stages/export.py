@@ -163,7 +163,7 @@ class Export:
             file_id
             for file_id, row in rows.items()
             if row.fetched_token == row.change_token
-            and not row.is_leaving
+            and not (row.refetch or row.is_leaving)
             and row.records_key is not None
             and row.records_key == self.records_key(row, scope)
             and all(held.get(sink, {}).get(file_id) == row.record_set_hash for sink in self.settings.sinks)

@@ -83,13 +83,13 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
                 "payload_digest": digest,
                 "text_digest": text,
                 "provenance": provenance,
-                "refetch": False,
             }
         )
     tables = pages_to_tables([payload.pages for _, payload, _ in changed])
     objects = [(file_id, table, metadata) for (file_id, _, metadata), table in zip(changed, tables, strict=True)]
     report.numbers["bytes"] += sum(export.lake.write_many("parsed_payloads", objects))
     export.ledger.update_files(updates)
+    export.ledger.refetched({file.id: rows[file.id].metadata for file, _ in batch if rows[file.id].refetch})
 
 
 def _provenance(file: DirectoryFile, payload: Payload) -> str:

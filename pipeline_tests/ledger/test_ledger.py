@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import random
 import sqlite3
 import threading
@@ -32,6 +33,20 @@ def test_ledgers_opened_at_once_on_a_new_database_all_work(url: str) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(open_and_write, range(6))) == [None] * 6
+
+
+def test_metadata_that_moves_alone_is_stored_and_the_file_fetched_again_until_that_has_been_seen(ledger: Ledger) -> None:
+    ledger.record_listing([listed("a"), listed("b")], 1)
+    moved = [dataclasses.replace(listed("a"), metadata={"team": "b"}), listed("b")]
+    assert ledger.record_listing(moved, 2) == (0, 1)
+    assert ledger.record_listing(moved, 3) == (0, 0)
+    rows = ledger.files()
+    assert (rows["a"].metadata, rows["a"].refetch, rows["b"].refetch) == ('{"team": "b"}', True, False)
+    ledger.record_done(["a", "b"], "settings")
+    ledger.refetched({"a": '{"team": "a"}'})
+    assert ledger.files()["a"].refetch
+    ledger.refetched({"a": '{"team": "b"}'})
+    assert not ledger.files()["a"].refetch
 
 
 def test_looks_and_runs_that_write_the_same_files_in_any_order_wait_for_each_other(ledger: Ledger) -> None:

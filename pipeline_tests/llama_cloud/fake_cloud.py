@@ -78,14 +78,14 @@ class FakeCloud:
     def count(self, part: str) -> int:
         return sum(part in str(request.url) for request in self.requests)
 
-    def source(self, **settings: Any) -> LlamaCloudSource:
+    def source(self, *, base_url: str = BASE_URL, **settings: Any) -> LlamaCloudSource:
         defaults: dict[str, Any] = {"requests_per_second": None}
         if "index_name" not in settings:
             defaults["index_id"] = "idx-1"
         return LlamaCloudSource(
             LlamaCloudSettings(**(defaults | settings)),
             api_key=SecretStr(API_KEY),
-            base_url=BASE_URL,
+            base_url=base_url,
             max_retries=0,
             download_retries=AT_ONCE,
             transport=httpx.MockTransport(self.handle),
@@ -112,9 +112,6 @@ class FakeCloud:
                 return httpx.Response(200, json={}) if known else failure(404, "Index not found")
             case ["beta", "directories", directory, "files", "GET"]:
                 return self._page(directory, request.url.params)
-            case ["beta", "directories", _, "files", file_id, "GET"]:
-                found = next((entry for entry in self.files if entry["id"] == file_id), None)
-                return httpx.Response(200, json=found) if found else failure(404)
             case ["beta", "files", file_id, "content", "GET"]:
                 return httpx.Response(200, json=presigned(file_id))
         raise AssertionError(f"unexpected request {request.method} {request.url}")

@@ -15,7 +15,6 @@ FILE = DirectoryFile(
     file_id="file-1",
     metadata={"team": "fin", "tags": ["a", "b"]},
     updated_at=datetime(2026, 11, 20, 10, 3, 40, 123456, tzinfo=UTC),
-    unique_id="q3.pdf",
 )
 
 _HEADING = {"type": "heading", "level": 1, "value": "Revenue", "md": "# Revenue", "bbox": [{"x": 72, "y": 90, "w": 200, "h": 20}]}

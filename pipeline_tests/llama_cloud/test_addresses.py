@@ -7,12 +7,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import httpcore
 import pytest
+from pydantic import SecretStr
 
-from pipeline.errors import PayloadError
-from pipeline.llama_cloud.addresses import AddressPolicy, is_public
+from pipeline.errors import ConfigError, PayloadError, SourceUnavailable
+from pipeline.llama_cloud.addresses import AddressPolicy, GuardedBackend, is_public
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.models import DirectoryFile
+from pipeline.llama_cloud.settings import LlamaCloudSettings
+from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.llama_cloud.wire import PresignedUrl
 from pipeline_tests.llama_cloud.samples import FILE
 
@@ -99,6 +103,22 @@ async def test_the_address_that_was_checked_is_the_one_connected_to(server: Serv
     assert connected == ["93.184.216.34"]
 
 
+async def test_an_address_that_does_not_answer_leaves_time_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolving(monkeypatch, ["2607:f8b0::1", "2607:f8b0::2", "142.250.189.176"])
+    given: list[tuple[str, float | None]] = []
+
+    async def connect(self: httpcore.AnyIOBackend, host: str, port: int, seconds: float | None, *_: Any) -> Any:
+        given.append((host, seconds))
+        if ":" in host:
+            raise httpcore.ConnectTimeout("dropped")
+        return "connected"
+
+    monkeypatch.setattr(httpcore.AnyIOBackend, "connect_tcp", connect)
+    stream: Any = await GuardedBackend(AddressPolicy()).connect_tcp("storage.example", 443, timeout=10.0)
+    assert stream == "connected"
+    assert given == [("2607:f8b0::1", 2.0), ("2607:f8b0::2", 2.0), ("142.250.189.176", 10.0)]
+
+
 async def test_a_redirect_into_the_private_network_is_refused_and_not_logged(
     server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -134,6 +154,46 @@ async def test_public_hosts_go_through_the_environments_proxy_and_private_ones_d
     assert server.connections == 1
 
 
+@pytest.mark.parametrize("variable", ["http_proxy", "all_proxy"])
+async def test_a_proxy_may_be_named_without_a_scheme_and_for_every_url(
+    server: Server, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, f"user:hunter2@127.0.0.1:{server.port}")
+    assert await get(AddressPolicy(), "http://storage.example/x") == b"ok"
+
+
+async def test_no_proxy_is_asked_for_this_machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert await get(AddressPolicy(trusted_host="127.0.0.1"), f"http://127.0.0.1:{server.port}/") == b"ok"
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.port}")
+    source = LlamaCloudSource(
+        LlamaCloudSettings(index_id="idx"), api_key=SecretStr("k"), base_url="http://127.0.0.1:9", max_retries=0
+    )
+    async with source:
+        with pytest.raises(SourceUnavailable, match="ConnectError"):
+            await source.get_index()
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("HTTPS_PROXY", "ftp://user:hunter2@proxy.example"),
+        ("HTTP_PROXY", "user:hunter2@proxy.example:port"),
+        ("ALL_PROXY", "socks5://user:hunter2@proxy.example:1080"),
+    ],
+)
+def test_a_proxy_that_cannot_be_used_names_the_variable_and_nothing_else(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.llama_cloud.proxies.find_spec", lambda _package: None)
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=variable) as refused:
+        LlamaCloudSource(LlamaCloudSettings(index_id="idx"), api_key=SecretStr("k"))
+    assert refused.value.__context__ is None
+    assert "hunter2" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("address", "public"),
     [
@@ -151,6 +211,12 @@ async def test_public_hosts_go_through_the_environments_proxy_and_private_ones_d
         ("fd00::1", False),
         ("::ffff:10.0.0.1", False),
         ("2002:0a00:0001::", False),
+        ("64:ff9b::169.254.169.254", False),
+        ("64:ff9b::93.184.216.34", True),
+        ("64:ff9b:1::93.184.216.34", False),
+        ("::10.0.0.1", False),
+        ("::93.184.216.34", True),
+        ("fec0::1", False),
         ("not an address", False),
     ],
 )

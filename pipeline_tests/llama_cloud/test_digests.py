@@ -33,7 +33,7 @@ def test_the_payload_digest_moves_with_name_metadata_provenance_and_content() ->
 
 
 def test_listing_bookkeeping_does_not_count() -> None:
-    touched = replace(FILE, updated_at=None, file_id="file-2", unique_id="u")
+    touched = replace(FILE, updated_at=None, file_id="file-2")
     assert payload_digest(PAYLOAD, touched) == payload_digest(PAYLOAD, FILE)
 
 

@@ -209,6 +209,26 @@ async def test_an_undeclared_size_over_the_limit_stops_the_download() -> None:
     assert sent == 3
 
 
+async def test_all_tries_together_have_one_limit_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dripping(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b" "
+
+    monkeypatch.setattr("pipeline.llama_cloud.download._TOTAL_SECONDS", 0.1)
+    tries: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        tries.append(request)
+        return httpx.Response(200, stream=Dripping())
+
+    error = await refusal(handle)
+    assert isinstance(error, PayloadError)
+    assert "it takes longer than" in str(error)
+    assert len(tries) == 1
+
+
 def redirecting(location: str) -> Handler:
     def handle(request: httpx.Request) -> httpx.Response:
         if request.url.path == "/target":
@@ -229,6 +249,7 @@ async def test_redirects_are_followed() -> None:
         ("http://storage.example/target", "from https to http"),
         ("/again", "redirects more than 5 times"),
         ("https://host:port/target", "not an HTTP URL"),
+        ("https://host:99999/target", "not an HTTP URL"),
         ("file:///etc/passwd", "https to http"),
     ],
 )
@@ -236,9 +257,12 @@ async def test_redirects_that_lead_nowhere_safe_are_refused(location: str, says:
     assert says in str(await refusal(redirecting(location)))
 
 
-@pytest.mark.parametrize("url", ["ftp://storage.example/x", "not a url", "http://host:port/", "https://" + "a" * 70000])
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://storage.example/x", "not a url", "http://host:port/", "http://127.0.0.1:99999/", "https://" + "a" * 70000],
+)
 async def test_a_url_that_is_none_is_refused(url: str) -> None:
-    async with PayloadDownloader(Resolver(), addresses=AddressPolicy(), retries=RetryPolicy(attempts=1)) as downloads:
+    async with PayloadDownloader(Resolver(), addresses=AddressPolicy(True), retries=RetryPolicy(attempts=1)) as downloads:
         with pytest.raises(PayloadError):
             await downloads.download(FILE, PresignedUrl(url, None))
 

@@ -1,12 +1,38 @@
+from typing import Any
+
 import httpx
 import pytest
 
-from pipeline.errors import ConfigError, SourceUnavailable, SyncFailed
+from pipeline.errors import ConfigError, SourceUnavailable, SyncFailed, Throttled
 from pipeline_tests.llama_cloud.fake_cloud import (
+    BASE_URL,
     FakeCloud,
     failure,
     index_body,
 )
+
+Body = dict[str, Any]
+
+READY = index_body()
+BUSY = index_body(sync_in_progress=True)
+SYNCED = index_body(last_synced_at="2026-11-21T00:00:00Z")
+FAILED_BEFORE = index_body(metadata={"status": "failed", "error_message": "out of credits"})
+ACCEPTED = httpx.Response(200, json={})
+REFUSED = httpx.Response(429, json={"detail": "Too many requests"})
+GET = "GET api.example/api/v1/indexes/idx-1"
+SYNC = "POST api.example/api/v1/indexes/idx-1/sync"
+
+
+def scripted(states: list[Body], *asked: httpx.Response) -> FakeCloud:
+    """An index that is in the next of ``states`` at every look, and whose syncs are answered by ``asked`` in turn."""
+    looks, answers = iter(states), iter(asked)
+    return FakeCloud(script=lambda request: next(answers) if request.method == "POST" else httpx.Response(200, json=next(looks)))
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Little patience with a sync that does not show."""
+    monkeypatch.setattr("pipeline.llama_cloud.source._SHOWS_WITHIN_SECONDS", 0.05)
 
 
 async def test_the_state_of_an_index_is_read() -> None:
@@ -61,7 +87,7 @@ async def test_an_index_is_found_by_either_identifier_or_name_and_the_one_that_w
         before = len(cloud.requests)
         await source.get_index()
         assert await source.start_sync()
-    assert len(cloud.requests) == before + 2
+    assert len(cloud.requests) == before + 3
 
 
 async def test_a_sync_is_found_under_the_other_identifier_too() -> None:
@@ -108,21 +134,62 @@ async def test_an_ambiguous_name_lists_the_ids() -> None:
 
 @pytest.mark.parametrize("status", [409, 429])
 async def test_a_running_sync_is_not_started_again_nor_retried(status: int) -> None:
-    cloud = FakeCloud(script=lambda request: httpx.Response(status, json={}) if request.method == "POST" else None)
+    cloud = scripted([BUSY, BUSY], httpx.Response(status, json={}))
     async with cloud.source() as source:
         assert await source.start_sync() is False
-    assert cloud.paths()["POST api.example/api/v1/indexes/idx-1/sync"] == 1
+    assert cloud.paths()[SYNC] == 1
 
 
-async def test_cancelling_says_whether_there_was_a_sync() -> None:
-    cloud = FakeCloud()
+async def test_a_sync_that_ends_while_it_is_asked_for_was_running() -> None:
+    async with scripted([BUSY, SYNCED], REFUSED).source() as source:
+        assert await source.start_sync() is False
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("state", [READY, FAILED_BEFORE])
+async def test_a_refusal_though_nothing_runs_is_throttling(state: Body) -> None:
+    async with scripted([state] * 2, REFUSED).source() as source:
+        with pytest.raises(Throttled, match=r"'docs' though none is running.*try again"):
+            await source.start_sync()
+    cloud = scripted([state] * 90, REFUSED, REFUSED)
     async with cloud.source() as source:
-        assert await source.cancel_sync() is True
-        cloud.script = lambda _: failure(409)
-        assert await source.cancel_sync() is False
-        cloud.script = lambda _: failure(422, "bad id")
-        with pytest.raises(ConfigError, match="HTTP 422: bad id"):
-            await source.cancel_sync()
+        with pytest.raises(Throttled):
+            await source.sync(timeout=5)
+    assert cloud.paths()[SYNC] == 2
+
+
+async def test_a_sync_is_waited_for_that_shows_only_after_a_while() -> None:
+    cloud = scripted([READY, READY, BUSY, SYNCED], ACCEPTED)
+    async with cloud.source() as source:
+        assert await source.sync(timeout=5)
+    assert cloud.paths()[GET] == 4
+
+
+async def test_the_failure_of_an_older_sync_is_not_taken_for_that_of_the_one_asked_for() -> None:
+    cloud = scripted([FAILED_BEFORE, FAILED_BEFORE, BUSY, SYNCED], ACCEPTED)
+    async with cloud.source() as source:
+        assert await source.sync(timeout=5)
+    assert cloud.paths()[GET] == 4
+
+
+async def test_a_sync_that_fails_ends_the_wait_with_the_vendors_message() -> None:
+    async with scripted([READY, BUSY, FAILED_BEFORE], ACCEPTED).source() as source:
+        with pytest.raises(SyncFailed, match="out of credits"):
+            await source.sync(timeout=5)
+
+
+async def test_after_a_sync_that_was_running_another_one_is_asked_for() -> None:
+    again = index_body(last_synced_at="2026-11-22T00:00:00Z")
+    cloud = scripted([BUSY, BUSY, SYNCED, BUSY, again], REFUSED, ACCEPTED)
+    async with cloud.source() as source:
+        assert await source.sync(timeout=5)
+    assert (cloud.paths()[SYNC], cloud.paths()[GET]) == (2, 5)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_sync_that_never_shows_is_not_waited_for_for_ever() -> None:
+    async with scripted([READY] * 90, ACCEPTED).source() as source:
+        assert await source.sync(timeout=5)
 
 
 async def test_waiting_ends_when_the_index_is_ready_and_not_syncing() -> None:
@@ -135,21 +202,25 @@ async def test_waiting_ends_when_the_index_is_ready_and_not_syncing() -> None:
         ]
     )
     async with FakeCloud(script=lambda _: httpx.Response(200, json=next(states))).source() as source:
-        assert (await source.wait_until_ready(timeout=5, poll=0)).settled
+        assert (await source.wait_until_ready(timeout=5)).settled
     assert next(states, None) is None
 
 
-async def test_waiting_asks_soon_at_first_and_then_ever_later(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "expected"), [(BASE_URL, [0.25, 0.5, 1, 2, 4, 5, 5]), ("http://127.0.0.1:8800", [0.25, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])]
+)
+async def test_waiting_asks_soon_at_first_and_then_ever_later_but_for_this_machine(
+    url: str, expected: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pauses: list[float] = []
 
     async def note(seconds: float) -> None:
         pauses.append(seconds)
 
     monkeypatch.setattr("pipeline.llama_cloud.source.asyncio.sleep", note)
-    states = iter([index_body(sync_in_progress=True)] * 7 + [index_body()])
-    async with FakeCloud(script=lambda _: httpx.Response(200, json=next(states))).source() as source:
-        await source.wait_until_ready(timeout=100, poll=2)
-    assert pauses == [0.125, 0.25, 0.5, 1, 2, 2, 2]
+    async with scripted([BUSY] * 10 + [READY]).source(base_url=url) as source:
+        await source.wait_until_ready(timeout=100)
+    assert pauses == [0.03125, 0.0625, 0.125, *expected]
 
 
 async def test_waiting_ends_with_the_vendors_message_when_the_sync_failed() -> None:
@@ -162,7 +233,7 @@ async def test_waiting_ends_with_the_vendors_message_when_the_sync_failed() -> N
 async def test_waiting_has_an_end() -> None:
     async with FakeCloud(indexes=[index_body(sync_in_progress=True)]).source() as source:
         with pytest.raises(SourceUnavailable, match=r"not ready after 0\.01 seconds"):
-            await source.wait_until_ready(timeout=0.01, poll=0.001)
+            await source.wait_until_ready(timeout=0.01)
 
 
 async def test_an_index_is_made_once() -> None:

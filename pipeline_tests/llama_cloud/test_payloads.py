@@ -103,6 +103,22 @@ async def test_listings_without_urls_fall_back_to_single_requests() -> None:
     assert cloud.count("/content") == 30
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [failure(500), failure(404), failure(422), httpx.Response(200, json={"items": [{"display_name": "no id"}]})],
+)
+@pytest.mark.parametrize("page", [1, 2])
+async def test_a_listing_that_fails_falls_back_to_single_requests(answer: httpx.Response, page: int) -> None:
+    cloud = cloud_with(60, page_size=30)
+    cloud.script = lambda request: (
+        answer if "expand=download_url" in str(request.url) and (page == 1 or "page_token=" in str(request.url)) else None
+    )
+    async with cloud.source() as source:
+        outcomes = await fetch_all(source, [file(number) for number in range(60)])
+    assert sum(isinstance(outcome, Payload) for outcome in outcomes.values()) == 60
+    assert cloud.count("/content") == (60 if page == 1 else 30)
+
+
 async def test_a_listed_file_with_another_storage_id_is_not_taken_for_the_wanted_one() -> None:
     cloud = cloud_with(30)
     wanted = [file(number) for number in range(29)] + [file(29, file_id="older")]
@@ -131,13 +147,17 @@ async def test_one_bad_file_does_not_stop_the_others() -> None:
     assert "looks like a PDF" in bad["dfl-7"].reason
 
 
+@pytest.mark.parametrize(("status", "says"), [(401, "LLAMA_CLOUD_API_KEY"), (429, "HTTP 429")])
 @pytest.mark.parametrize("count", [5, 40])
-async def test_an_unavailable_source_stops_everything(count: int) -> None:
+async def test_an_unavailable_source_stops_everything(count: int, status: int, says: str) -> None:
     cloud = cloud_with(40)
-    cloud.script = lambda request: failure(401) if "/content" in str(request.url) or "expand=" in str(request.url) else None
+    cloud.script = lambda request: (
+        failure(status) if "/content" in str(request.url) or "expand=download_url" in str(request.url) else None
+    )
     async with cloud.source() as source:
-        with pytest.raises(SourceUnavailable, match="LLAMA_CLOUD_API_KEY"):
+        with pytest.raises(SourceUnavailable, match=says):
             await fetch_all(source, [file(number) for number in range(count)])
+    assert cloud.count("storage.example") == 0
 
 
 async def test_stopping_early_leaves_nothing_running() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.llama_cloud.api import CloudApi
+from pipeline.llama_cloud.indexes import IndexClient
 from pipeline.orchestration.partitions import FILES_TAG
+from pipeline.stages.detect import refresh
 from pipeline_tests.world import World, open_world
 
 
@@ -102,6 +105,33 @@ def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) 
     check = next(event for event in answer.asset_events if isinstance(event, dg.AssetCheckEvaluation))
     assert not check.passed
     assert check.metadata["vendor_message"].value == "parse quota exceeded"
+
+
+def test_a_tick_that_asks_for_nothing_says_why_the_directory_was_not_read_whole(world: World) -> None:
+    world.faults(hold_syncs=True)
+    asyncio.run(refresh(world.export, wait=False))
+    tick(world)
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SkipReason)
+    assert answer.skip_message == "the index 'documents' is being built or synced"
+    world.faults()
+
+
+def test_a_sync_that_llamacloud_throttles_does_not_keep_the_sensor_from_looking(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.refresh()
+    world.change(detection={"sync_every_seconds": 60})
+    world.export.ledger.update_state(sync_requested_at=0.0)
+
+    async def refused(self: IndexClient) -> bool:
+        return False
+
+    monkeypatch.setattr(IndexClient, "start_sync", refused)
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.run_requests
+    assert "it throttles" in caplog.text
 
 
 @pytest.mark.usefixtures("impatient_sdk")

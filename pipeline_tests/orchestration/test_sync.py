@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from rich.console import Console
 
-from pipeline.cli_output import print_sync
+from pipeline.cli_output import print_sync, sync_summary
 from pipeline.errors import SinkUnavailable, SyncFailed
-from pipeline.orchestration.launcher import SyncReport
+from pipeline.llama_cloud.models import ListingPage
+from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.stages.detect import refresh
+from pipeline.stages.needs import Needs
+from pipeline_tests.command_line import invoke
 from pipeline_tests.world import World, open_world
 
 LONG = "\n\n".join(
@@ -83,6 +91,26 @@ def test_a_metadata_change_rewrites_the_records_and_embeds_nothing(world: World)
     assert world.numbers("embeddings")["files_worked_on"] == 0
 
 
+def test_metadata_that_moves_without_the_listings_tokens_reaches_the_records(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.sync()
+    real = LlamaCloudSource.list_files
+
+    async def with_a_team(self: LlamaCloudSource, **given: Any) -> AsyncGenerator[ListingPage]:
+        async for page in real(self, **given):
+            files = (replace(f, metadata={"team": "gauges"}) if f.display_name == "doc-1.md" else f for f in page.files)
+            yield replace(page, files=tuple(files))
+
+    monkeypatch.setattr(LlamaCloudSource, "list_files", with_a_team)
+    report = world.sync()
+    assert report.ok
+    assert report.ingested == [world.file_id("doc-1.md")]
+    assert next(r for r in world.held() if r.file_name == "doc-1.md").metadata == {"team": "gauges"}
+    assert world.numbers("embeddings")["files_worked_on"] == 0
+    assert world.sync().runs == 0
+
+
 def test_a_renamed_file_moves_its_vectors_along(world: World) -> None:
     world.sync()
     (world.documents / "long.md").rename(world.documents / "renamed.md")
@@ -143,11 +171,35 @@ def test_a_listing_that_breaks_half_way_deletes_nothing_and_the_next_one_heals(w
     world.sync()
     world.write("new.md", "# New\n\nA new file.\n")
     world.faults(page_size_cap=2, fail_listing_at_page=2)
-    world.sync()
+    report = world.sync()
+    assert not report.ok
+    assert "stopped half way" in sync_summary(report)["unread"]
+    assert "the directory was not read whole: the listing of directory files stopped half way" in told(world, report)
     assert len(world.names()) >= 7
     world.faults()
     assert world.sync().ok
     world.assert_settled()
+
+
+@pytest.mark.usefixtures("impatient_sdk")
+def test_what_a_broken_listing_shows_is_worked_on_and_the_command_says_that_it_is_not_all(world: World) -> None:
+    world.refresh()
+    world.faults(page_size_cap=2, fail_listing_at_page=2)
+    summary = json.loads(invoke("sync", "--json", code=1))
+    assert len(summary["ingested"]) == 2
+    assert "HTTP 500" in summary["unread"]
+
+
+def test_a_sync_of_an_index_that_is_still_being_built_is_not_done(world: World) -> None:
+    world.sync()
+    world.write("new.md", "# New\n\nA new file.\n")
+    world.faults(hold_syncs=True)
+    asyncio.run(refresh(world.export, wait=False))
+    report = sync(world.settings, world.instance)
+    assert not report.ok
+    assert "'documents' is being built or synced" in told(world, report)
+    assert report.needs == Needs(lagging={"lancedb": []})
+    world.faults()
 
 
 def test_a_failed_index_is_named_with_the_vendors_message(world: World) -> None:

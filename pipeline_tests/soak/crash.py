@@ -26,6 +26,7 @@ _LEDGER_WRITES = (
     "record_removed",
     "record_sink",
     "record_sink_state",
+    "refetched",
     "request",
     "update_files",
     "update_state",
