@@ -54,14 +54,12 @@ def token_limit(settings: ChunkingSettings, model_max_tokens: int) -> int:
     return limit
 
 
-def chunker_fingerprint(settings: ChunkingSettings, max_tokens: int) -> str:
-    """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit.
-
-    The tokenizer is part of the model's own fingerprint.
-    """
+def chunker_fingerprint(settings: ChunkingSettings, tokens: TokenCounter, max_tokens: int) -> str:
+    """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit."""
     parts = {
         **settings.model_dump(mode="json"),
         "max_tokens": token_limit(settings, max_tokens),
+        "tokenizer": tokens.fingerprint,
         "chunker": CHUNKER_VERSION,
         "semantic-text-splitter": version("semantic-text-splitter"),
     }

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 OFFLINE_VARIABLE = "INDEXPORT_OFFLINE"
 _MAX_ITEMS = 512
 _ONNX_FILES = ("model.onnx", "onnx/model.onnx")
+_TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json")
+"""What fastembed makes a tokenizer of; from the others it takes the limit and the padding."""
 
 
 class FastEmbedEmbedder:
@@ -47,7 +49,7 @@ class FastEmbedEmbedder:
         self._identity = identity
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
-        self._tokens = HuggingFaceTokens(_tokenizer(model))
+        self._tokens = HuggingFaceTokens(_tokenizer(model), _files_digest(_model_folder(model), _TOKENIZER_FILES))
         self._workers = workers
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="embed")
         self._run_errors: tuple[type[Exception], ...] = (RuntimeError, MemoryError, *_onnx_errors())
@@ -223,10 +225,13 @@ def _max_tokens(model: TextEmbedding) -> int:
 
 def _weights_digest(model: TextEmbedding) -> str:
     """Digest of every file a vector depends on: weights (external data included) and tokenizer."""
-    folder = _model_folder(model)
     inner: Any = model.model
     description = inner.model_description
-    names = [description.model_file, *description.additional_files, "tokenizer.json"]
+    return _files_digest(_model_folder(model), [description.model_file, *description.additional_files, "tokenizer.json"])
+
+
+def _files_digest(folder: Path, names: Sequence[str]) -> str:
+    """Digest of the content of those files that are there."""
     return _digest([remembered_sha256(folder / name) for name in names if (folder / name).is_file()])
 
 

@@ -30,6 +30,8 @@ _SETTINGS = st.builds(
 class _GrowingTokens:
     """A counter whose counts do not add up: a text has more tokens than its parts together."""
 
+    fingerprint = "growing"
+
     def count(self, texts: Sequence[str]) -> list[int]:
         return [2 + len(text) // 3 + len(text) ** 2 // 4000 for text in texts]
 
@@ -42,7 +44,7 @@ def byte_level_tokens() -> HuggingFaceTokens:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return HuggingFaceTokens(tokenizer)
+    return HuggingFaceTokens(tokenizer, "byte-level")
 
 
 @pytest.fixture(scope="session", params=["minilm", "byte-level", "estimated", "growing"])

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from pipeline.documents.chunking import chunk_document, chunker_fingerprint, token_limit
 from pipeline.documents.document import build_document
 from pipeline.documents.models import Chunk, ChunkingSettings, Page
-from pipeline.documents.tokens import HuggingFaceTokens
+from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens
 from pipeline.errors import ConfigError
 from pipeline_tests.documents import corpus
 
@@ -205,12 +205,12 @@ def test_a_megabyte_is_cut_in_well_under_a_second_of_processor_time(chunk: Chunk
 
 
 def test_threads_that_share_a_counter_get_the_same_chunks(minilm_tokenizer: Tokenizer) -> None:
-    tokens = HuggingFaceTokens(minilm_tokenizer)
+    tokens = HuggingFaceTokens(minilm_tokenizer, "minilm")
     rng = random.Random(4)
     documents = [build_document([Page(1, "\n\n".join(corpus.headed_paragraphs(rng, 60)))]) for _ in range(20)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda document: chunk_document(document, ChunkingSettings(), tokens, 256), documents))
-    alone = HuggingFaceTokens(minilm_tokenizer)
+    alone = HuggingFaceTokens(minilm_tokenizer, "minilm")
     assert together == [chunk_document(document, ChunkingSettings(), alone, 256) for document in documents]
 
 
@@ -230,18 +230,19 @@ def test_a_model_with_no_window_to_speak_of_is_refused() -> None:
         token_limit(ChunkingSettings(), 16)
 
 
-def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else() -> None:
-    base = chunker_fingerprint(ChunkingSettings(), 256)
+def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else(minilm: HuggingFaceTokens) -> None:
+    base = chunker_fingerprint(ChunkingSettings(), minilm, 256)
     assert (
         base
-        == chunker_fingerprint(ChunkingSettings(max_tokens=256), 256)
-        == chunker_fingerprint(ChunkingSettings(max_tokens=256), 512)
+        == chunker_fingerprint(ChunkingSettings(max_tokens=256), minilm, 256)
+        == chunker_fingerprint(ChunkingSettings(max_tokens=256), minilm, 512)
     )
     variants = [
-        chunker_fingerprint(ChunkingSettings(), 200),
-        chunker_fingerprint(ChunkingSettings(max_tokens=128), 256),
-        chunker_fingerprint(ChunkingSettings(overlap=10), 256),
-        chunker_fingerprint(ChunkingSettings(strategy="text"), 256),
-        chunker_fingerprint(ChunkingSettings(include_headers_footers=True), 256),
+        chunker_fingerprint(ChunkingSettings(), minilm, 200),
+        chunker_fingerprint(ChunkingSettings(), EstimatedTokens(), 256),
+        chunker_fingerprint(ChunkingSettings(max_tokens=128), minilm, 256),
+        chunker_fingerprint(ChunkingSettings(overlap=10), minilm, 256),
+        chunker_fingerprint(ChunkingSettings(strategy="text"), minilm, 256),
+        chunker_fingerprint(ChunkingSettings(include_headers_footers=True), minilm, 256),
     ]
-    assert len({base, *variants}) == 6
+    assert len({base, *variants}) == 7

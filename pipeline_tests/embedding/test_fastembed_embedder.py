@@ -177,6 +177,22 @@ def test_the_fingerprint_of_a_local_model_covers_its_tokenizer_and_limit(local_m
     assert len({original, shorter, fingerprint()}) == 3
 
 
+def test_the_tokenizer_is_named_by_the_files_that_decide_its_counts(local_model: Path) -> None:
+    def fingerprint() -> str:
+        return load_fastembed(EmbeddingSettings(model="ours/other", model_path=local_model, threads=1)).tokens.fingerprint
+
+    original = fingerprint()
+    config = json.loads((local_model / "tokenizer_config.json").read_text())
+    (local_model / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 128}))
+    assert fingerprint() == original
+    (local_model / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["page break"]}))
+    more_special = fingerprint()
+    tokenizer = json.loads((local_model / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (local_model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert len({original, more_special, fingerprint()}) == 3
+
+
 def test_an_unknown_model_without_a_folder_is_a_wrong_setting() -> None:
     with pytest.raises(ConfigError, match=r"no-such/model; set embedding\.model_path"):
         load_embedder(EmbeddingSettings(model="no-such/model"))
