@@ -9,6 +9,7 @@ each matrix product of one batch among all of them, and wait for the slowest hun
 from __future__ import annotations
 
 import asyncio
+import glob
 import hashlib
 import importlib
 import json
@@ -225,9 +226,19 @@ def _max_tokens(model: TextEmbedding) -> int:
 
 def _weights_digest(model: TextEmbedding) -> str:
     """Digest of every file a vector depends on: weights (external data included) and tokenizer."""
+    folder = _model_folder(model)
     inner: Any = model.model
     description = inner.model_description
-    return _files_digest(_model_folder(model), [description.model_file, *description.additional_files, "tokenizer.json"])
+    known = [description.model_file, *description.additional_files, "tokenizer.json"]
+    return _files_digest(
+        folder, [*known, *(name for name in _external_data(folder, description.model_file) if name not in known)]
+    )
+
+
+def _external_data(folder: Path, model_file: str) -> list[str]:
+    """Weights beside the graph, as their writers name them: ``model.onnx_data`` (optimum), ``model.onnx.data`` (PyTorch)."""
+    graph = folder / model_file
+    return sorted(str(path.relative_to(folder)) for path in graph.parent.glob(f"{glob.escape(graph.name)}?*"))
 
 
 def _files_digest(folder: Path, names: Sequence[str]) -> str:
