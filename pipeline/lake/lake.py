@@ -7,11 +7,12 @@ Every object carries string metadata (digests of what it was made from), so the 
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
@@ -19,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LakeError
-from pipeline.files import write_whole
+from pipeline.files import unfinished, write_whole
 from pipeline.lake.recent import RecentTables
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
@@ -117,6 +118,24 @@ class Lake:
             with self._errors(f"delete {dataset} of {partition}"), suppress(FileNotFoundError):
                 self._fs.rm_file(self._path(dataset, partition))
 
+    def sweep(self, partitions: Iterable[str] = (), *, older_than: float) -> None:
+        """Remove what killed writers have left: of these partitions all, of others what is older than so many seconds."""
+        names, at = set(map(_file_name, partitions)), time.time()
+        for name, path in self._unfinished():
+            with suppress(OSError):  # its writer or another sweep was first; or it is refused, and erasure's proof counts it
+                if name in names or path.stat().st_mtime < at - older_than:
+                    path.unlink()
+
+    def unfinished(self, partitions: Iterable[str]) -> int:
+        """How many files writers of these partitions have begun and not finished."""
+        names = set(map(_file_name, partitions))
+        return sum(name in names for name, _ in self._unfinished())
+
+    def _unfinished(self) -> list[tuple[str, Path]]:
+        """A bucket has none: what is written there appears whole."""
+        folders = [Path(self._root, dataset) for dataset in get_args(Dataset)] if self._local else []
+        return [found for folder in folders for found in unfinished(folder)]
+
     def partitions(self, dataset: Dataset) -> list[str]:
         """Every partition of a dataset, sorted. Names longer than the file system allows come back as their digest."""
         paths: list[str] = []
@@ -130,7 +149,7 @@ class Lake:
         return str(self._fs.unstrip_protocol(f"{self._root}/{dataset}"))
 
     def _path(self, dataset: Dataset, partition: str) -> str:
-        return f"{self._root}/{dataset}/{_object_name(partition)}{_SUFFIX}"
+        return f"{self._root}/{dataset}/{_file_name(partition)}"
 
     def _bytes(self, dataset: Dataset, partition: str) -> bytes | None:
         path = self._path(dataset, partition)
@@ -157,6 +176,10 @@ def _long_texts(table: pa.Table) -> dict[str, int]:
     not shrink."""
     texts = {field.name: table[field.name].nbytes for field in table.schema if pa.types.is_string(field.type)}
     return {name: size for name, size in texts.items() if size >= _COMPRESSED_FROM}
+
+
+def _file_name(partition: str) -> str:
+    return f"{_object_name(partition)}{_SUFFIX}"
 
 
 def _object_name(name: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,33 @@ def test_an_address_is_named_without_its_secrets() -> None:
     lake = Lake("s3://the-key:the-secret@bucket/prefix", "default")
     with pytest.raises(LakeError, match="the lake at s3://bucket/prefix cannot read"):
         lake.read("chunks", "a")
+
+
+def killed_writer(lake: Lake, partition: str, table: pa.Table = TABLE) -> None:
+    """One that dies between the last byte of its temporary file and the rename."""
+
+    def die(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.write("chunks", partition, table, {})
+
+
+def test_what_a_killed_writer_left_is_known_by_its_partition_and_swept(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "default")
+    killed_writer(lake, "a.b/c")
+    killed_writer(lake, "long " * 100)
+    killed_writer(lake, "other")
+    assert lake.partitions("chunks") == []
+    assert [lake.unfinished([partition]) for partition in ("a.b/c", "long " * 100, "other", "a")] == [1, 1, 1, 0]
+    lake.sweep(["a.b/c"], older_than=60)
+    assert [lake.unfinished([partition]) for partition in ("a.b/c", "other")] == [0, 1]
+    [old] = tmp_path.rglob(".other*")
+    os.utime(old, (0, time.time() - 61))
+    lake.sweep(older_than=60)
+    assert [lake.unfinished([partition]) for partition in ("long " * 100, "other")] == [1, 0]
 
 
 def test_two_exports_do_not_see_each_other(tmp_path: Path) -> None:
