@@ -88,4 +88,4 @@ class SinkConflict(ConfigError):
 
 
 class LakeError(IndexportError):
-    """The lake refused a read or a write (disk full, read-only, corrupt object)."""
+    """The lake refused a read or a write (disk full, read-only) or cannot be reached (a store that is down, no credentials)."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> os.stat_result:
     """Write beside ``path`` and rename, so that a reader or a crash never meets half a file; answers what the new one's directory
     entry says. Folders are made when they are missing. Raises OSError and leaves nothing then."""
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         try:
             temporary.write_bytes(data)
@@ -23,3 +24,10 @@ def write_whole(path: Path, data: bytes | memoryview) -> os.stat_result:
         temporary.unlink(missing_ok=True)
         raise
     return version
+
+
+def unfinished(folder: Path) -> Iterator[tuple[str, Path]]:
+    """The temporary files of ``write_whole`` in a folder, of writers that are at work or were killed; each after the name of the
+    file it was to become."""
+    for temporary in folder.glob(".*.tmp"):
+        yield temporary.name[1:].rsplit(".", 2)[0], temporary

@@ -1,8 +1,8 @@
 """The block scan: where headings, fenced code, tables and paragraphs of a Markdown text lie.
 
 What belongs here: one pass over the lines, no more Markdown than the chunker needs. Rules are CommonMark's and GFM's but
-for two, because parsed pages are not always tidy: a setext heading has one line (a bare rule under running text is no
-heading), and a table's delimiter row need not have as many cells as its header.
+for three, because parsed pages are not always tidy: a setext heading has one line (a bare rule under running text is no
+heading), a table's delimiter row need not have as many cells as its header, and an HTML table reaches to its closing tag.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from enum import Enum, auto
 from typing import NamedTuple
+
+from pipeline.documents.html_tables import HtmlTable, html_tables
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _SETEXT = re.compile(r" {0,3}(?:(=+)|-+)\s*")
@@ -28,9 +30,10 @@ class BlockKind(Enum):
 
 
 class Block(NamedTuple):
-    """``text[start:end]``, whole lines. Blocks are in order and disjoint; between them is nothing but white space.
+    """``text[start:end]``, whole lines; an HTML table is cut out of its lines. Blocks are in order and disjoint; between them is
+    nothing but white space.
 
-    ``level`` and ``title`` are a heading's, ``rows_start`` is the offset of a table's first body row.
+    ``level`` and ``title`` are a heading's, ``row_starts`` the offsets of a table's body rows: its header stands before them.
     """
 
     kind: BlockKind
@@ -38,12 +41,7 @@ class Block(NamedTuple):
     end: int
     level: int = 0
     title: str = ""
-    rows_start: int = 0
-
-
-def lines(text: str, start: int, end: int) -> list[tuple[int, int]]:
-    """The ``[start, end)`` of every line of ``text[start:end]``, line feed included."""
-    return [match.span() for match in _LINE.finditer(text, start, end)]
+    row_starts: tuple[int, ...] = ()
 
 
 def scan_paragraphs(text: str) -> list[Block]:
@@ -62,7 +60,9 @@ def scan_paragraphs(text: str) -> list[Block]:
 def scan_markdown(text: str) -> list[Block]:
     """Headings (ATX, setext), fenced code, tables, and paragraphs for all the rest."""
     scan = _Scan()
-    for match in _LINE.finditer(text):
+    tables = html_tables(text)
+    end = 0
+    while match := _LINE.match(text, end):
         line = match.group()
         start, end = match.span()
         if scan.fence:
@@ -79,6 +79,9 @@ def scan_markdown(text: str) -> list[Block]:
             scan.turn_into_heading(end, 1 if setext[1] else 2)
         elif first in "|-:" and scan.may_be_table_header and _is_delimiter_row(line):
             scan.turn_into_table(end)
+        elif first == "<" and (table := tables.get(tag := start + line.index("<"))):
+            scan.add_html_table(tag, table)
+            end = table.end
         else:
             scan.extend(start, end, line)
     scan.close()
@@ -125,7 +128,7 @@ class _Scan:
         self._start = self._end = 0
         self._last_start = 0
         self._last_line = ""
-        self._rows_start = 0
+        self._row_starts: list[int] = []
 
     @property
     def has_one_line(self) -> bool:
@@ -143,14 +146,17 @@ class _Scan:
 
     def close(self) -> None:
         if self._start < self._end:
-            self.blocks.append(Block(self._kind, self._start, self._end, rows_start=self._rows_start))
+            self.blocks.append(Block(self._kind, self._start, self._end, row_starts=tuple(self._row_starts)))
         self._kind = BlockKind.PARAGRAPH
-        self._start = self._end = self._rows_start = 0
+        self._start = self._end = 0
+        self._row_starts = []
         self.fence = ""
 
     def extend(self, start: int, end: int, line: str) -> None:
         if self._start == self._end:
             self._start = start
+        if self._kind is BlockKind.TABLE:
+            self._row_starts.append(start)
         self._end = end
         self._last_start, self._last_line = start, line
 
@@ -170,7 +176,11 @@ class _Scan:
         if self._start < header_start:
             self.blocks.append(Block(BlockKind.PARAGRAPH, self._start, header_start))
         self._kind = BlockKind.TABLE
-        self._start, self._end, self._rows_start = header_start, end, end
+        self._start, self._end = header_start, end
+
+    def add_html_table(self, start: int, table: HtmlTable) -> None:
+        self.close()
+        self.blocks.append(Block(BlockKind.TABLE, start, table.end, row_starts=table.row_starts))
 
     def open_code(self, start: int, end: int, fence: str) -> None:
         self.close()

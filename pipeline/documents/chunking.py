@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import version
 from itertools import pairwise
@@ -21,7 +22,7 @@ from pipeline.documents.splitting import TextSizer, split_long
 from pipeline.documents.tokens import TokenCounter
 from pipeline.errors import ConfigError
 
-CHUNKER_VERSION = "2"
+CHUNKER_VERSION = "3"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 DEFAULT_MAX_TOKENS = 256
@@ -29,7 +30,6 @@ DEFAULT_MAX_TOKENS = 256
 _LEAST_TOKENS = 32
 _WORD_START = re.compile(r"(?<!\S)\S")
 _MARKS_ALONE = re.compile(r"[-*_=|:.+~#>`\s]{1,80}")
-_LINE_START = re.compile(r"(?m)^")
 
 
 def token_limit(settings: ChunkingSettings, model_max_tokens: int) -> int:
@@ -54,14 +54,12 @@ def token_limit(settings: ChunkingSettings, model_max_tokens: int) -> int:
     return limit
 
 
-def chunker_fingerprint(settings: ChunkingSettings, max_tokens: int) -> str:
-    """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit.
-
-    The tokenizer is part of the model's own fingerprint.
-    """
+def chunker_fingerprint(settings: ChunkingSettings, tokens: TokenCounter, max_tokens: int) -> str:
+    """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit."""
     parts = {
         **settings.model_dump(mode="json"),
         "max_tokens": token_limit(settings, max_tokens),
+        "tokenizer": tokens.fingerprint,
         "chunker": CHUNKER_VERSION,
         "semantic-text-splitter": version("semantic-text-splitter"),
     }
@@ -171,8 +169,10 @@ def _overlap(
 
 def _overlap_start(text: str, floor: int, draft: Draft, sizer: TextSizer, overlap: int) -> int:
     """The first word (in a table: row) from ``floor`` on with no more than ``overlap`` tokens between it and the draft."""
-    boundary = _LINE_START if draft.in_table else _WORD_START
-    starts = [match.start() for match in boundary.finditer(text, floor, draft.start)]
+    if draft.rows is None:
+        starts = [match.start() for match in _WORD_START.finditer(text, floor, draft.start)]
+    else:
+        starts = list(draft.rows[bisect_left(draft.rows, floor) : bisect_left(draft.rows, draft.start)])
     low, high = 0, len(starts)
     while low < high:
         middle = (low + high) // 2

@@ -7,11 +7,11 @@ to the size of the whole; the chunker counts what it gets and mends what does no
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from pipeline.documents.anchors import content_key, pack
-from pipeline.documents.blocks import Block, BlockKind, lines
+from pipeline.documents.blocks import Block, BlockKind
 from pipeline.documents.outline import Outline, heading_context
 from pipeline.documents.splitting import TextSizer, split_long
 
@@ -22,13 +22,13 @@ _MOST_TABLE_HEADER = 2 / 3
 
 
 class Draft(NamedTuple):
-    """``text[start:end]`` with its context. An overlap may reach back to ``floor``; inside a table only to whole rows."""
+    """``text[start:end]`` with its context. An overlap may reach back to ``floor``, in a table only to one of its ``rows``."""
 
     start: int
     end: int
     context: str
     floor: int
-    in_table: bool = False
+    rows: tuple[int, ...] | None = None
     markdown: bool = True
 
 
@@ -116,9 +116,10 @@ class Drafter:
     def _split_table(self, first: int, body: int) -> Iterator[Draft]:
         """Cut between rows; every piece that starts at a row repeats the table's header in its context."""
         table = self._blocks[body]
-        header = self._text[table.start : table.rows_start].rstrip() + "\n"
+        borders = [*table.row_starts, table.end]
+        header = self._text[table.start : borders[0]].rstrip() + "\n"
         context, room = self._row_context(body, header)
-        units = [(self._blocks[first].start, table.rows_start), *lines(self._text, table.rows_start, table.end)]
+        units = [(self._blocks[first].start, borders[0]), *pairwise(borders)]
         sizes = self._sizer.sizes([self._text[slice(*unit)] for unit in units])
         ranges = pack(
             sizes=sizes,
@@ -126,8 +127,8 @@ class Drafter:
             keys=[content_key(self._text, start) for start, _ in units],
             reach=_REACH_IN_CHUNKS * self._room,
         )
-        opening = Draft(0, 0, self._context(first)[0], self._blocks[first].start, in_table=True, markdown=self._markdown)
-        rows = Draft(0, 0, context, table.rows_start, in_table=True, markdown=self._markdown)
+        opening = Draft(0, 0, self._context(first)[0], self._blocks[first].start, table.row_starts, self._markdown)
+        rows = Draft(0, 0, context, borders[0], table.row_starts, self._markdown)
         for low, high in ranges:
             template, limit = (opening, self._room_at(first)) if low == 0 else (rows, room)
             start, end = units[low][0], units[high - 1][1]

@@ -21,6 +21,11 @@ _MOST_KNOWN_WORDS = 1 << 18
 class TokenCounter(Protocol):
     """Counts tokens of texts, the model's special tokens included, without truncation."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Names the tokenizer by its content, whatever library reads it; equal ones count alike."""
+        ...
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """One count a text, in order."""
         ...
@@ -33,7 +38,8 @@ class HuggingFaceTokens:
     once an occurrence: the counts are the same, several times faster. Safe to share between threads.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, fingerprint: str) -> None:
+        self.fingerprint = fingerprint
         self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
@@ -68,6 +74,7 @@ class EstimatedTokens:
     of the model's window.
     """
 
+    fingerprint = "bytes"
     _SPECIAL_TOKENS = 4
     """Room for the start, end and prefix tokens some servers add."""
 

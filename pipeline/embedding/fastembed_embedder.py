@@ -9,6 +9,7 @@ each matrix product of one batch among all of them, and wait for the slowest hun
 from __future__ import annotations
 
 import asyncio
+import glob
 import hashlib
 import importlib
 import json
@@ -36,6 +37,8 @@ OFFLINE_VARIABLE = "INDEXPORT_OFFLINE"
 _MAX_ITEMS = 512
 _PREFIXES = re.compile(r"Prefixes for queries/documents: (?!not ).*")
 _ONNX_FILES = ("model.onnx", "onnx/model.onnx")
+_TOKENIZER_FILES = ("tokenizer.json", "special_tokens_map.json")
+"""What fastembed makes a tokenizer of; from the others it takes the limit and the padding."""
 
 
 class FastEmbedEmbedder:
@@ -49,7 +52,7 @@ class FastEmbedEmbedder:
         self._identity = identity
         self._max_tokens = max_tokens
         self._batch_tokens = batch_tokens
-        self._tokens = HuggingFaceTokens(_tokenizer(model))
+        self._tokens = HuggingFaceTokens(_tokenizer(model), _files_digest(_model_folder(model), _TOKENIZER_FILES))
         self._workers = workers
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="embed")
         self._run_errors: tuple[type[Exception], ...] = (RuntimeError, MemoryError, *_onnx_errors())
@@ -239,7 +242,20 @@ def _weights_digest(model: TextEmbedding) -> str:
     folder = _model_folder(model)
     inner: Any = model.model
     description = inner.model_description
-    names = [description.model_file, *description.additional_files, "tokenizer.json"]
+    known = [description.model_file, *description.additional_files, "tokenizer.json"]
+    return _files_digest(
+        folder, [*known, *(name for name in _external_data(folder, description.model_file) if name not in known)]
+    )
+
+
+def _external_data(folder: Path, model_file: str) -> list[str]:
+    """Weights beside the graph, as their writers name them: ``model.onnx_data`` (optimum), ``model.onnx.data`` (PyTorch)."""
+    graph = folder / model_file
+    return sorted(str(path.relative_to(folder)) for path in graph.parent.glob(f"{glob.escape(graph.name)}?*"))
+
+
+def _files_digest(folder: Path, names: Sequence[str]) -> str:
+    """Digest of the content of those files that are there."""
     return _digest([remembered_sha256(folder / name) for name in names if (folder / name).is_file()])
 
 

@@ -197,7 +197,8 @@ def _token_counter(settings: OpenAISettings) -> TokenCounter:
     if not path.is_file():
         raise ConfigError(f"embedding.openai.tokenizer_file: {path} is not a file")
     try:
-        return HuggingFaceTokens(Tokenizer.from_str(path.read_text("utf-8")))
+        text = path.read_text("utf-8")
+        return HuggingFaceTokens(Tokenizer.from_str(text), hashlib.sha256(text.encode()).hexdigest())
     except Exception as error:  # tokenizers raises bare Exception for a file it cannot parse
         raise ConfigError(f"embedding.openai.tokenizer_file: {path} is not a Hugging Face tokenizer.json ({error})") from error
 

@@ -7,18 +7,20 @@ Every object carries string metadata (digests of what it was made from), so the 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal, TypeVar
-from urllib.parse import quote, unquote
+from typing import Any, Literal, TypeVar, get_args
+from urllib.parse import quote, unquote, urlsplit
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import LakeError
-from pipeline.files import write_whole
+from pipeline.files import unfinished, write_whole
 from pipeline.lake.recent import RecentTables
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
@@ -42,6 +44,8 @@ class Lake:
         self._fs: Any
         self._fs, root = fsspec.core.url_to_fs(uri)
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
+        parts = urlsplit(uri)
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else uri
         self._recent = RecentTables()
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
@@ -60,15 +64,12 @@ class Lake:
         )
         data = buffer.getvalue()
         path = self._path(dataset, partition)
-        try:
+        with self._errors(f"write {dataset} of {partition}"):
             if self._local:
                 version = write_whole(Path(path), memoryview(data))
                 self._recent.keep(path, version, stamped, data.size + sum(long.values()))
             else:
                 self._fs.pipe_file(path, data.to_pybytes())
-        except OSError as error:
-            reason = error.strerror or type(error).__name__
-            raise LakeError(f"the lake cannot write {dataset} of {partition}: {reason}; check its space and rights") from error
         return int(data.size)
 
     def write_many(self, dataset: Dataset, objects: Iterable[tuple[str, pa.Table, Mapping[str, str]]]) -> list[int]:
@@ -114,20 +115,32 @@ class Lake:
     def delete(self, partition: str, datasets: Iterable[Dataset] = DATASETS) -> None:
         """Remove a partition from every dataset of files; a missing one is no error."""
         for dataset in datasets:
-            path = self._path(dataset, partition)
-            try:
-                self._fs.rm_file(path)
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                raise LakeError(f"the lake cannot delete {dataset} of {partition}: {type(error).__name__}") from error
+            with self._errors(f"delete {dataset} of {partition}"), suppress(FileNotFoundError):
+                self._fs.rm_file(self._path(dataset, partition))
+
+    def sweep(self, partitions: Iterable[str] = (), *, older_than: float) -> None:
+        """Remove what killed writers have left: of these partitions all, of others what is older than so many seconds."""
+        names, at = set(map(_file_name, partitions)), time.time()
+        for name, path in self._unfinished():
+            with suppress(OSError):  # its writer or another sweep was first; or it is refused, and erasure's proof counts it
+                if name in names or path.stat().st_mtime < at - older_than:
+                    path.unlink()
+
+    def unfinished(self, partitions: Iterable[str]) -> int:
+        """How many files writers of these partitions have begun and not finished."""
+        names = set(map(_file_name, partitions))
+        return sum(name in names for name, _ in self._unfinished())
+
+    def _unfinished(self) -> list[tuple[str, Path]]:
+        """A bucket has none: what is written there appears whole."""
+        folders = [Path(self._root, dataset) for dataset in get_args(Dataset)] if self._local else []
+        return [found for folder in folders for found in unfinished(folder)]
 
     def partitions(self, dataset: Dataset) -> list[str]:
         """Every partition of a dataset, sorted. Names longer than the file system allows come back as their digest."""
-        try:
+        paths: list[str] = []
+        with self._errors(f"list {dataset}"), suppress(FileNotFoundError):
             paths = self._fs.ls(f"{self._root}/{dataset}", detail=False)
-        except FileNotFoundError:
-            return []
         names = (path.rsplit("/", 1)[-1] for path in paths)
         return sorted(unquote(name.removesuffix(_SUFFIX)) for name in names if name.endswith(_SUFFIX))
 
@@ -136,19 +149,26 @@ class Lake:
         return str(self._fs.unstrip_protocol(f"{self._root}/{dataset}"))
 
     def _path(self, dataset: Dataset, partition: str) -> str:
-        return f"{self._root}/{dataset}/{_object_name(partition)}{_SUFFIX}"
+        return f"{self._root}/{dataset}/{_file_name(partition)}"
 
     def _bytes(self, dataset: Dataset, partition: str) -> bytes | None:
         path = self._path(dataset, partition)
+        with self._errors(f"read {dataset} of {partition}"), suppress(FileNotFoundError):
+            data: bytes = Path(path).read_bytes() if self._local else self._fs.cat_file(path)
+            return data
+        return None
+
+    @contextmanager
+    def _errors(self, action: str) -> Iterator[None]:
+        """Whatever goes wrong is a LakeError. What a store's driver says (botocore's errors are no OSError) may hold secrets, and
+        its type says enough."""
         try:
-            if self._local:
-                return Path(path).read_bytes()
-            data: bytes = self._fs.cat_file(path)
-        except FileNotFoundError:
-            return None
-        except OSError as error:
-            raise LakeError(f"the lake cannot read {dataset} of {partition}: {error.strerror or type(error).__name__}") from error
-        return data
+            yield
+        except Exception as error:  # noqa: BLE001 - each driver raises what it likes
+            reason, remedy = type(error).__name__, "check INDEXPORT_LAKE_URI, the store and its credentials"
+            if self._local and isinstance(error, OSError):
+                reason, remedy = error.strerror or reason, "check its space and rights"
+            raise LakeError(f"the lake at {self._shown} cannot {action}: {reason}; {remedy}") from None
 
 
 def _long_texts(table: pa.Table) -> dict[str, int]:
@@ -156,6 +176,10 @@ def _long_texts(table: pa.Table) -> dict[str, int]:
     not shrink."""
     texts = {field.name: table[field.name].nbytes for field in table.schema if pa.types.is_string(field.type)}
     return {name: size for name, size in texts.items() if size >= _COMPRESSED_FROM}
+
+
+def _file_name(partition: str) -> str:
+    return f"{_object_name(partition)}{_SUFFIX}"
 
 
 def _object_name(name: str) -> str:

@@ -18,7 +18,7 @@ from pipeline.errors import ConfigError, IncompleteListing
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
-from pipeline.stages.export import Export
+from pipeline.stages.export import LEASE_SECONDS, Export
 
 _CHEAP_FILES = 10_000
 """Up to this many known files a complete listing (ten pages) is taken instead of an incremental one, so that removals
@@ -180,6 +180,7 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
     if listing.since is not None or not (same and index.settled and listing.seen):
         return Detection("incremental", index, new, changed)
     missing = await asyncio.to_thread(export.ledger.complete_listing, listing.listing_id)
+    await asyncio.to_thread(export.lake.sweep, older_than=LEASE_SECONDS)
     return Detection("complete", index, new, changed, missing)
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
-from pipeline.stages.export import Export
+from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.work import borrowed
 
 
@@ -65,6 +65,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
         free = await asyncio.to_thread(_claim, export, report, run_id)
         for file_id in free:
             await asyncio.to_thread(export.lake.delete, file_id)
+        await asyncio.to_thread(export.lake.sweep, free, older_than=LEASE_SECONDS)
         tenant_id, config = await export.scope()
         for held in await asyncio.to_thread(_collections, export):
             await _erase_from(export, held, tenant_id, config, free, report)
@@ -138,6 +139,7 @@ async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence
 
 def _prove_at_home(export: Export, report: ErasureReport) -> None:
     left = sum(export.lake.metadata(dataset, file_id) is not None for dataset in DATASETS for file_id in report.file_ids)
+    left += export.lake.unfinished(report.file_ids)
     report.proofs.append(Proof("lake", "partitions", left))
     report.proofs.append(Proof("vector index", "entries", export.ledger.vectors.count(report.file_ids)))
 

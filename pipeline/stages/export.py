@@ -78,7 +78,7 @@ class Export:
     @cached_property
     def chunker(self) -> str:
         """Fingerprint of the chunker as set."""
-        return chunker_fingerprint(self.settings.chunking, self.embedder.max_tokens)
+        return chunker_fingerprint(self.settings.chunking, self.embedder.tokens, self.embedder.max_tokens)
 
     @cached_property
     def settings_digest(self) -> str:

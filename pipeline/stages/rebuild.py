@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import IncompleteListing, SinkConflict, SinkUnavailable
-from pipeline.lake.lake import Dataset
+from pipeline.lake.lake import DATASETS, Dataset
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.stages.chunk import chunk
@@ -197,7 +197,7 @@ def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) 
     By the lake's own listing or, with ``read``, by reading each partition, which finds damaged ones too.
     """
     there: dict[Dataset, set[str]] = {}
-    for dataset in ("parsed_payloads", "chunks", "embeddings"):
+    for dataset in DATASETS:
         names = (
             [row.file_id for row in rows if export.lake.metadata(dataset, row.file_id) is not None]
             if read

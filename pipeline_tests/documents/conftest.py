@@ -21,4 +21,4 @@ def minilm_tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="session")
 def minilm(minilm_tokenizer: Tokenizer) -> HuggingFaceTokens:
-    return HuggingFaceTokens(minilm_tokenizer)
+    return HuggingFaceTokens(minilm_tokenizer, "minilm")

@@ -50,3 +50,15 @@ def edit_one(rng: random.Random, blocks: Sequence[str]) -> list[str]:
 def table(rows: int) -> str:
     header = "| Item | Unit price | In stock | Remark |\n|---|---:|:---:|---|\n"
     return header + "".join(f"| part {i} | {i * 3}.50 | {i % 7} | ships from hall {i % 13} |\n" for i in range(rows))
+
+
+def html_table(rows: int, joiner: str) -> str:
+    """The same as LlamaParse writes it in HTML; ``joiner`` stands between the tags."""
+    head, *body = [line.strip("| ").split(" | ") for line in table(rows).splitlines() if "---" not in line]
+    parts = ["<table>", "<thead>", *_html_row("th", head), "</thead>", "<tbody>"]
+    parts += [tag for row in body for tag in _html_row("td", row)]
+    return joiner.join([*parts, "</tbody>", "</table>"])
+
+
+def _html_row(cell: str, values: Sequence[str]) -> list[str]:
+    return ["<tr>", *(f"<{cell}>{value}</{cell}>" for value in values), "</tr>"]

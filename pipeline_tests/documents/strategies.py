@@ -29,9 +29,36 @@ def tables(draw: st.DrawFn) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in (rows[0], delimiter, *rows[1:]))
 
 
+def _html_tables(cells: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    """In one line or many, with and without a header; what is joined by other pieces of tags is nested, unclosed or torn."""
+    row = st.builds("<tr>\n{}</tr>".format, st.lists(cells, max_size=4).map("".join))
+    return st.builds(
+        lambda start, rows, end, joiner: joiner.join([start, *rows, end]),
+        st.sampled_from(["<table>", "<TABLE border='1'><thead><tr><th>a b<th>c</tr></thead><tbody>", "<table", "<tr>"]),
+        st.lists(row, max_size=20),
+        st.sampled_from(["</table>", "</tbody></TABLE >", "</thead></table>", "</table", ""]),
+        st.sampled_from(["", "\n", " \n\n  "]),
+    )
+
+
+_CELLS = st.builds(
+    "<{}>{}".format, st.sampled_from(["td", "th", "td rowspan=2"]), _ODD_TEXT | st.sampled_from(["1 2 3", "x" * 90])
+)
+
 bodies = st.builds(
     lambda blocks, joiner: joiner.join(blocks),
-    st.lists(_PROSE | _HEADING | _SETEXT | _CODE | _ODD_TEXT | _ANY_TEXT | _LONG | tables(), max_size=7),
+    st.lists(
+        _PROSE
+        | _HEADING
+        | _SETEXT
+        | _CODE
+        | _ODD_TEXT
+        | _ANY_TEXT
+        | _LONG
+        | tables()
+        | _html_tables(_CELLS | _html_tables(_CELLS)),
+        max_size=7,
+    ),
     st.sampled_from(["\n\n", "\n", "\r\n\r\n", "\r\n", "\n\n\n \n"]),
 )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given, settings
 
-from pipeline.documents.blocks import BlockKind, lines, scan_markdown, scan_paragraphs
+from pipeline.documents.blocks import BlockKind, scan_markdown, scan_paragraphs
 from pipeline_tests.documents.strategies import bodies
 
 _H, _P, _C, _T = BlockKind.HEADING, BlockKind.PARAGRAPH, BlockKind.CODE, BlockKind.TABLE
@@ -50,6 +52,13 @@ def test_headings_are_commonmarks(line: str, heading: tuple[int, str] | None) ->
         ("| a |\r\n|---|\r\n| 1 |\r\n", [_T]),
         ("no pipe here\n|---|", [_P]),
         ("| a |\n| b |", [_P]),
+        ("text\n <TABLE class='x'>\n\n<tr><td># 1</td></tr>\n\n</table> \n# H", [_P, _T, _H]),
+        ("<table><tr></tr></table><table><tr></tr></table>\nafter", [_T, _T, _P]),
+        ("<table><tr><td><table><tr></tr></table></td></tr></table>", [_T]),
+        ("<table>\n<tr>\n# H\n\n<table><tr></tr></table>", [_P, _H, _T]),
+        ("<table>\n\nof contents\n\n</table>", [_P, _P, _P]),
+        ("```\n<table><tr></tr></table>\n```", [_C]),
+        ("an inline <table><tr></tr></table>", [_P]),
         (" \t\n\u3000\n", []),
         ("text\n   ", [_P]),
     ],
@@ -61,18 +70,43 @@ def test_blocks_end_where_the_next_kind_begins(text: str, kinds: list[BlockKind]
 def test_a_tables_rows_start_after_its_delimiter_row() -> None:
     text = "intro\n| a |\n|---|\n| 1 |\n"
     table = scan_markdown(text)[1]
-    assert (text[table.start : table.rows_start], text[table.rows_start : table.end]) == ("| a |\n|---|\n", "| 1 |\n")
+    assert [text[start : table.end] for start in table.row_starts] == ["| 1 |\n"]
+
+
+_ROW, _HEAD = "<tr><td>1</td></tr>", "<tr><th>a</th></tr>"
+
+
+@pytest.mark.parametrize(
+    ("table", "header"),
+    [
+        (
+            f"<table><thead>{_HEAD}{_HEAD}</thead>\n<tbody>{_ROW}{_ROW}</tbody></table>",
+            f"<table><thead>{_HEAD}{_HEAD}</thead>\n<tbody>",
+        ),
+        (f"<table>{_HEAD}{_ROW}{_ROW}</table>", f"<table>{_HEAD}"),
+        (f"<table><tr><th>a<tr><td>1{_ROW}</table>", "<table><tr><th>a"),
+        (f"<table><caption>C</caption>{_ROW}{_ROW}</table>", "<table><caption>C</caption>"),
+        (f"<table>{_ROW}{_HEAD}</table>", "<table>"),
+        (f"<table>{_ROW}<tr><td><table><thead>{_HEAD}</thead></table></td></tr></table>", "<table>"),
+    ],
+    ids=["thead", "first row", "closing tags left out", "no header", "heading cells further down", "a nested table's own"],
+)
+def test_an_html_tables_header_is_its_thead_or_a_first_row_of_heading_cells(table: str, header: str) -> None:
+    [block] = scan_markdown(table)
+    assert table[: block.row_starts[0]] == header
+    assert len(block.row_starts) == 2
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=bodies)
-def test_blocks_are_whole_lines_in_order_with_nothing_but_blanks_between(text: str) -> None:
-    borders = {0, len(text)} | {border for span in lines(text, 0, len(text)) for border in span}
+def test_blocks_are_whole_lines_or_html_tables_in_order_with_nothing_but_blanks_between(text: str) -> None:
+    lines = {0, len(text)} | {match.end() for match in re.finditer("\n", text)}
+    tables = {border for match in re.finditer("(?i)<table|</table\\s*>", text) for border in match.span()}
     for blocks in (scan_markdown(text), scan_paragraphs(text)):
         position = 0
         for block in blocks:
             assert position <= block.start < block.end
             assert not text[position : block.start].strip()
-            assert {block.start, block.end} <= borders
+            assert {block.start, block.end} <= lines | tables
             position = block.end
         assert not text[position:].strip()

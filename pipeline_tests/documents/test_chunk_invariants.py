@@ -30,6 +30,8 @@ _SETTINGS = st.builds(
 class _GrowingTokens:
     """A counter whose counts do not add up: a text has more tokens than its parts together."""
 
+    fingerprint = "growing"
+
     def count(self, texts: Sequence[str]) -> list[int]:
         return [2 + len(text) // 3 + len(text) ** 2 // 4000 for text in texts]
 
@@ -42,7 +44,7 @@ def byte_level_tokens() -> HuggingFaceTokens:
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return HuggingFaceTokens(tokenizer)
+    return HuggingFaceTokens(tokenizer, "byte-level")
 
 
 @pytest.fixture(scope="session", params=["minilm", "byte-level", "estimated", "growing"])
@@ -129,8 +131,23 @@ def test_no_pages_at_all_have_no_chunks(minilm: HuggingFaceTokens) -> None:
         "# " + " " * 50_000 + "x\n|-" + " " * 50_000 + "x",
         "| h |\n|---|\n" + "| " + "cell " * 3_000 + "|\n",
         "| " + "header " * 500 + "|\n|---|\n" + "| row |\n" * 300,
+        "<table><tr>" * 10_000,
+        "<table><tr><th>h</th></tr><tr><td>" + "cell " * 3_000 + "</table>",
     ],
-    ids=["no spaces", "one line", "combining", "emoji", "han", "blanks", "heading", "blank runs", "row", "table header"],
+    ids=[
+        "no spaces",
+        "one line",
+        "combining",
+        "emoji",
+        "han",
+        "blanks",
+        "heading",
+        "blank runs",
+        "row",
+        "table header",
+        "unclosed",
+        "html row",
+    ],
 )
 def test_giant_pieces_are_cut_within_the_limit(minilm: HuggingFaceTokens, text: str) -> None:
     chunks = chunk_document(build_document([Page(1, text)]), ChunkingSettings(), minilm, 256)

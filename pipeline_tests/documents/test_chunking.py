@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from pipeline.documents.chunking import chunk_document, chunker_fingerprint, token_limit
 from pipeline.documents.document import build_document
 from pipeline.documents.models import Chunk, ChunkingSettings, Page
-from pipeline.documents.tokens import HuggingFaceTokens
+from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens
 from pipeline.errors import ConfigError
 from pipeline_tests.documents import corpus
 
@@ -111,6 +111,26 @@ def test_every_chunk_with_rows_of_a_split_table_has_the_header_and_whole_rows(ch
         assert holders[1].context.startswith("Stock > Parts\n\n| Item |")
 
 
+@pytest.mark.parametrize("joiner", ["", "\n", "\n\n  "], ids=["one line", "lines", "blank lines"])
+@pytest.mark.parametrize("before", ["", "# Stock\n\n## Parts\n\n", "Table 1:\n"])
+def test_every_chunk_of_a_split_html_table_has_the_header_and_whole_rows(chunk: Chunk_, before: str, joiner: str) -> None:
+    chunks = chunk(before + corpus.html_table(200, joiner) + "\n\nAfter.")
+    holders = [c for c in chunks if "<td>part " in c.content]
+    assert len(holders) > 5
+    for c in holders:
+        assert all(c.embedding_text.count(f"<th>{name}</th>") == 1 for name in ("Item", "Unit price", "In stock", "Remark"))
+        assert c.content.count("<tr>") == c.content.count("</tr>")
+        assert c.content.startswith("<tr>") or c is holders[0]
+    if "Stock" in before:
+        assert "".join(holders[1].context.split()).startswith("Stock>Parts<table><thead><tr><th>Item</th>")
+
+
+def test_overlap_in_an_html_table_repeats_whole_rows(chunk: Chunk_) -> None:
+    chunks = chunk(corpus.html_table(100, "\n"), overlap=80)
+    assert any(after.chunk_start_char < before.chunk_end_char for before, after in pairwise(chunks))
+    assert all(c.content.startswith("<tr>") for c in chunks[1:])
+
+
 def test_a_row_over_the_limit_is_cut_but_keeps_its_header(chunk: Chunk_) -> None:
     table = f"| Name | Remark |\n|---|---|\n| a | short |\n| b | {prose(500)} |\n| c | short |\n"
     chunks = chunk(table)
@@ -188,12 +208,15 @@ def test_an_edit_in_one_endless_line_stays_in_its_neighbourhood(chunk: Chunk_) -
     assert statistics.median(changed) <= 6
 
 
-def test_a_row_added_to_a_large_table_makes_few_new_chunks(chunk: Chunk_) -> None:
-    rows = corpus.table(1500).splitlines(keepends=True)
+@pytest.mark.parametrize(
+    "table", [corpus.table(1500), corpus.html_table(1500, "").replace("</tr>", "</tr>\n")], ids=["pipes", "html"]
+)
+def test_a_row_added_to_a_large_table_makes_few_new_chunks(chunk: Chunk_, table: str) -> None:
+    rows = table.splitlines(keepends=True)
     before = {c.embedding_text for c in chunk("".join(rows))}
-    after = chunk("".join([*rows[:40], "| new part | 1.00 | 1 | first of its kind |\n", *rows[40:]]))
+    after = chunk("".join([*rows[:40], rows[40].replace("part", "new part"), *rows[40:]]))
     assert len(before) > 90
-    assert sum(c.embedding_text not in before for c in after) <= 8
+    assert sum(c.embedding_text not in before for c in after) <= len(before) / 10
 
 
 def test_a_megabyte_is_cut_in_well_under_a_second_of_processor_time(chunk: Chunk_) -> None:
@@ -205,12 +228,12 @@ def test_a_megabyte_is_cut_in_well_under_a_second_of_processor_time(chunk: Chunk
 
 
 def test_threads_that_share_a_counter_get_the_same_chunks(minilm_tokenizer: Tokenizer) -> None:
-    tokens = HuggingFaceTokens(minilm_tokenizer)
+    tokens = HuggingFaceTokens(minilm_tokenizer, "minilm")
     rng = random.Random(4)
     documents = [build_document([Page(1, "\n\n".join(corpus.headed_paragraphs(rng, 60)))]) for _ in range(20)]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda document: chunk_document(document, ChunkingSettings(), tokens, 256), documents))
-    alone = HuggingFaceTokens(minilm_tokenizer)
+    alone = HuggingFaceTokens(minilm_tokenizer, "minilm")
     assert together == [chunk_document(document, ChunkingSettings(), alone, 256) for document in documents]
 
 
@@ -230,18 +253,19 @@ def test_a_model_with_no_window_to_speak_of_is_refused() -> None:
         token_limit(ChunkingSettings(), 16)
 
 
-def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else() -> None:
-    base = chunker_fingerprint(ChunkingSettings(), 256)
+def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else(minilm: HuggingFaceTokens) -> None:
+    base = chunker_fingerprint(ChunkingSettings(), minilm, 256)
     assert (
         base
-        == chunker_fingerprint(ChunkingSettings(max_tokens=256), 256)
-        == chunker_fingerprint(ChunkingSettings(max_tokens=256), 512)
+        == chunker_fingerprint(ChunkingSettings(max_tokens=256), minilm, 256)
+        == chunker_fingerprint(ChunkingSettings(max_tokens=256), minilm, 512)
     )
     variants = [
-        chunker_fingerprint(ChunkingSettings(), 200),
-        chunker_fingerprint(ChunkingSettings(max_tokens=128), 256),
-        chunker_fingerprint(ChunkingSettings(overlap=10), 256),
-        chunker_fingerprint(ChunkingSettings(strategy="text"), 256),
-        chunker_fingerprint(ChunkingSettings(include_headers_footers=True), 256),
+        chunker_fingerprint(ChunkingSettings(), minilm, 200),
+        chunker_fingerprint(ChunkingSettings(), EstimatedTokens(), 256),
+        chunker_fingerprint(ChunkingSettings(max_tokens=128), minilm, 256),
+        chunker_fingerprint(ChunkingSettings(overlap=10), minilm, 256),
+        chunker_fingerprint(ChunkingSettings(strategy="text"), minilm, 256),
+        chunker_fingerprint(ChunkingSettings(include_headers_footers=True), minilm, 256),
     ]
-    assert len({base, *variants}) == 6
+    assert len({base, *variants}) == 7

@@ -34,13 +34,13 @@ def test_a_count_is_never_capped_by_the_tokenizers_own_truncation(minilm_tokeniz
     capped = Tokenizer.from_str(minilm_tokenizer.to_str())
     capped.enable_truncation(16)
     capped.enable_padding(length=64)
-    assert HuggingFaceTokens(capped).count(["word " * 100, "word"]) == [102, 3]
+    assert HuggingFaceTokens(capped, "capped").count(["word " * 100, "word"]) == [102, 3]
 
 
 def test_an_added_token_with_white_space_in_it_is_counted_as_one(minilm_tokenizer: Tokenizer) -> None:
     extended = Tokenizer.from_str(minilm_tokenizer.to_str())
     extended.add_tokens(["page break"])
-    assert HuggingFaceTokens(extended).count(["a page break b"]) == [5]
+    assert HuggingFaceTokens(extended, "extended").count(["a page break b"]) == [5]
 
 
 @settings(max_examples=200, deadline=None)

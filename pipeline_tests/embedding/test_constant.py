@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pipeline.documents.tokens import EstimatedTokens
-from pipeline.embedding import constant
+from pipeline.embedding import constant, offline_model
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.embedding.loading import load_embedder
 from pipeline.embedding.settings import EmbeddingSettings
@@ -36,6 +36,11 @@ def test_another_dimension_is_another_model() -> None:
 
 def test_it_counts_as_the_real_model_does_where_the_wheel_is_installed() -> None:
     assert ConstantEmbedder().tokens.count(["hello world"]) == [4]
+
+
+def test_the_tokenizer_is_named_without_parsing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constant, "HuggingFaceTokens", lambda *_: pytest.fail("parsed"))
+    assert ConstantEmbedder().tokens.fingerprint == offline_model.SOURCE_SHA256["tokenizer.json"]
 
 
 def test_it_counts_an_upper_bound_without_the_wheel(monkeypatch: pytest.MonkeyPatch) -> None:

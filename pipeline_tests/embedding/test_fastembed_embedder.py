@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from fastembed import TextEmbedding
 
 from pipeline.embedding import digests, fastembed_embedder, offline_model
+from pipeline.embedding.digests import file_sha256
 from pipeline.embedding.fastembed_embedder import FastEmbedEmbedder, load_fastembed
 from pipeline.embedding.loading import load_embedder
 from pipeline.embedding.offline_model import ensure_model
@@ -175,6 +177,41 @@ def test_the_fingerprint_of_a_local_model_covers_its_tokenizer_and_limit(local_m
     tokenizer["normalizer"]["lowercase"] = False
     (local_model / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert len({original, shorter, fingerprint()}) == 3
+
+
+@pytest.mark.parametrize("weights", ["model.onnx_data", "model.onnx.data"])
+def test_the_fingerprint_of_a_local_model_covers_weights_beside_its_graph(local_model: Path, weights: str) -> None:
+    def fingerprint() -> str:
+        return load_fastembed(EmbeddingSettings(model="ours/other", model_path=local_model, threads=1)).identity.fingerprint
+
+    in_one_file = fingerprint()
+    (local_model / weights).write_bytes(b"one")
+    first = fingerprint()
+    (local_model / weights).write_bytes(b"other")
+    assert len({in_one_file, first, fingerprint()}) == 3
+
+
+def test_a_model_in_one_file_keeps_its_fingerprint(local_model: Path) -> None:
+    embedder = load_fastembed(EmbeddingSettings(model="ours/other", model_path=local_model, threads=1))
+    files = json.dumps([file_sha256(local_model / name) for name in ("model.onnx", "tokenizer.json")])
+    parts = json.dumps([hashlib.sha256(files.encode()).hexdigest()[:16], "MEAN True", 512])
+    assert embedder.identity.fingerprint == f"ours/other@{hashlib.sha256(parts.encode()).hexdigest()[:16]}"
+
+
+def test_the_tokenizer_is_named_by_the_files_that_decide_its_counts(local_model: Path) -> None:
+    def fingerprint() -> str:
+        return load_fastembed(EmbeddingSettings(model="ours/other", model_path=local_model, threads=1)).tokens.fingerprint
+
+    original = fingerprint()
+    config = json.loads((local_model / "tokenizer_config.json").read_text())
+    (local_model / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": 128}))
+    assert fingerprint() == original
+    (local_model / "special_tokens_map.json").write_text(json.dumps({"additional_special_tokens": ["page break"]}))
+    more_special = fingerprint()
+    tokenizer = json.loads((local_model / "tokenizer.json").read_text())
+    tokenizer["normalizer"]["lowercase"] = False
+    (local_model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert len({original, more_special, fingerprint()}) == 3
 
 
 def test_an_unknown_model_without_a_folder_is_a_wrong_setting() -> None:

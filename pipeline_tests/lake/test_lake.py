@@ -1,11 +1,16 @@
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s3fs import S3FileSystem
 
 from pipeline.errors import LakeError
 from pipeline.lake import Lake, recent
@@ -82,6 +87,72 @@ def test_a_write_that_fails_leaves_the_old_object_and_no_temporary_file(tmp_path
             lake.write("chunks", "a", TABLE, {"v": "2"})
     assert lake.metadata("chunks", "a") == {"v": "1"}
     assert [p.name for p in (tmp_path / "default" / "chunks").iterdir()] == ["a.parquet"]
+
+
+@pytest.fixture(params=["no credentials", "no server"])
+def unreachable(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    environment = {"AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1", "AWS_ENDPOINT_URL": "http://127.0.0.1:1"}
+    if request.param == "no server":
+        environment |= {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "the-secret"}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    S3FileSystem.clear_instance_cache()
+    return Lake("s3://bucket/prefix", "default")
+
+
+@pytest.mark.parametrize(
+    ("action", "call"),
+    [
+        ("write chunks of dfl-1", lambda lake: lake.write("chunks", "dfl-1", TABLE, {})),
+        ("read chunks of dfl-1", lambda lake: lake.read("chunks", "dfl-1")),
+        ("list chunks", lambda lake: lake.partitions("chunks")),
+        ("delete chunks of dfl-1", lambda lake: lake.delete("dfl-1", ["chunks"])),
+    ],
+)
+def test_a_bucket_that_cannot_be_reached_is_named_with_a_remedy_and_no_secret(
+    unreachable: Lake, action: str, call: Callable[[Lake], Any]
+) -> None:
+    with pytest.raises(
+        LakeError, match=rf"the lake at s3://bucket/prefix cannot {action}: \w+Error; check INDEXPORT_LAKE_URI"
+    ) as caught:
+        call(unreachable)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_an_address_is_named_without_its_secrets() -> None:
+    lake = Lake("s3://the-key:the-secret@bucket/prefix", "default")
+    with pytest.raises(LakeError, match="the lake at s3://bucket/prefix cannot read"):
+        lake.read("chunks", "a")
+
+
+def killed_writer(lake: Lake, partition: str, table: pa.Table = TABLE) -> None:
+    """One that dies between the last byte of its temporary file and the rename."""
+
+    def die(self: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", die)
+        with pytest.raises(KeyboardInterrupt):
+            lake.write("chunks", partition, table, {})
+
+
+def test_what_a_killed_writer_left_is_known_by_its_partition_and_swept(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "default")
+    killed_writer(lake, "a.b/c")
+    killed_writer(lake, "long " * 100)
+    killed_writer(lake, "other")
+    assert lake.partitions("chunks") == []
+    assert [lake.unfinished([partition]) for partition in ("a.b/c", "long " * 100, "other", "a")] == [1, 1, 1, 0]
+    lake.sweep(["a.b/c"], older_than=60)
+    assert [lake.unfinished([partition]) for partition in ("a.b/c", "other")] == [0, 1]
+    [old] = tmp_path.rglob(".other*")
+    os.utime(old, (0, time.time() - 61))
+    lake.sweep(older_than=60)
+    assert [lake.unfinished([partition]) for partition in ("long " * 100, "other")] == [1, 0]
 
 
 def test_two_exports_do_not_see_each_other(tmp_path: Path) -> None:

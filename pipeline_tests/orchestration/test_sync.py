@@ -14,6 +14,8 @@ import pytest
 from rich.console import Console
 
 from pipeline.cli_output import print_sync, sync_summary
+from pipeline.documents.tokens import EstimatedTokens
+from pipeline.embedding import constant
 from pipeline.errors import SinkUnavailable, SyncFailed
 from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
@@ -352,6 +354,18 @@ def test_a_model_change_builds_beside_the_old_model(world: World) -> None:
     world.assert_settled()
     world.change(embedding={"provider": "constant", "constant_dimension": 384})
     assert world.held() == old
+
+
+def test_a_model_with_another_tokenizer_has_chunks_of_its_own_sizes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.sync()
+    with monkeypatch.context() as patch:
+        patch.setattr(constant, "find_wheel_model", lambda: None)
+        world.change(embedding={"provider": "constant", "constant_dimension": 64})
+        assert world.sync().ok
+        assert {record.chunk_token_count for record in world.held()} == {
+            count for record in world.held() for count in EstimatedTokens().count([record.context + record.content])
+        }
+        world.assert_settled()
 
 
 def test_a_file_held_by_another_live_run_is_left_to_the_next_wave(world: World) -> None:

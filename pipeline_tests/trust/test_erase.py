@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -17,6 +18,7 @@ from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError
 from pipeline.orchestration.liveness import command_run
 from pipeline.stages.chunk import chunk
+from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
 from pipeline.stages.erase import ErasureReport, Retired, erase, retire
 from pipeline.stages.fetch import fetch
@@ -25,6 +27,7 @@ from pipeline.stages.rebuild import rebuild_ledger
 from pipeline.stages.remove import pending_removals
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import verify
+from pipeline_tests.lake.test_lake import killed_writer
 from pipeline_tests.trust.damage import duplicate_rows
 from pipeline_tests.trust.test_rebuild import lose_ledger
 from pipeline_tests.world import World, open_world
@@ -69,6 +72,34 @@ def test_an_erased_file_leaves_no_byte_and_the_next_syncs_do_not_bring_it_back(w
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
     assert world.export.ledger.register.tombstones()[file_id].proved_at is not None
     assert "Quirinus" not in json.dumps([asdict(e) for e in world.export.ledger.history(file_id)])
+
+
+def test_what_a_killed_writer_left_of_a_file_is_erased_and_proved_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_id = world.file_id("patient.md")
+    lake = world.root / "home" / "lake"
+    killed_writer(world.export.lake, file_id, pa.table({"content": [SECRET]}))
+    assert list(lake.rglob("*.tmp"))
+
+    def refuse(self: Path, missing_ok: bool = False) -> None:
+        raise PermissionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refuse)
+        refused = wipe(world, file_id)
+    assert [proof.records for proof in refused.proofs if proof.place == "lake"] == [1]
+    assert not refused.proved
+    assert wipe(world, file_id).proved
+    assert list(lake.rglob("*.tmp")) == []
+
+
+def test_a_complete_look_sweeps_what_killed_writers_left_long_ago(world: World) -> None:
+    killed_writer(world.export.lake, "dfl-gone")
+    [left] = (world.root / "home" / "lake").rglob("*.tmp")
+    assert world.sync().ok
+    assert left.exists()
+    os.utime(left, (0, 0))
+    asyncio.run(detect(world.export, complete=True))
+    assert not left.exists()
 
 
 def test_a_run_that_was_asked_for_a_file_before_its_erasure_brings_nothing_back(world: World) -> None:

@@ -39,6 +39,8 @@ def test_an_upgrade_embeds_nothing_changes_no_record_and_forgets_nothing(world: 
     invoke("index", "sync", "--wait")
     planned = json.loads(invoke("plan", "--json"))
     assert (planned["new"], planned["removed"], planned["failing"], planned["chunks_to_embed"]) == (0, 0, {}, 0)
+    cut_again = (3, len(before))
+    assert (planned["stale"], planned["chunks_reused"]) in (cut_again, (0, 0))
     assert json.loads(invoke(*SYNC))["removed"] == []
     assert records() == before
     invoke("verify", "--deep")

@@ -1,0 +1,49 @@
+"""HTML tables in a Markdown text.
+
+What belongs here: where they lie and where their rows begin. LlamaParse writes a table in HTML where Markdown cannot (merged
+cells): https://developers.llamaindex.ai/llamaparse/parse/features/tables/.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+_TAG = re.compile(r"<(?:(/table|/thead)\s*>|(table|tr|th)(?=[\s/>]))", re.IGNORECASE)
+
+
+class HtmlTable(NamedTuple):
+    """Up to ``end``, behind its closing tag. Its header stands before the first of ``row_starts``, each a body row's ``<tr``."""
+
+    end: int
+    row_starts: tuple[int, ...]
+
+
+def html_tables(text: str) -> dict[int, HtmlTable]:
+    """The tables that have rows and are closed, nested ones too, by the offset of their opening tag."""
+    found: dict[int, HtmlTable] = {}
+    unclosed: list[tuple[int, list[tuple[str, int]]]] = []
+    for match in _TAG.finditer(text):
+        tag = (match[1] or match[2]).lower()
+        if tag == "table":
+            unclosed.append((match.start(), []))
+        elif not unclosed:
+            continue
+        elif tag == "/table":
+            start, tags = unclosed.pop()
+            if any(name == "tr" for name, _ in tags):
+                found[start] = HtmlTable(match.end(), _body_rows(tags))
+        else:
+            unclosed[-1][1].append((tag, match.start()))
+    return found
+
+
+def _body_rows(tags: list[tuple[str, int]]) -> tuple[int, ...]:
+    """The rows below the header: what is behind ``</thead>``; without one, what is behind a first row that holds a ``<th``. A
+    table that has neither has no header."""
+    names = [name for name, _ in tags]
+    if "/thead" in names:
+        tags = tags[names.index("/thead") :]
+    elif names[:2] == ["tr", "th"]:
+        tags = tags[2:]
+    return tuple(offset for name, offset in tags if name == "tr")
