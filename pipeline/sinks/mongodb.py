@@ -84,7 +84,7 @@ class MongoDBExporter(Exporter):
         return self._store.collection_name
 
     async def provision(self) -> None:
-        """Create the collection, its indexes and its search indexes, and wait until these can be queried.
+        """Create the collection, its indexes and its search indexes, and wait until what was made can be queried.
 
         An index lacks only what was declared since it was made; it is extended, and rebuilt by the server beside the old one.
         """
