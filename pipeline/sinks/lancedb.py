@@ -34,6 +34,7 @@ from pipeline.sinks.base import (
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
+from pipeline.sinks.lancedb_sweep import local_directory, sweep
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
@@ -273,6 +274,7 @@ class LanceDBExporter(Exporter):
 
     async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
         await self._store.commit("optimize the table", partial(table.optimize, cleanup_older_than=keep))
+        await self._store.call("sweep the table", partial(_sweep, table))
 
     async def _create_vector_index(self, table: AsyncTable) -> None:
         from lancedb.index import IvfFlat, IvfRq
@@ -285,10 +287,15 @@ class LanceDBExporter(Exporter):
         await table.create_index("vector", config=config(distance_type="cosine"))
 
     async def purge_history(self) -> None:
-        """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in."""
+        """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in.
+
+        Lance drops old versions before it brings the vector index up to date, so the index over the deleted rows goes with
+        the second call.
+        """
         table = await self._store.table()
         await self._store.commit("rewrite the table", partial(_rewrite_rows, table))
         await self._store.commit("rebuild the indexes", partial(self._create_indexes, table, replace=True))
+        await self._tidy(table, timedelta(0))
         await self._tidy(table, timedelta(0))
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
@@ -306,6 +313,12 @@ class LanceDBExporter(Exporter):
 async def _rewrite_rows(table: AsyncTable) -> None:
     """Every row as it is, in new data files."""
     await table.update(updates_sql={"chunk_count": "chunk_count"})
+
+
+async def _sweep(table: AsyncTable) -> None:
+    directory = local_directory(await table.uri())
+    if directory:
+        await asyncio.to_thread(sweep, directory)
 
 
 async def _scopes(table: AsyncTable) -> frozenset[tuple[str, str]]:

@@ -226,23 +226,6 @@ async def test_a_reader_half_way_through_survives_a_replace_and_optimize(bench: 
     assert len(read) == 4
 
 
-async def test_purging_leaves_no_byte_of_an_erased_text(bench: Bench, tmp_path: Path) -> None:
-    marker = "zqxjkvwpfmarker"
-    kept = bench.file("dfl-kept", 30)
-    await bench.replace(kept, bench.file("dfl-erased", [f"{marker} stands here"], name=f"{marker}.pdf"))
-    await bench.exporter.optimize()
-    await bench.delete("dfl-erased")
-
-    def files_with_marker() -> list[Path]:
-        return [path for path in tmp_path.rglob("*") if path.is_file() and marker.encode() in path.read_bytes()]
-
-    assert files_with_marker(), "a delete alone leaves the text in old files"
-    await bench.exporter.purge_history()
-    assert files_with_marker() == []
-    await bench.assert_holds(kept)
-    assert await bench.search(SearchRequest(bench.config, mode="text", text="gauge", k=1))
-
-
 @pytest.mark.parametrize("dimension", [16, 12])
 async def test_a_vector_index_is_built_at_its_threshold_and_new_rows_are_found_without_it(tmp_path: Path, dimension: int) -> None:
     model = ModelIdentity("conformance", "conformance/1", dimension)
