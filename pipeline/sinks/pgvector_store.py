@@ -80,12 +80,18 @@ class PostgresStore:
             async with connection, connection.transaction():
                 await work(connection)
 
-    async def run_outside_transaction(self, action: str, statement: sql.Composed) -> None:
+    async def run_outside_transaction(self, action: str, statement: sql.Composed) -> list[str]:
+        """The server's warnings: it tells no more of a table it leaves alone for want of a right."""
+        warnings: list[str] = []
         connection = await self._connect()
+        connection.add_notice_handler(
+            lambda notice: warnings.append(notice.message_primary or "") if notice.severity_nonlocalized == "WARNING" else None
+        )
         with self._errors(action):
             async with connection:
                 await connection.set_autocommit(True)
                 await connection.execute(statement)
+        return warnings
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 
 import psycopg
 import pytest
@@ -163,3 +164,16 @@ async def test_a_role_that_may_only_write_uses_what_is_provisioned(
     field = PgVectorBench(database, fields={"new": "string"})
     with pytest.raises(SinkConflict, match="let the owner of table"):
         await field.open().provision()
+
+
+async def test_an_erasure_needs_the_right_to_vacuum_and_says_so(
+    database: Database, bench: PgVectorBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_role(database, monkeypatch, "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public")
+    limited = bench.open()
+    await limited.optimize()
+    with pytest.raises(SinkConflict, match=r"permission denied to vacuum .* MAINTAIN"):
+        await limited.purge_history()
+    role = sql.Identifier(str(conninfo_to_dict(os.environ[DSN])["user"]))
+    database.query("GRANT MAINTAIN ON {table} TO {role}", table=bench.table, role=role)
+    await limited.purge_history()
