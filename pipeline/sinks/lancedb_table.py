@@ -29,7 +29,6 @@ _FILLED: Final = {b"indexport.filled": b"1"}
 _RENAMED: Final = {"content": "text", "embedding": "vector", "metadata": "metadata_json"}
 """Record fields that LlamaIndex's layout has another name for, or uses the name of."""
 
-_LAYOUT_COLUMNS: Final = ("doc_id", "metadata")
 _FIELD_TYPES: Final[Mapping[MetadataType, pa.DataType]] = {
     "string": pa.string(),
     "integer": pa.int64(),
