@@ -127,7 +127,7 @@ def fitting_values(metadata_json: str, declared: Mapping[str, MetadataType]) -> 
     fitting: dict[str, FieldValue] = dict.fromkeys(declared)
     for key, kind in declared.items():
         with suppress(ValueError):
-            fitting |= declared_values(metadata, {key: kind})
+            fitting[key] = _field_value(metadata.get(key), kind, key)
     return fitting
 
 

@@ -34,6 +34,7 @@ from pipeline.sinks.base import (
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
+from pipeline.sinks.lancedb_sweep import local_directory, sweep
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
@@ -97,28 +98,23 @@ class LanceDBExporter(Exporter):
         missing = layout.check_schema(await table.schema(), self.table_name, self.context.model, self.context.metadata_fields)
         if missing:
             await table.add_columns(layout.metadata_addition(missing))
-            await _rewrite_rows(table)  # Lance 13 cannot filter on the field alone where a data file lacks it
 
     async def _fill_added_fields(self, table: AsyncTable) -> None:
-        """Fill declared fields that are null in rows whose metadata has a value: rows older than the declaration.
+        """Fill fields declared since rows were written with what these hold, whoever's they are, and mark them as filled.
 
-        What is missing is read off the rows, so a crash on the way is made good by the next call.
+        Every row is written anew before that, as Lance 13 cannot filter on the field alone where a data file lacks it. The
+        mark comes last, so a crash on the way is made good by the next call.
         """
-        declared = self.context.metadata_fields
-        if not declared:
+        schema = await self._store.call("read the schema", table.schema)
+        added = layout.unfilled_in(schema, self.context.metadata_fields)
+        if not added:
             return
-        lacking = " OR ".join(layout.unfilled(key) for key in declared)
-        where = f"tenant_id = {layout.literal(self.context.tenant_id)} AND chunk_index = 0 AND ({lacking})"
-        columns = ["export_config_id", "parsed_directory_file_id", "metadata_json"]
-        first_rows = await self._store.read(table.query().where(where).select(columns))
-        files: dict[str, list[str]] = {}
-        for row in first_rows.to_pylist():
-            values = fitting_values(row["metadata_json"], declared)
-            if any(value is not None for value in values.values()):
-                files.setdefault(row["export_config_id"], []).append(row["parsed_directory_file_id"])
-        for export_config_id, file_ids in files.items():
-            async for rows in self.fetch_records(export_config_id=export_config_id, parsed_directory_file_ids=file_ids):
+        await self._store.commit("rewrite the table", partial(_rewrite_rows, table))
+        async with self._store.pinned() as pinned:
+            async for rows in self._whole_files(pinned, " OR ".join(map(layout.unfilled, added))):
                 await self._store.commit("fill metadata fields", partial(self._rewrite, table, rows))
+        marks = [layout.filled_mark(key) for key in added]
+        await self._store.commit("mark metadata fields", partial(table.update_field_metadata, *marks))
 
     async def _rewrite(self, table: AsyncTable, records: pa.Table) -> None:
         """Encode rows anew where nobody has replaced them since they were read."""
@@ -214,17 +210,20 @@ class LanceDBExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 32 MB (more only for a file that alone is larger), all of one version of the table."""
-        columns = layout.record_columns(self._dimension, vectors=True)
-        row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
         async with self._store.pinned() as table:
             for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
-                counts = await self._row_counts(table, self._scope(export_config_id, wanted))
-                for group in slices(
-                    counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes
-                ):
-                    where = self._scope(export_config_id, [file_id for file_id, _ in group])
-                    rows = await self._store.read(table.query().where(where).select(columns))
-                    yield await asyncio.to_thread(_ordered, layout.decode(rows, self._dimension))
+                async for rows in self._whole_files(table, self._scope(export_config_id, wanted)):
+                    yield rows
+
+    async def _whole_files(self, table: AsyncTable, where: str) -> AsyncIterator[pa.Table]:
+        """The records selected, all of a file together."""
+        columns = layout.record_columns(self._dimension, vectors=True)
+        row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
+        counts = await self._row_counts(table, where)
+        for group in slices(counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes):
+            named = layout.one_of("parsed_directory_file_id", [file_id for file_id, _ in group])
+            rows = await self._store.read(table.query().where(f"({where}) AND {named}").select(columns))
+            yield await asyncio.to_thread(_ordered, layout.decode(rows, self._dimension))
 
     async def _row_counts(self, table: AsyncTable, where: str) -> list[tuple[str, int]]:
         """File ids with their numbers of rows, in the order the table holds them."""
@@ -273,6 +272,7 @@ class LanceDBExporter(Exporter):
 
     async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
         await self._store.commit("optimize the table", partial(table.optimize, cleanup_older_than=keep))
+        await self._store.call("sweep the table", partial(_sweep, table))
 
     async def _create_vector_index(self, table: AsyncTable) -> None:
         from lancedb.index import IvfFlat, IvfRq
@@ -285,10 +285,15 @@ class LanceDBExporter(Exporter):
         await table.create_index("vector", config=config(distance_type="cosine"))
 
     async def purge_history(self) -> None:
-        """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in."""
+        """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in.
+
+        Lance drops old versions before it brings the vector index up to date, so the index over the deleted rows goes with
+        the second call.
+        """
         table = await self._store.table()
         await self._store.commit("rewrite the table", partial(_rewrite_rows, table))
         await self._store.commit("rebuild the indexes", partial(self._create_indexes, table, replace=True))
+        await self._tidy(table, timedelta(0))
         await self._tidy(table, timedelta(0))
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
@@ -306,6 +311,12 @@ class LanceDBExporter(Exporter):
 async def _rewrite_rows(table: AsyncTable) -> None:
     """Every row as it is, in new data files."""
     await table.update(updates_sql={"chunk_count": "chunk_count"})
+
+
+async def _sweep(table: AsyncTable) -> None:
+    directory = local_directory(await table.uri())
+    if directory:
+        await asyncio.to_thread(sweep, directory)
 
 
 async def _scopes(table: AsyncTable) -> frozenset[tuple[str, str]]:

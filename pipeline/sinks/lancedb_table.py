@@ -23,10 +23,12 @@ FORMAT: Final = "1"
 FORMAT_KEY: Final = b"indexport.format"
 MODEL_KEY: Final = b"indexport.model"
 
+_FILLED: Final = {b"indexport.filled": b"1"}
+"""Marks a declared metadata field that every row has which can have it, in every data file."""
+
 _RENAMED: Final = {"content": "text", "embedding": "vector", "metadata": "metadata_json"}
 """Record fields that LlamaIndex's layout has another name for, or uses the name of."""
 
-_LAYOUT_COLUMNS: Final = ("doc_id", "metadata")
 _FIELD_TYPES: Final[Mapping[MetadataType, pa.DataType]] = {
     "string": pa.string(),
     "integer": pa.int64(),
@@ -67,7 +69,7 @@ def _metadata_type(declared: Mapping[str, MetadataType]) -> pa.StructType:
         [
             *(pa.field(key, pa.string()) for key in NODE_KEYS),
             *(pa.field(key, records.field(key).type) for key in PROVENANCE_KEYS),
-            *(pa.field(key, _FIELD_TYPES[kind]) for key, kind in declared.items()),
+            *(pa.field(key, _FIELD_TYPES[kind], metadata=_FILLED) for key, kind in declared.items()),
         ]
     )
 
@@ -76,6 +78,17 @@ def declared_in(schema: pa.Schema) -> dict[str, MetadataType]:
     """The metadata fields a table can filter on, of whichever process declared them."""
     fixed = {*NODE_KEYS, *PROVENANCE_KEYS}
     return {item.name: _TYPE_NAMES[item.type] for item in schema.field("metadata").type if item.name not in fixed}
+
+
+def unfilled_in(schema: pa.Schema, declared: Iterable[str]) -> list[str]:
+    """Those of the declared metadata fields that may have come later than some rows, and were not filled to the end since."""
+    marked = {item.name for item in schema.field("metadata").type if (item.metadata or {}).items() >= _FILLED.items()}
+    return [key for key in declared if key not in marked]
+
+
+def filled_mark(key: str) -> dict[str, object]:
+    """What ``update_field_metadata`` is told once a field is filled."""
+    return {"path": f"metadata.`{key}`", "metadata": {name.decode(): value.decode() for name, value in _FILLED.items()}}
 
 
 def check_schema(

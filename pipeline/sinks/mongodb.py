@@ -1,5 +1,12 @@
 """The MongoDB sink: Atlas, or any MongoDB; searching needs Atlas or a server with ``mongot``.
 
+Where the server has transactions, a file of up to 1,000 records is replaced in one. A reader that must not see two versions
+of a file mixed reads with read concern ``snapshot`` (MongoDB 5.0 or later): with ``local``, the default, a ``find`` whose
+answer comes in several batches, of which the first has 101 documents, may begin in one version and end in the other.
+
+Search indexes follow the collection with a delay. A new version has new ids, so from a replacement on until they have caught
+up, seconds as a rule, vector and text search find neither version of a file that was replaced in a transaction.
+
 What belongs here: the exporter. Documents are ``mongodb_layout``'s, requests ``mongodb_store``'s, replacing
 ``mongodb_replace``'s and searching ``mongodb_search``'s. The connection string, which holds the password, is read from the
 environment.
@@ -65,8 +72,8 @@ class MongoDBSettings(SinkSettings):
 class MongoDBExporter(Exporter):
     """One collection a model, ``{collection_prefix}_{model.slug}``, shared by all tenants, configs and processes.
 
-    A file of up to 1,000 records is replaced in one transaction where the server has them (``find`` then never shows a mix of
-    versions; search indexes follow later); a larger one, or any on a standalone server, one generation beside the other.
+    A file of up to 1,000 records is replaced in one transaction where the server has them; a larger one, or any on a standalone
+    server, one generation beside the other.
     """
 
     settings_type: ClassVar[type[SinkSettings]] = MongoDBSettings
@@ -84,7 +91,7 @@ class MongoDBExporter(Exporter):
         return self._store.collection_name
 
     async def provision(self) -> None:
-        """Create the collection, its indexes and its search indexes, and wait until these can be queried.
+        """Create the collection, its indexes and its search indexes, and wait until what was made can be queried.
 
         An index lacks only what was declared since it was made; it is extended, and rebuilt by the server beside the old one.
         """

@@ -68,11 +68,14 @@ def grown_text_definition(found: Mapping[str, Any], context: SinkContext) -> dic
     held = found.get("mappings", {}).get("fields", {})
     for name, kind in wanted.items():
         _check_type(held, name, kind)
-    node = held.get("metadata", {}).get("fields", {})
+    kinds = _kinds(held.get("metadata", wanted["metadata"]))
+    node = next(kind for kind in kinds if kind["type"] == "document")
+    fields = node.get("fields", {})
     for name, kind in wanted["metadata"]["fields"].items():
-        _check_type(node, name, kind)
-    complete = {**wanted, **held, "metadata": {**wanted["metadata"], **held.get("metadata", {})}}
-    complete["metadata"]["fields"] = {**wanted["metadata"]["fields"], **node}
+        _check_type(fields, name, kind)
+    grown = {**node, "fields": {**wanted["metadata"]["fields"], **fields}}
+    several = [grown if kind is node else kind for kind in kinds]
+    complete = {**wanted, **held, "metadata": several if isinstance(held.get("metadata"), list) else grown}
     if complete == held:
         return None
     return {**found, "mappings": {**found.get("mappings", {}), "fields": complete}}
@@ -82,12 +85,18 @@ def _node_types(context: SinkContext) -> dict[str, Mapping[str, Any]]:
     return {name: _TEXT_TYPES[kind] for name, kind in {**_NODE_FIELDS, **context.metadata_fields}.items()}
 
 
+def _kinds(held: Any) -> list[Mapping[str, Any]]:
+    """How a field is indexed: in one way, or in several, which are a list (documented by the vendor)."""
+    return held if isinstance(held, list) else [held]
+
+
 def _check_type(held: Mapping[str, Any], name: str, wanted: Mapping[str, Any]) -> None:
     """The server may answer with more than it was given, such as defaults; what was given must be there."""
-    found = held.get(name, wanted)
-    for option in ("type", "representation"):
-        if option in wanted and found.get(option) != wanted[option]:
-            raise SinkConflict(
-                f"search index {TEXT_INDEX!r} holds field {name!r} as {found.get('representation', found.get('type'))!r}, the "
-                f"sink declares it as {wanted[option]!r}; declare it as before, or {_REMEDY}"
-            )
+    options = [option for option in ("type", "representation") if option in wanted]
+    kinds = _kinds(held.get(name, wanted))
+    if not any(all(kind.get(option) == wanted[option] for option in options) for kind in kinds):
+        shown = " and ".join(repr(kind.get("representation", kind.get("type"))) for kind in kinds)
+        raise SinkConflict(
+            f"search index {TEXT_INDEX!r} holds field {name!r} as {shown}, the sink declares it as {wanted[options[-1]]!r}; "
+            f"declare it as before, or {_REMEDY}"
+        )

@@ -1,8 +1,9 @@
 """Replacing and removing files in MongoDB: in a transaction, or one generation beside the other.
 
 What belongs here: which way a file goes, and the requests of both. Ids carry the record set's digest either way, so a file
-may go one way today and the other tomorrow. A record written in a transaction has no ``generation`` field; the unique index
-``heads`` then lets only one such version of a file exist, so that of two overlapping transactions one begins anew.
+may go one way today and the other tomorrow, and a sink beside this one (``llama_docstore``) knows them. A record written in a
+transaction has no ``generation`` field; the unique index ``heads`` then lets only one such version of a file exist, so that of
+two overlapping transactions one begins anew.
 """
 
 from __future__ import annotations

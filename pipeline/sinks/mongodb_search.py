@@ -80,9 +80,14 @@ class MongoSearch:
         self._store = store
         self._collection = collection
         self._context = context
+        self._has_asked = False
+        """For an index to be created or extended."""
 
     async def provision(self, wait_seconds: float) -> None:
-        """Create or extend the indexes and wait until they are built; a server without search is only told of in the log.
+        """Create or extend the indexes; who has had to waits until they are built, and sees that no other undid it meanwhile.
+
+        What others have asked for is not waited for: records are written without indexes, an index being extended goes on
+        answering, and a search says when there is none. A server without search is only told of in the log.
 
         Raises SinkConflict for an index that does not fit and SinkUnavailable when building takes longer than
         ``wait_seconds``; 0 does not wait.
@@ -90,7 +95,7 @@ class MongoSearch:
         deadline = monotonic() + wait_seconds
         asked = 1
         try:
-            while not await self._advance():
+            while not await self._advance() and self._has_asked:
                 if monotonic() >= deadline:
                     if wait_seconds:
                         raise SinkUnavailable(
@@ -123,11 +128,13 @@ class MongoSearch:
             )
         grown = index.grow(found["latestDefinition"], self._context)
         if grown:
+            self._has_asked = True
             await self._request("extend a search index", lambda: self._collection.update_search_index(index.name, grown))
             return False
         return bool(found["queryable"]) and found["status"] in _BUILT
 
     async def _create(self, index: _Index) -> None:
+        self._has_asked = True
         model = SearchIndexModel(index.define(self._context), index.name, index.type)
         try:
             await self._collection.create_search_index(model)

@@ -44,6 +44,12 @@ _FIRST_WAIT: Final = 0.1
 _LONGEST_WAIT: Final = 5.0
 _SHOWN_MESSAGE: Final = 300
 
+_ADDRESS: Final = [(name, ASCENDING) for name in ("tenant_id", "export_config_id", "parsed_directory_file_id")]
+_INDEXES: Final = (
+    IndexModel([*_ADDRESS, ("chunk_index", ASCENDING)], name="records"),
+    IndexModel([*_ADDRESS, (GENERATION, ASCENDING)], name="heads", unique=True, partialFilterExpression={"chunk_index": 0}),
+)
+
 _NAMESPACE_EXISTS: Final = 48
 _INDEX_CONFLICTS: Final = frozenset({85, 86})
 _DUPLICATE_KEY: Final = 11000
@@ -76,10 +82,12 @@ class MongoStore:
     async def create(self, model: ModelIdentity) -> AsyncCollection[Document]:
         """The collection with its indexes, made when missing; of processes that make it at once one does.
 
-        Raises SinkConflict when it exists and is not ours, or holds another model's vectors.
+        Nothing is asked for that is there, so a role without the right to create anything can use what an administrator has
+        provisioned. Raises SinkConflict when it exists and is not ours, or holds another model's vectors.
         """
         database = self._database()
-        await self.call("create the collection", lambda: self._create(database, model))
+        if await self.call("look up the collection", lambda: self._look_up(database)) is None:
+            await self.call("create the collection", lambda: self._create(database, model))
         collection = await self.collection(model)
         await self.call("create the indexes", lambda: self._create_indexes(collection))
         return collection
@@ -95,19 +103,24 @@ class MongoStore:
                 raise
 
     async def _create_indexes(self, collection: AsyncCollection[Document]) -> None:
-        address = [(name, ASCENDING) for name in ("tenant_id", "export_config_id", "parsed_directory_file_id")]
-        heads = IndexModel(
-            [*address, (GENERATION, ASCENDING)], name="heads", unique=True, partialFilterExpression={"chunk_index": 0}
-        )
+        held = {found["name"]: found async for found in await collection.list_indexes()}
+        missing = [index for index in _INDEXES if index.document["name"] not in held]
+        if not all(index in missing or _is_the_same(held[index.document["name"]], index) for index in _INDEXES):
+            raise self._index_conflict()
+        if not missing:
+            return
         try:
-            await collection.create_indexes([IndexModel([*address, ("chunk_index", ASCENDING)], name="records"), heads])
+            await collection.create_indexes(missing)
         except OperationFailure as error:
             if error.code in _INDEX_CONFLICTS:
-                raise SinkConflict(
-                    f"MongoDB collection {self.collection_name!r} has another index named 'records' or 'heads', or the same "
-                    "under another name; drop it and provision again"
-                ) from None
+                raise self._index_conflict() from None
             raise
+
+    def _index_conflict(self) -> SinkConflict:
+        return SinkConflict(
+            f"MongoDB collection {self.collection_name!r} has another index named 'records' or 'heads', or the same "
+            "under another name; drop it and provision again"
+        )
 
     async def collection(self, model: ModelIdentity) -> AsyncCollection[Document]:
         """The collection, checked once. Raises SinkUnavailable when it is missing, SinkConflict when it does not fit."""
@@ -273,6 +286,12 @@ class MongoStore:
 def _mark(model: ModelIdentity) -> dict[str, str]:
     described = json.dumps({"model": model.fingerprint, "dimension": model.dimension})
     return {"title": f"indexport/{FORMAT}", "description": described}
+
+
+def _is_the_same(found: Mapping[str, Any], wanted: IndexModel) -> bool:
+    """Whether an index that exists has the wanted fields, in their order, and options."""
+    in_order = list(found["key"].items()) == list(wanted.document["key"].items())
+    return in_order and all(found.get(option) == value for option, value in wanted.document.items())
 
 
 async def _raw_batches(

@@ -18,7 +18,7 @@ import pyarrow as pa
 from psycopg import sql
 from pydantic import Field
 
-from pipeline.errors import RecordRefused
+from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import pgvector_rows as codec
 from pipeline.sinks import pgvector_schema as schema
 from pipeline.sinks import pgvector_sql as statements
@@ -242,8 +242,18 @@ class PgVectorExporter(Exporter):
         await self._store.run_outside_transaction("analyze the table", sql.SQL("ANALYZE {}").format(self.layout.identifier))
 
     async def purge_history(self) -> None:
-        """Remove deleted rows from the table's pages and indexes; until then they lie there, though no query reads them."""
-        await self._store.run_outside_transaction("vacuum the table", sql.SQL("VACUUM {}").format(self.layout.identifier))
+        """Take deleted rows out of the indexes and give their room in the table's pages to later writes.
+
+        Their bytes lie there until these come. ``VACUUM (FULL)`` would leave none, but keeps readers out while it writes the
+        table anew, so that is left to its owner. Raises SinkConflict when the server leaves anything undone.
+        """
+        statement = sql.SQL("VACUUM {}").format(self.layout.identifier)
+        warnings = await self._store.run_outside_transaction("vacuum the table", statement)
+        if warnings:
+            raise SinkConflict(
+                f"PostgreSQL did not remove what was deleted from table {self.layout.shown_name!r}: {'; '.join(warnings)}; "
+                "erase as the table's owner, or grant the role MAINTAIN on it (PostgreSQL 17 or later)"
+            )
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One query over the whole table."""

@@ -20,12 +20,11 @@ from pipeline.sinks.pgvector_table import FORMAT, MAX_DIMENSION, Index, TableLay
 _OLDEST_PGVECTOR: Final = (0, 8)
 """Iterative index scans, without which a filtered search may miss records, came with this version."""
 
-_PROVISIONING_LOCK: Final = int.from_bytes(sha256(b"indexport.provision").digest()[:8], "big", signed=True)
 _REMEDY: Final = "choose another table_prefix or schema_name, or drop the table if nothing needs it"
 
 
 async def provision(connection: Connection, layout: TableLayout) -> None:
-    """Create what is missing and validate what exists, one provisioning at a time in a database.
+    """Create what is missing and validate what exists. Of those that miss the same thing one makes it and the others wait.
 
     Raises SinkConflict for a table that is not ours or does not fit, for a pgvector that is missing or too old and for rights
     that are missing; ConfigError for a text search configuration that does not exist.
@@ -35,7 +34,6 @@ async def provision(connection: Connection, layout: TableLayout) -> None:
             f"pgvector holds at most {MAX_DIMENSION:,} dimensions, model {layout.model.name!r} has {layout.model.dimension:,}; "
             "choose another model or another sink"
         )
-    await connection.execute("SELECT pg_advisory_xact_lock(%s)", [_PROVISIONING_LOCK])
     await _ensure_extension(connection)
     await _check_text_search_config(connection, layout)
     await _ensure_schema(connection, layout)
@@ -46,6 +44,7 @@ async def provision(connection: Connection, layout: TableLayout) -> None:
 async def _ensure_extension(connection: Connection) -> None:
     version = await _value(connection, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
     if version is None:
+        await _lock(connection, "extension")
         with _permitted("create the extension vector", "let a superuser run: CREATE EXTENSION vector"):
             await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
         version = await _value(connection, "SELECT extversion FROM pg_extension WHERE extname = 'vector'")
@@ -69,14 +68,18 @@ async def _check_text_search_config(connection: Connection, layout: TableLayout)
 
 async def _ensure_schema(connection: Connection, layout: TableLayout) -> None:
     if await _value(connection, "SELECT 1 FROM pg_namespace WHERE nspname = %s", layout.schema) is None:
+        await _lock(connection, "schema", layout.schema)
         with _permitted(
             f"create the schema {layout.schema!r}", "create it, or grant the role CREATE on the database, or set schema_name"
         ):
-            await connection.execute(sql.SQL("CREATE SCHEMA {}").format(sql.Identifier(layout.schema)))
+            await connection.execute(sql.SQL("CREATE SCHEMA IF NOT EXISTS {}").format(sql.Identifier(layout.schema)))
 
 
 async def _ensure_table(connection: Connection, layout: TableLayout) -> None:
     oid = await _table_oid(connection, layout)
+    if oid is None:
+        await _lock(connection, "table", layout.schema, layout.name)
+        oid = await _table_oid(connection, layout)
     if oid is not None:
         await _check_table(connection, layout, oid)
         return
@@ -130,21 +133,31 @@ async def _check_text_search_column(connection: Connection, layout: TableLayout,
 
 async def _ensure_indexes(connection: Connection, layout: TableLayout) -> None:
     """Missing and invalid indexes are built; writers of this table wait meanwhile, readers do not."""
+    if not await _missing_indexes(connection, layout):
+        return
+    await _lock(connection, "table", layout.schema, layout.name)
+    for index in await _missing_indexes(connection, layout):
+        with _permitted(f"build the index {index.name!r}", f"let the owner of table {layout.shown_name!r} provision the sink"):
+            name = sql.Identifier(layout.schema, index.name)
+            await connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(name))
+            await connection.execute(layout.create_index(index))
+
+
+async def _missing_indexes(connection: Connection, layout: TableLayout) -> list[Index]:
     cursor = await connection.execute(
         "SELECT c.relname, i.indisvalid AND i.indisready, pg_get_indexdef(i.indexrelid) FROM pg_index i "
         "JOIN pg_class c ON c.oid = i.indexrelid WHERE i.indrelid = %s",
         [await _table_oid(connection, layout)],
     )
     held: dict[str, tuple[bool, str]] = {name: (valid, definition) for name, valid, definition in await cursor.fetchall()}
+    missing = []
     for index in layout.indexes():
         valid, definition = held.get(index.name, (False, ""))
         if valid:
             _check_vector_index(layout, index, definition)
-            continue
-        with _permitted(f"build the index {index.name!r}", f"let the owner of table {layout.shown_name!r} provision the sink"):
-            name = sql.Identifier(layout.schema, index.name)
-            await connection.execute(sql.SQL("DROP INDEX IF EXISTS {}").format(name))
-            await connection.execute(layout.create_index(index))
+        else:
+            missing.append(index)
+    return missing
 
 
 def _check_vector_index(layout: TableLayout, index: Index, definition: str) -> None:
@@ -157,6 +170,12 @@ def _check_vector_index(layout: TableLayout, index: Index, definition: str) -> N
             f"PostgreSQL index {index.name!r} of table {layout.shown_name!r} is not {wanted}, which searches need; "
             "drop it and provision the sink again"
         )
+
+
+async def _lock(connection: Connection, *name: str) -> None:
+    """Until the transaction ends; what was found missing before may exist afterwards."""
+    key = int.from_bytes(sha256("\0".join(["indexport.provision", *name]).encode()).digest()[:8], "big", signed=True)
+    await connection.execute("SELECT pg_advisory_xact_lock(%s)", [key])
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, TypeAlias, TypeVar
@@ -30,6 +31,8 @@ _ALWAYS: Final = {"client_encoding": "utf8"}
 _IDLE_KEPT: Final = 4
 _ATTEMPTS: Final = 6
 _FIRST_WAIT: Final = 0.05
+_SCHEMES: Final = ("postgresql://", "postgres://")
+_NOT_RESOLVED: Final = "failed to resolve host"
 _TRANSIENT: Final = (
     errors.SerializationFailure,
     errors.DeadlockDetected,
@@ -77,12 +80,18 @@ class PostgresStore:
             async with connection, connection.transaction():
                 await work(connection)
 
-    async def run_outside_transaction(self, action: str, statement: sql.Composed) -> None:
+    async def run_outside_transaction(self, action: str, statement: sql.Composed) -> list[str]:
+        """The server's warnings: it tells no more of a table it leaves alone for want of a right."""
+        warnings: list[str] = []
         connection = await self._connect()
+        connection.add_notice_handler(
+            lambda notice: warnings.append(notice.message_primary or "") if notice.severity_nonlocalized == "WARNING" else None
+        )
         with self._errors(action):
             async with connection:
                 await connection.set_autocommit(True)
                 await connection.execute(statement)
+        return warnings
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Connection]:
@@ -114,6 +123,11 @@ class PostgresStore:
         wanted = "a PostgreSQL connection string such as postgresql://user:password@host:5432/database"
         if not dsn:
             raise ConfigError(f"the environment variable {self._dsn_env} is not set; it must hold {wanted}")
+        if _is_ambiguous(dsn):
+            raise ConfigError(
+                f"the environment variable {self._dsn_env} holds an address with an '@' that may be the password's or not; "
+                "percent-encode the special characters of user and password, such as @ as %40 and / as %2F"
+            )
         try:
             given = conninfo_to_dict(dsn)
             conninfo = make_conninfo(dsn, **_ALWAYS, **{name: value for name, value in _DEFAULTS.items() if name not in given})
@@ -122,7 +136,8 @@ class PostgresStore:
         try:
             return await AsyncConnection.connect(conninfo, prepare_threshold=None)
         except psycopg.Error as error:
-            raise SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot be reached: {_shown(error)}") from None
+            reason = "its host name cannot be resolved" if _NOT_RESOLVED in str(error) else _shown(error)
+            raise SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot be reached: {reason}") from None
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
@@ -141,6 +156,16 @@ class PostgresStore:
     async def close(self) -> None:
         while self._idle:
             await self._idle.pop().close()
+
+
+def _is_ambiguous(dsn: str) -> bool:
+    """Whether part of a password may stand in an address where libpq, whose user and password end at the first @, and are
+    missing when a / comes first, sees host, port or database: these it shows.
+    """
+    if not dsn.startswith(_SCHEMES):
+        return False
+    address = re.sub(r"^[^@/]*@", "", dsn.partition("://")[2])
+    return "@" in address.partition("?")[0]
 
 
 def _is_transient(error: psycopg.Error) -> bool:

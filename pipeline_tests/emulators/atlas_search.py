@@ -317,10 +317,11 @@ def _scores(operator: Document, documents: Sequence[Document], definition: Docum
 
 
 def _check_mapped(definition: Document, path: str, kind: str) -> None:
-    mapped: Any = definition["mappings"]
+    mapped: list[Any] = [definition["mappings"]]
     for part in path.split("."):
-        mapped = mapped.get("fields", {}).get(part, {})
-    if mapped.get("type") != kind:
+        found = [item["fields"][part] for item in mapped if part in item.get("fields", {})]
+        mapped = [item for kinds in found for item in (kinds if isinstance(kinds, list) else [kinds])]
+    if not any(item["type"] == kind for item in mapped):
         raise SearchError(*_UNKNOWN, f"Path '{path}' needs to be indexed as {kind}")
 
 

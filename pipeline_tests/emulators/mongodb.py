@@ -7,7 +7,7 @@ private, so its version is pinned in ``requirements-secantus.lock``.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -21,6 +21,18 @@ Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 _WRITES = ("insert", "update", "delete", "findAndModify", "bulkWrite", "commitTransaction", "drop")
 _SCORES = ("vectorSearchScore", "searchScore")
 _OF_THE_CLIENT = ("lsid", "txnNumber", "autocommit", "startTransaction", "pipeline", "cursor", "maxTimeMS")
+_ACTIONS: Mapping[str, str] = {
+    **{name: name for name in ("find", "insert", "update", "listCollections", "listIndexes")},
+    **{name: name for name in ("createSearchIndexes", "updateSearchIndex", "dropSearchIndex")},
+    "aggregate": "find",
+    "delete": "remove",
+    "create": "createCollection",
+    "createIndexes": "createIndex",
+    "drop": "dropCollection",
+    "dropIndexes": "dropIndex",
+}
+"""The privilege action a command needs (documented by the vendor); an upsert needs two."""
+
 _ORIGINAL: Mapping[str, Handler] = dict(commands._HANDLERS)
 
 
@@ -36,6 +48,8 @@ class MongoServer:
         """Names of the commands received, in order; a test may clear it."""
         self.statements: list[int] = []
         """How many statements each ``update`` command had."""
+        self.permitted: Collection[str] | None = None
+        """The privilege actions everybody has; ``None`` are all."""
         self._lost_replies: list[str] = []
         self._writes_to_fail: list[tuple[int, int]] = []
 
@@ -71,6 +85,7 @@ class MongoServer:
         if name == "update":
             self.statements.append(len(document["updates"]))
         try:
+            self._authorize(name, document)
             reply = self._answer(name, document, context)
         except SearchError as error:
             return error.reply
@@ -80,6 +95,15 @@ class MongoServer:
             self._lost_replies.remove(name)
             context.connections.kill(context.connection_id)
         return reply
+
+    def _authorize(self, name: str, document: dict[str, Any]) -> None:
+        needed = {_ACTIONS[name]} if name in _ACTIONS else set()
+        if name == "update" and any(statement.get("upsert") for statement in document["updates"]):
+            needed.add("insert")
+        if name == "aggregate" and any("$listSearchIndexes" in stage for stage in document["pipeline"]):
+            needed = {"listSearchIndexes"}
+        if self.permitted is not None and needed - set(self.permitted):
+            raise SearchError(13, "Unauthorized", f"not authorized on {document['$db']} to execute command {name}")
 
     def _answer(self, name: str, document: dict[str, Any], context: Any) -> dict[str, Any]:
         original = _ORIGINAL[name]

@@ -20,13 +20,12 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks import lancedb as sink
 from pipeline.sinks import lancedb_store, lancedb_table
-from pipeline.sinks.base import MetadataType, SearchRequest, SinkContext
+from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.lancedb import LanceDBExporter, LanceDBSettings
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
-
-TABLE = f"indexport_{MODEL.slug}"
+from pipeline_tests.sinks.lancedb_bench import TABLE, exporter_with, raw_table
 
 
 @pytest.fixture
@@ -36,20 +35,6 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     yield made
     for exporter in made.opened:
         await exporter.close()
-
-
-async def raw_table(tmp_path: Path) -> Any:
-    """The table as another program opens it."""
-    return await (await lancedb.connect_async(str(tmp_path))).open_table(TABLE)
-
-
-def exporter_with(tmp_path: Path, fields: dict[str, MetadataType], tenant: str = "prj-1", **settings: Any) -> LanceDBExporter:
-    return LanceDBExporter(LanceDBSettings(uri=str(tmp_path), **settings), SinkContext(tenant, MODEL, fields))
-
-
-async def years_found(exporter: LanceDBExporter, config: str, filters: dict[str, Any]) -> list[str]:
-    request = SearchRequest(config, vector=unit_vectors("q", 1)[0], k=100, filters=filters)
-    return sorted({hit.record.parsed_directory_file_id for hit in await exporter.search(request)})
 
 
 async def test_rows_have_the_columns_a_llama_index_store_reads(bench: Bench, tmp_path: Path) -> None:
@@ -114,60 +99,6 @@ async def test_a_field_declared_with_another_type_is_a_conflict_that_names_both(
         await exporter_with(tmp_path, {"year": "string"}).provision()
 
 
-async def test_a_newly_declared_field_is_added_and_filled_from_what_rows_hold(tmp_path: Path) -> None:
-    bench = Bench(LanceDBUnderTest(str(tmp_path)), fields={}, tenant="prj-1")
-    await bench.open().provision()
-    files = [bench.file(f"dfl-{n}", 3, metadata={"the year": 2020 + n, "tags": ["a"]}) for n in range(4)]
-    misfit = bench.file("dfl-misfit", 3, metadata={"the year": "unknown"})
-    await bench.replace(*files, misfit)
-    newer = exporter_with(tmp_path, {"the year": "integer"})
-    await newer.provision()
-    assert await years_found(newer, bench.config, {"the year": {"gte": 2022}}) == ["dfl-2", "dfl-3"]
-    assert await (await raw_table(tmp_path)).count_rows("metadata.`the year` IS NULL") == 3, "others can filter on it too"
-    await bench.assert_holds(*files, misfit)
-    changed = bench.file("dfl-0", 2, version="v2", metadata={"the year": 2030})
-    await bench.replace(changed)  # by the older exporter, which does not know of the field
-    assert await years_found(newer, bench.config, {"the year": 2030}) == ["dfl-0"]
-    before = await (await raw_table(tmp_path)).version()
-    await newer.provision()
-    assert await (await raw_table(tmp_path)).version() == before, "nothing is left to fill, so nothing is written"
-
-
-async def test_filling_goes_on_where_a_crash_left_it(tmp_path: Path) -> None:
-    bench = Bench(LanceDBUnderTest(str(tmp_path)), fields={}, tenant="prj-1")
-    await bench.open().provision()
-    file = bench.file("dfl-1", 3, metadata={"year": 2024})
-    await bench.replace(file)
-    await (await raw_table(tmp_path)).add_columns(lancedb_table.metadata_addition({"year": "integer"}))
-    newer = exporter_with(tmp_path, {"year": "integer"})
-    assert await years_found(newer, bench.config, {"year": 2024}) == []
-    await newer.provision()
-    assert await years_found(newer, bench.config, {"year": 2024}) == ["dfl-1"]
-    await bench.assert_holds(file)
-
-
-async def test_a_field_added_while_a_replace_is_under_way_is_filled(bench: Bench, tmp_path: Path) -> None:
-    exporter = bench.exporter
-    assert isinstance(exporter, LanceDBExporter)
-    encode = exporter._encode
-
-    def add_field_after(records: pa.Table, schema: pa.Schema) -> pa.Table:
-        rows = encode(records, schema)
-        exporter._encode = encode  # type: ignore[method-assign] # only the first encoding is late
-        asyncio.run(_add_field(tmp_path))
-        return rows
-
-    exporter._encode = add_field_after  # type: ignore[method-assign] # the moment between encoding and commit
-    file = bench.file("dfl-1", 3, metadata={"new one": "x"})
-    await bench.replace(file)
-    await bench.assert_holds(file)
-    assert await (await raw_table(tmp_path)).count_rows("metadata.`new one` = 'x'") == 3
-
-
-async def _add_field(tmp_path: Path) -> None:
-    await (await raw_table(tmp_path)).add_columns(lancedb_table.metadata_addition({"new one": "string"}))
-
-
 async def test_a_replace_is_one_commit_and_large_ones_are_cut(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,23 +155,6 @@ async def test_a_reader_half_way_through_survives_a_replace_and_optimize(bench: 
     read += [table async for table in tables]
     assert {table["record_set_hash"][0].as_py() for table in read} == {file.record_set_hash for file in files}
     assert len(read) == 4
-
-
-async def test_purging_leaves_no_byte_of_an_erased_text(bench: Bench, tmp_path: Path) -> None:
-    marker = "zqxjkvwpfmarker"
-    kept = bench.file("dfl-kept", 30)
-    await bench.replace(kept, bench.file("dfl-erased", [f"{marker} stands here"], name=f"{marker}.pdf"))
-    await bench.exporter.optimize()
-    await bench.delete("dfl-erased")
-
-    def files_with_marker() -> list[Path]:
-        return [path for path in tmp_path.rglob("*") if path.is_file() and marker.encode() in path.read_bytes()]
-
-    assert files_with_marker(), "a delete alone leaves the text in old files"
-    await bench.exporter.purge_history()
-    assert files_with_marker() == []
-    await bench.assert_holds(kept)
-    assert await bench.search(SearchRequest(bench.config, mode="text", text="gauge", k=1))
 
 
 @pytest.mark.parametrize("dimension", [16, 12])
@@ -328,6 +242,7 @@ import asyncio, resource, sys
 from pipeline.errors import SinkUnavailable
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
+from pipeline_tests.sinks.lancedb_bench import TABLE, exporter_with, raw_table
 
 async def main():
     bench = Bench(LanceDBUnderTest(sys.argv[1]), tenant="prj-1", config="cfg-1")

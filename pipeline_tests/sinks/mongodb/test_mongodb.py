@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,13 +13,13 @@ from pymongo.errors import OperationFailure
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks import mongodb, mongodb_replace
-from pipeline.sinks.base import SinkContext
+from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
 from pipeline.sinks.mongodb_store import MongoStore
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.registry import exporter_class
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, unit_vectors
 from pipeline_tests.conformance.mongodb_harness import PASSWORD, Collection, MongoDBUnderTest
 
 if TYPE_CHECKING:
@@ -299,6 +301,50 @@ async def test_another_index_of_the_same_name_is_a_conflict(bench: Bench, raw: C
     await raw.create_index("text", name="records")
     with pytest.raises(SinkConflict, match="records"):
         await bench.open().provision()
+
+
+SECURITY = Path(__file__).parents[3] / "docs" / "security.md"
+
+
+@pytest.fixture
+def documented_role(server: MongoServer) -> Iterator[set[str]]:
+    """From now on everybody may do what docs/security.md says that running needs, and nothing else."""
+    (row,) = (line for line in SECURITY.read_text(encoding="utf-8").splitlines() if line.startswith("| `mongodb` |"))
+    server.permitted = set(re.findall(r"`(\w+)`", row.split("|")[2]))
+    yield server.permitted
+    server.permitted = None
+
+
+async def test_the_documented_role_does_all_that_running_needs(bench: Bench, documented_role: set[str]) -> None:
+    await bench.replace(bench.file("dfl-0"))
+    limited = bench.open()
+    await limited.provision()
+    await limited.replace_files([bench.file("dfl-1"), bench.file("dfl-2", 1_500)])
+    await limited.replace_files([bench.file("dfl-2", 1_400, version="v2")])
+    await bench.assert_holds(bench.file("dfl-0"), bench.file("dfl-1"), bench.file("dfl-2", 1_400, version="v2"), exporter=limited)
+    assert len(await limited.search(SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=9))) == 9
+    assert await limited.list_scopes() == frozenset({(bench.tenant, bench.config)})
+    await limited.delete_files(parsed_directory_file_ids=["dfl-1"], export_config_id=bench.config)
+    await limited.optimize()
+    await limited.purge_history()
+    with pytest.raises(SinkUnavailable, match="Unauthorized"):
+        await limited.drop_collection()
+
+
+@pytest.mark.parametrize("action", ["find", "insert", "update", "remove", "listIndexes", "listSearchIndexes", "listCollections"])
+async def test_the_documented_role_has_nothing_that_is_not_needed(
+    bench: Bench, server: MongoServer, documented_role: set[str], action: str
+) -> None:
+    assert action in documented_role
+    server.permitted = documented_role - {action}
+    limited = bench.open()
+
+    async def run() -> None:
+        await limited.provision()
+        await limited.replace_files([bench.file("dfl-1"), bench.file("dfl-2", 1_500)])
+
+    with pytest.raises(SinkUnavailable, match="Unauthorized"):
+        await run()
 
 
 async def test_a_missing_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,6 +142,25 @@ def test_definitions_grow_and_keep_what_others_declared() -> None:
     assert grown_text_definition(texts, theirs) is None
 
 
+def test_definitions_of_a_field_indexed_in_several_ways_are_kept_and_one_of_them_must_fit() -> None:
+    """As a field is listed whose values are single ones and lists (documented by the vendor)."""
+    held = text_definition(SinkContext("prj", MODEL, {}))
+    fields = held["mappings"]["fields"]
+    fields["text"] = [{"type": "autocomplete"}, fields["text"]]
+    fields["metadata"] = [{"type": "embeddedDocuments"}, fields["metadata"]]
+    grown = grown_text_definition(held, CONTEXT)
+    assert grown is not None
+    found = grown["mappings"]["fields"]
+    assert (found["text"], found["metadata"][0]) == (fields["text"], {"type": "embeddedDocuments"})
+    assert found["metadata"][1]["fields"].keys() == fields["metadata"][1]["fields"].keys() | FIELDS.keys()
+    assert grown_text_definition(grown, CONTEXT) is None
+    found["metadata"] = found["metadata"][1:]
+    assert grown_text_definition(grown, CONTEXT) is None
+    fields["text"] = [{"type": "autocomplete"}, {"type": "token"}]
+    with pytest.raises(SinkConflict, match="'text' as 'autocomplete' and 'token'"):
+        grown_text_definition(held, CONTEXT)
+
+
 @pytest.mark.parametrize("change", [{"similarity": "euclidean"}, {"numDimensions": 7}, {"path": "other"}])
 def test_a_vector_index_of_another_kind_is_a_conflict(change: dict[str, Any]) -> None:
     held = vector_definition(CONTEXT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -103,6 +104,41 @@ async def test_a_field_declared_later_is_added_and_finds_older_records(bench: Be
     await bench.exporter.provision()
     await exporter.provision()
     assert [index.version for index in indexes(bench, search).values()] == versions == [1, 1]
+
+
+async def test_a_rebuild_that_another_export_asked_for_is_not_waited_for(bench: Bench, search: AtlasSearch) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    search.build_seconds = math.inf
+    patient = with_settings(bench, index_wait_seconds=0.1)
+    declaring = with_fields(patient, {**FIELDS, "river": "string"})
+    with pytest.raises(SinkUnavailable, match="index_wait_seconds"):
+        await declaring.open().provision()
+    for asked_again in (patient, declaring):
+        exporter = asked_again.open()
+        await exporter.provision()
+        assert len(await exporter.search(SearchRequest(bench.config, vector=QUERY))) == 3, "the index answers as before"
+
+
+async def test_a_new_index_that_another_process_asked_for_holds_up_no_load(unprovisioned: Bench, search: AtlasSearch) -> None:
+    search.build_seconds = math.inf
+    await with_settings(unprovisioned, index_wait_seconds=0).open().provision()
+    other = with_settings(unprovisioned, index_wait_seconds=0.1)
+    await other.open().provision()
+    await unprovisioned.replace(unprovisioned.file("dfl-1"))
+    with pytest.raises(SinkUnavailable, match="is PENDING; search again when it is built"):
+        await unprovisioned.search(SearchRequest(unprovisioned.config, vector=QUERY))
+
+
+async def test_a_field_someone_has_indexed_in_another_way_too_is_searched(bench: Bench, search: AtlasSearch) -> None:
+    index = indexes(bench, search)[TEXT_INDEX]
+    held: Any = copy.deepcopy(index.latest)
+    node = held["mappings"]["fields"]["metadata"]["fields"]
+    node["file_name"] = [{"type": "string"}, node["file_name"]]
+    index.latest = held
+    await bench.open().provision()
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    request = SearchRequest(bench.config, mode="text", text="gauge", filters={"file_name": "dfl-1.pdf"})
+    assert {hit.record.parsed_directory_file_id for hit in await bench.search(request)} == {"dfl-1"}
 
 
 async def test_two_exports_that_declare_at_once_both_get_their_fields(bench: Bench, search: AtlasSearch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from functools import partial
 from typing import Any, LiteralString
@@ -226,6 +227,38 @@ async def test_a_malformed_dsn_is_never_repeated(bench: PgVectorBench, dsn: str,
     with pytest.raises(ConfigError, match=DSN) as caught:
         await bench.open().provision()
     assert "hunter2" not in f"{caught.value!r}{caught.value.__cause__!r}"
+
+
+@pytest.mark.parametrize("password", ["pa@hunter2", "@hunter2", "pa@hunter2:1", "pa/hunter2", "hunter2/pa", "pa?x@hunter2"])
+async def test_a_password_that_is_not_encoded_is_refused_and_not_taken_for_a_host(
+    bench: PgVectorBench, password: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(DSN, f"postgresql://writer:{password}@127.0.0.1:9/db")
+    with caplog.at_level(logging.DEBUG), pytest.raises(ConfigError, match=rf"{DSN}.*percent-encode") as caught:
+        await bench.open().provision()
+    assert "hunter2" not in f"{caught.value!r}{caplog.text}"
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://w:p%40ss@127.0.0.1:9/db",
+        "postgres://w:p?s@127.0.0.1:9/db?options=a@b",
+        "host=127.0.0.1 port=9 password=a@b@c",
+    ],
+)
+async def test_a_password_that_is_encoded_or_stands_alone_is_no_riddle(
+    bench: PgVectorBench, dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DSN, dsn)
+    with pytest.raises(SinkUnavailable, match="refused"):
+        await bench.open().provision()
+
+
+async def test_a_host_name_that_is_not_found_is_not_repeated(bench: PgVectorBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DSN, "postgresql://writer:hunter2/db")  # no host, hence a password where a port would be
+    with pytest.raises(SinkUnavailable, match=r"reached: its host name cannot be resolved$"):
+        await bench.open().provision()
 
 
 async def test_a_sink_that_was_never_provisioned_says_so(database: Database) -> None:

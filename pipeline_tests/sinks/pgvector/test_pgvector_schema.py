@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 
 import psycopg
 import pytest
@@ -12,6 +13,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict
+from pipeline.sinks import pgvector_schema
+from pipeline.sinks.pgvector_store import Connection, PostgresStore
 from pipeline_tests.conformance.harness import MODEL
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
@@ -111,6 +114,37 @@ async def test_provisioning_does_not_wait_for_writers_when_nothing_is_missing(da
         await bench.open().provision()
 
 
+async def test_only_who_lacks_the_same_waits_for_an_index_that_is_being_built(database: Database, bench: PgVectorBench) -> None:
+    wider = PgVectorBench(database, fields={"new": "string"})
+    wider.open()
+    built, done = asyncio.Event(), asyncio.Event()
+
+    async def build(connection: Connection) -> None:
+        await pgvector_schema.provision(connection, wider.exporter.layout)
+        built.set()
+        await done.wait()
+
+    building = asyncio.create_task(PostgresStore(DSN).change_schema("build", build))
+    await built.wait()
+    async with asyncio.timeout(10):
+        await bench.open().provision()
+        await bench.open(model=ModelIdentity("other", "other/1", 8)).provision()
+    waiting = asyncio.create_task(wider.exporter.provision())
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    done.set()
+    await asyncio.gather(building, waiting)
+
+
+async def test_many_models_can_provision_an_empty_database_at_once(database: Database) -> None:
+    database.settings = {"schema_name": "ours"}
+    bench = PgVectorBench(database)
+    exporters = [bench.open(model=ModelIdentity("m", f"m/{n}", 8)) for n in range(4)]
+    await asyncio.gather(*(exporter.provision() for exporter in exporters))
+    assert database.query("SELECT count(*) FROM pg_tables WHERE schemaname = 'ours'") == [(4,)]
+    await bench.close()
+
+
 async def test_a_schema_of_its_own_is_created(database: Database) -> None:
     database.settings = {"schema_name": 'My "schema"'}
     bench = await PgVectorBench(database).provisioned()
@@ -163,3 +197,16 @@ async def test_a_role_that_may_only_write_uses_what_is_provisioned(
     field = PgVectorBench(database, fields={"new": "string"})
     with pytest.raises(SinkConflict, match="let the owner of table"):
         await field.open().provision()
+
+
+async def test_an_erasure_needs_the_right_to_vacuum_and_says_so(
+    database: Database, bench: PgVectorBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_role(database, monkeypatch, "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public")
+    limited = bench.open()
+    await limited.optimize()
+    with pytest.raises(SinkConflict, match=r"permission denied to vacuum .* MAINTAIN"):
+        await limited.purge_history()
+    role = sql.Identifier(str(conninfo_to_dict(os.environ[DSN])["user"]))
+    database.query("GRANT MAINTAIN ON {table} TO {role}", table=bench.table, role=role)
+    await limited.purge_history()
