@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import IncompleteListing, SinkConflict, SinkUnavailable
-from pipeline.lake.lake import Dataset
+from pipeline.lake.lake import DATASETS, Dataset
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.stages.chunk import chunk
@@ -31,6 +31,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
 from pipeline.stages.report import StageReport
+from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import borrowed, groups_of
 
 _THREADS = 8
@@ -194,17 +195,13 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
 def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) -> list[str]:
     """Take back what the ledger says of partitions that are gone; answers the files that have lost one.
 
-    By the lake's own listing or, with ``read``, by reading each partition, which finds damaged ones too.
+    By the lake's own listing or, with ``read``, by reading each partition, which also finds those that are damaged or that the
+    ledger does not speak of.
     """
-    there: dict[Dataset, set[str]] = {}
-    for dataset in ("parsed_payloads", "chunks", "embeddings"):
-        names = (
-            [row.file_id for row in rows if export.lake.metadata(dataset, row.file_id) is not None]
-            if read
-            else export.lake.partitions(dataset)
-        )
-        there[dataset] = set(names)
-    gone = {dataset: [row for row in rows if row.file_id not in names] for dataset, names in there.items()}
+    gone: dict[Dataset, list[FileRow]] = {}
+    for dataset in DATASETS:
+        there = set(known_tables(export, dataset, rows, columns=[]) if read else export.lake.partitions(dataset))
+        gone[dataset] = [row for row in rows if row.file_id not in there]
     payload = {"fetched_token": None, "payload_digest": None, "text_digest": None}
     export.ledger.update_files([{"file_id": row.file_id, **payload} for row in gone["parsed_payloads"]])
     export.ledger.update_files([{"file_id": row.file_id, "chunks_key": None} for row in gone["chunks"]])
