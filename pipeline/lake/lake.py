@@ -40,7 +40,7 @@ class Lake:
 
     def __init__(self, uri: str, export: str) -> None:
         self._fs: Any
-        self._fs, root = fsspec.core.url_to_fs(uri)
+        self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
         self._recent = RecentTables()
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
