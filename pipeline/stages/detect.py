@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, IncompleteListing
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.stages.erase import restore_tombstones
 from pipeline.stages.export import Export
 
 _CHEAP_FILES = 10_000
@@ -103,6 +104,7 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             wanted = _wanted(export, index, state, rows, complete)
             if wanted is None:
                 return Detection("unchanged", index)
+            await asyncio.to_thread(restore_tombstones, export)
             since = state.listed_at if wanted == "incremental" else None
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         return await _list(export, source, index, listing, time.monotonic() + budget_seconds)

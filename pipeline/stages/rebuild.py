@@ -27,6 +27,7 @@ from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed, embedding_texts, vector_matrix
+from pipeline.stages.erase import restore_tombstones
 from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
@@ -72,7 +73,7 @@ async def rebuild_ledger(export: Export) -> LedgerRebuild:
     Raises SourceUnavailable, also for a listing that is not complete: it would make files look removed.
     """
     rebuilt = LedgerRebuild()
-    rebuilt.tombstones = await asyncio.to_thread(_restore_tombstones, export)
+    rebuilt.tombstones = await asyncio.to_thread(restore_tombstones, export)
     detection = await detect(export, complete=True, budget_seconds=_LISTING_SECONDS)
     if detection.look != "complete":
         raise IncompleteListing(f"the listing is {detection.look}; a ledger is rebuilt from a complete one alone, so try again")
@@ -85,15 +86,6 @@ async def rebuild_ledger(export: Export) -> LedgerRebuild:
         await _adopt_sink(export, sink, scope, rebuilt)
     await asyncio.to_thread(export.settle, [row.file_id for row in ready], scope)
     return rebuilt
-
-
-def _restore_tombstones(export: Export) -> int:
-    known = export.ledger.register.tombstones()
-    lost = [file_id for file_id in export.lake.partitions("tombstones") if file_id not in known]
-    for file_id in lost:
-        marks = export.lake.metadata("tombstones", file_id) or {}
-        export.ledger.register.entomb([file_id], erased_at=float(marks["erased_at"]) if "erased_at" in marks else None)
-    return len(known) + len(lost)
 
 
 def _restore_rows(export: Export, rebuilt: LedgerRebuild) -> None:
