@@ -142,6 +142,13 @@ def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: W
     assert world.names() == {"other.md"}
 
 
+def test_a_name_that_is_released_frees_no_erased_file(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    wipe(world, file_id)
+    assert world.export.ledger.release([file_id]) == 0
+    assert world.export.ledger.files()[file_id].status == "removed"
+
+
 def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run_again(world: World) -> None:
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
     world.sync()
