@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import LedgerUnavailable, RecordRefused
 from pipeline.lake import Lake
 from pipeline.lake.lake import Dataset
+from pipeline.ledger import Ledger
 from pipeline.ledger.vectors import Claim, VectorIndex
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -267,6 +269,23 @@ def test_a_run_keeps_its_leases_for_as_long_as_it_works(world: World) -> None:
     assert export.claim([file_id], "slow") == [file_id]
     export.ledger.renew("slow", seconds=0)
     asyncio.run(work_for_three_renewals())
+
+
+def test_a_renewal_that_fails_is_made_up_for_by_the_next_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = Ledger.renew, Counter[str]()
+
+    def renew(self: Ledger, run_id: str, *, seconds: float) -> None:
+        tries[run_id] += 1
+        if tries[run_id] == 1:
+            raise LedgerUnavailable("the database was restarted")
+        real(self, run_id, seconds=seconds)
+
+    async def work_until_renewed() -> None:
+        async with kept(world.export, "slow", lease_seconds=0.03):
+            await asyncio.to_thread(until, lambda: tries["slow"] > 1)
+
+    monkeypatch.setattr(Ledger, "renew", renew)
+    asyncio.run(work_until_renewed())
 
 
 def test_a_dry_run_counts_what_would_be_embedded_and_writes_nothing(world: World) -> None:
