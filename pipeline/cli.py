@@ -239,9 +239,7 @@ def release(files: list[str], export: ExportOption = "default") -> None:
         opened.lake.delete(file_id, ["tombstones"])
     opened.ledger.register.lift(erased)
     found = [file_id for name in files if name not in erased for file_id in file_ids_of(opened, name)]
-    opened.ledger.release(found)
-    found += erased
-    out.print(f"{len(found)} files released")
+    out.print(f"{opened.ledger.release(found) + len(erased)} files released")
 
 
 @app.command("local-cloud")

@@ -42,7 +42,7 @@ class Lake:
 
     def __init__(self, uri: str, export: str) -> None:
         self._fs: Any
-        self._fs, root = fsspec.core.url_to_fs(uri)
+        self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
         parts = urlsplit(uri)
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else uri

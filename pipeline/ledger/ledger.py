@@ -163,16 +163,19 @@ class Ledger:
         """Mark those of these files that are missing still: no look has seen them again."""
         self._set(file_ids, schema.files.c.missing_since.is_not(None), status="removing")
 
-    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool] | None = None, **values: Any) -> None:
+    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool] | None = None, **values: Any) -> int:
+        """Set columns of those of these files that ``where`` holds for; answers how many they are."""
         c = schema.files.c
+        found = 0
         with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
                 these = sa.update(schema.files).where(c.export == self.export, c.file_id.in_(batch))
-                connection.execute((these if where is None else these.where(where)).values(**values))
+                found += connection.execute((these if where is None else these.where(where)).values(**values)).rowcount
+        return found
 
-    def release(self, file_ids: Sequence[str]) -> None:
-        """Give failed and parked files a fresh start."""
-        self._set(file_ids, status="new", attempts=0, next_retry_at=None)
+    def release(self, file_ids: Sequence[str]) -> int:
+        """Give failed and parked files a fresh start, those that are being removed or are gone none; answers how many."""
+        return self._set(file_ids, schema.files.c.status.not_in(LEAVING), status="new", attempts=0, next_retry_at=None)
 
     def claim(
         self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = (), leaving: bool = False

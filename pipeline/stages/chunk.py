@@ -16,6 +16,7 @@ from pipeline.documents.models import Attachment, Chunk
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
+from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import begin
 
 _AT_ONCE = 16
@@ -39,7 +40,7 @@ def _chunk(export: Export, rows: dict[str, FileRow], report: StageReport) -> Non
 
 def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -> None:
     """Chunk files into the lake, then note in the ledger what they have, or that their payload is gone."""
-    payloads = export.lake.read_many("parsed_payloads", [row.file_id for row in rows])
+    payloads = known_tables(export, "parsed_payloads", rows)
     objects: list[tuple[str, pa.Table, dict[str, str]]] = []
     updates: list[dict[str, Any]] = []
     lost = [row.file_id for row in rows if row.file_id not in payloads]

@@ -18,6 +18,7 @@ from pipeline.errors import ConfigError, IncompleteListing
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.stages.erase import restore_tombstones
 from pipeline.stages.export import LEASE_SECONDS, Export
 
 _CHEAP_FILES = 10_000
@@ -108,9 +109,13 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             wanted = _wanted(export, index, state, rows, complete)
             if wanted is None:
                 return Detection("unchanged", index)
+            await asyncio.to_thread(restore_tombstones, export)
             since = state.listed_at if wanted == "incremental" else None
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
-        return await _list(export, source, index, listing, time.monotonic() + budget_seconds)
+        found = await _list(export, source, index, listing, time.monotonic() + budget_seconds)
+        if found.look == "complete" and _reconcile_is_due(export, state):
+            await asyncio.to_thread(_refetch_some, export, state, rows)
+        return found
 
 
 def _unready(index: IndexState) -> str:
@@ -130,13 +135,15 @@ def _wanted(
     export: Export, index: IndexState, state: ExportState, rows: dict[str, FileRow], complete: bool
 ) -> Literal["complete", "incremental"] | None:
     now = time.time()
-    reconcile = state.complete_at is None or now - state.complete_at >= export.settings.detection.reconcile_interval_seconds
+    reconcile = _reconcile_is_due(export, state)
     evidence = any(_awaits_evidence(row, state, now, export.settings.removal.grace_period_seconds) for row in rows.values())
-    if state.complete_at is not None and reconcile:
-        _refetch_some(export, state, rows)
     if complete or reconcile or evidence or (index.change_key != state.change_key and len(rows) <= _CHEAP_FILES):
         return "complete"
     return "incremental" if index.change_key != state.change_key else None
+
+
+def _reconcile_is_due(export: Export, state: ExportState) -> bool:
+    return time.time() - (state.complete_at or 0.0) >= export.settings.detection.reconcile_interval_seconds
 
 
 def _awaits_evidence(row: FileRow, state: ExportState, now: float, grace: float) -> bool:
@@ -172,12 +179,11 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
         return Detection("incomplete", index, new, changed, unread=str(error))
     after = await source.get_index()
     same = after.change_key == index.change_key
-    await asyncio.to_thread(
-        export.ledger.update_state,
-        listed_at=newest or None,
-        change_key=index.change_key if same else None,
-    )
-    if listing.since is not None or not (same and index.settled and listing.seen):
+    steady = same and index.settled
+    # What changed after it was listed may be older than the newest file: then the next listing begins where this one did.
+    watermark = {"listed_at": newest or None} if steady else {}
+    await asyncio.to_thread(export.ledger.update_state, change_key=index.change_key if same else None, **watermark)
+    if listing.since is not None or not (steady and listing.seen):
         return Detection("incremental", index, new, changed)
     missing = await asyncio.to_thread(export.ledger.complete_listing, listing.listing_id)
     await asyncio.to_thread(export.lake.sweep, older_than=LEASE_SECONDS)

@@ -21,6 +21,7 @@ from pipeline.ledger.models import FileRow
 from pipeline.ledger.vectors import Claim
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
+from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import begin, groups_of
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
@@ -94,7 +95,7 @@ async def _embed_group(
 
 
 def _read(export: Export, group: list[FileRow], report: StageReport) -> list[_FileChunks]:
-    tables = export.lake.read_many("chunks", [row.file_id for row in group])
+    tables = known_tables(export, "chunks", group)
     files, lost = [], []
     for row in group:
         table = tables.get(row.file_id)

@@ -86,6 +86,17 @@ def _entomb(export: Export, file_ids: Sequence[str]) -> None:
     export.ledger.register.entomb(file_ids, erased_at=at)
 
 
+def restore_tombstones(export: Export) -> int:
+    """Take into the ledger the tombstones that only the lake has: the ledger is new, or older than an erasure. Answers how many
+    files are erased."""
+    known = export.ledger.register.tombstones()
+    lost = [file_id for file_id in export.lake.partitions("tombstones") if file_id not in known]
+    for file_id in lost:
+        marks = export.lake.metadata("tombstones", file_id) or {}
+        export.ledger.register.entomb([file_id], erased_at=float(marks["erased_at"]) if "erased_at" in marks else None)
+    return len(known) + len(lost)
+
+
 def _claim(export: Export, report: ErasureReport, run_id: str) -> list[str]:
     """Files no live run can write to meanwhile; the known ones are marked, so that no run takes them up again."""
     known = export.ledger.files(report.file_ids)

@@ -53,7 +53,7 @@ async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bo
 
 
 def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[DirectoryFile, Payload]], report: StageReport) -> None:
-    changed: list[tuple[str, Payload, dict[str, str]]] = []
+    fetched: list[tuple[str, Payload, dict[str, str]]] = []
     updates = []
     for file, payload in batch:
         row = rows[file.id]
@@ -61,16 +61,15 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
         text = text_digest(payload)
         provenance = _provenance(file, payload)
         moved = digest != row.payload_digest
-        if moved:
-            metadata = {
-                "payload_digest": digest,
-                "text_digest": text,
-                "provenance": provenance,
-                "change_token": file.change_token,
-            }
-            if payload.attachments:
-                metadata["attachments"] = canonical_json([[a.attachment_name, a.source_id, a.type] for a in payload.attachments])
-            changed.append((file.id, payload, metadata))
+        metadata = {
+            "payload_digest": digest,
+            "text_digest": text,
+            "provenance": provenance,
+            "change_token": file.change_token,
+        }
+        if payload.attachments:
+            metadata["attachments"] = canonical_json([[a.attachment_name, a.source_id, a.type] for a in payload.attachments])
+        fetched.append((file.id, payload, metadata))
         report.worked += 1
         report.numbers["pages"] += len(payload.pages)
         report.numbers["changed"] += moved
@@ -85,8 +84,9 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
                 "provenance": provenance,
             }
         )
-    tables = pages_to_tables([payload.pages for _, payload, _ in changed])
-    objects = [(file_id, table, metadata) for (file_id, _, metadata), table in zip(changed, tables, strict=True)]
+    tables = pages_to_tables([payload.pages for _, payload, _ in fetched])
+    # Also of a payload that the ledger knows already: the lake may hold one that a dead run has written over it.
+    objects = [(file_id, table, metadata) for (file_id, _, metadata), table in zip(fetched, tables, strict=True)]
     report.numbers["bytes"] += sum(export.lake.write_many("parsed_payloads", objects))
     export.ledger.update_files(updates)
     export.ledger.refetched({file.id: rows[file.id].metadata for file, _ in batch if rows[file.id].refetch})

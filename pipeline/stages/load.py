@@ -16,6 +16,7 @@ from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_record_sets
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.report import StageReport
+from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import begin, groups_of
 
 
@@ -95,7 +96,7 @@ def holds(snapshot: Snapshot | None, record_set_hash: str, records: int) -> bool
 
 def build_records(export: Export, rows: list[FileRow], scope: tuple[str, str], report: StageReport) -> list[FileRecords]:
     """Record sets from the lake; notes their digests in the ledger for the other sinks."""
-    tables = export.lake.read_many("embeddings", [row.file_id for row in rows])
+    tables = known_tables(export, "embeddings", rows)
     lost = [row.file_id for row in rows if row.file_id not in tables]
     report.failures |= dict.fromkeys(lost, "its vectors are gone from the lake; they will be made again")
     found = [row for row in rows if row.file_id in tables]

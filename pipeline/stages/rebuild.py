@@ -27,10 +27,12 @@ from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed, embedding_texts, vector_matrix
+from pipeline.stages.erase import restore_tombstones
 from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
 from pipeline.stages.report import StageReport
+from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import borrowed, groups_of
 
 _THREADS = 8
@@ -71,7 +73,7 @@ async def rebuild_ledger(export: Export) -> LedgerRebuild:
     Raises SourceUnavailable, also for a listing that is not complete: it would make files look removed.
     """
     rebuilt = LedgerRebuild()
-    rebuilt.tombstones = await asyncio.to_thread(_restore_tombstones, export)
+    rebuilt.tombstones = await asyncio.to_thread(restore_tombstones, export)
     detection = await detect(export, complete=True, budget_seconds=_LISTING_SECONDS)
     if detection.look != "complete":
         raise IncompleteListing(f"the listing is {detection.look}; a ledger is rebuilt from a complete one alone, so try again")
@@ -84,15 +86,6 @@ async def rebuild_ledger(export: Export) -> LedgerRebuild:
         await _adopt_sink(export, sink, scope, rebuilt)
     await asyncio.to_thread(export.settle, [row.file_id for row in ready], scope)
     return rebuilt
-
-
-def _restore_tombstones(export: Export) -> int:
-    known = export.ledger.register.tombstones()
-    lost = [file_id for file_id in export.lake.partitions("tombstones") if file_id not in known]
-    for file_id in lost:
-        marks = export.lake.metadata("tombstones", file_id) or {}
-        export.ledger.register.entomb([file_id], erased_at=float(marks["erased_at"]) if "erased_at" in marks else None)
-    return len(known) + len(lost)
 
 
 def _restore_rows(export: Export, rebuilt: LedgerRebuild) -> None:
@@ -194,17 +187,13 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
 def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) -> list[str]:
     """Take back what the ledger says of partitions that are gone; answers the files that have lost one.
 
-    By the lake's own listing or, with ``read``, by reading each partition, which finds damaged ones too.
+    By the lake's own listing or, with ``read``, by reading each partition, which also finds those that are damaged or that the
+    ledger does not speak of.
     """
-    there: dict[Dataset, set[str]] = {}
+    gone: dict[Dataset, list[FileRow]] = {}
     for dataset in DATASETS:
-        names = (
-            [row.file_id for row in rows if export.lake.metadata(dataset, row.file_id) is not None]
-            if read
-            else export.lake.partitions(dataset)
-        )
-        there[dataset] = set(names)
-    gone = {dataset: [row for row in rows if row.file_id not in names] for dataset, names in there.items()}
+        there = set(known_tables(export, dataset, rows, columns=[]) if read else export.lake.partitions(dataset))
+        gone[dataset] = [row for row in rows if row.file_id not in there]
     payload = {"fetched_token": None, "payload_digest": None, "text_digest": None}
     export.ledger.update_files([{"file_id": row.file_id, **payload} for row in gone["parsed_payloads"]])
     export.ledger.update_files([{"file_id": row.file_id, "chunks_key": None} for row in gone["chunks"]])

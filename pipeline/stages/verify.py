@@ -10,7 +10,6 @@ import asyncio
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import pyarrow as pa
 
@@ -22,6 +21,7 @@ from pipeline.sinks.records import EMPTY_RECORD_SET, group_files, record_set_has
 from pipeline.stages.export import Export
 from pipeline.stages.findings import Finding, FindingKind, compare_file
 from pipeline.stages.load import complete_snapshot, record_sets
+from pipeline.stages.stamps import known_tables
 
 _SEEN_IN_DEEP: frozenset[FindingKind] = frozenset({"missing_file", "stale_file", "duplicate", "wrong_model"})
 """What a deep verification says more exactly of a file whose records it has read."""
@@ -197,7 +197,7 @@ def _compare(
     export: Export, sink: str, scope: tuple[str, str], expected: Mapping[str, _Expected], held: Mapping[str, pa.Table]
 ) -> Iterable[Finding]:
     rows = [wanted.row for file_id in held if (wanted := expected.get(file_id)) and wanted.row]
-    lake = export.lake.read_many("embeddings", [row.file_id for row in rows])
+    lake = known_tables(export, "embeddings", rows)
     findings: list[Finding] = []
     for file_id, table in held.items():
         wanted = expected.get(file_id)
@@ -215,8 +215,7 @@ def _compare(
 def _compare_with_lake(
     export: Export, sink: str, scope: tuple[str, str], row: FileRow, source: pa.Table | None, held: pa.Table
 ) -> list[Finding]:
-    marks: Mapping[bytes, Any] = (source.schema.metadata or {}) if source is not None else {}
-    if source is None or marks.get(b"vectors_key") != (row.vectors_key or "").encode():
+    if source is None:
         return [Finding("unproved", sink, row.file_id, None, "its vectors are gone from the lake")]
     [wanted] = record_sets(export, [(row, source)], scope)
     return compare_file(sink, row.file_id, wanted.table, held)

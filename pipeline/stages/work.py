@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
+from pipeline.errors import LedgerUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
@@ -36,7 +37,8 @@ async def kept(export: Export, run_id: str, *, lease_seconds: float = LEASE_SECO
     async def renew() -> None:
         while True:
             await asyncio.sleep(lease_seconds / 3)
-            await asyncio.to_thread(export.ledger.renew, run_id, seconds=lease_seconds)
+            with suppress(LedgerUnavailable):  # the lease outlasts it, and a ledger that stays away fails the work itself
+                await asyncio.to_thread(export.ledger.renew, run_id, seconds=lease_seconds)
 
     renewing = asyncio.create_task(renew())
     try:

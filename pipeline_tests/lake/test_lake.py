@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
 from pipeline.errors import LakeError
@@ -58,6 +60,24 @@ def test_deleting_a_partition_empties_every_dataset(lake: Lake) -> None:
     lake.delete("dfl-1")
     assert lake.partitions("parsed_payloads") == []
     assert lake.partitions("chunks") == ["dfl-2"]
+
+
+def test_what_another_process_has_deleted_from_a_bucket_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadedMotoServer(port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    endpoint = f"http://{host}:{port}"
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    other = boto3.client("s3", endpoint_url=endpoint)
+    other.create_bucket(Bucket="lake")
+    lake = Lake("s3://lake/files", "default")
+    lake.write("tombstones", "a", TABLE, {})
+    assert lake.partitions("tombstones") == ["a"]
+    other.delete_object(Bucket="lake", Key="files/default/tombstones/a.parquet")
+    assert lake.partitions("tombstones") == []
+    server.stop()
 
 
 def test_read_many_answers_what_is_there(lake: Lake) -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
@@ -175,6 +176,19 @@ class Machine(RuleBasedStateMachine):
             except (Killed, SourceUnavailable):
                 assert death.struck or self.faulty
         self._check_readers()
+
+    @rule(name=NAMES, paragraphs=st.integers(1, 6), after=st.integers(1, 90), same_time=st.booleans())
+    def kill_and_undo(self, name: str, paragraphs: int, after: int, same_time: bool) -> None:
+        """The process dies over an edit that is then taken back."""
+        if name not in self.metadata:
+            return
+        path = self.world.documents / name
+        before, times = path.read_text(encoding="utf-8"), path.stat()
+        self.world.write(name, text(name, paragraphs, "flood"))
+        self.kill(after)
+        self.world.write(name, before)
+        if same_time:
+            os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     @rule()
     def settle(self) -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pipeline.errors import SourceUnavailable
+from pipeline.llama_cloud.models import ListingPage
+from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.stages.detect import detect
 from pipeline_tests.world import World, open_world
 
@@ -86,6 +89,40 @@ def test_a_reconcile_marks_a_rotating_slice_for_another_fetch(world: World) -> N
         marked += chosen
         assert len(chosen) == 1
     assert marked == sorted(world.export.ledger.files())[:3]
+
+
+def test_a_reconcile_that_does_not_come_to_its_end_marks_nothing(world: World) -> None:
+    asyncio.run(detect(world.export))
+    world.change(detection={"reconcile_interval_seconds": 0})
+    world.faults(page_size_cap=2)
+    for _ in range(3):
+        assert asyncio.run(detect(world.export, budget_seconds=0)).look == "incomplete"
+    assert not any(row.refetch for row in world.export.ledger.files().values())
+
+
+def test_the_watermark_stays_where_it_was_when_the_index_changes_during_a_listing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(detect(world.export))
+    before = world.export.ledger.state().listed_at
+    real = LlamaCloudSource.list_files
+
+    def edit(name: str) -> None:
+        world.write(name, f"# {name}\n\nEdited.\n")
+        world.refresh()
+
+    async def list_files(self: LlamaCloudSource, **given: Any) -> AsyncIterator[ListingPage]:
+        async for page in real(self, **given):
+            yield page
+        await asyncio.to_thread(edit, "doc-1.md")
+
+    edit("doc-0.md")
+    with monkeypatch.context() as patch:
+        patch.setattr(LlamaCloudSource, "list_files", list_files)
+        asyncio.run(detect(world.export))
+    assert world.export.ledger.state().listed_at == before
+    asyncio.run(detect(world.export))
+    assert (world.export.ledger.state().listed_at or 0.0) > (before or 0.0)
 
 
 def test_the_cursor_holds_a_token_and_digests_never_the_manifest(world: World) -> None:

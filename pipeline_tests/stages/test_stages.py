@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +17,10 @@ import pytest
 
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.constant import ConstantEmbedder
-from pipeline.errors import RecordRefused
+from pipeline.errors import LedgerUnavailable, RecordRefused
+from pipeline.lake import Lake
+from pipeline.lake.lake import Dataset
+from pipeline.ledger import Ledger
 from pipeline.ledger.vectors import Claim, VectorIndex
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -24,6 +30,7 @@ from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
 from pipeline.stages.fetch import fetch
+from pipeline.stages.rebuild import forget_lost
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import kept
 from pipeline_tests.local_cloud.harness import until
@@ -88,10 +95,87 @@ def test_an_object_lost_from_the_lake_is_made_again_when_it_is_needed(world: Wor
     (world.root / "home" / "lake" / "default" / dataset / f"{file_id}.parquet").unlink()
     world.change(chunking={"max_tokens": 64}, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
     world.sync()
-    world.export.ledger.release([f for f, row in world.export.ledger.files().items() if row.status == "failed"])
-    assert world.sync().ok
+    sync_again_at_once(world)
     world.assert_settled("lancedb")
     world.assert_settled("second")
+
+
+def sync_again_at_once(world: World) -> None:
+    """A sync in which no failed file waits for its next attempt."""
+    world.export.ledger.release([f for f, row in world.export.ledger.files().items() if row.status == "failed"])
+    assert world.sync().ok
+
+
+def sync_that_dies_after(world: World, dataset: Dataset) -> None:
+    """The lake has been written to, and the ledger learns nothing of it."""
+    real = Lake.write_many
+
+    def write_many(self: Lake, written: Dataset, *given: Any) -> list[int]:
+        sizes = real(self, written, *given)
+        if written == dataset:
+            raise LedgerUnavailable("the database was restarted")
+        return sizes
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lake, "write_many", write_many)
+        assert not world.sync().ok
+
+
+@pytest.mark.parametrize("same_time", [True, False])
+@pytest.mark.parametrize("dataset", ["parsed_payloads", "chunks", "embeddings"])
+def test_what_a_dead_run_wrote_of_an_edit_that_was_undone_reaches_no_sink(
+    world: World, dataset: Dataset, same_time: bool
+) -> None:
+    world.sync()
+    path = world.documents / "doc-0.md"
+    text, times = path.read_text(), path.stat()
+    world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
+    sync_that_dies_after(world, dataset)
+    world.write("doc-0.md", text)
+    if same_time:
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    world.sync()
+    sync_again_at_once(world)
+    world.assert_settled()
+    world.change(chunking={"max_tokens": 64}, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
+    world.sync()
+    sync_again_at_once(world)
+    world.assert_settled("lancedb")
+    world.assert_settled("second")
+
+
+def test_a_payload_that_is_fetched_again_stands_in_the_lake_whatever_a_dead_run_wrote_over_it(world: World) -> None:
+    world.sync()
+    path = world.documents / "doc-0.md"
+    text, times = path.read_text(), path.stat()
+    world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
+    sync_that_dies_after(world, "parsed_payloads")
+    world.write("doc-0.md", text)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    world.refresh()
+    asyncio.run(detect(world.export, complete=True))
+    asyncio.run(fetch(world.export, list(world.export.ledger.files()), run_id="again"))
+    assert forget_lost(world.export, list(world.export.ledger.files().values()), read=True) == []
+
+
+def test_no_vector_of_another_model_stands_under_the_name_of_the_present_one(world: World) -> None:
+    world.sync()
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    sync_that_dies_after(world, "embeddings")
+    world.change(embedding={"provider": "constant"})
+    world.write("doc-0.md.meta.json", json.dumps({"team": "gauges"}))
+    world.sync()
+    sync_again_at_once(world)
+    world.assert_settled()
+
+
+def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> None:
+    world.sync()
+    world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
+    sync_that_dies_after(world, "embeddings")
+    rows = list(world.export.ledger.files().values())
+    assert forget_lost(world.export, rows) == []
+    assert forget_lost(world.export, rows, read=True) == [world.file_id("doc-0.md")]
 
 
 def test_groups_bound_what_is_held_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +269,23 @@ def test_a_run_keeps_its_leases_for_as_long_as_it_works(world: World) -> None:
     assert export.claim([file_id], "slow") == [file_id]
     export.ledger.renew("slow", seconds=0)
     asyncio.run(work_for_three_renewals())
+
+
+def test_a_renewal_that_fails_is_made_up_for_by_the_next_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, tries = Ledger.renew, Counter[str]()
+
+    def renew(self: Ledger, run_id: str, *, seconds: float) -> None:
+        tries[run_id] += 1
+        if tries[run_id] == 1:
+            raise LedgerUnavailable("the database was restarted")
+        real(self, run_id, seconds=seconds)
+
+    async def work_until_renewed() -> None:
+        async with kept(world.export, "slow", lease_seconds=0.03):
+            await asyncio.to_thread(until, lambda: tries["slow"] > 1)
+
+    monkeypatch.setattr(Ledger, "renew", renew)
+    asyncio.run(work_until_renewed())
 
 
 def test_a_dry_run_counts_what_would_be_embedded_and_writes_nothing(world: World) -> None:

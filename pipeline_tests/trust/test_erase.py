@@ -17,6 +17,7 @@ import pytest
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError
 from pipeline.orchestration.liveness import command_run
+from pipeline.orchestration.resources import _open
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
@@ -153,6 +154,30 @@ def test_a_tombstone_outlives_the_ledger(world: World) -> None:
     assert asyncio.run(rebuild_ledger(world.export)).tombstones == 1
     assert world.sync().ok
     assert world.names() == {"other.md"}
+
+
+def test_a_tombstone_outlives_a_move_to_another_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    wipe(world, world.file_id("patient.md"))
+    monkeypatch.setenv("INDEXPORT_LEDGER_URL", f"sqlite:///{world.root / 'shared.sqlite'}")
+    _open.cache_clear()
+    assert world.sync().ok
+    assert world.names() == {"other.md"}
+
+
+def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    wipe(world, file_id)
+    world.export.ledger.register.lift([file_id])
+    world.export.ledger.update_files([{"file_id": file_id, "status": "done"}])
+    world.sync()
+    assert world.names() == {"other.md"}
+
+
+def test_a_name_that_is_released_frees_no_erased_file(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    wipe(world, file_id)
+    assert world.export.ledger.release([file_id]) == 0
+    assert world.export.ledger.files()[file_id].status == "removed"
 
 
 def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run_again(world: World) -> None:

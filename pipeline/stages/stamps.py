@@ -1,0 +1,28 @@
+"""The lake beside the ledger: whether a partition is the one that the ledger speaks of.
+
+A run writes a partition, then notes what it wrote. One that dies in between leaves a partition of which the ledger knows nothing,
+and once its file is as it was before, the ledger's keys say that all is done. So every reader compares the partition's stamp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+
+from pipeline.lake.lake import Dataset
+from pipeline.ledger.models import FileRow
+from pipeline.stages.export import Export
+
+STAMPS: Mapping[Dataset, str] = {"parsed_payloads": "payload_digest", "chunks": "chunks_key", "embeddings": "vectors_key"}
+"""What says in a partition's metadata, and in the ledger's column of the same name, what it was made from."""
+
+
+def known_tables(
+    export: Export, dataset: Dataset, rows: Iterable[FileRow], columns: Sequence[str] | None = None
+) -> dict[str, pa.Table]:
+    """The partitions of these files that the ledger speaks of; any other one counts as lost."""
+    marks = {row.file_id: (getattr(row, STAMPS[dataset]) or "").encode() for row in rows}
+    tables = export.lake.read_many(dataset, marks, columns)
+    stamp = STAMPS[dataset].encode()
+    return {file_id: table for file_id, table in tables.items() if (table.schema.metadata or {}).get(stamp) == marks[file_id]}
