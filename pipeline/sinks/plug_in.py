@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -55,8 +55,9 @@ def plug_in_class(path: str) -> type[Any]:
 class PlugInExporter(Exporter):
     """A reference exporter as a sink.
 
-    The reference leaves open what happens to the tail of a file that shrinks, so a shrinking file is deleted first: for
-    a moment it does not answer. Snapshots without a ``record_set_hash`` are compared by what the ledger recorded.
+    The reference leaves open what happens to the tail of a file that shrinks, so a file that shrinks, or whose snapshot does not
+    count its records, is deleted first: for a moment it does not answer. Snapshots without a ``record_set_hash`` are compared by
+    what the ledger recorded.
     """
 
     settings_type = PlugInSettings
@@ -78,14 +79,15 @@ class PlugInExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         self.check_files(files)
         held = {
-            (config, snapshot.parsed_directory_file_id): snapshot.chunk_count
+            (config, _value(item, "parsed_directory_file_id")): _value(item, "chunk_count")
             for config in dict.fromkeys(file.provenance.export_config_id for file in files)
-            for snapshot in await self.list_snapshots(export_config_id=config)
+            for item in await self._listed(config)
         }
         records = size = 0
         for file in files:
             config = file.provenance.export_config_id
-            if held.get((config, file.file_id), 0) > file.table.num_rows:
+            count = held.get((config, file.file_id), 0)
+            if count is None or count > file.table.num_rows:
                 await self.delete_file(parsed_directory_file_id=file.file_id, export_config_id=config)
             if file.table.num_rows:
                 await self._exporter.export(
@@ -109,9 +111,8 @@ class PlugInExporter(Exporter):
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
-        listed = await self._exporter.list_snapshots(export_config_id=export_config_id, **self._snapshot_options)
         wanted = None if parsed_directory_file_ids is None else set(parsed_directory_file_ids)
-        snapshots = [self._snapshot(item, export_config_id) for item in listed]
+        snapshots = [self._snapshot(item, export_config_id) for item in await self._listed(export_config_id)]
         return [s for s in snapshots if wanted is None or s.parsed_directory_file_id in wanted]
 
     def fetch_records(
@@ -132,11 +133,14 @@ class PlugInExporter(Exporter):
             if inspect.isawaitable(outcome):
                 await outcome
 
-    def _snapshot(self, item: Any, export_config_id: str) -> Snapshot:
-        """From any object or mapping that has at least ``parsed_directory_file_id``."""
+    async def _listed(self, export_config_id: str) -> Iterable[Any]:
+        """Objects or mappings that have at least ``parsed_directory_file_id``, one a file that is held."""
+        listed: Iterable[Any] = await self._exporter.list_snapshots(export_config_id=export_config_id, **self._snapshot_options)
+        return listed
 
+    def _snapshot(self, item: Any, export_config_id: str) -> Snapshot:
         def value(name: str, default: Any) -> Any:
-            found = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
+            found = _value(item, name)
             return default if found is None else found
 
         return Snapshot(
@@ -148,3 +152,8 @@ class PlugInExporter(Exporter):
             embedding_model=value("embedding_model", self.context.model.fingerprint),
             record_set_hash=value("record_set_hash", UNKNOWN_RECORD_SET),
         )
+
+
+def _value(item: Any, name: str) -> Any:
+    """``None`` for what a snapshot does not say."""
+    return item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
