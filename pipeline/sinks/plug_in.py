@@ -2,6 +2,9 @@
 
 What belongs here: the adapter that makes a class with only the reference's four methods (``export``, ``delete_file``,
 ``delete_files``, ``list_snapshots``) a sink. What such a class does not offer is reported as missing, never imitated.
+
+Whatever such a class raises means that the sink cannot be used, so that it backs off alone: what its errors mean is not known,
+nor what their texts give away. Only their type is told.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from pipeline.errors import ConfigError, SinkConflict
+from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import (
     UNKNOWN_RECORD_SET,
     Exporter,
@@ -90,7 +93,8 @@ class PlugInExporter(Exporter):
             if count is None or count > file.table.num_rows:
                 await self.delete_file(parsed_directory_file_id=file.file_id, export_config_id=config)
             if file.table.num_rows:
-                await self._exporter.export(
+                await self._use(
+                    "export",
                     to_records(file.table),
                     project_id=self.context.tenant_id,
                     embeddings=file.table["embedding"].to_pylist(),
@@ -101,12 +105,11 @@ class PlugInExporter(Exporter):
         return ReplaceReport(records, size)
 
     async def delete_file(self, *, parsed_directory_file_id: str, export_config_id: str) -> None:
-        await self._exporter.delete_file(parsed_directory_file_id=parsed_directory_file_id, export_config_id=export_config_id)
+        await self._use("delete_file", parsed_directory_file_id=parsed_directory_file_id, export_config_id=export_config_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        await self._exporter.delete_files(
-            parsed_directory_file_ids=list(parsed_directory_file_ids), export_config_id=export_config_id
-        )
+        file_ids = list(parsed_directory_file_ids)
+        await self._use("delete_files", parsed_directory_file_ids=file_ids, export_config_id=export_config_id)
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
@@ -127,15 +130,21 @@ class PlugInExporter(Exporter):
         raise ValueError(f"{self._name} implements only the reference protocol; it offers no search")
 
     async def close(self) -> None:
-        close = getattr(self._exporter, "close", None)
-        if close is not None:
-            outcome = close()
-            if inspect.isawaitable(outcome):
-                await outcome
+        if hasattr(self._exporter, "close"):
+            await self._use("close")
+
+    async def _use(self, method: str, *given: Any, **named: Any) -> Any:
+        """Call the plugged-in exporter's method. Raises SinkUnavailable for whatever it raises; a cancellation passes."""
+        try:
+            outcome = getattr(self._exporter, method)(*given, **named)
+            return await outcome if inspect.isawaitable(outcome) else outcome
+        except Exception as error:  # noqa: BLE001 - foreign code, see the module
+            reason = f"{method} raised {type(error).__name__}"
+            raise SinkUnavailable(f"{self._name}: {reason}; look into this exporter and the store it writes to") from None
 
     async def _listed(self, export_config_id: str) -> Iterable[Any]:
         """Objects or mappings that have at least ``parsed_directory_file_id``, one a file that is held."""
-        listed: Iterable[Any] = await self._exporter.list_snapshots(export_config_id=export_config_id, **self._snapshot_options)
+        listed: Iterable[Any] = await self._use("list_snapshots", export_config_id=export_config_id, **self._snapshot_options)
         return listed
 
     def _snapshot(self, item: Any, export_config_id: str) -> Snapshot:

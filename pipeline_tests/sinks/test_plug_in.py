@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError, SinkConflict
+from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
@@ -55,6 +56,17 @@ def test_it_is_filled_skipped_when_current_and_follows_edits_shrinks_and_removal
     world.write("long.md", "")
     assert world.sync().ok
     assert contents(world) == {}
+
+
+async def fail(*_: Any, **__: Any) -> None:
+    raise ConnectionError("no answer from https://user:the-secret@store.example")
+
+
+def test_one_that_is_down_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonExporter, "export", fail)
+    assert not world.sync().ok
+    assert world.export.ledger.sink_states()["mine"].down_until is not None
+    assert {row.attempts for row in world.export.ledger.files().values()} == {0}
 
 
 def test_what_it_lacks_is_said_and_not_imitated(world: World) -> None:
@@ -178,6 +190,24 @@ async def test_two_configs_keep_the_same_file_side_by_side(bench: PlugInBench) -
     await bench.delete("dfl-1")
     await bench.assert_keeps()
     await bench.assert_keeps(shrunk, config=second)
+
+
+@pytest.mark.parametrize("method", ["export", "delete_file", "delete_files", "list_snapshots", "close"])
+async def test_whatever_it_raises_makes_the_sink_unavailable_and_its_text_is_never_shown(
+    bench: PlugInBench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    exporter = bench.open()
+    monkeypatch.setattr(JsonExporter, method, fail, raising=False)
+    uses: dict[str, Callable[[], Awaitable[Any]]] = {
+        "export": lambda: bench.replace(bench.file("dfl-1")),
+        "delete_file": lambda: exporter.delete_file(parsed_directory_file_id="dfl-1", export_config_id=bench.config),
+        "delete_files": lambda: bench.delete("dfl-1"),
+        "list_snapshots": bench.snapshots,
+        "close": exporter.close,
+    }
+    with pytest.raises(SinkUnavailable, match=f"JsonExporter: {method} raised ConnectionError") as caught:
+        await uses[method]()
+    assert "the-secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_class_without_the_protocol_is_refused_by_name() -> None:
