@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,6 +27,16 @@ from pipeline.errors import ConfigError, SinkUnavailable
 
 _DRIVER_ERRORS: Final = {"botocore.exceptions": "BotoCoreError", "aiohttp": "ClientError", "azure.core.exceptions": "AzureError"}
 """What the drivers of object stores raise that is no OSError."""
+
+_EXISTS: Final = ("PreconditionFailed", "412")
+"""How S3 says that a conditional write found an object. s3fs raises FileExistsError only where the answer names the condition,
+which MinIO's and Versity's do not."""
+
+_CONFLICT: Final = ("ConditionalRequestConflict", "409")
+"""How AWS says that it cannot tell yet (documented: try again)."""
+
+_CREATE_ATTEMPTS: Final = 5
+_CONFLICT_PAUSE: Final = 0.1
 
 
 class FolderStore:
@@ -84,10 +95,23 @@ class FolderStore:
             if self.is_local:
                 with _beside(Path(self.path(relative)), data) as written:
                     os.link(written, self.path(relative))
-            else:
-                self.filesystem.pipe_file(self.path(relative), data, mode="create")
-            return True
+                return True
+            return any(self._create_object(relative, data) for _ in range(_CREATE_ATTEMPTS))
         return False
+
+    def _create_object(self, relative: str, data: bytes) -> bool:
+        """False when another conditional write of the same object is under way. Raises FileExistsError."""
+        try:
+            self.filesystem.pipe_file(self.path(relative), data, mode="create")
+        except OSError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+            if code in _EXISTS:
+                raise FileExistsError(relative) from error
+            if code not in _CONFLICT:
+                raise
+            time.sleep(_CONFLICT_PAUSE)
+            return False
+        return True
 
     def sizes(self, relative: str) -> dict[str, int]:
         """Name and size of everything in a folder; of nothing in one that is not there."""

@@ -10,6 +10,9 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.s3.exceptions import S3ClientError
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
@@ -210,6 +213,40 @@ async def test_files_are_replaced_in_a_bucket_by_writers_that_take_turns(bucket:
     await bench.assert_holds(*files[1:], exporter=bench.open())
     await bench.exporter.purge_history()
     await bench.assert_holds(*files[1:])
+
+
+@pytest.mark.parametrize("code", ["PreconditionFailed", "ConditionalRequestConflict"])
+async def test_a_second_provision_finds_the_first_in_a_store_that_does_not_say_which_condition_failed(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """MinIO and Versity answer 412 without a condition; AWS answers 409 while another conditional write is under way."""
+
+    class Bare(S3ClientError):  # type: ignore[misc]
+        def __init__(self, failed_condition: str) -> None:
+            super().__init__("the condition does not hold")
+
+    Bare.code = code
+    await Bench(StorageContextUnderTest(bucket)).open().provision()
+    monkeypatch.setattr("moto.s3.responses.PreconditionFailed", Bare)
+    await Bench(StorageContextUnderTest(bucket)).open().provision()
+
+
+async def test_a_conflict_between_conditional_writes_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([conditional_conflict(), conditional_conflict(), None])
+
+    def pipe_file(self: MemoryFileSystem, path: str, data: bytes, **options: Any) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    assert FolderStore("memory://records").create("a", b"")
+
+
+def conditional_conflict() -> OSError:
+    """As s3fs raises what botocore says of AWS's answer 409."""
+    error = OSError("The conditional request cannot succeed due to a conflicting operation against this resource.")
+    error.__cause__ = ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+    return error
 
 
 async def test_a_bucket_that_is_not_there_is_unavailable(bucket: str) -> None:
