@@ -6,7 +6,7 @@ need the folder's lease.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence, Set
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -62,16 +62,6 @@ class State:
     generation: str
     manifest: Manifest
     intact: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What a generation has anew: of the ``replaced`` files ``new`` is all there is. Never empty where there was nothing."""
-
-    scope: Scope
-    replaced: Sequence[str]
-    new: Sequence[pa.Table]
-    held: dict[str, HeldFile]
 
 
 class ConfigIndex:
@@ -146,40 +136,41 @@ class ConfigIndex:
         state = self.state()
         held = state.manifest.held if state else {}
         accepted, refused = _admit(files, held, limits)
-        replaced = [file.file_id for file in accepted]
+        replaced = {file.file_id for file in accepted}
         new = [file for file in accepted if file.table.num_rows]
-        if not new and not any(file_id in held for file_id in replaced):
+        if not new and replaced.isdisjoint(held):
             return Written(refused, 0, 0)
-        kept = {file_id: item for file_id, item in held.items() if file_id not in set(replaced)}
-        next_held = kept | {file.file_id: held_file(file) for file in new}
         scope = (files[0].provenance.tenant_id, files[0].provenance.export_config_id)
-        size = self._publish(state, _Change(scope, replaced, [file.table for file in new], next_held), lease)
-        self._tidy(keep)
+        size = self._advance(state, scope, replaced, new, keep, lease)
         return Written(refused, sum(file.table.num_rows for file in new), size)
 
     def remove(self, file_ids: Sequence[str], keep: int, lease: Lease) -> None:
         """The same for files of which nothing shall be left."""
         state = self.state()
-        if state is None or not any(file_id in state.manifest.held for file_id in file_ids):
-            return
-        kept = {file_id: item for file_id, item in state.manifest.held.items() if file_id not in set(file_ids)}
-        self._publish(state, _Change(state.manifest.scope, file_ids, [], kept), lease)
-        self._tidy(keep)
+        if state is not None and not state.manifest.held.keys().isdisjoint(file_ids):
+            self._advance(state, state.manifest.scope, set(file_ids), [], keep, lease)
 
     def purge(self, lease: Lease) -> None:
         """Remove every generation but the one that counts."""
         lease.check()
         self._tidy(1)
 
-    def _publish(self, state: State | None, change: _Change, lease: Lease) -> int:
+    def _advance(
+        self, state: State | None, scope: Scope, replaced: Set[str], new: Sequence[FileRecords], keep: int, lease: Lease
+    ) -> int:
+        """Have the generation count in which ``new`` is all there is of the ``replaced`` files; answers its size in bytes."""
+        before = state.manifest.held if state else {}
+        held = {file_id: item for file_id, item in before.items() if file_id not in replaced}
+        held |= {file.file_id: held_file(file) for file in new}
         generation = f"{_GENERATIONS}/{lease.number:012}"
         base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
-        with self._store.filling(f"{self._folder}/{generation}") as folder, base as before:
-            schema = before.schema_arrow if before else change.new[0].schema
-            kept = without_files(row_groups(before), change.replaced) if before else ()
-            size = write_generation(folder, change.scope, schema, chain(kept, change.new), change.held)
+        with self._store.filling(f"{self._folder}/{generation}") as folder, base as file:
+            schema = file.schema_arrow if file else new[0].table.schema
+            kept = without_files(row_groups(file), replaced) if file else ()
+            size = write_generation(folder, scope, schema, chain(kept, (item.table for item in new)), held)
         lease.check()
         self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
+        self._tidy(keep)
         return size
 
     def _tidy(self, keep: int) -> None:
