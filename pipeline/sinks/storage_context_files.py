@@ -80,8 +80,10 @@ class FolderStore:
         """Replace a file whole."""
         with self._errors(f"write {relative}"):
             if self.is_local:
-                with _beside(Path(self.path(relative)), data) as written:
-                    written.replace(self.path(relative))
+                target = Path(self.path(relative))
+                with _beside(target, data) as written:
+                    written.replace(target)
+                _sync(target.parent)
             else:
                 self.filesystem.pipe_file(self.path(relative), data)
 
@@ -133,7 +135,7 @@ class FolderStore:
                 folder = Path(self.path(relative))
                 folder.mkdir(parents=True)
                 yield folder
-                _sync(folder)
+                _sync(*folder.iterdir(), folder, folder.parent)
                 return
             with tempfile.TemporaryDirectory(prefix="indexport-") as temporary:
                 yield Path(temporary)
@@ -182,9 +184,9 @@ def _beside(target: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Have the disk hold what was written into a folder, and the folder itself, before anything points to it."""
-    for path in (*folder.iterdir(), folder, folder.parent):
+def _sync(*paths: Path) -> None:
+    """Have the disk hold these files, and which files these folders have."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -153,7 +153,7 @@ class ConfigIndex:
     def purge(self, lease: Lease) -> None:
         """Remove every generation but the one that counts."""
         lease.check()
-        self._tidy(1)
+        self._tidy(1, lease)
 
     def _advance(
         self, state: State | None, scope: Scope, replaced: Set[str], new: Sequence[FileRecords], keep: int, lease: Lease
@@ -162,28 +162,63 @@ class ConfigIndex:
         before = state.manifest.held if state else {}
         held = {file_id: item for file_id, item in before.items() if file_id not in replaced}
         held |= {file.file_id: held_file(file) for file in new}
-        generation = f"{_GENERATIONS}/{lease.number:012}"
+        generation = _generation(_name(lease))
         base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
         with self._store.filling(f"{self._folder}/{generation}") as folder, base as file:
             schema = file.schema_arrow if file else new[0].table.schema
             kept = without_files(row_groups(file), replaced) if file else ()
             size = write_generation(folder, scope, schema, chain(kept, (item.table for item in new)), held)
         lease.check()
-        self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
-        self._tidy(keep)
+        self._point_to(generation)
+        self._confirm(lease)
+        self._tidy(keep, lease)
         return size
 
-    def _tidy(self, keep: int) -> None:
-        """Remove what crashed writers left, and all but the latest generations."""
+    def _point_to(self, generation: str) -> None:
+        self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
+
+    def _confirm(self, lease: Lease) -> None:
+        """A writer that was stopped after its last look at the lease may have moved CURRENT back behind its successors': have
+        the latest generation that is complete count again. Raises SinkUnavailable."""
+        try:
+            lease.check()
+        except SinkUnavailable:
+            latest = next(filter(self._is_complete, map(_generation, reversed(self._generations()))), None)
+            if latest is not None:
+                self._point_to(latest)
+            raise
+
+    def _is_complete(self, generation: str) -> bool:
+        try:
+            return self._state(generation).intact
+        except FileNotFoundError:
+            return False
+
+    def _generations(self) -> list[str]:
+        """The names of all there are, in their order, those of writers at work and of crashed ones included."""
+        return sorted(self._store.sizes(f"{self._folder}/{_GENERATIONS}"))
+
+    def _tidy(self, keep: int, lease: Lease) -> None:
+        """Remove what crashed writers left, and all but the latest generations; none of a writer that has taken over since."""
         current = self.current()
         if current is None:
             return
         counting = current.rpartition("/")[2]
-        names = sorted(self._store.sizes(f"{self._folder}/{_GENERATIONS}"))
+        names = [name for name in self._generations() if name <= _name(lease)]
         kept = set([name for name in names if name <= counting][-keep:])
         for name in names:
             if name not in kept:
-                self._store.remove(f"{self._folder}/{_GENERATIONS}/{name}")
+                self._store.remove(f"{self._folder}/{_generation(name)}")
+
+
+def _name(lease: Lease) -> str:
+    """What the holder's generation is called: names grow as leases do."""
+    return f"{lease.number:012}"
+
+
+def _generation(name: str) -> str:
+    """Its path below the config's folder."""
+    return f"{_GENERATIONS}/{name}"
 
 
 def _admit(

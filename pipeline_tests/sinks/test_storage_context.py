@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from pipeline.sinks.storage_context import StorageContextExporter, StorageContex
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
+from pipeline_tests.sinks.storage_context_folder import config_folder, current_generation, fail_when
 
 
 @pytest.fixture
@@ -37,27 +38,6 @@ def open_limited(bench: Bench, tmp_path: Path, **settings: Any) -> StorageContex
     exporter = StorageContextExporter(StorageContextSettings(uri=str(tmp_path), **settings), context)
     bench.opened.append(exporter)
     return exporter
-
-
-def config_folder(tmp_path: Path) -> Path:
-    (current,) = tmp_path.rglob("CURRENT")
-    return current.parent
-
-
-def current_generation(tmp_path: Path) -> Path:
-    folder = config_folder(tmp_path)
-    return folder / (folder / "CURRENT").read_text().strip()
-
-
-def fail_when(monkeypatch: pytest.MonkeyPatch, method: str, concerns: Callable[[str], bool]) -> None:
-    original = getattr(FolderStore, method)
-
-    def failing(self: FolderStore, relative: str, *rest: Any) -> Any:
-        if concerns(relative):
-            raise SinkUnavailable(f"no {method} of {relative}")
-        return original(self, relative, *rest)
-
-    monkeypatch.setattr(FolderStore, method, failing)
 
 
 async def test_a_generation_is_complete_json_that_names_every_record(bench: Bench, tmp_path: Path) -> None:

@@ -1,0 +1,97 @@
+"""The storage_context sink: writers that are stopped or killed, what they leave, files that are damaged."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import SinkUnavailable
+from pipeline.sinks.records import FileRecords
+from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
+from pipeline_tests.sinks.storage_context_folder import before_first, config_folder, current_generation
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(StorageContextUnderTest(str(tmp_path)))
+    await made.open().provision()
+    yield made
+    for exporter in made.opened:
+        await exporter.close()
+
+
+def is_current(relative: str) -> bool:
+    return relative.endswith("CURRENT")
+
+
+def expire_lease(tmp_path: Path) -> int:
+    """As after a pause longer than the lease; answers the holder's number."""
+    lease = max((config_folder(tmp_path) / "leases").iterdir())
+    lease.write_text(json.dumps({"owner": "a machine that sleeps", "expires_at": 0}))
+    return int(lease.name)
+
+
+def take_over(bench: Bench, tmp_path: Path, file: FileRecords) -> None:
+    expire_lease(tmp_path)
+    asyncio.run(bench.open().replace_files([file]))
+
+
+async def test_a_writer_stopped_before_it_tidies_up_leaves_what_its_successor_is_writing(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(bench.file("dfl-0"))
+    before = current_generation(tmp_path)
+    written: list[Path] = []
+
+    def successor_begins() -> None:
+        folder = config_folder(tmp_path) / "generations" / f"{expire_lease(tmp_path) + 1:012}"
+        folder.mkdir()
+        written.append(folder)
+
+    before_first(
+        monkeypatch,
+        "sizes",
+        lambda relative: "generations" in relative and current_generation(tmp_path) != before,
+        successor_begins,
+    )
+    await bench.replace(bench.file("dfl-1"))
+    assert written[0].exists()
+
+
+async def test_a_writer_stopped_before_it_moves_the_pointer_moves_it_back_and_fails(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, mine, successors = (bench.file(f"dfl-{number}") for number in range(3))
+    await bench.replace(old)
+    before_first(monkeypatch, "put", is_current, lambda: take_over(bench, tmp_path, successors))
+    with pytest.raises(SinkUnavailable, match="another took over"):
+        await bench.replace(mine)
+    await bench.assert_holds(old, successors)
+    await bench.replace(mine)
+    await bench.assert_holds(old, mine, successors)
+
+
+async def test_the_move_of_the_pointer_is_on_disk_when_a_replace_returns(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str | int] = []
+    fsync, replace = os.fsync, Path.replace
+
+    def recording_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        events.append(os.fstat(descriptor).st_ino)
+
+    def recording_replace(self: Path, target: str) -> Path:
+        events.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", recording_fsync)
+    monkeypatch.setattr(Path, "replace", recording_replace)
+    await bench.replace(bench.file("dfl-1"))
+    assert config_folder(tmp_path).stat().st_ino in events[events.index("CURRENT") :]
