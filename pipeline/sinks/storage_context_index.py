@@ -151,7 +151,7 @@ class ConfigIndex:
             self._advance(state, state.manifest.scope, set(file_ids), [], keep, lease)
 
     def purge(self, lease: Lease) -> None:
-        """Remove every generation but the one that counts."""
+        """Remove every generation but the one that counts, and what crashed writers left."""
         lease.check()
         self._tidy(1, lease)
 
@@ -162,6 +162,7 @@ class ConfigIndex:
         before = state.manifest.held if state else {}
         held = {file_id: item for file_id, item in before.items() if file_id not in replaced}
         held |= {file.file_id: held_file(file) for file in new}
+        self._tidy(keep, lease)  # what never counted must not count as kept once a later generation does
         generation = _generation(_name(lease))
         base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
         with self._store.filling(f"{self._folder}/{generation}") as folder, base as file:
@@ -200,12 +201,9 @@ class ConfigIndex:
 
     def _tidy(self, keep: int, lease: Lease) -> None:
         """Remove what crashed writers left, and all but the latest generations; none of a writer that has taken over since."""
-        current = self.current()
-        if current is None:
-            return
-        counting = current.rpartition("/")[2]
+        counting = (self.current() or "").rpartition("/")[2]
         names = [name for name in self._generations() if name <= _name(lease)]
-        kept = set([name for name in names if name <= counting][-keep:])
+        kept = [name for name in names if name <= counting][-keep:]
         for name in names:
             if name not in kept:
                 self._store.remove(f"{self._folder}/{_generation(name)}")

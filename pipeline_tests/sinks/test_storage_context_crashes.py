@@ -14,7 +14,7 @@ from pipeline.errors import SinkUnavailable
 from pipeline.sinks.records import FileRecords
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
-from pipeline_tests.sinks.storage_context_folder import before_first, config_folder, current_generation
+from pipeline_tests.sinks.storage_context_folder import before_first, config_folder, current_generation, fail_when
 
 
 @pytest.fixture
@@ -95,3 +95,38 @@ async def test_the_move_of_the_pointer_is_on_disk_when_a_replace_returns(
     monkeypatch.setattr(Path, "replace", recording_replace)
     await bench.replace(bench.file("dfl-1"))
     assert config_folder(tmp_path).stat().st_ino in events[events.index("CURRENT") :]
+
+
+async def crash(bench: Bench, monkeypatch: pytest.MonkeyPatch, file: FileRecords) -> None:
+    """A writer that dies before the pointer moves."""
+    with monkeypatch.context() as patch:
+        fail_when(patch, "put", is_current)
+        with pytest.raises(SinkUnavailable):
+            await bench.replace(file)
+
+
+def holders_of(tmp_path: Path, text: str) -> list[Path]:
+    return [path for path in tmp_path.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+
+
+async def test_an_erasure_finds_what_was_left_before_anything_counted(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await crash(bench, monkeypatch, bench.file("dfl-1", ["a very private text"]))
+    assert holders_of(tmp_path, "a very private text")
+    await bench.delete("dfl-1")
+    await bench.exporter.purge_history()
+    assert holders_of(tmp_path, "a very private text") == []
+
+
+async def test_what_crashed_writers_leave_takes_no_place_of_a_generation_readers_may_use(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(bench.file("dfl-0"))
+    in_use = current_generation(tmp_path)
+    for number in range(1, 4):
+        await crash(bench, monkeypatch, bench.file(f"dfl-{number}", ["a very private text"]))
+    await bench.replace(bench.file("dfl-9"))
+    assert in_use.exists()
+    assert holders_of(tmp_path, "a very private text") == []
+    await bench.assert_holds(bench.file("dfl-0"), bench.file("dfl-9"))
