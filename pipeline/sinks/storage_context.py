@@ -29,7 +29,7 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.exact_search import ExactIndex
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.generations import PENDING_PREFIX
-from pipeline.sinks.records import FileRecords, canonical_json
+from pipeline.sinks.records import FileRecords, canonical_json, record_schema
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import altered
@@ -98,7 +98,10 @@ class StorageContextExporter(Exporter):
         """The config's folder: a name people recognise, and a digest that tells tenants and odd names apart."""
         readable = re.sub(r"[^A-Za-z0-9_-]+", "_", export_config_id)[:64]
         digest = hashlib.sha256(canonical_json([self.context.tenant_id, export_config_id]).encode()).hexdigest()[:16]
-        return ConfigIndex(self._store, f"{self._root}/{readable}-{digest}")
+        return self._index_at(f"{readable}-{digest}")
+
+    def _index_at(self, name: str) -> ConfigIndex:
+        return ConfigIndex(self._store, f"{self._root}/{name}", record_schema(self.context.model.dimension))
 
     def persist_dir(self, export_config_id: str) -> tuple[Any, str] | None:
         """The fsspec file system and folder of the config's current generation, for LlamaIndex; ``None`` before the first.
@@ -212,7 +215,7 @@ class StorageContextExporter(Exporter):
 
     def _all_indexes(self) -> list[ConfigIndex]:
         names = sorted(self._store.sizes(self._root).keys() - {MARKER})
-        return [ConfigIndex(self._store, f"{self._root}/{name}") for name in names]
+        return [self._index_at(name) for name in names]
 
     async def drop_collection(self) -> None:
         """Remove the model's folder with all indexes in it."""

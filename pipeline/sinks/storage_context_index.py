@@ -6,14 +6,15 @@ need the folder's lease.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence, Set
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Final, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import RecordRefused, SinkUnavailable
 from pipeline.sinks.records import FileRecords
@@ -65,12 +66,13 @@ class State:
 
 
 class ConfigIndex:
-    """The folder of one config, relative to the store."""
+    """The folder of one config, relative to the store; ``schema`` is that of its records."""
 
-    def __init__(self, store: FolderStore, folder: str) -> None:
+    def __init__(self, store: FolderStore, folder: str, schema: pa.Schema) -> None:
         self.lease_folder = f"{folder}/leases"
         self._store = store
         self._folder = folder
+        self._schema = schema
 
     def current(self) -> str | None:
         """The path of the generation that counts, below the folder; ``None`` before the first one."""
@@ -89,7 +91,10 @@ class ConfigIndex:
         data = self._store.read(f"{self._folder}/{generation}/{MANIFEST}")
         if data is None:
             raise FileNotFoundError(generation)
-        manifest = Manifest.decode(data)
+        try:
+            manifest = Manifest.decode(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(generation, f"{MANIFEST}: {error}") from None
         found = self._store.sizes(f"{self._folder}/{generation}")
         return State(generation, manifest, all(found.get(name) == size for name, size in manifest.sizes.items()))
 
@@ -97,7 +102,7 @@ class ConfigIndex:
         """The generation that counts and all its records."""
 
         def read(generation: str) -> tuple[str, pa.Table]:
-            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+            with self._records(generation) as file:
                 return generation, file.read()
 
         return self._of_current(read)
@@ -108,7 +113,7 @@ class ConfigIndex:
         if generation is None:
             return
         try:
-            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+            with self._records(generation) as file:
                 yield from row_groups(file)
         except FileNotFoundError:
             raise SinkUnavailable(
@@ -126,9 +131,28 @@ class ConfigIndex:
                 return read(generation)
             except FileNotFoundError:
                 continue
-        raise SinkUnavailable(
-            f"storage_context at {self._store.shown}: {self._folder}/{CURRENT} names a generation that is not there; "
-            f"have {CURRENT} name another one, or remove the folder and export again"
+        raise self._unusable(f"{self._folder}/{CURRENT} names a generation that is not there")
+
+    @contextmanager
+    def _records(self, generation: str) -> Iterator[pq.ParquetFile]:
+        """Raises FileNotFoundError when it was removed since it counted, SinkUnavailable when it cannot be read."""
+        try:
+            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+                yield file
+        except pa.ArrowInvalid as error:
+            raise self._damaged(generation, f"{RECORDS}: {error}") from None
+        except FileNotFoundError:
+            if self.current() == generation:
+                raise self._damaged(generation, f"{RECORDS} is missing") from None
+            raise
+
+    def _damaged(self, generation: str, reason: str) -> SinkUnavailable:
+        return self._unusable(f"{self._folder}/{generation} is damaged ({reason})")
+
+    def _unusable(self, problem: str) -> SinkUnavailable:
+        return SinkUnavailable(
+            f"storage_context at {self._store.shown}: {problem}; remove the folder {self._folder} and repair the sink, "
+            f"or have {CURRENT} in it name another generation"
         )
 
     def replace(self, files: Sequence[FileRecords], limits: Limits, keep: int, lease: Lease) -> Written:
@@ -160,15 +184,14 @@ class ConfigIndex:
     ) -> int:
         """Have the generation count in which ``new`` is all there is of the ``replaced`` files; answers its size in bytes."""
         before = state.manifest.held if state else {}
-        held = {file_id: item for file_id, item in before.items() if file_id not in replaced}
-        held |= {file.file_id: held_file(file) for file in new}
+        kept = {file_id: item for file_id, item in before.items() if file_id not in replaced}
+        held = kept | {file.file_id: held_file(file) for file in new}
         self._tidy(keep, lease)  # what never counted must not count as kept once a later generation does
         generation = _generation(_name(lease))
-        base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
+        base = self._records(state.generation) if state and kept else nullcontext()
         with self._store.filling(f"{self._folder}/{generation}") as folder, base as file:
-            schema = file.schema_arrow if file else new[0].table.schema
-            kept = without_files(row_groups(file), replaced) if file else ()
-            size = write_generation(folder, scope, schema, chain(kept, (item.table for item in new)), held)
+            tables = chain(without_files(row_groups(file), replaced) if file else (), (item.table for item in new))
+            size = write_generation(folder, scope, self._schema, tables, held)
         lease.check()
         self._point_to(generation)
         self._confirm(lease)
@@ -192,7 +215,7 @@ class ConfigIndex:
     def _is_complete(self, generation: str) -> bool:
         try:
             return self._state(generation).intact
-        except FileNotFoundError:
+        except (FileNotFoundError, SinkUnavailable):
             return False
 
     def _generations(self) -> list[str]:

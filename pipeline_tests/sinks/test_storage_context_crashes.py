@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import AsyncIterator
+import shutil
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from pipeline.errors import SinkUnavailable
+from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, unit_vectors
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
 from pipeline_tests.sinks.storage_context_folder import before_first, config_folder, current_generation, fail_when
 
@@ -130,3 +132,59 @@ async def test_what_crashed_writers_leave_takes_no_place_of_a_generation_readers
     assert in_use.exists()
     assert holders_of(tmp_path, "a very private text") == []
     await bench.assert_holds(bench.file("dfl-0"), bench.file("dfl-9"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+DAMAGES: dict[str, Callable[[Path], None]] = {
+    "records cut": lambda generation: cut(generation / "records.parquet"),
+    "records missing": lambda generation: (generation / "records.parquet").unlink(),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_damaged_records_are_mended_by_a_replace_of_every_file(bench: Bench, tmp_path: Path, damage: str) -> None:
+    files = [bench.file("dfl-1"), bench.file("dfl-2")]
+    await bench.replace(*files)
+    DAMAGES[damage](current_generation(tmp_path))
+    assert all(snapshot.record_set_hash.startswith("pending:") for snapshot in (await bench.snapshots()).values())
+    await bench.replace(*files)
+    await bench.assert_holds(*files)
+    DAMAGES[damage](current_generation(tmp_path))
+    await bench.delete("dfl-1", "dfl-2")
+    await bench.assert_holds()
+
+
+@pytest.mark.parametrize("damage", [*DAMAGES, "manifest cut"])
+async def test_damage_that_gets_in_the_way_is_named_with_a_remedy_that_works(bench: Bench, tmp_path: Path, damage: str) -> None:
+    files = [bench.file("dfl-1"), bench.file("dfl-2")]
+    await bench.replace(*files)
+    DAMAGES.get(damage, lambda generation: cut(generation / "manifest.json"))(current_generation(tmp_path))
+    folder = config_folder(tmp_path)
+    named = folder.relative_to(tmp_path)
+    with pytest.raises(SinkUnavailable, match=f"{named}/generations/000000000001 is damaged.*remove the folder {named}"):
+        await bench.replace(files[0])
+    shutil.rmtree(folder)
+    await bench.replace(*files)
+    await bench.assert_holds(*files)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+async def test_a_read_of_damaged_records_says_so(bench: Bench, tmp_path: Path, damage: str) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    DAMAGES[damage](current_generation(tmp_path))
+    with pytest.raises(SinkUnavailable, match="generations/000000000001 is damaged"):
+        await bench.held()
+    with pytest.raises(SinkUnavailable, match="generations/000000000001 is damaged"):
+        await bench.search(SearchRequest(bench.config, vector=unit_vectors("x", 1)[0]))
+
+
+async def test_a_stray_file_beside_the_indexes_is_left_alone(bench: Bench, tmp_path: Path) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    for name in (".0123456789abcdef.tmp", ".DS_Store"):
+        (config_folder(tmp_path).parent / name).write_bytes(b"{}")
+    assert await bench.exporter.list_scopes() == {(bench.tenant, bench.config)}
+    await bench.exporter.purge_history()
+    await bench.assert_holds(bench.file("dfl-1"))
