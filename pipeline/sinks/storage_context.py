@@ -41,6 +41,8 @@ T = TypeVar("T")
 FORMAT: Final = "1"
 MARKER: Final = "indexport.json"
 _LEASE_SECONDS: Final = 60.0
+_INDEX_NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}-[0-9a-f]{16}")
+"""What ``_index`` calls a config's folder; the marker, and what others leave beside these, is called otherwise."""
 
 
 class StorageContextSettings(SinkSettings):
@@ -214,7 +216,7 @@ class StorageContextExporter(Exporter):
         return frozenset(state.manifest.scope for state in states if state is not None and state.manifest.held)
 
     def _all_indexes(self) -> list[ConfigIndex]:
-        names = sorted(self._store.sizes(self._root).keys() - {MARKER})
+        names = filter(_INDEX_NAME.fullmatch, sorted(self._store.sizes(self._root)))
         return [self._index_at(name) for name in names]
 
     async def drop_collection(self) -> None:
