@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from llama_index.core.data_structs.data_structs import IndexDict
@@ -23,7 +22,6 @@ from llama_index.core.storage.docstore.keyval_docstore import (
     DEFAULT_REF_DOC_COLLECTION_SUFFIX,
 )
 from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
-from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.generations import FileKey, Generation
@@ -36,18 +34,11 @@ from pipeline.sinks.llama_docstore_entries import (
     decode_nodes,
     encode_info,
 )
+from pipeline.sinks.llama_kvstore import FILES_BY_NAME, at_once, batch_size
 from pipeline.sinks.records import ref_doc_id
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 IdsOf = Callable[[FileKey, Generation], Sequence[str]]
 """The ids the vector sink gives the records of a version."""
-
-_REQUESTS_AT_ONCE: Final = 8
-_ENTRIES_AT_ONCE: Final = 100
-_FILES_BY_NAME: Final = 1_000
-"""Beyond so many files, all of the config are read in one request instead of each in its own."""
 
 
 class DocstoreNamespace:
@@ -60,8 +51,7 @@ class DocstoreNamespace:
         self._nodes = f"{docstore}{DEFAULT_COLLECTION_DATA_SUFFIX}"
         self._hashes = f"{docstore}{DEFAULT_METADATA_COLLECTION_SUFFIX}"
         self._infos = f"{docstore}{DEFAULT_REF_DOC_COLLECTION_SUFFIX}"
-        batches = type(kvstore).put_all is not BaseKVStore.put_all
-        self._batch_size = _ENTRIES_AT_ONCE if batches else 1
+        self._batch_size = batch_size(kvstore)
 
     def has_index(self, index_id: str) -> bool:
         return self._indices().get_index_struct(index_id) is not None
@@ -81,8 +71,8 @@ class DocstoreNamespace:
 
     def files(self, keys: Sequence[FileKey] | None = None) -> list[HeldFile]:
         """Of all files of the config, in one request, or of these."""
-        if keys is not None and len(keys) <= _FILES_BY_NAME:
-            infos = _all(lambda key: self._kvstore.get(_document_of(key), collection=self._infos), keys)
+        if keys is not None and len(keys) <= FILES_BY_NAME:
+            infos = at_once(lambda key: self._kvstore.get(_document_of(key), collection=self._infos), keys)
         else:
             infos = list(self._kvstore.get_all(collection=self._infos).values())
         found = [held for info in infos if info and (held := decode_info(info)) is not None]
@@ -117,7 +107,7 @@ class DocstoreNamespace:
     def records(self, held: Sequence[HeldFile]) -> pa.Table:
         """Of the nodes LlamaIndex sees of these files."""
         names = [name for found in held for name in found.node_ids]
-        entries = _all(lambda name: self._kvstore.get(name, collection=self._nodes), names)
+        entries = at_once(lambda name: self._kvstore.get(name, collection=self._nodes), names)
         return decode_nodes(entry for entry in entries if entry is not None)
 
     def _stale(self, file: FileEntries, held: HeldFile | None, versions: Sequence[Generation]) -> set[str]:
@@ -136,7 +126,7 @@ class DocstoreNamespace:
             self._kvstore.delete(name, collection=self._hashes)
             self._kvstore.delete(name, collection=self._nodes)
 
-        _all(delete, list(names))
+        at_once(delete, list(names))
 
 
 def namespaces(name: str) -> tuple[str, str]:
@@ -186,9 +176,3 @@ def _info(file: FileEntries, versions: Sequence[Generation], *, pending: bool) -
 
 def _document_of(key: FileKey) -> str:
     return ref_doc_id(key.export_config_id, key.file_id)
-
-
-def _all(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """The work's results, several at once."""
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
-        return list(threads.map(work, items))

@@ -169,11 +169,11 @@ class LlamaIndexExporter(Exporter):
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
-        """One read of all snapshots in the docstore, those of other configs included."""
-        wanted = None if parsed_directory_file_ids is None else set(parsed_directory_file_ids)
-        states = await self._run("list snapshots", lambda stores: stores.states())
-        found = [state for state in states if state.key == self._key(export_config_id, state.key.file_id)]
-        return [state.to_snapshot() for state in found if wanted is None or state.key.file_id in wanted]
+        """One read of all snapshots in the docstore, other configs' included, or one each of up to 1,000 files that are named."""
+        named = parsed_directory_file_ids
+        keys = None if named is None else [self._key(export_config_id, file_id) for file_id in named]
+        states = await self._run("list snapshots", lambda stores: stores.states(keys))
+        return [state.to_snapshot() for state in states if state.key == self._key(export_config_id, state.key.file_id)]
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         states = await self._run("list scopes", lambda stores: stores.states())

@@ -152,8 +152,8 @@ def _crash(patch: pytest.MonkeyPatch, bench: Bench, after: int) -> None:
     for name in ("_write_vectors", "_remove_nodes", "_forget_records"):
         patch.setattr(Stores, name, counted(getattr(Stores, name)))
     held = _stores(bench)
-    for docstore in (held._states, held._records, held._nodes):
-        patch.setattr(docstore, "add_documents", counted(docstore.add_documents))
+    for docstore, step in ((held._states, "add_documents"), (held._records, "add_documents"), (held._nodes, "add_nodes")):
+        patch.setattr(docstore, step, counted(getattr(docstore, step)))
 
 
 def _stores(bench: Bench) -> Stores:
@@ -172,16 +172,16 @@ async def test_llama_index_reads_the_stores_without_the_sink(bench: Bench) -> No
     if vectors.stores_text:
         index = VectorStoreIndex.from_vector_store(vectors, embed_model=embedding)
     else:
-        context = StorageContext.from_defaults(vector_store=vectors, docstore=stores._nodes)
+        context = StorageContext.from_defaults(vector_store=vectors, docstore=stores._nodes.docstore)
         index = VectorStoreIndex(nodes=[], storage_context=context, embed_model=embedding)
-        for node in stores._nodes.docs.values():
+        for node in stores._nodes.docstore.docs.values():
             index.index_struct.add_node(node, text_id=node.node_id)
     try:
         found = index.as_retriever(similarity_top_k=50).retrieve("dfl-1/v1/2")
         (best_of_ours, *_) = (item.node for item in found if item.node.ref_doc_id.startswith(f"{bench.config}:"))
         assert best_of_ours.text == "v1 of section 2 in dfl-1: the river gauge is read"
         assert best_of_ours.ref_doc_id == f"{bench.config}:dfl-1"
-        assert stores._nodes.get_ref_doc_info(f"{bench.config}:dfl-1").node_ids
+        assert stores._nodes.docstore.get_ref_doc_info(f"{bench.config}:dfl-1").node_ids
     finally:
         thread.close()
 
