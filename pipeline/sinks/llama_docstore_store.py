@@ -10,6 +10,7 @@ Several processes must not write one file at once, and leases see to that.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -35,7 +36,7 @@ from pipeline.sinks.llama_docstore_entries import (
     encode_info,
 )
 from pipeline.sinks.llama_kvstore import FILES_BY_NAME, at_once, batch_size
-from pipeline.sinks.records import ref_doc_id
+from pipeline.sinks.records import canonical_json, ref_doc_id
 
 IdsOf = Callable[[FileKey, Generation], Sequence[str]]
 """The ids the vector sink gives the records of a version."""
@@ -59,12 +60,13 @@ class DocstoreNamespace:
     def write_index(self, index_id: str, max_bytes: int) -> None:
         """The one index of this config, anew from what the docstore says. It lists every node, as LlamaIndex asks of an index
         that is to delete from its docstore, or none where that would take more than ``max_bytes``."""
-        listed = IndexDict(index_id=index_id)
+        names: list[str] = []
         if max_bytes:
             infos = self._kvstore.get_all(collection=self._infos).values()
-            listed.nodes_dict = {name: name for info in infos for name in info["node_ids"]}
-        fits = len(listed.to_json()) <= max_bytes
-        self._indices().add_index_struct(listed if fits else IndexDict(index_id=index_id))
+            names = [name for info in infos for name in info["node_ids"]]
+        size = sum(len(f'"{name}": "{name}", ') for name in names)  # told before it is built: it may be of millions of nodes
+        listed = {name: name for name in names} if size <= max_bytes else {}
+        self._indices().add_index_struct(IndexDict(index_id=index_id, nodes_dict=listed))
 
     def _indices(self) -> KVIndexStore:
         return KVIndexStore(self._kvstore, namespace=self._index_store)
@@ -93,9 +95,8 @@ class DocstoreNamespace:
             self._delete_nodes(stale[file.key])
         self._put(self._infos, [_info(file, [file.generation], pending=False) for file in files])
 
-    def remove(self, keys: Sequence[FileKey]) -> None:
+    def remove(self, held: Sequence[HeldFile]) -> None:
         """Remove what the docstore says of these files, that which says so last."""
-        held = self.files(keys)
         marked = [replace(found, state=replace(found.state, pending=True)) for found in held]
         self._put(self._infos, [_kept(found) for found in marked])
         for found in held:
@@ -127,6 +128,37 @@ class DocstoreNamespace:
             self._kvstore.delete(name, collection=self._nodes)
 
         at_once(delete, list(names))
+
+
+class StaleIndexes:
+    """Which indexes of a tenant may not list what their docstores hold: kept beside the model's marker, where the next process
+    finds what one that died has not brought up to date."""
+
+    def __init__(self, kvstore: Any, collection: str, tenant_id: str) -> None:
+        self._kvstore = kvstore
+        self._collection = collection
+        self._tenant_id = tenant_id
+
+    def mark(self, export_config_id: str) -> str:
+        """Every mark is another, so that it is not taken for one that was dealt with."""
+        mark = uuid.uuid4().hex
+        entry = {"tenant_id": self._tenant_id, "export_config_id": export_config_id, "mark": mark}
+        self._kvstore.put(self._key(export_config_id), entry, collection=self._collection)
+        return mark
+
+    def marks(self) -> dict[str, str]:
+        """By config."""
+        entries = self._kvstore.get_all(collection=self._collection).values()
+        return {entry["export_config_id"]: entry["mark"] for entry in entries if entry.get("tenant_id") == self._tenant_id}
+
+    def clear(self, export_config_id: str, mark: str) -> None:
+        """Unless it was marked again meanwhile."""
+        key = self._key(export_config_id)
+        if (self._kvstore.get(key, collection=self._collection) or {}).get("mark") == mark:
+            self._kvstore.delete(key, collection=self._collection)
+
+    def _key(self, export_config_id: str) -> str:
+        return canonical_json([self._tenant_id, export_config_id])
 
 
 def namespaces(name: str) -> tuple[str, str]:
