@@ -124,12 +124,7 @@ class StorageContextExporter(Exporter):
         await asyncio.to_thread(self._check_marker)
         waiting = self.settings.lease_wait_seconds
         async with held_lease(self._store, index.lease_folder, seconds=_LEASE_SECONDS, wait=waiting) as lease:
-            running = asyncio.create_task(asyncio.to_thread(work, lease))
-            try:
-                return await asyncio.shield(running)
-            except asyncio.CancelledError:
-                await asyncio.gather(running, return_exceptions=True)
-                raise
+            return await _to_the_end(partial(work, lease))
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One new generation a config, whatever the number of files."""
@@ -176,7 +171,7 @@ class StorageContextExporter(Exporter):
         wanted = None if parsed_directory_file_ids is None else pa.array(parsed_directory_file_ids, pa.string())
         tables = self._index(export_config_id).tables()
         try:
-            while (table := await asyncio.to_thread(next, tables, None)) is not None:
+            while (table := await _to_the_end(lambda: next(tables, None))) is not None:
                 if wanted is not None:
                     table = table.filter(pc.is_in(table["parsed_directory_file_id"], value_set=wanted))
                 if table.num_rows:
@@ -227,3 +222,13 @@ class StorageContextExporter(Exporter):
 
     async def close(self) -> None:
         self._loaded = {}
+
+
+async def _to_the_end(work: Callable[[], T]) -> T:
+    """Work in a thread, which has ended when this has, even when cancelled."""
+    running = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise

@@ -25,7 +25,13 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, SinkUnavailable
 
-_DRIVER_ERRORS: Final = {"botocore.exceptions": "BotoCoreError", "aiohttp": "ClientError", "azure.core.exceptions": "AzureError"}
+_DRIVER_ERRORS: Final = {
+    "aiohttp": "ClientError",
+    "azure.core.exceptions": "AzureError",
+    "botocore.exceptions": "BotoCoreError",
+    "gcsfs.retry": "HttpError",
+    "google.auth.exceptions": "GoogleAuthError",
+}
 """What the drivers of object stores raise that is no OSError."""
 
 _EXISTS: Final = ("PreconditionFailed", "412")

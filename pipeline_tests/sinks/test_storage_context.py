@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import boto3
+import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
@@ -19,6 +24,7 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.storage_context import StorageContextExporter, StorageContextSettings
 from pipeline.sinks.storage_context_files import FolderStore
+from pipeline.sinks.storage_context_index import ConfigIndex
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
 from pipeline_tests.sinks.storage_context_folder import config_folder, current_generation, fail_when
@@ -132,6 +138,24 @@ async def test_a_reader_goes_on_with_the_generation_it_began(bench: Bench) -> No
     assert first.num_rows + sum(table.num_rows for table in rest) == 3
 
 
+async def test_a_reader_that_is_cancelled_within_a_read_ends_as_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    tables, under_way = ConfigIndex.tables, threading.Event()
+
+    def slow(self: ConfigIndex) -> Generator[pa.Table, None, None]:
+        for table in tables(self):
+            under_way.set()
+            time.sleep(0.2)
+            yield table
+
+    monkeypatch.setattr(ConfigIndex, "tables", slow)
+    reading = asyncio.create_task(bench.held())
+    await asyncio.to_thread(under_way.wait, 5)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
 @pytest.mark.parametrize("delay", [0, 0.001, 0.004, 0.01, 0.02])
 async def test_a_cancelled_replace_ends_whole_and_gives_the_lease_back(bench: Bench, delay: float) -> None:
     old, new = bench.file("dfl-1", 3), bench.file("dfl-1", 2, version="v2")
@@ -234,6 +258,27 @@ async def test_a_bucket_that_is_not_there_is_unavailable(bucket: str) -> None:
     with pytest.raises(SinkUnavailable, match="s3://no-such-bucket/indexes") as caught:
         await bench.open().provision()
     assert "the-secret" not in str(caught.value)
+
+
+async def test_what_the_driver_of_google_cloud_storage_raises_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither class is an OSError; gcsfs is not installed here."""
+
+    class HttpError(Exception):
+        """As ``gcsfs.retry.HttpError``."""
+
+    class GoogleAuthError(Exception):
+        """As ``google.auth.exceptions.GoogleAuthError``."""
+
+    for module, kind in (("gcsfs.retry", HttpError), ("google.auth.exceptions", GoogleAuthError)):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+        monkeypatch.setattr(sys.modules[module], kind.__name__, kind, raising=False)
+
+        def refuse(*_: Any, kind: type[Exception] = kind, **__: Any) -> None:
+            raise kind("Anonymous caller does not have storage.objects.create access")
+
+        monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+        with pytest.raises(SinkUnavailable, match="Anonymous caller"):
+            await Bench(StorageContextUnderTest("memory://records")).open().provision()
 
 
 async def test_an_object_store_that_does_not_answer_is_unavailable(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
