@@ -103,7 +103,7 @@ class LlamaDocstoreExporter(Exporter):
         super().__init__(settings, context)
         self.collection = f"{settings.prefix}-{context.model.slug}"
         self.ids_by_version = exporter_class(settings.vector_sink).ids_by_version
-        self._builder = Builder(self.collection, context.model.dimension)
+        self._builder = Builder(self.collection, context.model.dimension, settings.errors)
         self._kvstore: Any = None
         self._opening = threading.Lock()
         self._provisioned = False
@@ -123,7 +123,9 @@ class LlamaDocstoreExporter(Exporter):
 
         from pipeline.sinks.llama_docstore_store import namespaces
 
-        kvstore, (docstore, index_store) = self._opened(), namespaces(self.namespace(export_config_id))
+        with self._builder.errors("be opened"):
+            kvstore = self._opened()
+        docstore, index_store = namespaces(self.namespace(export_config_id))
         return StorageContext.from_defaults(
             docstore=KVDocumentStore(kvstore, namespace=docstore),
             index_store=KVIndexStore(kvstore, namespace=index_store),
@@ -152,7 +154,7 @@ class LlamaDocstoreExporter(Exporter):
         await asyncio.to_thread(self._provision)
 
     def _provision(self) -> None:
-        with self._builder.errors("provision", self.settings.errors):
+        with self._builder.errors("provision"):
             kvstore = self._opened()
             from pipeline.sinks.llama_docstore_store import mark
 
@@ -165,7 +167,7 @@ class LlamaDocstoreExporter(Exporter):
         return await asyncio.to_thread(self._blocking, "note what an index lacks", lambda kvstore: work(self._stale(kvstore)))
 
     def _blocking(self, action: str, work: Callable[[Any], T]) -> T:
-        with self._builder.errors(action, self.settings.errors):
+        with self._builder.errors(action):
             kvstore = self._opened()
             from pipeline.sinks.llama_docstore_store import check
 

@@ -74,7 +74,7 @@ class LlamaIndexExporter(Exporter):
     def __init__(self, settings: LlamaIndexSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         self.collection = f"{settings.prefix}_{context.model.slug.replace('-', '_')}"
-        self._builder = Builder(self.collection, context.model.dimension)
+        self._builder = Builder(self.collection, context.model.dimension, settings.errors)
         self._held: tuple[str, Stores] | None = None
         self._provisioned = False
         self._checks = (partial(fields_of_file, declared=context.metadata_fields), check_vectors)
@@ -92,7 +92,7 @@ class LlamaIndexExporter(Exporter):
         return await asyncio.to_thread(self._blocking, action, work, checked)
 
     def _blocking(self, action: str, work: Callable[[Stores], T], checked: bool) -> T:
-        with self._builder.errors(action, self.settings.errors):
+        with self._builder.errors(action):
             stores = self._stores()
             if checked and not self._provisioned:
                 stores.check(self._marker())
