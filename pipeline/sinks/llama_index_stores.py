@@ -71,6 +71,7 @@ class Stores:
         self._states = Docstore(states)
         self._in_memory = in_memory
         self._vectors: Any = None if in_memory else make_vectors()
+        self._loaded: dict[FileKey, FileState] = {}
         self._lock = threading.RLock()
         deletes = getattr(type(self._vectors), "delete_nodes", None)
         self.replaces_beside = in_memory or deletes is not BasePydanticVectorStore.delete_nodes
@@ -92,16 +93,23 @@ class Stores:
             raise SinkConflict(f"this LlamaIndex docstore is marked {found}, not {marker}; choose another prefix, or empty it")
 
     def _opened(self) -> Any:
-        """The vector store. One that lives in memory is made anew from the docstore, which has every vector, after a change:
-        LlamaIndex's FAISS store gives the number of a removed vector to a second one (seen in its release 0.7)."""
-        if self._vectors is None:
-            self._vectors = self._make_vectors()
-            for state in self.states():
-                for generation in state.generations:
-                    table = self.records(state.key, generation)
-                    if table is not None:
-                        self._add_vectors(nodes_of(table, state.key, generation))
+        """The vector store. One that lives in memory is made anew from the docstore, which has every vector, after a change,
+        of another process too: LlamaIndex's FAISS store gives the number of a removed vector to a second one (seen in its
+        release 0.7)."""
+        if self._in_memory:
+            states = {state.key: state for state in self.states()}
+            if self._vectors is None or states != self._loaded:
+                self._vectors, self._loaded = self._made_from(states.values()), states
         return self._vectors
+
+    def _made_from(self, states: Iterable[FileState]) -> Any:
+        vectors = self._make_vectors()
+        for state in states:
+            for generation in state.generations:
+                table = self.records(state.key, generation)
+                if table is not None:
+                    _add(vectors, nodes_of(table, state.key, generation))
+        return vectors
 
     def states(self, keys: Sequence[FileKey] | None = None) -> list[FileState]:
         """Of all files of all tenants and configs, in one request of most docstores, or of these, each in its own."""
@@ -180,11 +188,7 @@ class Stores:
         if self._in_memory:
             self._vectors = None
         else:
-            self._add_vectors(nodes)
-
-    def _add_vectors(self, nodes: Sequence[BaseNode]) -> None:
-        for some in slices(nodes, count=_NODES_AT_ONCE):
-            self._vectors.add(some)
+            _add(self._vectors, nodes)
 
     def _remove_nodes(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
         gone: dict[str, list[str]] = {}
@@ -213,6 +217,11 @@ class Stores:
     def _text(docstore: Docstore, name: str) -> str | None:
         document = docstore.get(name)
         return None if document is None else str(document.text)
+
+
+def _add(vectors: Any, nodes: Sequence[BaseNode]) -> None:
+    for some in slices(nodes, count=_NODES_AT_ONCE):
+        vectors.add(some)
 
 
 def marker_of(fingerprint: str, dimension: int) -> str:

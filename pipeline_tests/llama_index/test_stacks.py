@@ -117,6 +117,20 @@ async def test_a_new_process_finds_what_the_last_one_wrote(bench: Bench) -> None
     assert (await best(bench, matrix(file.table)[2], 1)) == [("dfl-1", 2)]
 
 
+async def test_a_reader_that_lives_on_sees_what_another_process_writes(bench: Bench, sink: LlamaIndexUnderTest) -> None:
+    """Two exporters whose settings differ share nothing in a process, as those of two processes do."""
+    if not sink.in_memory:
+        pytest.skip("only a vector store in memory is each process's own")
+    given = {"vector_store": sink.vector_store, "docstore": sink.docstore, "in_memory": True, "max_depth": 9999}
+    reader = LlamaIndexExporter(LlamaIndexSettings.model_validate(given), SinkContext(bench.tenant, MODEL, FIELDS))
+    bench.opened.append(reader)
+    await bench.replace(bench.file("dfl-1", 3))
+    request = SearchRequest(bench.config, vector=matrix(bench.file("dfl-1", 3).table)[0], k=10)
+    assert len(await reader.search(request)) == 3
+    await bench.replace(bench.file("dfl-1", 3, version="v2"), bench.file("dfl-2", 4))
+    assert len(await reader.search(request)) == 7
+
+
 @pytest.mark.parametrize("after", range(7))
 async def test_a_crash_between_any_two_steps_is_made_good_by_running_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, after: int
