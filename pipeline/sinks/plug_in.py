@@ -69,12 +69,20 @@ class PlugInExporter(Exporter):
     def __init__(self, plugged: type[Any], settings: PlugInSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         self._name = f"{plugged.__module__}:{plugged.__qualname__}"
-        self._exporter = plugged(**(settings.model_extra or {}))
+        self._exporter = self._made(plugged, settings.model_extra or {})
         accepted = inspect.signature(self._exporter.list_snapshots).parameters
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
         self._snapshot_options: Mapping[str, str] = (
             {"embedding_model": context.model.name} if takes_any or "embedding_model" in accepted else {}
         )
+
+    def _made(self, plugged: type[Any], given: Mapping[str, Any]) -> Any:
+        try:
+            return plugged(**given)
+        except TypeError:
+            raise ConfigError(f"{self._name} does not take the settings {', '.join(given) or 'it is given: none'}") from None
+        except Exception as error:  # noqa: BLE001 - foreign code, see the module
+            raise self._unavailable("its constructor", error) from None
 
     async def provision(self) -> None:
         """The reference provisions on the first export."""
@@ -139,8 +147,11 @@ class PlugInExporter(Exporter):
             outcome = getattr(self._exporter, method)(*given, **named)
             return await outcome if inspect.isawaitable(outcome) else outcome
         except Exception as error:  # noqa: BLE001 - foreign code, see the module
-            reason = f"{method} raised {type(error).__name__}"
-            raise SinkUnavailable(f"{self._name}: {reason}; look into this exporter and the store it writes to") from None
+            raise self._unavailable(method, error) from None
+
+    def _unavailable(self, method: str, error: Exception) -> SinkUnavailable:
+        reason = f"{method} raised {type(error).__name__}"
+        return SinkUnavailable(f"{self._name}: {reason}; look into this exporter and the store it writes to")
 
     async def _listed(self, export_config_id: str) -> Iterable[Any]:
         """Objects or mappings that have at least ``parsed_directory_file_id``, one a file that is held."""

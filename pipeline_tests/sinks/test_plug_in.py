@@ -16,7 +16,7 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import MODEL, Bench
 from pipeline_tests.sinks.reference_exporter import BareJsonExporter, JsonExporter
 from pipeline_tests.world import World, open_world
 
@@ -207,6 +207,20 @@ async def test_whatever_it_raises_makes_the_sink_unavailable_and_its_text_is_nev
     }
     with pytest.raises(SinkUnavailable, match=f"JsonExporter: {method} raised ConnectionError") as caught:
         await uses[method]()
+    assert "the-secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_what_its_constructor_raises_is_told_apart_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, context = PlugInSettings.model_validate({"pfad": "the-secret"}), SinkContext("prj-1", MODEL)
+    with pytest.raises(ConfigError, match="JsonExporter does not take the settings pfad"):
+        PlugInExporter(JsonExporter, settings, context)
+
+    def refuse(self: JsonExporter, **_: Any) -> None:
+        raise ConnectionError("the-secret")
+
+    monkeypatch.setattr(JsonExporter, "__init__", refuse)
+    with pytest.raises(SinkUnavailable, match="JsonExporter: its constructor raised ConnectionError") as caught:
+        PlugInExporter(JsonExporter, settings, context)
     assert "the-secret" not in "".join(traceback.format_exception(caught.value))
 
 
