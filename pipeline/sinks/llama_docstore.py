@@ -10,7 +10,7 @@ Every tenant and config has a namespace of its own, so that LlamaIndex finds one
 holds no vectors and is not searched. The two sinks are written one after the other: until a run ends, one may be ahead.
 
 LlamaIndex deletes from the docstore of a vector store that keeps texts, as all of these do, only when the index was loaded with
-``store_nodes_override=True`` and lists its nodes (``list_nodes``, brought up to date at the end of a run); otherwise tell the
+``store_nodes_override=True`` and lists its nodes (``list_nodes``, up to date after every run and removal); otherwise tell the
 docstore itself. What LlamaIndex deletes or changes here comes back with the next repair, as in every sink: do it at its source.
 
 A document's hash is that of the ``Document`` kept under its id, by LlamaIndex's definition: of its text and its metadata. So
@@ -52,7 +52,7 @@ from pipeline.sinks.slicing import slices
 
 if TYPE_CHECKING:
     from pipeline.sinks.llama_docstore_entries import FileEntries, HeldFile
-    from pipeline.sinks.llama_docstore_store import DocstoreNamespace
+    from pipeline.sinks.llama_docstore_store import DocstoreNamespace, StaleIndexes
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class LlamaDocstoreExporter(Exporter):
         super().__init__(settings, context)
         self.collection = f"{settings.prefix}-{context.model.slug}"
         self.ids_by_version = exporter_class(settings.vector_sink).ids_by_version
-        self._builder = Builder(self.collection, context.model.dimension)
+        self._builder = Builder(self.collection, context.model.dimension, settings.errors)
         self._kvstore: Any = None
         self._opening = threading.Lock()
         self._provisioned = False
@@ -123,7 +123,9 @@ class LlamaDocstoreExporter(Exporter):
 
         from pipeline.sinks.llama_docstore_store import namespaces
 
-        kvstore, (docstore, index_store) = self._opened(), namespaces(self.namespace(export_config_id))
+        with self._builder.errors("be opened"):
+            kvstore = self._opened()
+        docstore, index_store = namespaces(self.namespace(export_config_id))
         return StorageContext.from_defaults(
             docstore=KVDocumentStore(kvstore, namespace=docstore),
             index_store=KVIndexStore(kvstore, namespace=index_store),
@@ -152,24 +154,37 @@ class LlamaDocstoreExporter(Exporter):
         await asyncio.to_thread(self._provision)
 
     def _provision(self) -> None:
-        with self._builder.errors("provision", self.settings.errors):
+        with self._builder.errors("provision"):
             kvstore = self._opened()
             from pipeline.sinks.llama_docstore_store import mark
 
             mark(kvstore, self.collection, self._marker())
 
     async def _run(self, action: str, export_config_id: str, work: Callable[[DocstoreNamespace], T]) -> T:
-        return await asyncio.to_thread(self._blocking, action, export_config_id, work)
+        return await asyncio.to_thread(self._blocking, action, lambda kvstore: work(self._namespace(kvstore, export_config_id)))
 
-    def _blocking(self, action: str, export_config_id: str, work: Callable[[DocstoreNamespace], T]) -> T:
-        with self._builder.errors(action, self.settings.errors):
+    async def _noted(self, work: Callable[[StaleIndexes], T]) -> T:
+        return await asyncio.to_thread(self._blocking, "note what an index lacks", lambda kvstore: work(self._stale(kvstore)))
+
+    def _blocking(self, action: str, work: Callable[[Any], T]) -> T:
+        with self._builder.errors(action):
             kvstore = self._opened()
-            from pipeline.sinks.llama_docstore_store import DocstoreNamespace, check
+            from pipeline.sinks.llama_docstore_store import check
 
             if not self._provisioned:
                 check(kvstore, self.collection, self._marker())
                 self._provisioned = True
-            return work(DocstoreNamespace(kvstore, self.namespace(export_config_id), self.ids))
+            return work(kvstore)
+
+    def _namespace(self, kvstore: Any, export_config_id: str) -> DocstoreNamespace:
+        from pipeline.sinks.llama_docstore_store import DocstoreNamespace
+
+        return DocstoreNamespace(kvstore, self.namespace(export_config_id), self.ids)
+
+    def _stale(self, kvstore: Any) -> StaleIndexes:
+        from pipeline.sinks.llama_docstore_store import StaleIndexes
+
+        return StaleIndexes(kvstore, self.collection, self.context.tenant_id)
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """Batches of up to 200 files or about 16 MB: see ``DocstoreNamespace.replace``."""
@@ -178,8 +193,9 @@ class LlamaDocstoreExporter(Exporter):
         records, size = 0, 0
         for config in dict.fromkeys(file.provenance.export_config_id for file in accepted):
             of_config = [file for file in accepted if file.provenance.export_config_id == config]
+            await self._mark(config)
             empty = [file.file_id for file in of_config if not file.table.num_rows]
-            await self.delete_files(parsed_directory_file_ids=empty, export_config_id=config)
+            await self._remove(config, await self._files(config, empty))
             filled = [file for file in of_config if file.table.num_rows]
             for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
                 encoded, too_large = await asyncio.to_thread(self._encode, batch)
@@ -187,21 +203,33 @@ class LlamaDocstoreExporter(Exporter):
                 await self._run("replace files", config, partial(_replace, files=encoded))
                 records += sum(len(file.ids) for file in encoded)
                 size += sum(file.bytes for file in encoded)
-            if self.settings.list_nodes:
-                self._changed.add(config)
             if not await self._run("look up the index", config, partial(_has_index, index_id=config)):
                 await self._write_index(config)
         return ReplaceReport(records, size, tuple(refused))
+
+    async def _mark(self, config: str) -> str | None:
+        """Before anything is changed: should this process die, the next one knows that the index lags behind."""
+        if not self.settings.list_nodes:
+            return None
+        self._changed.add(config)
+        return await self._noted(lambda stale: stale.mark(config))
 
     async def _write_index(self, config: str) -> None:
         limit = self.settings.max_entry_bytes if self.settings.list_nodes else 0
         await self._run("write the index", config, partial(_write_index, index_id=config, max_bytes=limit))
 
     async def optimize(self) -> None:
-        """List the nodes of what was written in the index; until then LlamaIndex cannot delete these from its docstore."""
-        for config in sorted(self._changed):
-            await self._write_index(config)
-            self._changed.discard(config)
+        """List the nodes of what was written in the index, by runs that died too; until then LlamaIndex cannot delete these
+        from its docstore."""
+        marks = await self._noted(lambda stale: stale.marks())
+        for config in sorted(self._changed.union(marks)):
+            await self._list_nodes(config, marks.get(config))
+
+    async def _list_nodes(self, config: str, mark: str | None) -> None:
+        await self._write_index(config)
+        if mark is not None:
+            await self._noted(lambda stale: stale.clear(config, mark))
+        self._changed.discard(config)
 
     def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileEntries], list[RecordRefused]]:
         from pipeline.sinks.llama_docstore_entries import encode_file
@@ -220,9 +248,17 @@ class LlamaDocstoreExporter(Exporter):
         return FileKey(self.context.tenant_id, export_config_id, file_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        keys = [self._key(export_config_id, file_id) for file_id in parsed_directory_file_ids]
-        if keys:
-            await self._run("delete files", export_config_id, lambda namespace: namespace.remove(keys))
+        """The index is brought up to date at once: a removal need not be followed by a run."""
+        held = await self._files(export_config_id, parsed_directory_file_ids)
+        if held:
+            mark = await self._mark(export_config_id)
+            await self._remove(export_config_id, held)
+            if mark is not None:
+                await self._list_nodes(export_config_id, mark)
+
+    async def _remove(self, config: str, held: Sequence[HeldFile]) -> None:
+        if held:
+            await self._run("delete files", config, lambda namespace: namespace.remove(held))
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

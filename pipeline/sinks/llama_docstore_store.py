@@ -10,10 +10,10 @@ Several processes must not write one file at once, and leases see to that.
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Any
 
 import pyarrow as pa
 from llama_index.core.data_structs.data_structs import IndexDict
@@ -23,7 +23,6 @@ from llama_index.core.storage.docstore.keyval_docstore import (
     DEFAULT_REF_DOC_COLLECTION_SUFFIX,
 )
 from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
-from llama_index.core.storage.kvstore.types import BaseKVStore
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.generations import FileKey, Generation
@@ -36,18 +35,11 @@ from pipeline.sinks.llama_docstore_entries import (
     decode_nodes,
     encode_info,
 )
-from pipeline.sinks.records import ref_doc_id
-
-T = TypeVar("T")
-R = TypeVar("R")
+from pipeline.sinks.llama_kvstore import FILES_BY_NAME, at_once, batch_size
+from pipeline.sinks.records import canonical_json, ref_doc_id
 
 IdsOf = Callable[[FileKey, Generation], Sequence[str]]
 """The ids the vector sink gives the records of a version."""
-
-_REQUESTS_AT_ONCE: Final = 8
-_ENTRIES_AT_ONCE: Final = 100
-_FILES_BY_NAME: Final = 1_000
-"""Beyond so many files, all of the config are read in one request instead of each in its own."""
 
 
 class DocstoreNamespace:
@@ -60,8 +52,7 @@ class DocstoreNamespace:
         self._nodes = f"{docstore}{DEFAULT_COLLECTION_DATA_SUFFIX}"
         self._hashes = f"{docstore}{DEFAULT_METADATA_COLLECTION_SUFFIX}"
         self._infos = f"{docstore}{DEFAULT_REF_DOC_COLLECTION_SUFFIX}"
-        batches = type(kvstore).put_all is not BaseKVStore.put_all
-        self._batch_size = _ENTRIES_AT_ONCE if batches else 1
+        self._batch_size = batch_size(kvstore)
 
     def has_index(self, index_id: str) -> bool:
         return self._indices().get_index_struct(index_id) is not None
@@ -69,20 +60,21 @@ class DocstoreNamespace:
     def write_index(self, index_id: str, max_bytes: int) -> None:
         """The one index of this config, anew from what the docstore says. It lists every node, as LlamaIndex asks of an index
         that is to delete from its docstore, or none where that would take more than ``max_bytes``."""
-        listed = IndexDict(index_id=index_id)
+        names: list[str] = []
         if max_bytes:
             infos = self._kvstore.get_all(collection=self._infos).values()
-            listed.nodes_dict = {name: name for info in infos for name in info["node_ids"]}
-        fits = len(listed.to_json()) <= max_bytes
-        self._indices().add_index_struct(listed if fits else IndexDict(index_id=index_id))
+            names = [name for info in infos for name in info["node_ids"]]
+        size = sum(len(f'"{name}": "{name}", ') for name in names)  # told before it is built: it may be of millions of nodes
+        listed = {name: name for name in names} if size <= max_bytes else {}
+        self._indices().add_index_struct(IndexDict(index_id=index_id, nodes_dict=listed))
 
     def _indices(self) -> KVIndexStore:
         return KVIndexStore(self._kvstore, namespace=self._index_store)
 
     def files(self, keys: Sequence[FileKey] | None = None) -> list[HeldFile]:
         """Of all files of the config, in one request, or of these."""
-        if keys is not None and len(keys) <= _FILES_BY_NAME:
-            infos = _all(lambda key: self._kvstore.get(_document_of(key), collection=self._infos), keys)
+        if keys is not None and len(keys) <= FILES_BY_NAME:
+            infos = at_once(lambda key: self._kvstore.get(_document_of(key), collection=self._infos), keys)
         else:
             infos = list(self._kvstore.get_all(collection=self._infos).values())
         found = [held for info in infos if info and (held := decode_info(info)) is not None]
@@ -103,9 +95,8 @@ class DocstoreNamespace:
             self._delete_nodes(stale[file.key])
         self._put(self._infos, [_info(file, [file.generation], pending=False) for file in files])
 
-    def remove(self, keys: Sequence[FileKey]) -> None:
+    def remove(self, held: Sequence[HeldFile]) -> None:
         """Remove what the docstore says of these files, that which says so last."""
-        held = self.files(keys)
         marked = [replace(found, state=replace(found.state, pending=True)) for found in held]
         self._put(self._infos, [_kept(found) for found in marked])
         for found in held:
@@ -117,7 +108,7 @@ class DocstoreNamespace:
     def records(self, held: Sequence[HeldFile]) -> pa.Table:
         """Of the nodes LlamaIndex sees of these files."""
         names = [name for found in held for name in found.node_ids]
-        entries = _all(lambda name: self._kvstore.get(name, collection=self._nodes), names)
+        entries = at_once(lambda name: self._kvstore.get(name, collection=self._nodes), names)
         return decode_nodes(entry for entry in entries if entry is not None)
 
     def _stale(self, file: FileEntries, held: HeldFile | None, versions: Sequence[Generation]) -> set[str]:
@@ -136,7 +127,38 @@ class DocstoreNamespace:
             self._kvstore.delete(name, collection=self._hashes)
             self._kvstore.delete(name, collection=self._nodes)
 
-        _all(delete, list(names))
+        at_once(delete, list(names))
+
+
+class StaleIndexes:
+    """Which indexes of a tenant may not list what their docstores hold: kept beside the model's marker, where the next process
+    finds what one that died has not brought up to date."""
+
+    def __init__(self, kvstore: Any, collection: str, tenant_id: str) -> None:
+        self._kvstore = kvstore
+        self._collection = collection
+        self._tenant_id = tenant_id
+
+    def mark(self, export_config_id: str) -> str:
+        """Every mark is another, so that it is not taken for one that was dealt with."""
+        mark = uuid.uuid4().hex
+        entry = {"tenant_id": self._tenant_id, "export_config_id": export_config_id, "mark": mark}
+        self._kvstore.put(self._key(export_config_id), entry, collection=self._collection)
+        return mark
+
+    def marks(self) -> dict[str, str]:
+        """By config."""
+        entries = self._kvstore.get_all(collection=self._collection).values()
+        return {entry["export_config_id"]: entry["mark"] for entry in entries if entry.get("tenant_id") == self._tenant_id}
+
+    def clear(self, export_config_id: str, mark: str) -> None:
+        """Unless it was marked again meanwhile."""
+        key = self._key(export_config_id)
+        if (self._kvstore.get(key, collection=self._collection) or {}).get("mark") == mark:
+            self._kvstore.delete(key, collection=self._collection)
+
+    def _key(self, export_config_id: str) -> str:
+        return canonical_json([self._tenant_id, export_config_id])
 
 
 def namespaces(name: str) -> tuple[str, str]:
@@ -186,9 +208,3 @@ def _info(file: FileEntries, versions: Sequence[Generation], *, pending: bool) -
 
 def _document_of(key: FileKey) -> str:
     return ref_doc_id(key.export_config_id, key.file_id)
-
-
-def _all(work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-    """The work's results, several at once."""
-    with ThreadPoolExecutor(_REQUESTS_AT_ONCE) as threads:
-        return list(threads.map(work, items))

@@ -30,6 +30,10 @@ _CLIENT_ERRORS: Final = {
 }
 """What clients raise when their server cannot be used, as far as they are loaded; the settings can name more."""
 
+_DELIMITERS: Final = re.compile(r"[:/?#@]")
+_TELLING_LENGTH: Final = 3
+"""Less of a password than so many characters tells nothing, and would be found in every message."""
+
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -48,10 +52,14 @@ class ObjectSettings(BaseModel):
 
 @dataclass
 class Builder:
-    """Builds objects of one sink; ``secrets`` collects the values taken from the environment, by their names."""
+    """Builds objects of one sink; ``secrets`` collects the values taken from the environment, by their names.
+
+    ``unavailable`` are import paths of errors that mean that the sink cannot be used, beside those clients are known to raise.
+    """
 
     collection: str
     dimension: int
+    unavailable: Sequence[str] = ()
     secrets: dict[str, str] = field(default_factory=dict)
 
     def build(self, settings: ObjectSettings, **more: Any) -> Any:
@@ -60,7 +68,9 @@ class Builder:
         given = self._value(settings.args)
         try:
             return target(*given, **more) if isinstance(given, list) else target(**given, **more)
-        except TypeError as error:
+        except self._client_errors():
+            raise
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"{settings.path} does not take the arguments it is given: {self.shown(str(error))}") from None
 
     def resolve(self, *described: ObjectSettings) -> None:
@@ -96,22 +106,30 @@ class Builder:
     def shown(self, message: str) -> str:
         """The message with the values that came from the environment named instead of shown."""
         for name, value in self.secrets.items():
-            message = message.replace(value, f"${{{name}}}") if value else message
+            for part in _telling_parts(value):
+                message = message.replace(part, f"${{{name}}}")
         return message
 
     @contextmanager
-    def errors(self, action: str, named: Sequence[str]) -> Iterator[None]:
-        """Raise SinkUnavailable, without secrets, for what clients and the errors ``named`` by import path mean by it."""
+    def errors(self, action: str) -> Iterator[None]:
+        """Raise SinkUnavailable, without secrets, for what clients mean by it."""
         try:
             yield
-        except (*_client_errors(), *map(imported, named)) as error:
+        except self._client_errors() as error:
             reason = self.shown(str(error)) or type(error).__name__
             raise SinkUnavailable(f"the LlamaIndex stores of {self.collection!r} cannot {action}: {reason}") from None
 
+    def _client_errors(self) -> tuple[type[Exception], ...]:
+        loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS.items())
+        known = (getattr(module, name) for module, name in loaded if module is not None)
+        return (OSError, *known, *map(imported, self.unavailable))
 
-def _client_errors() -> tuple[type[Exception], ...]:
-    loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS.items())
-    return (OSError, *(getattr(module, name) for module, name in loaded if module is not None))
+
+def _telling_parts(secret: str) -> list[str]:
+    """The secret and, of a URL, its password and what a parser makes of one whose special characters are not escaped."""
+    password = secret.partition("://")[2].rpartition("@")[0].partition(":")[2]
+    parts = [password, *_DELIMITERS.split(password)]
+    return [secret, *(part for part in parts if len(part) >= _TELLING_LENGTH)] if secret else []
 
 
 def imported(path: str) -> Any:

@@ -74,7 +74,7 @@ class LlamaIndexExporter(Exporter):
     def __init__(self, settings: LlamaIndexSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         self.collection = f"{settings.prefix}_{context.model.slug.replace('-', '_')}"
-        self._builder = Builder(self.collection, context.model.dimension)
+        self._builder = Builder(self.collection, context.model.dimension, settings.errors)
         self._held: tuple[str, Stores] | None = None
         self._provisioned = False
         self._checks = (partial(fields_of_file, declared=context.metadata_fields), check_vectors)
@@ -92,7 +92,7 @@ class LlamaIndexExporter(Exporter):
         return await asyncio.to_thread(self._blocking, action, work, checked)
 
     def _blocking(self, action: str, work: Callable[[Stores], T], checked: bool) -> T:
-        with self._builder.errors(action, self.settings.errors):
+        with self._builder.errors(action):
             stores = self._stores()
             if checked and not self._provisioned:
                 stores.check(self._marker())
@@ -169,11 +169,11 @@ class LlamaIndexExporter(Exporter):
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
-        """One read of all snapshots in the docstore, those of other configs included."""
-        wanted = None if parsed_directory_file_ids is None else set(parsed_directory_file_ids)
-        states = await self._run("list snapshots", lambda stores: stores.states())
-        found = [state for state in states if state.key == self._key(export_config_id, state.key.file_id)]
-        return [state.to_snapshot() for state in found if wanted is None or state.key.file_id in wanted]
+        """One read of all snapshots in the docstore, other configs' included, or one each of up to 1,000 files that are named."""
+        named = parsed_directory_file_ids
+        keys = None if named is None else [self._key(export_config_id, file_id) for file_id in named]
+        states = await self._run("list snapshots", lambda stores: stores.states(keys))
+        return [state.to_snapshot() for state in states if state.key == self._key(export_config_id, state.key.file_id)]
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         states = await self._run("list scopes", lambda stores: stores.states())

@@ -33,6 +33,7 @@ from pipeline.sinks.llama_index_documents import (
     snapshot_of,
     state_id,
 )
+from pipeline.sinks.llama_kvstore import FILES_BY_NAME, Docstore, at_once
 from pipeline.sinks.records import FileRecords, ref_doc_id
 from pipeline.sinks.slicing import slices
 
@@ -65,11 +66,12 @@ class Stores:
 
     def __init__(self, make_vectors: Callable[[], Any], nodes: Any, records: Any, states: Any, *, in_memory: bool) -> None:
         self._make_vectors = make_vectors
-        self._nodes = nodes
-        self._records = records
-        self._states = states
+        self._nodes = Docstore(nodes)
+        self._records = Docstore(records)
+        self._states = Docstore(states)
         self._in_memory = in_memory
         self._vectors: Any = None if in_memory else make_vectors()
+        self._loaded: dict[FileKey, FileState] = {}
         self._lock = threading.RLock()
         deletes = getattr(type(self._vectors), "delete_nodes", None)
         self.replaces_beside = in_memory or deletes is not BasePydanticVectorStore.delete_nodes
@@ -91,20 +93,31 @@ class Stores:
             raise SinkConflict(f"this LlamaIndex docstore is marked {found}, not {marker}; choose another prefix, or empty it")
 
     def _opened(self) -> Any:
-        """The vector store. One that lives in memory is made anew from the docstore, which has every vector, after a change:
-        LlamaIndex's FAISS store gives the number of a removed vector to a second one (seen in its release 0.7)."""
-        if self._vectors is None:
-            self._vectors = self._make_vectors()
-            for state in self.states():
-                for generation in state.generations:
-                    table = self.records(state.key, generation)
-                    if table is not None:
-                        self._add_vectors(nodes_of(table, state.key, generation))
+        """The vector store. One that lives in memory is made anew from the docstore, which has every vector, after a change,
+        of another process too: LlamaIndex's FAISS store gives the number of a removed vector to a second one (seen in its
+        release 0.7)."""
+        if self._in_memory:
+            states = {state.key: state for state in self.states()}
+            if self._vectors is None or states != self._loaded:
+                self._vectors, self._loaded = self._made_from(states.values()), states
         return self._vectors
 
-    def states(self) -> list[FileState]:
-        """Of all files of all tenants and configs, in one request of most docstores."""
-        return [decode_state(document.text) for name, document in self._states.docs.items() if name != MARKER]
+    def _made_from(self, states: Iterable[FileState]) -> Any:
+        vectors = self._make_vectors()
+        for state in states:
+            for generation in state.generations:
+                table = self.records(state.key, generation)
+                if table is not None:
+                    _add(vectors, nodes_of(table, state.key, generation))
+        return vectors
+
+    def states(self, keys: Sequence[FileKey] | None = None) -> list[FileState]:
+        """Of all files of all tenants and configs, in one request of most docstores, or of these, each in its own."""
+        if keys is not None and len(keys) <= FILES_BY_NAME:
+            return [state for state in at_once(self.state, keys) if state is not None]
+        found = [decode_state(document.text) for name, document in self._states.all().items() if name != MARKER]
+        wanted = None if keys is None else set(keys)
+        return [state for state in found if wanted is None or state.key in wanted]
 
     def state(self, key: FileKey) -> FileState | None:
         text = self._text(self._states, state_id(key))
@@ -123,7 +136,7 @@ class Stores:
             self._remove_nodes(first)
             self._records.add_documents([Document(id_=records_id(p.key, p.new), text=p.file.encoded) for p in plans])
             nodes = [node for p in plans for node in nodes_of(p.file.file.table, p.key, p.new)]
-            self._nodes.add_documents(nodes)
+            self._nodes.add_nodes(nodes)
             self._write_vectors(nodes)
             if self.replaces_beside:
                 self._remove_nodes([(p.key, p.stale) for p in plans])
@@ -157,7 +170,7 @@ class Stores:
             self._remove_nodes([(state.key, state.generations) for state in held])
             self._forget_records([(state.key, state.generations) for state in held])
             for state in held:
-                self._states.delete_document(state_id(state.key), raise_error=False)
+                self._states.delete(state_id(state.key))
 
     def nearest(self, vector: Sequence[float], k: int) -> list[Address | None]:
         """Which records the vector store finds nearest; ``None`` for nodes of others. Fewer than ``k`` when there are no more."""
@@ -165,7 +178,7 @@ class Stores:
             found = self._opened().query(VectorStoreQuery(query_embedding=list(vector), similarity_top_k=k))
             if found.nodes:
                 return [address_of(node) for node in found.nodes]
-            held = (self._nodes.get_document(node_id, raise_error=False) for node_id in found.ids or [])
+            held = (self._nodes.get(node_id) for node_id in found.ids or [])
             return [None if node is None else address_of(node) for node in held]
 
     def _write_states(self, states: Iterable[FileState]) -> None:
@@ -175,37 +188,40 @@ class Stores:
         if self._in_memory:
             self._vectors = None
         else:
-            self._add_vectors(nodes)
-
-    def _add_vectors(self, nodes: Sequence[BaseNode]) -> None:
-        for some in slices(nodes, count=_NODES_AT_ONCE):
-            self._vectors.add(some)
+            _add(self._vectors, nodes)
 
     def _remove_nodes(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
-        named = [(key, [name for generation in generations for name in key.ids(generation)]) for key, generations in versions]
-        ids = [name for _, names in named for name in names]
-        if not ids:
+        gone: dict[str, list[str]] = {}
+        for key, generations in versions:
+            names = [name for generation in generations for name in key.ids(generation)]
+            if names:
+                gone.setdefault(ref_doc_id(key.export_config_id, key.file_id), []).extend(names)
+        if not gone:
             return
         if self._in_memory:
             self._vectors = None
         elif self.replaces_beside:
-            for some in slices(ids, count=_NODES_AT_ONCE):
+            for some in slices([name for names in gone.values() for name in names], count=_NODES_AT_ONCE):
                 self._vectors.delete_nodes(some)
         else:
-            for document in {ref_doc_id(key.export_config_id, key.file_id) for key, names in named if names}:
+            for document in gone:
                 self._vectors.delete(document)
-        for name in ids:
-            self._nodes.delete_document(name, raise_error=False)
+        self._nodes.remove_nodes(gone)
 
     def _forget_records(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
         for key, generations in versions:
             for generation in generations:
-                self._records.delete_document(records_id(key, generation), raise_error=False)
+                self._records.delete(records_id(key, generation))
 
     @staticmethod
-    def _text(docstore: Any, name: str) -> str | None:
-        document = docstore.get_document(name, raise_error=False)
+    def _text(docstore: Docstore, name: str) -> str | None:
+        document = docstore.get(name)
         return None if document is None else str(document.text)
+
+
+def _add(vectors: Any, nodes: Sequence[BaseNode]) -> None:
+    for some in slices(nodes, count=_NODES_AT_ONCE):
+        vectors.add(some)
 
 
 def marker_of(fingerprint: str, dimension: int) -> str:

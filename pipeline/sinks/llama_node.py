@@ -21,7 +21,6 @@ from pipeline.sinks.records import canonical_json, json_string, ref_doc_id
 
 _FIRST_PRINTABLE = 0x20
 
-_DOCUMENT = "4"
 NODE_TYPE = "TextNode"
 NODE_KEYS = ("_node_content", "_node_type", "document_id", "doc_id", "ref_doc_id")
 """What LlamaIndex adds to a node's own metadata; the last three all hold the ref_doc_id."""
@@ -76,21 +75,31 @@ def node_contents(table: pa.Table, *, include_text: bool) -> pa.StringArray:
 
 
 def node_metadata(table: pa.Table, *, include_text: bool) -> list[dict[str, Any]]:
-    """Of every row: the file's metadata, ``context``, PROVENANCE_KEYS and NODE_KEYS in one flat dict, nulls included."""
+    """``flat_metadata`` with ``_node_content``, too."""
     files = _files_of(table)
-    contents = _contents(table, files, include_text).to_pylist()
+    flat = _flat(table, files)
+    for metadata, content in zip(flat, _contents(table, files, include_text).to_pylist(), strict=True):
+        metadata["_node_content"] = content
+    return flat
+
+
+def flat_metadata(table: pa.Table) -> list[dict[str, Any]]:
+    """Of every row: the file's metadata, ``context``, PROVENANCE_KEYS and the rest of NODE_KEYS in one dict, nulls included."""
+    return _flat(table, _files_of(table))
+
+
+def _flat(table: pa.Table, files: _Files) -> list[dict[str, Any]]:
     own = table.select(["context", *PROVENANCE_KEYS]).to_pylist()
     return [
         {
             **file.metadata,
             **fields,
-            "_node_content": content,
             "_node_type": NODE_TYPE,
             "document_id": file.ref_doc_id,
             "doc_id": file.ref_doc_id,
             "ref_doc_id": file.ref_doc_id,
         }
-        for file, fields, content in zip(files.rows, own, contents, strict=True)
+        for file, fields in zip(files.rows, own, strict=True)
     ]
 
 

@@ -2,19 +2,22 @@
 
 What belongs here: the adapter that makes a class with only the reference's four methods (``export``, ``delete_file``,
 ``delete_files``, ``list_snapshots``) a sink. What such a class does not offer is reported as missing, never imitated.
+
+Whatever such a class raises means that the sink cannot be used, so that it backs off alone: what its errors mean is not known,
+nor what their texts give away. Only their type is told.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from pipeline.errors import ConfigError, SinkConflict
+from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import (
     UNKNOWN_RECORD_SET,
     Exporter,
@@ -55,8 +58,9 @@ def plug_in_class(path: str) -> type[Any]:
 class PlugInExporter(Exporter):
     """A reference exporter as a sink.
 
-    The reference leaves open what happens to the tail of a file that shrinks, so a shrinking file is deleted first: for
-    a moment it does not answer. Snapshots without a ``record_set_hash`` are compared by what the ledger recorded.
+    The reference leaves open what happens to the tail of a file that shrinks, so a file that shrinks, or whose snapshot does not
+    count its records, is deleted first: for a moment it does not answer. Snapshots without a ``record_set_hash`` are compared by
+    what the ledger recorded.
     """
 
     settings_type = PlugInSettings
@@ -65,12 +69,20 @@ class PlugInExporter(Exporter):
     def __init__(self, plugged: type[Any], settings: PlugInSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         self._name = f"{plugged.__module__}:{plugged.__qualname__}"
-        self._exporter = plugged(**(settings.model_extra or {}))
+        self._exporter = self._made(plugged, settings.model_extra or {})
         accepted = inspect.signature(self._exporter.list_snapshots).parameters
         takes_any = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in accepted.values())
         self._snapshot_options: Mapping[str, str] = (
             {"embedding_model": context.model.name} if takes_any or "embedding_model" in accepted else {}
         )
+
+    def _made(self, plugged: type[Any], given: Mapping[str, Any]) -> Any:
+        try:
+            return plugged(**given)
+        except TypeError:
+            raise ConfigError(f"{self._name} does not take the settings {', '.join(given) or 'it is given: none'}") from None
+        except Exception as error:  # noqa: BLE001 - foreign code, see the module
+            raise self._unavailable("its constructor", error) from None
 
     async def provision(self) -> None:
         """The reference provisions on the first export."""
@@ -78,17 +90,19 @@ class PlugInExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         self.check_files(files)
         held = {
-            (config, snapshot.parsed_directory_file_id): snapshot.chunk_count
+            (config, _value(item, "parsed_directory_file_id")): _value(item, "chunk_count")
             for config in dict.fromkeys(file.provenance.export_config_id for file in files)
-            for snapshot in await self.list_snapshots(export_config_id=config)
+            for item in await self._listed(config)
         }
         records = size = 0
         for file in files:
             config = file.provenance.export_config_id
-            if held.get((config, file.file_id), 0) > file.table.num_rows:
+            count = held.get((config, file.file_id), 0)
+            if count is None or count > file.table.num_rows:
                 await self.delete_file(parsed_directory_file_id=file.file_id, export_config_id=config)
             if file.table.num_rows:
-                await self._exporter.export(
+                await self._use(
+                    "export",
                     to_records(file.table),
                     project_id=self.context.tenant_id,
                     embeddings=file.table["embedding"].to_pylist(),
@@ -99,19 +113,17 @@ class PlugInExporter(Exporter):
         return ReplaceReport(records, size)
 
     async def delete_file(self, *, parsed_directory_file_id: str, export_config_id: str) -> None:
-        await self._exporter.delete_file(parsed_directory_file_id=parsed_directory_file_id, export_config_id=export_config_id)
+        await self._use("delete_file", parsed_directory_file_id=parsed_directory_file_id, export_config_id=export_config_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        await self._exporter.delete_files(
-            parsed_directory_file_ids=list(parsed_directory_file_ids), export_config_id=export_config_id
-        )
+        file_ids = list(parsed_directory_file_ids)
+        await self._use("delete_files", parsed_directory_file_ids=file_ids, export_config_id=export_config_id)
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
-        listed = await self._exporter.list_snapshots(export_config_id=export_config_id, **self._snapshot_options)
         wanted = None if parsed_directory_file_ids is None else set(parsed_directory_file_ids)
-        snapshots = [self._snapshot(item, export_config_id) for item in listed]
+        snapshots = [self._snapshot(item, export_config_id) for item in await self._listed(export_config_id)]
         return [s for s in snapshots if wanted is None or s.parsed_directory_file_id in wanted]
 
     def fetch_records(
@@ -126,17 +138,29 @@ class PlugInExporter(Exporter):
         raise ValueError(f"{self._name} implements only the reference protocol; it offers no search")
 
     async def close(self) -> None:
-        close = getattr(self._exporter, "close", None)
-        if close is not None:
-            outcome = close()
-            if inspect.isawaitable(outcome):
-                await outcome
+        if hasattr(self._exporter, "close"):
+            await self._use("close")
+
+    async def _use(self, method: str, *given: Any, **named: Any) -> Any:
+        """Call the plugged-in exporter's method. Raises SinkUnavailable for whatever it raises; a cancellation passes."""
+        try:
+            outcome = getattr(self._exporter, method)(*given, **named)
+            return await outcome if inspect.isawaitable(outcome) else outcome
+        except Exception as error:  # noqa: BLE001 - foreign code, see the module
+            raise self._unavailable(method, error) from None
+
+    def _unavailable(self, method: str, error: Exception) -> SinkUnavailable:
+        reason = f"{method} raised {type(error).__name__}"
+        return SinkUnavailable(f"{self._name}: {reason}; look into this exporter and the store it writes to")
+
+    async def _listed(self, export_config_id: str) -> Iterable[Any]:
+        """Objects or mappings that have at least ``parsed_directory_file_id``, one a file that is held."""
+        listed: Iterable[Any] = await self._use("list_snapshots", export_config_id=export_config_id, **self._snapshot_options)
+        return listed
 
     def _snapshot(self, item: Any, export_config_id: str) -> Snapshot:
-        """From any object or mapping that has at least ``parsed_directory_file_id``."""
-
         def value(name: str, default: Any) -> Any:
-            found = item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)
+            found = _value(item, name)
             return default if found is None else found
 
         return Snapshot(
@@ -148,3 +172,8 @@ class PlugInExporter(Exporter):
             embedding_model=value("embedding_model", self.context.model.fingerprint),
             record_set_hash=value("record_set_hash", UNKNOWN_RECORD_SET),
         )
+
+
+def _value(item: Any, name: str) -> Any:
+    """``None`` for what a snapshot does not say."""
+    return item.get(name) if isinstance(item, Mapping) else getattr(item, name, None)

@@ -29,7 +29,7 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.exact_search import ExactIndex
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.generations import PENDING_PREFIX
-from pipeline.sinks.records import FileRecords, canonical_json
+from pipeline.sinks.records import FileRecords, canonical_json, record_schema
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import altered
@@ -41,6 +41,8 @@ T = TypeVar("T")
 FORMAT: Final = "1"
 MARKER: Final = "indexport.json"
 _LEASE_SECONDS: Final = 60.0
+_INDEX_NAME: Final = re.compile(r"[A-Za-z0-9_-]{0,64}-[0-9a-f]{16}")
+"""What ``_index`` calls a config's folder; the marker, and what others leave beside these, is called otherwise."""
 
 
 class StorageContextSettings(SinkSettings):
@@ -98,7 +100,10 @@ class StorageContextExporter(Exporter):
         """The config's folder: a name people recognise, and a digest that tells tenants and odd names apart."""
         readable = re.sub(r"[^A-Za-z0-9_-]+", "_", export_config_id)[:64]
         digest = hashlib.sha256(canonical_json([self.context.tenant_id, export_config_id]).encode()).hexdigest()[:16]
-        return ConfigIndex(self._store, f"{self._root}/{readable}-{digest}")
+        return self._index_at(f"{readable}-{digest}")
+
+    def _index_at(self, name: str) -> ConfigIndex:
+        return ConfigIndex(self._store, f"{self._root}/{name}", record_schema(self.context.model.dimension))
 
     def persist_dir(self, export_config_id: str) -> tuple[Any, str] | None:
         """The fsspec file system and folder of the config's current generation, for LlamaIndex; ``None`` before the first.
@@ -119,12 +124,7 @@ class StorageContextExporter(Exporter):
         await asyncio.to_thread(self._check_marker)
         waiting = self.settings.lease_wait_seconds
         async with held_lease(self._store, index.lease_folder, seconds=_LEASE_SECONDS, wait=waiting) as lease:
-            running = asyncio.create_task(asyncio.to_thread(work, lease))
-            try:
-                return await asyncio.shield(running)
-            except asyncio.CancelledError:
-                await asyncio.gather(running, return_exceptions=True)
-                raise
+            return await _to_the_end(partial(work, lease))
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One new generation a config, whatever the number of files."""
@@ -171,7 +171,7 @@ class StorageContextExporter(Exporter):
         wanted = None if parsed_directory_file_ids is None else pa.array(parsed_directory_file_ids, pa.string())
         tables = self._index(export_config_id).tables()
         try:
-            while (table := await asyncio.to_thread(next, tables, None)) is not None:
+            while (table := await _to_the_end(lambda: next(tables, None))) is not None:
                 if wanted is not None:
                     table = table.filter(pc.is_in(table["parsed_directory_file_id"], value_set=wanted))
                 if table.num_rows:
@@ -211,8 +211,8 @@ class StorageContextExporter(Exporter):
         return frozenset(state.manifest.scope for state in states if state is not None and state.manifest.held)
 
     def _all_indexes(self) -> list[ConfigIndex]:
-        names = sorted(self._store.sizes(self._root).keys() - {MARKER})
-        return [ConfigIndex(self._store, f"{self._root}/{name}") for name in names]
+        names = filter(_INDEX_NAME.fullmatch, sorted(self._store.sizes(self._root)))
+        return [self._index_at(name) for name in names]
 
     async def drop_collection(self) -> None:
         """Remove the model's folder with all indexes in it."""
@@ -222,3 +222,13 @@ class StorageContextExporter(Exporter):
 
     async def close(self) -> None:
         self._loaded = {}
+
+
+async def _to_the_end(work: Callable[[], T]) -> T:
+    """Work in a thread, which has ended when this has, even when cancelled."""
+    running = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.gather(running, return_exceptions=True)
+        raise

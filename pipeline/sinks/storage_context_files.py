@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,8 +25,24 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, SinkUnavailable
 
-_DRIVER_ERRORS: Final = {"botocore.exceptions": "BotoCoreError", "aiohttp": "ClientError", "azure.core.exceptions": "AzureError"}
+_DRIVER_ERRORS: Final = {
+    "aiohttp": "ClientError",
+    "azure.core.exceptions": "AzureError",
+    "botocore.exceptions": "BotoCoreError",
+    "gcsfs.retry": "HttpError",
+    "google.auth.exceptions": "GoogleAuthError",
+}
 """What the drivers of object stores raise that is no OSError."""
+
+_EXISTS: Final = ("PreconditionFailed", "412")
+"""How S3 says that a conditional write found an object. s3fs raises FileExistsError only where the answer names the condition,
+which MinIO's and Versity's do not."""
+
+_CONFLICT: Final = ("ConditionalRequestConflict", "409")
+"""How AWS says that it cannot tell yet (documented: try again)."""
+
+_CREATE_ATTEMPTS: Final = 5
+_CONFLICT_PAUSE: Final = 0.1
 
 
 class FolderStore:
@@ -69,8 +86,10 @@ class FolderStore:
         """Replace a file whole."""
         with self._errors(f"write {relative}"):
             if self.is_local:
-                with _beside(Path(self.path(relative)), data) as written:
-                    written.replace(self.path(relative))
+                target = Path(self.path(relative))
+                with _beside(target, data) as written:
+                    written.replace(target)
+                _sync(target.parent)
             else:
                 self.filesystem.pipe_file(self.path(relative), data)
 
@@ -84,10 +103,23 @@ class FolderStore:
             if self.is_local:
                 with _beside(Path(self.path(relative)), data) as written:
                     os.link(written, self.path(relative))
-            else:
-                self.filesystem.pipe_file(self.path(relative), data, mode="create")
-            return True
+                return True
+            return any(self._create_object(relative, data) for _ in range(_CREATE_ATTEMPTS))
         return False
+
+    def _create_object(self, relative: str, data: bytes) -> bool:
+        """False when another conditional write of the same object is under way. Raises FileExistsError."""
+        try:
+            self.filesystem.pipe_file(self.path(relative), data, mode="create")
+        except OSError as error:
+            code = getattr(error.__cause__, "response", {}).get("Error", {}).get("Code")
+            if code in _EXISTS:
+                raise FileExistsError(relative) from error
+            if code not in _CONFLICT:
+                raise
+            time.sleep(_CONFLICT_PAUSE)
+            return False
+        return True
 
     def sizes(self, relative: str) -> dict[str, int]:
         """Name and size of everything in a folder; of nothing in one that is not there."""
@@ -109,7 +141,7 @@ class FolderStore:
                 folder = Path(self.path(relative))
                 folder.mkdir(parents=True)
                 yield folder
-                _sync(folder)
+                _sync(*folder.iterdir(), folder, folder.parent)
                 return
             with tempfile.TemporaryDirectory(prefix="indexport-") as temporary:
                 yield Path(temporary)
@@ -158,9 +190,9 @@ def _beside(target: Path, data: bytes) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Have the disk hold what was written into a folder, and the folder itself, before anything points to it."""
-    for path in (*folder.iterdir(), folder, folder.parent):
+def _sync(*paths: Path) -> None:
+    """Have the disk hold these files, and which files these folders have."""
+    for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -6,14 +6,15 @@ need the folder's lease.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Generator, Iterator, Sequence, Set
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Final, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.errors import RecordRefused, SinkUnavailable
 from pipeline.sinks.records import FileRecords
@@ -64,23 +65,14 @@ class State:
     intact: bool
 
 
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What a generation has anew: of the ``replaced`` files ``new`` is all there is. Never empty where there was nothing."""
-
-    scope: Scope
-    replaced: Sequence[str]
-    new: Sequence[pa.Table]
-    held: dict[str, HeldFile]
-
-
 class ConfigIndex:
-    """The folder of one config, relative to the store."""
+    """The folder of one config, relative to the store; ``schema`` is that of its records."""
 
-    def __init__(self, store: FolderStore, folder: str) -> None:
+    def __init__(self, store: FolderStore, folder: str, schema: pa.Schema) -> None:
         self.lease_folder = f"{folder}/leases"
         self._store = store
         self._folder = folder
+        self._schema = schema
 
     def current(self) -> str | None:
         """The path of the generation that counts, below the folder; ``None`` before the first one."""
@@ -99,7 +91,10 @@ class ConfigIndex:
         data = self._store.read(f"{self._folder}/{generation}/{MANIFEST}")
         if data is None:
             raise FileNotFoundError(generation)
-        manifest = Manifest.decode(data)
+        try:
+            manifest = Manifest.decode(data)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._damaged(generation, f"{MANIFEST}: {error}") from None
         found = self._store.sizes(f"{self._folder}/{generation}")
         return State(generation, manifest, all(found.get(name) == size for name, size in manifest.sizes.items()))
 
@@ -107,7 +102,7 @@ class ConfigIndex:
         """The generation that counts and all its records."""
 
         def read(generation: str) -> tuple[str, pa.Table]:
-            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+            with self._records(generation) as file:
                 return generation, file.read()
 
         return self._of_current(read)
@@ -118,7 +113,7 @@ class ConfigIndex:
         if generation is None:
             return
         try:
-            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+            with self._records(generation) as file:
                 yield from row_groups(file)
         except FileNotFoundError:
             raise SinkUnavailable(
@@ -136,9 +131,28 @@ class ConfigIndex:
                 return read(generation)
             except FileNotFoundError:
                 continue
-        raise SinkUnavailable(
-            f"storage_context at {self._store.shown}: {self._folder}/{CURRENT} names a generation that is not there; "
-            f"have {CURRENT} name another one, or remove the folder and export again"
+        raise self._unusable(f"{self._folder}/{CURRENT} names a generation that is not there")
+
+    @contextmanager
+    def _records(self, generation: str) -> Iterator[pq.ParquetFile]:
+        """Raises FileNotFoundError when it was removed since it counted, SinkUnavailable when it cannot be read."""
+        try:
+            with self._store.parquet(f"{self._folder}/{generation}/{RECORDS}") as file:
+                yield file
+        except pa.ArrowInvalid as error:
+            raise self._damaged(generation, f"{RECORDS}: {error}") from None
+        except FileNotFoundError:
+            if self.current() == generation:
+                raise self._damaged(generation, f"{RECORDS} is missing") from None
+            raise
+
+    def _damaged(self, generation: str, reason: str) -> SinkUnavailable:
+        return self._unusable(f"{self._folder}/{generation} is damaged ({reason})")
+
+    def _unusable(self, problem: str) -> SinkUnavailable:
+        return SinkUnavailable(
+            f"storage_context at {self._store.shown}: {problem}; remove the folder {self._folder} and repair the sink, "
+            f"or have {CURRENT} in it name another generation"
         )
 
     def replace(self, files: Sequence[FileRecords], limits: Limits, keep: int, lease: Lease) -> Written:
@@ -146,53 +160,86 @@ class ConfigIndex:
         state = self.state()
         held = state.manifest.held if state else {}
         accepted, refused = _admit(files, held, limits)
-        replaced = [file.file_id for file in accepted]
+        replaced = {file.file_id for file in accepted}
         new = [file for file in accepted if file.table.num_rows]
-        if not new and not any(file_id in held for file_id in replaced):
+        if not new and replaced.isdisjoint(held):
             return Written(refused, 0, 0)
-        kept = {file_id: item for file_id, item in held.items() if file_id not in set(replaced)}
-        next_held = kept | {file.file_id: held_file(file) for file in new}
         scope = (files[0].provenance.tenant_id, files[0].provenance.export_config_id)
-        size = self._publish(state, _Change(scope, replaced, [file.table for file in new], next_held), lease)
-        self._tidy(keep)
+        size = self._advance(state, scope, replaced, new, keep, lease)
         return Written(refused, sum(file.table.num_rows for file in new), size)
 
     def remove(self, file_ids: Sequence[str], keep: int, lease: Lease) -> None:
         """The same for files of which nothing shall be left."""
         state = self.state()
-        if state is None or not any(file_id in state.manifest.held for file_id in file_ids):
-            return
-        kept = {file_id: item for file_id, item in state.manifest.held.items() if file_id not in set(file_ids)}
-        self._publish(state, _Change(state.manifest.scope, file_ids, [], kept), lease)
-        self._tidy(keep)
+        if state is not None and not state.manifest.held.keys().isdisjoint(file_ids):
+            self._advance(state, state.manifest.scope, set(file_ids), [], keep, lease)
 
     def purge(self, lease: Lease) -> None:
-        """Remove every generation but the one that counts."""
+        """Remove every generation but the one that counts, and what crashed writers left."""
         lease.check()
-        self._tidy(1)
+        self._tidy(1, lease)
 
-    def _publish(self, state: State | None, change: _Change, lease: Lease) -> int:
-        generation = f"{_GENERATIONS}/{lease.number:012}"
-        base = self._store.parquet(f"{self._folder}/{state.generation}/{RECORDS}") if state else nullcontext()
-        with self._store.filling(f"{self._folder}/{generation}") as folder, base as before:
-            schema = before.schema_arrow if before else change.new[0].schema
-            kept = without_files(row_groups(before), change.replaced) if before else ()
-            size = write_generation(folder, change.scope, schema, chain(kept, change.new), change.held)
+    def _advance(
+        self, state: State | None, scope: Scope, replaced: Set[str], new: Sequence[FileRecords], keep: int, lease: Lease
+    ) -> int:
+        """Have the generation count in which ``new`` is all there is of the ``replaced`` files; answers its size in bytes."""
+        before = state.manifest.held if state else {}
+        kept = {file_id: item for file_id, item in before.items() if file_id not in replaced}
+        held = kept | {file.file_id: held_file(file) for file in new}
+        self._tidy(keep, lease)  # what never counted must not count as kept once a later generation does
+        generation = _generation(_name(lease))
+        base = self._records(state.generation) if state and kept else nullcontext()
+        with self._store.filling(f"{self._folder}/{generation}") as folder, base as file:
+            tables = chain(without_files(row_groups(file), replaced) if file else (), (item.table for item in new))
+            size = write_generation(folder, scope, self._schema, tables, held)
         lease.check()
-        self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
+        self._point_to(generation)
+        self._confirm(lease)
+        self._tidy(keep, lease)
         return size
 
-    def _tidy(self, keep: int) -> None:
-        """Remove what crashed writers left, and all but the latest generations."""
-        current = self.current()
-        if current is None:
-            return
-        counting = current.rpartition("/")[2]
-        names = sorted(self._store.sizes(f"{self._folder}/{_GENERATIONS}"))
-        kept = set([name for name in names if name <= counting][-keep:])
+    def _point_to(self, generation: str) -> None:
+        self._store.put(f"{self._folder}/{CURRENT}", f"{generation}\n".encode())
+
+    def _confirm(self, lease: Lease) -> None:
+        """A writer that was stopped after its last look at the lease may have moved CURRENT back behind its successors': have
+        the latest generation that is complete count again. Raises SinkUnavailable."""
+        try:
+            lease.check()
+        except SinkUnavailable:
+            latest = next(filter(self._is_complete, map(_generation, reversed(self._generations()))), None)
+            if latest is not None:
+                self._point_to(latest)
+            raise
+
+    def _is_complete(self, generation: str) -> bool:
+        try:
+            return self._state(generation).intact
+        except (FileNotFoundError, SinkUnavailable):
+            return False
+
+    def _generations(self) -> list[str]:
+        """The names of all there are, in their order, those of writers at work and of crashed ones included."""
+        return sorted(self._store.sizes(f"{self._folder}/{_GENERATIONS}"))
+
+    def _tidy(self, keep: int, lease: Lease) -> None:
+        """Remove what crashed writers left, and all but the latest generations; none of a writer that has taken over since."""
+        counting = (self.current() or "").rpartition("/")[2]
+        names = [name for name in self._generations() if name <= _name(lease)]
+        kept = [name for name in names if name <= counting][-keep:]
         for name in names:
             if name not in kept:
-                self._store.remove(f"{self._folder}/{_GENERATIONS}/{name}")
+                self._store.remove(f"{self._folder}/{_generation(name)}")
+
+
+def _name(lease: Lease) -> str:
+    """What the holder's generation is called: names grow as leases do."""
+    return f"{lease.number:012}"
+
+
+def _generation(name: str) -> str:
+    """Its path below the config's folder."""
+    return f"{_GENERATIONS}/{name}"
 
 
 def _admit(

@@ -13,7 +13,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.sinks.llama_node import node_contents, node_metadata, ref_doc_ids
+from pipeline.sinks.llama_node import flat_metadata, node_contents, ref_doc_ids
 from pipeline.sinks.records import canonical_json, json_string
 
 Read = Callable[[Sequence[str]], Iterable[pa.Table]]
@@ -23,19 +23,8 @@ Section = Callable[[Read], Iterator[str]]
 """The members of one JSON object, several in one string, never an empty one."""
 
 _FILE: Final = ("export_config_id", "parsed_directory_file_id")
-_NODE: Final = (
-    "id",
-    *_FILE,
-    "file_name",
-    "metadata",
-    "context",
-    "content",
-    "chunk_index",
-    "page_range_start",
-    "page_range_end",
-    "chunk_start_char",
-    "chunk_end_char",
-)
+_FLAT: Final = ("id", *_FILE, "file_name", "metadata", "context", "chunk_index", "page_range_start", "page_range_end")
+_NODE: Final = (*_FLAT, "content", "chunk_start_char", "chunk_end_char")
 
 
 def storage_files(index_id: str) -> dict[str, Callable[[Read], Iterator[str]]]:
@@ -142,12 +131,9 @@ def _ref_docs_of_nodes(read: Read) -> Iterator[str]:
 
 def _flat_metadata(read: Read) -> Iterator[str]:
     """What LlamaIndex filters on: everything but the node itself."""
-    for table in read(_NODE):
-        flat = node_metadata(table, include_text=False)
-        for metadata in flat:
-            del metadata["_node_content"]
-        members = (f'"{node}":{canonical_json(item)}' for node, item in zip(table["id"].to_pylist(), flat, strict=True))
-        yield ",".join(members)
+    for table in read(_FLAT):
+        rows = zip(table["id"].to_pylist(), flat_metadata(table), strict=True)
+        yield ",".join(f'"{node}":{canonical_json(metadata)}' for node, metadata in rows)
 
 
 def _index_store(index_id: str, read: Read) -> Iterator[str]:

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import socket
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -33,23 +34,32 @@ class Lease:
         self._folder = folder
         self._seconds = seconds
         self._valid_until = time.monotonic() + seconds
+        self._writing = threading.Lock()
+        self._released = False
 
     def check(self) -> None:
         """Raises SinkUnavailable when the lease has expired or somebody else has taken it over."""
         if time.monotonic() >= self._valid_until or max(_numbers(self._store, self._folder), default=0) != self.number:
             raise SinkUnavailable(
                 f"storage_context at {self._store.shown}: this writer was stalled for so long that another took over; "
-                "nothing of this attempt was published, run again"
+                "what it wrote may not count, run again"
             )
 
     def renew(self) -> None:
-        before = time.monotonic()
-        self._store.put(_name(self._folder, self.number), _content(time.time() + self._seconds))
-        self._valid_until = before + self._seconds
+        """Does nothing once it is released: a thread that renews may come late."""
+        with self._writing:
+            if self._released:
+                return
+            before = time.monotonic()
+            self._store.put(_name(self._folder, self.number), _content(time.time() + self._seconds))
+            self._valid_until = before + self._seconds
 
     def release(self) -> None:
-        self._valid_until = 0.0
-        self._store.put(_name(self._folder, self.number), _content(0))
+        """Waits for a renewal that is on its way to the store."""
+        with self._writing:
+            self._released = True
+            self._valid_until = 0.0
+            self._store.put(_name(self._folder, self.number), _content(0))
 
 
 @asynccontextmanager

@@ -49,7 +49,7 @@ def assert_same_ids(world: World) -> None:
     infos = context.docstore.get_all_ref_doc_info() or {}
     assert {name: document for document, info in infos.items() for name in info.node_ids} == held
     (index,) = context.index_store.index_structs()
-    assert set(held) <= set(index.nodes_dict)
+    assert set(held) == set(index.nodes_dict)
 
 
 def test_both_sinks_follow_edits_and_removals(world: World) -> None:

@@ -19,9 +19,12 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore, Vector
 from pipeline.embedding.base import ModelIdentity
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import ConfigError
+from pipeline.sinks.base import SinkContext
 from pipeline.sinks.llama_index import open_index
-from pipeline_tests.conformance.harness import Bench, SinkUnderTest, load_harness
+from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness
 from pipeline_tests.conformance.qdrant_harness import qdrant_local
+from pipeline_tests.sinks.reference_exporter import JsonExporter
 
 NATIVE = {
     "azure_ai_search": "AzureAISearchVectorStore",
@@ -196,6 +199,13 @@ async def test_a_local_qdrant_directory_is_read_through_the_sink_that_has_it_ope
         assert await bench.snapshots() == {}
         opened.vector_store.close()
         await bench.exporter.close()
+
+
+async def test_a_sink_that_is_not_searched_is_no_index(tmp_path: Path) -> None:
+    settings = PlugInSettings.model_validate({"path": str(tmp_path / "rows.json")})
+    plugged = PlugInExporter(JsonExporter, settings, SinkContext("prj-1", MODEL, FIELDS))
+    with pytest.raises(ConfigError, match="search"):
+        open_index(plugged, export_config_id="cfg", embedder=NamedVectors())
 
 
 async def test_an_embedder_of_another_model_is_refused(bench: Bench) -> None:

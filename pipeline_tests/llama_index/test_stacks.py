@@ -117,6 +117,20 @@ async def test_a_new_process_finds_what_the_last_one_wrote(bench: Bench) -> None
     assert (await best(bench, matrix(file.table)[2], 1)) == [("dfl-1", 2)]
 
 
+async def test_a_reader_that_lives_on_sees_what_another_process_writes(bench: Bench, sink: LlamaIndexUnderTest) -> None:
+    """Two exporters whose settings differ share nothing in a process, as those of two processes do."""
+    if not sink.in_memory:
+        pytest.skip("only a vector store in memory is each process's own")
+    given = {"vector_store": sink.vector_store, "docstore": sink.docstore, "in_memory": True, "max_depth": 9999}
+    reader = LlamaIndexExporter(LlamaIndexSettings.model_validate(given), SinkContext(bench.tenant, MODEL, FIELDS))
+    bench.opened.append(reader)
+    await bench.replace(bench.file("dfl-1", 3))
+    request = SearchRequest(bench.config, vector=matrix(bench.file("dfl-1", 3).table)[0], k=10)
+    assert len(await reader.search(request)) == 3
+    await bench.replace(bench.file("dfl-1", 3, version="v2"), bench.file("dfl-2", 4))
+    assert len(await reader.search(request)) == 7
+
+
 @pytest.mark.parametrize("after", range(7))
 async def test_a_crash_between_any_two_steps_is_made_good_by_running_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, after: int
@@ -152,8 +166,8 @@ def _crash(patch: pytest.MonkeyPatch, bench: Bench, after: int) -> None:
     for name in ("_write_vectors", "_remove_nodes", "_forget_records"):
         patch.setattr(Stores, name, counted(getattr(Stores, name)))
     held = _stores(bench)
-    for docstore in (held._states, held._records, held._nodes):
-        patch.setattr(docstore, "add_documents", counted(docstore.add_documents))
+    for docstore, step in ((held._states, "add_documents"), (held._records, "add_documents"), (held._nodes, "add_nodes")):
+        patch.setattr(docstore, step, counted(getattr(docstore, step)))
 
 
 def _stores(bench: Bench) -> Stores:
@@ -172,16 +186,16 @@ async def test_llama_index_reads_the_stores_without_the_sink(bench: Bench) -> No
     if vectors.stores_text:
         index = VectorStoreIndex.from_vector_store(vectors, embed_model=embedding)
     else:
-        context = StorageContext.from_defaults(vector_store=vectors, docstore=stores._nodes)
+        context = StorageContext.from_defaults(vector_store=vectors, docstore=stores._nodes.docstore)
         index = VectorStoreIndex(nodes=[], storage_context=context, embed_model=embedding)
-        for node in stores._nodes.docs.values():
+        for node in stores._nodes.docstore.docs.values():
             index.index_struct.add_node(node, text_id=node.node_id)
     try:
         found = index.as_retriever(similarity_top_k=50).retrieve("dfl-1/v1/2")
         (best_of_ours, *_) = (item.node for item in found if item.node.ref_doc_id.startswith(f"{bench.config}:"))
         assert best_of_ours.text == "v1 of section 2 in dfl-1: the river gauge is read"
         assert best_of_ours.ref_doc_id == f"{bench.config}:dfl-1"
-        assert stores._nodes.get_ref_doc_info(f"{bench.config}:dfl-1").node_ids
+        assert stores._nodes.docstore.get_ref_doc_info(f"{bench.config}:dfl-1").node_ids
     finally:
         thread.close()
 

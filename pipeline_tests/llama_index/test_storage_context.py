@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ pytest.importorskip("llama_index.core", reason=REASON)
 from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.schema import TextNode
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores.simple import SimpleVectorStore
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.llama_index import open_index
@@ -127,6 +131,34 @@ async def test_an_empty_index_loads_and_one_never_written_says_so(bench: Bench, 
     await bench.replace(bench.file("dfl-1"))
     await bench.delete("dfl-1")
     assert opened().as_retriever().retrieve("dfl-1/v1/0") == []
+
+
+async def test_an_index_opened_while_generations_come_and_go_is_the_latest(
+    bench: Bench, opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(bench.file("dfl-0"))
+    read = SimpleVectorStore.from_persist_path.__func__
+    coming = [lambda: asyncio.run(write_generations())]
+
+    async def write_generations() -> None:
+        for number in range(1, 4):
+            await bench.open().replace_files([bench.file(f"dfl-{number}")])
+
+    def reading(cls: type[SimpleVectorStore], *given: Any, **named: Any) -> SimpleVectorStore:
+        if coming:
+            with ThreadPoolExecutor(1) as thread:
+                thread.submit(coming.pop()).result()
+        return read(cls, *given, **named)
+
+    monkeypatch.setattr(SimpleVectorStore, "from_persist_path", classmethod(reading))
+    assert len(opened().ref_doc_info) == 4
+
+
+async def test_closing_an_index_ends_the_thread_behind_it(bench: Bench, opened: Open) -> None:
+    await bench.replace(bench.file("dfl-0"))
+    before = set(threading.enumerate())
+    opened().vector_store.close()
+    assert set(threading.enumerate()) <= before
 
 
 async def test_llama_index_alone_can_load_it(bench: Bench, tmp_path: Path) -> None:

@@ -62,3 +62,11 @@ class JsonExporter:
 
     def rows(self) -> dict[str, dict[str, Any]]:
         return json.loads(self._path.read_text()) if self._path.exists() else {}
+
+
+class BareJsonExporter(JsonExporter):
+    """Its snapshots have what is known of the reference's, and no more: which files are held."""
+
+    async def list_snapshots(self, *, export_config_id: str, embedding_model: str | None = None) -> list[SimpleNamespace]:
+        counted = await super().list_snapshots(export_config_id=export_config_id, embedding_model=embedding_model)
+        return [SimpleNamespace(parsed_directory_file_id=item.parsed_directory_file_id) for item in counted]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 
 
@@ -52,3 +53,26 @@ def test_arguments_refused_because_of_a_secret_do_not_show_it(monkeypatch: pytes
     with pytest.raises(ConfigError) as caught:
         build("builtins:dict", [["${STORE_PASSWORD}"], "too", "many"])
     assert "s3cret" not in f"{caught.value!r}"
+
+
+def misread(url: str) -> None:
+    """As clients do with a password in which such a character is not escaped."""
+    raise ValueError(f"Port could not be cast to integer value as {re.split('[#/?:@]', url)[4]!r}")
+
+
+@pytest.mark.parametrize("character", "#/?:@")
+def test_of_a_url_that_is_misread_no_part_of_the_password_is_shown(monkeypatch: pytest.MonkeyPatch, character: str) -> None:
+    monkeypatch.setenv("STORE_URL", f"db://user:hunter2{character}extra@127.0.0.1:1")
+    given = ObjectSettings.model_validate({"class": f"{__name__}:misread", "args": {"url": "${STORE_URL}"}})
+    with pytest.raises(ConfigError, match=r"misread does not take .* as '\$\{STORE_URL\}'"):
+        Builder("vectors", 3).build(given)
+    named = Builder("vectors", 3, unavailable=("builtins:ValueError",))
+    with pytest.raises(SinkUnavailable, match=r"cannot open: .* as '\$\{STORE_URL\}'"), named.errors("open"):
+        named.build(given)
+
+
+def test_what_a_message_needs_to_be_understood_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STORE_URL", "db://user:p@127.0.0.1:1")
+    builder = Builder("vectors", 3)
+    builder.resolve(ObjectSettings.model_validate({"class": "builtins:dict", "args": {"p": "${STORE_URL}"}}))
+    assert builder.shown("no reply from 127.0.0.1:1 to user") == "no reply from 127.0.0.1:1 to user"

@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.errors import ConfigError, SinkConflict
+from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
 from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
-from pipeline_tests.conformance.harness import Bench
-from pipeline_tests.sinks.reference_exporter import JsonExporter
+from pipeline_tests.conformance.harness import MODEL, Bench
+from pipeline_tests.sinks.reference_exporter import BareJsonExporter, JsonExporter
 from pipeline_tests.world import World, open_world
 
-TYPE = "pipeline_tests.sinks.reference_exporter:JsonExporter"
+KINDS = [JsonExporter, BareJsonExporter]
 LONG = "\n\n".join(f"## Part {n}\n\n" + f"Sentence {n} about rivers and their gauges. " * 20 for n in range(5))
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with open_world(tmp_path, sinks={"mine": {"type": TYPE, "path": str(tmp_path / "rows.json")}}) as opened:
+@pytest.fixture(params=KINDS)
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    kind = f"{request.param.__module__}:{request.param.__name__}"
+    with open_world(tmp_path, sinks={"mine": {"type": kind, "path": str(tmp_path / "rows.json")}}) as opened:
         opened.write("a.md", "# A\n\nFirst text.\n")
         opened.write("long.md", LONG)
         yield opened
@@ -56,6 +58,17 @@ def test_it_is_filled_skipped_when_current_and_follows_edits_shrinks_and_removal
     assert contents(world) == {}
 
 
+async def fail(*_: Any, **__: Any) -> None:
+    raise ConnectionError("no answer from https://user:the-secret@store.example")
+
+
+def test_one_that_is_down_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JsonExporter, "export", fail)
+    assert not world.sync().ok
+    assert world.export.ledger.sink_states()["mine"].down_until is not None
+    assert {row.attempts for row in world.export.ledger.files().values()} == {0}
+
+
 def test_what_it_lacks_is_said_and_not_imitated(world: World) -> None:
     world.sync()
     exporter = world.export.sink("mine", "project")
@@ -71,12 +84,13 @@ class PluggedIn:
     """A JsonExporter as a SinkUnderTest for ``Bench``."""
 
     path: Path
+    kind: type[JsonExporter] = JsonExporter
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
     secrets: tuple[str, ...] = ()
 
     def make_exporter(self, context: SinkContext) -> Exporter:
-        return PlugInExporter(JsonExporter, PlugInSettings.model_validate({"path": str(self.path)}), context)
+        return PlugInExporter(self.kind, PlugInSettings.model_validate({"path": str(self.path)}), context)
 
     def make_unreachable_exporter(self, context: SinkContext) -> Exporter:
         raise AssertionError("a file always answers")
@@ -95,9 +109,7 @@ class PlugInBench(Bench):
         config = config or self.config
         kept = [file for file in files if file.table.num_rows]
         snapshots = await self.snapshots(config=config)
-        assert {name: snapshot.chunk_count for name, snapshot in snapshots.items()} == {
-            file.file_id: file.table.num_rows for file in kept
-        }
+        assert snapshots.keys() == {file.file_id for file in kept}
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in JsonExporter(str(self.sink.path)).rows().values():
             if row["config"] == config:
@@ -120,9 +132,9 @@ class PlugInBench(Bench):
         }
 
 
-@pytest.fixture
-async def bench(tmp_path: Path) -> AsyncIterator[PlugInBench]:
-    made = PlugInBench(PluggedIn(tmp_path / "rows.json"))
+@pytest.fixture(params=KINDS)
+async def bench(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[PlugInBench]:
+    made = PlugInBench(PluggedIn(tmp_path / "rows.json", request.param))
     await made.open().provision()
     yield made
     for exporter in made.opened:
@@ -178,6 +190,38 @@ async def test_two_configs_keep_the_same_file_side_by_side(bench: PlugInBench) -
     await bench.delete("dfl-1")
     await bench.assert_keeps()
     await bench.assert_keeps(shrunk, config=second)
+
+
+@pytest.mark.parametrize("method", ["export", "delete_file", "delete_files", "list_snapshots", "close"])
+async def test_whatever_it_raises_makes_the_sink_unavailable_and_its_text_is_never_shown(
+    bench: PlugInBench, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    exporter = bench.open()
+    monkeypatch.setattr(JsonExporter, method, fail, raising=False)
+    uses: dict[str, Callable[[], Awaitable[Any]]] = {
+        "export": lambda: bench.replace(bench.file("dfl-1")),
+        "delete_file": lambda: exporter.delete_file(parsed_directory_file_id="dfl-1", export_config_id=bench.config),
+        "delete_files": lambda: bench.delete("dfl-1"),
+        "list_snapshots": bench.snapshots,
+        "close": exporter.close,
+    }
+    with pytest.raises(SinkUnavailable, match=f"JsonExporter: {method} raised ConnectionError") as caught:
+        await uses[method]()
+    assert "the-secret" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_what_its_constructor_raises_is_told_apart_by_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, context = PlugInSettings.model_validate({"pfad": "the-secret"}), SinkContext("prj-1", MODEL)
+    with pytest.raises(ConfigError, match="JsonExporter does not take the settings pfad"):
+        PlugInExporter(JsonExporter, settings, context)
+
+    def refuse(self: JsonExporter, **_: Any) -> None:
+        raise ConnectionError("the-secret")
+
+    monkeypatch.setattr(JsonExporter, "__init__", refuse)
+    with pytest.raises(SinkUnavailable, match="JsonExporter: its constructor raised ConnectionError") as caught:
+        PlugInExporter(JsonExporter, settings, context)
+    assert "the-secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_a_class_without_the_protocol_is_refused_by_name() -> None:

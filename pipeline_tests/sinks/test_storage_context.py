@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import boto3
+import pyarrow as pa
 import pytest
+from botocore.exceptions import ClientError
+from fsspec.implementations.memory import MemoryFileSystem
+from moto.s3.exceptions import S3ClientError
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.storage_context import StorageContextExporter, StorageContextSettings
 from pipeline.sinks.storage_context_files import FolderStore
+from pipeline.sinks.storage_context_index import ConfigIndex
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
+from pipeline_tests.sinks.storage_context_folder import config_folder, current_generation, fail_when
 
 
 @pytest.fixture
@@ -34,27 +44,6 @@ def open_limited(bench: Bench, tmp_path: Path, **settings: Any) -> StorageContex
     exporter = StorageContextExporter(StorageContextSettings(uri=str(tmp_path), **settings), context)
     bench.opened.append(exporter)
     return exporter
-
-
-def config_folder(tmp_path: Path) -> Path:
-    (current,) = tmp_path.rglob("CURRENT")
-    return current.parent
-
-
-def current_generation(tmp_path: Path) -> Path:
-    folder = config_folder(tmp_path)
-    return folder / (folder / "CURRENT").read_text().strip()
-
-
-def fail_when(monkeypatch: pytest.MonkeyPatch, method: str, concerns: Callable[[str], bool]) -> None:
-    original = getattr(FolderStore, method)
-
-    def failing(self: FolderStore, relative: str, *rest: Any) -> Any:
-        if concerns(relative):
-            raise SinkUnavailable(f"no {method} of {relative}")
-        return original(self, relative, *rest)
-
-    monkeypatch.setattr(FolderStore, method, failing)
 
 
 async def test_a_generation_is_complete_json_that_names_every_record(bench: Bench, tmp_path: Path) -> None:
@@ -149,6 +138,24 @@ async def test_a_reader_goes_on_with_the_generation_it_began(bench: Bench) -> No
     assert first.num_rows + sum(table.num_rows for table in rest) == 3
 
 
+async def test_a_reader_that_is_cancelled_within_a_read_ends_as_cancelled(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    tables, under_way = ConfigIndex.tables, threading.Event()
+
+    def slow(self: ConfigIndex) -> Generator[pa.Table, None, None]:
+        for table in tables(self):
+            under_way.set()
+            time.sleep(0.2)
+            yield table
+
+    monkeypatch.setattr(ConfigIndex, "tables", slow)
+    reading = asyncio.create_task(bench.held())
+    await asyncio.to_thread(under_way.wait, 5)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
 @pytest.mark.parametrize("delay", [0, 0.001, 0.004, 0.01, 0.02])
 async def test_a_cancelled_replace_ends_whole_and_gives_the_lease_back(bench: Bench, delay: float) -> None:
     old, new = bench.file("dfl-1", 3), bench.file("dfl-1", 2, version="v2")
@@ -212,11 +219,66 @@ async def test_files_are_replaced_in_a_bucket_by_writers_that_take_turns(bucket:
     await bench.assert_holds(*files[1:])
 
 
+@pytest.mark.parametrize("code", ["PreconditionFailed", "ConditionalRequestConflict"])
+async def test_a_second_provision_finds_the_first_in_a_store_that_does_not_say_which_condition_failed(
+    bucket: str, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    """MinIO and Versity answer 412 without a condition; AWS answers 409 while another conditional write is under way."""
+
+    class Bare(S3ClientError):  # type: ignore[misc]
+        def __init__(self, failed_condition: str) -> None:
+            super().__init__("the condition does not hold")
+
+    Bare.code = code
+    await Bench(StorageContextUnderTest(bucket)).open().provision()
+    monkeypatch.setattr("moto.s3.responses.PreconditionFailed", Bare)
+    await Bench(StorageContextUnderTest(bucket)).open().provision()
+
+
+async def test_a_conflict_between_conditional_writes_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([conditional_conflict(), conditional_conflict(), None])
+
+    def pipe_file(self: MemoryFileSystem, path: str, data: bytes, **options: Any) -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", pipe_file)
+    assert FolderStore("memory://records").create("a", b"")
+
+
+def conditional_conflict() -> OSError:
+    """As s3fs raises what botocore says of AWS's answer 409."""
+    error = OSError("The conditional request cannot succeed due to a conflicting operation against this resource.")
+    error.__cause__ = ClientError({"Error": {"Code": "ConditionalRequestConflict"}}, "PutObject")
+    return error
+
+
 async def test_a_bucket_that_is_not_there_is_unavailable(bucket: str) -> None:
     bench = Bench(StorageContextUnderTest("s3://no-such-bucket/indexes"))
     with pytest.raises(SinkUnavailable, match="s3://no-such-bucket/indexes") as caught:
         await bench.open().provision()
     assert "the-secret" not in str(caught.value)
+
+
+async def test_what_the_driver_of_google_cloud_storage_raises_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither class is an OSError; gcsfs is not installed here."""
+
+    class HttpError(Exception):
+        """As ``gcsfs.retry.HttpError``."""
+
+    class GoogleAuthError(Exception):
+        """As ``google.auth.exceptions.GoogleAuthError``."""
+
+    for module, kind in (("gcsfs.retry", HttpError), ("google.auth.exceptions", GoogleAuthError)):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+        monkeypatch.setattr(sys.modules[module], kind.__name__, kind, raising=False)
+
+        def refuse(*_: Any, kind: type[Exception] = kind, **__: Any) -> None:
+            raise kind("Anonymous caller does not have storage.objects.create access")
+
+        monkeypatch.setattr(MemoryFileSystem, "pipe_file", refuse)
+        with pytest.raises(SinkUnavailable, match="Anonymous caller"):
+            await Bench(StorageContextUnderTest("memory://records")).open().provision()
 
 
 async def test_an_object_store_that_does_not_answer_is_unavailable(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

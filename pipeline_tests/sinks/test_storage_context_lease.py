@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from pathlib import Path
 
@@ -62,6 +63,27 @@ async def test_a_holder_that_renews_is_not_overtaken_after_the_duration(tmp_path
             async with held_lease(store, "leases", seconds=30, wait=0.9):
                 pytest.fail("two holders")
         lease.check()
+
+
+async def test_a_renewal_under_way_when_the_work_ends_does_not_outlive_the_lease(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, put, under_way = FolderStore(str(tmp_path)), FolderStore.put, threading.Event()
+
+    def slow_to_renew(self: FolderStore, relative: str, data: bytes) -> None:
+        if json.loads(data)["expires_at"]:
+            under_way.set()
+            time.sleep(0.2)
+        put(self, relative, data)
+
+    monkeypatch.setattr(FolderStore, "put", slow_to_renew)
+    async with held_lease(store, "leases", seconds=30, wait=1) as lease:
+        renewing = asyncio.create_task(asyncio.to_thread(lease.renew))
+        await asyncio.to_thread(under_way.wait, 5)
+    await renewing
+    await asyncio.to_thread(lease.renew)
+    async with held_lease(store, "leases", seconds=30, wait=0.01) as following:
+        assert following.number == lease.number + 1
 
 
 async def test_a_given_back_lease_is_free_at_once_and_worthless(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The index LlamaIndex loads beside the llama_docstore sink: it lists what the docstore holds, however runs end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from pipeline_tests.llama_index.bench import REASON
+
+pytest.importorskip("llama_index.core", reason=REASON)
+
+from llama_index.core.data_structs.data_structs import IndexDict
+
+from pipeline.errors import SinkUnavailable
+from pipeline.sinks.llama_docstore import LlamaDocstoreExporter
+from pipeline.sinks.llama_docstore_store import DocstoreNamespace
+from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.llama_docstore_harness import LlamaDocstoreUnderTest
+from pipeline_tests.llama_index.stacks import kvstore_in_process
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    made = Bench(LlamaDocstoreUnderTest(kvstore_in_process(tmp_path)))
+    await made.open().provision()
+    yield made
+    for exporter in made.opened:
+        await exporter.close()
+
+
+def listed(bench: Bench, config: str | None = None) -> list[str]:
+    assert isinstance(bench.exporter, LlamaDocstoreExporter)
+    (index,) = bench.exporter.storage_context(config or bench.config, None).index_store.index_structs()
+    return sorted(index.nodes_dict)
+
+
+async def nodes(bench: Bench, config: str | None = None) -> list[str]:
+    return sorted(name for table in (await bench.held(config=config)).values() for name in table["id"].to_pylist())
+
+
+async def test_what_a_run_that_died_has_written_is_listed_by_the_next_one_even_if_that_writes_nothing(bench: Bench) -> None:
+    other = f"{bench.config}-b"
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-1", config=other))
+    await bench.exporter.optimize()
+    await bench.replace(bench.file("dfl-2", 5), bench.file("dfl-3", 2, config=other))
+    assert listed(bench) != await nodes(bench)
+    await bench.open().optimize()
+    assert listed(bench) == await nodes(bench)
+    assert listed(bench, other) == await nodes(bench, other)
+
+
+async def test_a_removal_is_seen_in_the_index_when_it_returns(bench: Bench) -> None:
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.exporter.optimize()
+    await bench.delete("dfl-1", "dfl-none")
+    assert listed(bench) == await nodes(bench)
+    await bench.delete("dfl-2")
+    assert listed(bench) == []
+
+
+async def test_a_removal_that_died_is_seen_in_the_index_after_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.exporter.optimize()
+
+    def crash(self: DocstoreNamespace, index_id: str, max_bytes: int) -> None:
+        raise ConnectionError("crash")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DocstoreNamespace, "write_index", crash)
+        with pytest.raises(SinkUnavailable, match="crash"):
+            await bench.delete("dfl-1")
+    await bench.open().optimize()
+    assert listed(bench) == await nodes(bench)
+
+
+async def test_what_was_written_while_another_run_listed_it_stays_to_be_listed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    write_index = DocstoreNamespace.write_index
+    other = bench.open()
+
+    def slow(self: DocstoreNamespace, index_id: str, max_bytes: int) -> None:
+        write_index(self, index_id, max_bytes)
+        monkeypatch.undo()
+        asyncio.run(other.replace_files([bench.file("dfl-2")]))
+
+    monkeypatch.setattr(DocstoreNamespace, "write_index", slow)
+    await bench.exporter.optimize()
+    await bench.open().optimize()
+    assert listed(bench) == await nodes(bench)
+
+
+async def test_an_index_too_large_for_an_entry_is_not_even_built(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[int] = []
+    to_json = IndexDict.to_json
+
+    def watched(self: IndexDict) -> str:
+        built.append(len(self.nodes_dict))
+        return str(to_json(self))
+
+    monkeypatch.setattr(IndexDict, "to_json", watched)
+    small = bench.exporter.settings.model_copy(update={"max_entry_bytes": 5000})
+    monkeypatch.setattr(bench.exporter, "settings", small)
+    await bench.replace(*(bench.file(f"dfl-{number}", 10) for number in range(10)))
+    await bench.exporter.optimize()
+    assert set(built) == {0}
