@@ -33,14 +33,20 @@ _QUESTIONS = 3
 _EDITED = Path("handbook/onboarding.md")
 _ADDED = Path("support/field-notes.md")
 _REMOVED = Path("support/opening-hours.txt")
+_MARKER = ".made-by-indexport-demo"
 
 
 def run_demo(out: Console, err: Console, documents: str | None) -> None:
-    """Sync a folder, search it, and, over the samples, change it and sync again. Raises ConfigError for a missing folder."""
+    """Sync a folder, search it, and, over the samples, change it and sync again.
+
+    Raises ConfigError for a missing folder, and where the demo's own folder may hold what is not the demo's.
+    """
+    home = Home(Home.from_environment().root / "demo")
     if documents is not None and not Path(documents).is_dir():
         raise ConfigError(f"{documents!r} is no folder; give --documents (make demo DOCS=...) a folder of documents")
-    home = Home(Home.from_environment().root / "demo")
-    shutil.rmtree(home.root, ignore_errors=True)
+    if documents is not None and Path(documents).resolve().is_relative_to(home.root):
+        raise ConfigError(f"{documents!r} is in {home.root}, which every demo begins anew; give --documents a folder elsewhere")
+    _empty(home.root)
     os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
     folder = Path(documents) if documents else home.root / "documents"
     if documents is None:
@@ -58,6 +64,16 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
         out.rule("3. Sync again: only what changed is worked on")
         _sync(out, err, export)
     out.print(f"\nEverything is in {home.root}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
+
+
+def _empty(root: Path) -> None:
+    """A new folder in place of the last demo's; one that no demo has made is left alone."""
+    marker = root / _MARKER
+    if root.exists() and not marker.is_file():
+        raise ConfigError(f"{root} was not made by a demo; move it away, or set INDEXPORT_HOME to another folder")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    marker.touch()
 
 
 def _open(home: Home) -> Export:
