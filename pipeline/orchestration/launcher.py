@@ -20,6 +20,8 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy.exc
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.plan.objects import ErrorSource
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
@@ -160,7 +162,7 @@ def execute(
     job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, mark: str
 ) -> dg.ExecuteInProcessResult:
     """One run of the export's ingest job, here and now. ``mark`` is this process's."""
-    return job.execute_in_process(
+    result = job.execute_in_process(
         instance=instance,
         run_config=_QUIET,
         partition_key=spec.keys[0] if spec.alone else None,
@@ -168,6 +170,8 @@ def execute(
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         raise_on_error=False,
     )
+    _stop_if_interrupted(result)
+    return result
 
 
 def _remove(
@@ -184,9 +188,19 @@ def _remove(
         tags={EXPORT_TAG: settings.name, LANE_TAG: "removal", PROCESS_TAG: mark},
         raise_on_error=False,
     )
+    _stop_if_interrupted(result)
     _count(result, report)
     if result.success:
         report.removed += file_ids
+
+
+def _stop_if_interrupted(result: dg.ExecuteInProcessResult) -> None:
+    """Raise the KeyboardInterrupt that Dagster has caught: it ends the run it is in and would let the next one begin."""
+    for event in result.all_events:
+        in_a_step = event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT
+        unexpected = RunFailureReason.UNEXPECTED_TERMINATION
+        if in_a_step or (event.is_job_failure and event.job_failure_data.failure_reason is unexpected):
+            raise KeyboardInterrupt
 
 
 def _count(result: dg.ExecuteInProcessResult, report: SyncReport) -> None:
