@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -22,7 +23,9 @@ import dagster as dg
 import sqlalchemy.exc
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
+from dagster_shared.error import SerializableErrorInfo
 
+import pipeline.errors
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
@@ -41,6 +44,7 @@ from pipeline.stages.settings import ExportSettings
 _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
 _HEAPS = 2
+_PLACE = re.compile(r'File "(.+)", line (\d+)')
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -215,8 +219,22 @@ def failures(result: dg.ExecuteInProcessResult) -> list[str]:
     for event in result.filter_events(lambda event: event.is_step_failure):
         failure = event.step_failure_data
         told = failure.user_failure_data.description if failure.user_failure_data else None
-        lines.append(told or (failure.error.message.strip() if failure.error else "no reason given"))
+        lines.append(told or (_reason(event.step_key, failure.error) if failure.error else "no reason given"))
     return lines
+
+
+def _reason(step: str | None, error: SerializableErrorInfo) -> str:
+    """The words of an error of our own. Of any other only the type and the place of its innermost cause: its words may hold
+    what nobody should read."""
+    while True:
+        if error.cls_name and hasattr(pipeline.errors, error.cls_name):
+            return error.message.strip().partition(": ")[2]
+        if error.cause is None:
+            break
+        error = error.cause
+    place = _PLACE.search(error.stack[-1]) if error.stack else None
+    where = f" in {place[1]}:{place[2]}" if place else ""
+    return f"{step}: {error.cls_name}{where}; its words are in the run's log (`indexport dev`)"
 
 
 def run_dagster_dev(port: int) -> int:
