@@ -31,6 +31,7 @@ from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
+from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG, PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
@@ -140,6 +141,8 @@ def sync(
                 report.ingested += spec.keys
             if decided.removals:
                 _remove(removal, decided.removals, settings, instance, report, mark)
+    if report.runs:
+        instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)
     return report
 
