@@ -111,6 +111,30 @@ def test_output_for_people_cites_pages(folder: Path) -> None:
     assert "Plan of default" in invoke("plan")
 
 
+def test_conditions_on_one_key_hold_together(folder: Path) -> None:
+    invoke("sync", "--refresh")
+    gauges, boats = ("--where", "file_name=gauges.md"), ("--where", 'file_name={"ne": "gauges.md"}')
+    assert len(json.loads(invoke("search", "red boat", *boats, "--json"))) == 1
+    assert json.loads(invoke("search", "red boat", *gauges, *boats, "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        (["file_name=a.md", "file_name=b.md"], "'file_name': eq is given twice"),
+        (["file_name={}"], "key=value"),
+        (["file_name"], "key=value"),
+        (["team=x"], "declare it in the export's metadata_fields"),
+    ],
+)
+def test_a_condition_that_says_nothing_or_too_much_is_refused(folder: Path, conditions: list[str], message: str) -> None:
+    invoke("index", "sync", "--wait")
+    where = [part for condition in conditions for part in ("--where", condition)]
+    outcome = CliRunner().invoke(app, ["search", "x", *where])
+    assert isinstance(outcome.exception, ConfigError)
+    assert message in str(outcome.exception)
+
+
 def test_wrong_questions_end_with_two_and_one_line() -> None:
     for arguments, message in (
         (["status", "--export", "nope"], "there is no export 'nope'"),
