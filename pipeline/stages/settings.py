@@ -18,7 +18,7 @@ _COMPONENT = "pipeline.components.IndexExport"
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class DetectionSettings(_Settings):
