@@ -17,9 +17,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, file_ids_of, open_export, out, sink_of
+from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, fail, file_ids_of, open_export, out, sink_of
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 
@@ -61,16 +62,16 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        err.print(f"[red]configuration:[/red] {error}", highlight=False, markup=True)
+        fail("configuration", str(error))
         sys.exit(2)
     except IndexportError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False)
+        fail("error", str(error))
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = error.filename or os.environ.get("INDEXPORT_HOME", ".indexport")
-        err.print(f"[red]error:[/red] {where}: {error.strerror}; check its space and rights", highlight=False)
+        where = error.filename or os.environ.get("INDEXPORT_HOME") or ".indexport"
+        fail("error", f"{where}: {error.strerror}; check its space and rights")
         sys.exit(1)
 
 
@@ -158,10 +159,10 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
         table.add_row(name, str(count))
     for sink, count in current.items():
         down = sinks[sink].last_error if sink in sinks else None
-        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {down})[/red]" if down else ""))
-    out.print(table)
+        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(down)})[/red]" if down else ""))
+    out.print(table, soft_wrap=False)
     for file_id, reason in behind.items():
-        out.print(f"[yellow]{rows[file_id].status}[/yellow] {rows[file_id].display_name} ({file_id}): {reason}")
+        out.print(f"[yellow]{rows[file_id].status}[/yellow] {escape(f'{rows[file_id].display_name} ({file_id}): {reason}')}")
 
 
 @app.command()

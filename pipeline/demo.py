@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.cli_output import SyncView, print_hits, print_sync
 from pipeline.errors import ConfigError
@@ -55,17 +56,17 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
         shutil.copytree(SAMPLES, folder)
     with local_cloud_environment(str(folder), home.local_cloud):
         export = Export(_SETTINGS, home)
-        out.rule(f"1. A local LlamaCloud parses {folder}; one Dagster run exports it")
+        out.rule(f"1. A local LlamaCloud parses {escape(str(folder))}; one Dagster run exports it")
         _sync(out, err, export)
         out.rule("2. Search, with citations")
         for question in QUESTIONS if documents is None else asyncio.run(_headings(export)):
-            out.print(f"\n[bold cyan]{question}[/bold cyan]", highlight=False)
+            out.print(f"\n[bold cyan]{escape(question)}[/bold cyan]", highlight=False)
             print_hits(out, asyncio.run(search(export, next(iter(export.settings.sinks)), question, k=3)))
         if documents is None:
             _change(out, folder)
         out.rule("3. Sync again: only what changed is worked on")
         _sync(out, err, export)
-    out.print(f"\nEverything is in {home.root}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
+    out.print(f"\nEverything is in {escape(str(home.root))}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
 
 
 def _empty(root: Path) -> None:
