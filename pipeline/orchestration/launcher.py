@@ -86,14 +86,21 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
             yield instance
-    except (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+    except (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *_errors_of_postgres()) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
-        reason = error.orig if isinstance(error, sqlalchemy.exc.OperationalError) else error
+        cause = error.__cause__ if isinstance(error, _errors_of_postgres()) else error
+        reason = cause.orig if isinstance(cause, sqlalchemy.exc.DBAPIError) else cause
         raise InstanceUnavailable(
             f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
             "runs, then sync again: what was not done is done then"
         ) from error
+
+
+def _errors_of_postgres() -> tuple[type[Exception], ...]:
+    """What Dagster's storage in PostgreSQL, an extra, raises from the last error when it has tried often enough."""
+    storage = sys.modules.get("dagster_postgres.utils")
+    return (storage.DagsterPostgresException,) if storage else ()
 
 
 def _dagster_yaml() -> Path:
