@@ -10,16 +10,17 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, file_ids_of, open_export, out, sink_of
+from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, fail, file_ids_of, open_export, out, sink_of
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 
@@ -61,16 +62,16 @@ def main() -> None:
     try:
         app()
     except ConfigError as error:
-        err.print(f"[red]configuration:[/red] {error}", highlight=False, markup=True)
+        fail("configuration", str(error))
         sys.exit(2)
     except IndexportError as error:
-        err.print(f"[red]error:[/red] {error}", highlight=False)
+        fail("error", str(error))
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = error.filename or os.environ.get("INDEXPORT_HOME", ".indexport")
-        err.print(f"[red]error:[/red] {where}: {error.strerror}; check its space and rights", highlight=False)
+        where = error.filename or os.environ.get("INDEXPORT_HOME") or ".indexport"
+        fail("error", f"{where}: {error.strerror}; check its space and rights")
         sys.exit(1)
 
 
@@ -160,10 +161,10 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
         table.add_row(name, str(count))
     for sink, count in current.items():
         down = sinks[sink].last_error if sink in sinks else None
-        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {down})[/red]" if down else ""))
-    out.print(table)
+        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(down)})[/red]" if down else ""))
+    out.print(table, soft_wrap=False)
     for file_id, reason in behind.items():
-        out.print(f"[yellow]{rows[file_id].status}[/yellow] {rows[file_id].display_name} ({file_id}): {reason}")
+        out.print(f"[yellow]{rows[file_id].status}[/yellow] {escape(f'{rows[file_id].display_name} ({file_id}): {reason}')}")
 
 
 @app.command()
@@ -173,7 +174,9 @@ def search(
     sink: SinkOption = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector, text or hybrid.")] = Mode.vector,
-    where: Annotated[list[str] | None, typer.Option(help="Filter as key=value; may be repeated.")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help='Filter as key=value or key={"gte": 5}; may be repeated, and all hold.')
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search a sink; every hit cites its file and pages."""
@@ -181,9 +184,8 @@ def search(
     from pipeline.stages.search import search as run_search
 
     opened = open_export(export)
-    filters: dict[str, Any] = dict(_filter(condition) for condition in where or [])
     try:
-        hits = await_now(run_search(opened, sink_of(opened, sink), query, mode=mode.value, k=k, filters=filters))
+        hits = await_now(run_search(opened, sink_of(opened, sink), query, mode=mode.value, k=k, filters=_filters(where or [])))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
@@ -365,14 +367,22 @@ def _local_cloud_variables(port: int) -> str:
     return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
 
 
-def _filter(condition: str) -> tuple[str, Any]:
-    key, separator, value = condition.partition("=")
-    if not separator:
-        raise ConfigError(f"a filter reads key=value, not {condition!r}")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
+def _filters(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """All of them together: key -> operator -> value."""
+    filters: dict[str, dict[str, Any]] = {}
+    for condition in conditions:
+        key, separator, text = condition.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        operations = value if isinstance(value, dict) else {"eq": value}
+        if not separator or not operations:
+            raise ConfigError(f'a filter reads key=value or key={{"gte": 5}}, not {condition!r}')
+        if twice := filters.setdefault(key, {}).keys() & operations.keys():
+            raise ConfigError(f"filter on {key!r}: {', '.join(sorted(twice))} is given twice; `in` takes a list of values")
+        filters[key] |= operations
+    return filters
 
 
 if __name__ == "__main__":

@@ -13,10 +13,12 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from pipeline.errors import ConfigError
 
-out = Console()
+out = Console(soft_wrap=True)
+"""Lines stay whole: a pipe has no width."""
 err = Console(stderr=True)
 
 T = TypeVar("T")
@@ -25,6 +27,11 @@ ExportOption = Annotated[str, typer.Option("--export", help="Which export, by it
 SinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; the export's first by default.")]
 EverySinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; every one by default.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+def fail(label: str, text: str) -> None:
+    """One line on stderr, as it is: names of files may look like markup."""
+    err.print(Text.assemble((f"{label}:", "red"), " ", text), highlight=False, soft_wrap=True)
 
 
 def open_export(name: str) -> Any:

@@ -140,7 +140,7 @@ def print_erasure(console: Console, report: ErasureReport) -> None:
     for problem in report.problems:
         console.print(f"not erased: {problem}", markup=False, highlight=False)
     verdict = "[green]erased and proved[/green]" if report.proved else "[red]not proved; erase again[/red]"
-    console.print(f"{', '.join(report.file_ids)}: {verdict}", highlight=False)
+    console.print(f"{escape(', '.join(report.file_ids))}: {verdict}", highlight=False)
 
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def print_plan(console: Console, export: str, plan: Plan) -> None:
                 table.add_row(f"{name} {part}", escape(str(value)))
         else:
             table.add_row(name.replace("_", " "), f"{count:,}")
-    console.print(table)
+    console.print(table, soft_wrap=False)
 
 
 def sync_summary(report: SyncReport) -> dict[str, Any]:

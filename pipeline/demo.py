@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline.cli_output import SyncView, print_hits, print_sync
 from pipeline.errors import ConfigError
@@ -21,7 +22,7 @@ from pipeline.orchestration.launcher import SyncReport, open_instance, sync
 from pipeline.stages.detect import refresh
 from pipeline.stages.export import Export
 from pipeline.stages.search import records, search
-from pipeline.stages.settings import load_exports
+from pipeline.stages.settings import ExportSettings, RemovalSettings
 
 SAMPLES = Path(__file__).parents[1] / "samples"
 QUESTIONS = (
@@ -33,35 +34,49 @@ _QUESTIONS = 3
 _EDITED = Path("handbook/onboarding.md")
 _ADDED = Path("support/field-notes.md")
 _REMOVED = Path("support/opening-hours.txt")
+_SETTINGS = ExportSettings(name="demo", removal=RemovalSettings(grace_period_seconds=0))
+"""No account and no key, whatever the project's own exports ask for."""
+_MARKER = ".made-by-indexport-demo"
 
 
 def run_demo(out: Console, err: Console, documents: str | None) -> None:
-    """Sync a folder, search it, and, over the samples, change it and sync again. Raises ConfigError for a missing folder."""
+    """Sync a folder, search it, and, over the samples, change it and sync again.
+
+    Raises ConfigError for a missing folder, and where the demo's own folder may hold what is not the demo's.
+    """
+    home = Home(Home.from_environment().root / "demo")
     if documents is not None and not Path(documents).is_dir():
         raise ConfigError(f"{documents!r} is no folder; give --documents (make demo DOCS=...) a folder of documents")
-    home = Home(Home.from_environment().root / "demo")
-    shutil.rmtree(home.root, ignore_errors=True)
+    if documents is not None and Path(documents).resolve().is_relative_to(home.root):
+        raise ConfigError(f"{documents!r} is in {home.root}, which every demo begins anew; give --documents a folder elsewhere")
+    _empty(home.root)
     os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
     folder = Path(documents) if documents else home.root / "documents"
     if documents is None:
         shutil.copytree(SAMPLES, folder)
     with local_cloud_environment(str(folder), home.local_cloud):
-        export = _open(home)
-        out.rule(f"1. A local LlamaCloud parses {folder}; one Dagster run exports it")
+        export = Export(_SETTINGS, home)
+        out.rule(f"1. A local LlamaCloud parses {escape(str(folder))}; one Dagster run exports it")
         _sync(out, err, export)
         out.rule("2. Search, with citations")
         for question in QUESTIONS if documents is None else asyncio.run(_headings(export)):
-            out.print(f"\n[bold cyan]{question}[/bold cyan]", highlight=False)
+            out.print(f"\n[bold cyan]{escape(question)}[/bold cyan]", highlight=False)
             print_hits(out, asyncio.run(search(export, next(iter(export.settings.sinks)), question, k=3)))
         if documents is None:
             _change(out, folder)
         out.rule("3. Sync again: only what changed is worked on")
         _sync(out, err, export)
-    out.print(f"\nEverything is in {home.root}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
+    out.print(f"\nEverything is in {escape(str(home.root))}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
 
 
-def _open(home: Home) -> Export:
-    return Export(load_exports(Path(__file__).parent / "defs")["default"], home)
+def _empty(root: Path) -> None:
+    """A new folder in place of the last demo's; one that no demo has made is left alone."""
+    marker = root / _MARKER
+    if root.exists() and not marker.is_file():
+        raise ConfigError(f"{root} was not made by a demo; move it away, or set INDEXPORT_HOME to another folder")
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    marker.touch()
 
 
 def _sync(out: Console, err: Console, export: Export) -> SyncReport:

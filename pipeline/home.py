@@ -19,7 +19,7 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        return cls(Path(os.environ.get("INDEXPORT_HOME", ".indexport")).expanduser().resolve())
+        return cls(Path(os.environ.get("INDEXPORT_HOME") or ".indexport").expanduser().resolve())
 
     @property
     def dagster_home(self) -> Path:

@@ -15,6 +15,7 @@ from llama_cloud.resources.indexes import AsyncIndexesResource
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.cli_common import file_ids_of, open_export
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.command_line import INDEXPORT, invoke
@@ -109,6 +110,59 @@ def test_output_for_people_cites_pages(folder: Path) -> None:
     assert "in lancedb" in invoke("status")
     assert "ready" in invoke("index", "status")
     assert "Plan of default" in invoke("plan")
+
+
+def test_conditions_on_one_key_hold_together(folder: Path) -> None:
+    invoke("sync", "--refresh")
+    gauges, boats = ("--where", "file_name=gauges.md"), ("--where", 'file_name={"ne": "gauges.md"}')
+    assert len(json.loads(invoke("search", "red boat", *boats, "--json"))) == 1
+    assert json.loads(invoke("search", "red boat", *gauges, *boats, "--json")) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [
+        (["file_name=a.md", "file_name=b.md"], "'file_name': eq is given twice"),
+        (["file_name={}"], "key=value"),
+        (["file_name"], "key=value"),
+        (["team=x"], "declare it in the export's metadata_fields"),
+    ],
+)
+def test_a_condition_that_says_nothing_or_too_much_is_refused(folder: Path, conditions: list[str], message: str) -> None:
+    invoke("index", "sync", "--wait")
+    where = [part for condition in conditions for part in ("--where", condition)]
+    outcome = CliRunner().invoke(app, ["search", "x", *where])
+    assert isinstance(outcome.exception, ConfigError)
+    assert message in str(outcome.exception)
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
+    (folder / "boats [").mkdir()
+    (folder / "boats.md").rename(folder / "boats [" / "final].md")
+    invoke("sync", "--refresh")
+    assert "boats [/final].md, page 1" in invoke("search", "red boat", "-k", "1")
+    assert "boats [/final].md" in invoke("records")
+    opened = open_export("default")
+    (file_id,) = file_ids_of(opened, "boats [/final].md")
+    opened.record_failures({file_id: "[/poison]"}, "run")
+    assert "boats [/final].md" in (shown := invoke("status"))
+    assert "[/poison]" in shown
+
+
+def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
+    invoke("sync", "--refresh")
+    (folder / "gauges.md").rename(folder / f"{'very ' * 20}long.md")
+    invoke("sync", "--refresh")
+    assert len(invoke("records").splitlines()) == 2
+    assert len(invoke("history", f"{'very ' * 20}long.md").splitlines()) == 2
+
+
+def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
+    name = f"report [final] [/a] {'very ' * 20}long.md"
+    outcome = subprocess.run(
+        [*INDEXPORT, "history", name], capture_output=True, text=True, env={**os.environ, "INDEXPORT_HOME": str(tmp_path)}
+    )
+    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: no file of 'default' has the id or name {name!r}\n")
 
 
 def test_wrong_questions_end_with_two_and_one_line() -> None:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-import dagster as dg
-from pydantic import BaseModel
+from typing import Any, Self
 
+import dagster as dg
+from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from pipeline.errors import ConfigError
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
 from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
-from pipeline.stages.settings import ExportSettings
+from pipeline.stages.settings import ExportSettings, described
+
+
+class _Attributes(ExportSettings):
+    """Settings whose errors hold no value, which may be a secret in the wrong place. Pydantic's would: Dagster makes them anew."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _without_values(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return validate(given)
+        except ValidationError as error:
+            raise ConfigError(described(error)) from None
 
 
 class IndexExport(dg.Component):
@@ -22,7 +37,7 @@ class IndexExport(dg.Component):
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
-        return ExportSettings
+        return _Attributes
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> IndexExport:

@@ -83,7 +83,7 @@ class Chunk:
 class ChunkingSettings(BaseModel):
     """How documents are cut. Every field is part of the chunker's fingerprint: a change re-chunks, nothing else does."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     max_tokens: int | None = Field(
         default=None,

@@ -56,9 +56,13 @@ class Ledger:
         with writing(self._engine, self.export) as connection:
             upsert(connection, schema.exports, [{"export": self.export, **values}])
 
-    def files(self, file_ids: Collection[str] | None = None) -> dict[str, FileRow]:
-        """Rows by file id, all of them or those named (unknown ids are absent), in file id order."""
-        query = sa.select(*_FILE_COLUMNS).where(schema.files.c.export == self.export).order_by(schema.files.c.file_id)
+    def files(self, file_ids: Collection[str] | None = None, *, failing: bool = False) -> dict[str, FileRow]:
+        """Rows by file id, all of them or those named (unknown ids are absent), in file id order. ``failing``: only those of
+        the directory's whose last attempt has failed, also while they are tried again."""
+        c = schema.files.c
+        query = sa.select(*_FILE_COLUMNS).where(c.export == self.export).order_by(c.file_id)
+        if failing:
+            query = query.where(c.attempts > 0, c.missing_since.is_(None), c.status.not_in(LEAVING))
         with self._engine.connect() as connection:
             if file_ids is None:
                 return {row[0]: FileRow(*row) for row in connection.execute(query)}

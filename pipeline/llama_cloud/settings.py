@@ -18,7 +18,7 @@ MAX_PAGE_SIZE = 1000
 class LlamaCloudSettings(BaseModel):
     """Which index to read, and how gently."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     index_id: str | None = Field(
         default=None,

@@ -17,7 +17,7 @@ def _location(value: object) -> object:
 class LocalCloudSettings(BaseModel):
     """What to serve, where to keep state, and whom to let in."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     documents: Annotated[str, BeforeValidator(_location)] = Field(
         min_length=1, description="Folder of documents: a local path or an fsspec URL (s3://bucket/prefix)."

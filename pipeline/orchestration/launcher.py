@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -20,12 +21,17 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy.exc
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.plan.objects import ErrorSource
+from dagster_shared.error import SerializableErrorInfo
 
+import pipeline.errors
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
 from pipeline.home import Home
 from pipeline.orchestration.assets import asset_key
+from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG, PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
@@ -39,6 +45,7 @@ from pipeline.stages.settings import ExportSettings
 _M_ARENA_MAX = -8
 """From glibc's malloc.h."""
 _HEAPS = 2
+_PLACE = re.compile(r'File "(.+)", line (\d+)')
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -79,14 +86,21 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
             yield instance
-    except (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError) as error:
+    except (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *_errors_of_postgres()) as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
-        reason = error.orig if isinstance(error, sqlalchemy.exc.OperationalError) else error
+        cause = error.__cause__ if isinstance(error, _errors_of_postgres()) else error
+        reason = cause.orig if isinstance(cause, sqlalchemy.exc.DBAPIError) else cause
         raise InstanceUnavailable(
             f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
             "runs, then sync again: what was not done is done then"
         ) from error
+
+
+def _errors_of_postgres() -> tuple[type[Exception], ...]:
+    """What Dagster's storage in PostgreSQL, an extra, raises from the last error when it has tried often enough."""
+    storage = sys.modules.get("dagster_postgres.utils")
+    return (storage.DagsterPostgresException,) if storage else ()
 
 
 def _dagster_yaml() -> Path:
@@ -134,6 +148,8 @@ def sync(
                 report.ingested += spec.keys
             if decided.removals:
                 _remove(removal, decided.removals, settings, instance, report, mark)
+    if report.runs:
+        instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)
     return report
 
@@ -160,7 +176,7 @@ def execute(
     job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, mark: str
 ) -> dg.ExecuteInProcessResult:
     """One run of the export's ingest job, here and now. ``mark`` is this process's."""
-    return job.execute_in_process(
+    result = job.execute_in_process(
         instance=instance,
         run_config=_QUIET,
         partition_key=spec.keys[0] if spec.alone else None,
@@ -168,6 +184,8 @@ def execute(
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         raise_on_error=False,
     )
+    _stop_if_interrupted(result)
+    return result
 
 
 def _remove(
@@ -184,9 +202,19 @@ def _remove(
         tags={EXPORT_TAG: settings.name, LANE_TAG: "removal", PROCESS_TAG: mark},
         raise_on_error=False,
     )
+    _stop_if_interrupted(result)
     _count(result, report)
     if result.success:
         report.removed += file_ids
+
+
+def _stop_if_interrupted(result: dg.ExecuteInProcessResult) -> None:
+    """Raise the KeyboardInterrupt that Dagster has caught: it ends the run it is in and would let the next one begin."""
+    for event in result.all_events:
+        in_a_step = event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT
+        unexpected = RunFailureReason.UNEXPECTED_TERMINATION
+        if in_a_step or (event.is_job_failure and event.job_failure_data.failure_reason is unexpected):
+            raise KeyboardInterrupt
 
 
 def _count(result: dg.ExecuteInProcessResult, report: SyncReport) -> None:
@@ -201,8 +229,22 @@ def failures(result: dg.ExecuteInProcessResult) -> list[str]:
     for event in result.filter_events(lambda event: event.is_step_failure):
         failure = event.step_failure_data
         told = failure.user_failure_data.description if failure.user_failure_data else None
-        lines.append(told or (failure.error.message.strip() if failure.error else "no reason given"))
+        lines.append(told or (_reason(event.step_key, failure.error) if failure.error else "no reason given"))
     return lines
+
+
+def _reason(step: str | None, error: SerializableErrorInfo) -> str:
+    """The words of an error of our own. Of any other only the type and the place of its innermost cause: its words may hold
+    what nobody should read."""
+    while True:
+        if error.cls_name and hasattr(pipeline.errors, error.cls_name):
+            return error.message.strip().partition(": ")[2]
+        if error.cause is None:
+            break
+        error = error.cause
+    place = _PLACE.search(error.stack[-1]) if error.stack else None
+    where = f" in {place[1]}:{place[2]}" if place else ""
+    return f"{step}: {error.cls_name}{where}; its words are in the run's log (`indexport dev`)"
 
 
 def run_dagster_dev(port: int) -> int:

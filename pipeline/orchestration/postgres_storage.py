@@ -14,26 +14,28 @@ import sqlalchemy as sa
 from dagster._core.events.log import EventLogEntry
 from dagster._serdes import ConfigurableClassData
 from dagster._utils.concurrency import ConcurrencyClaimStatus
+from dagster_postgres.auth import PgTokenProvider
 from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
-from dagster_postgres.utils import pg_url_from_config
+from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
 
 
-def _keeping_engine(postgres_url: str) -> sa.Engine:
+def _keeping_engine(postgres_url: str, token_provider: PgTokenProvider | None) -> sa.Engine:
     """As in the webserver: one connection is kept, more are made and dropped as they are needed."""
-    return sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT", pool_size=1, max_overflow=-1, pool_pre_ping=True)
+    kept = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": -1, "pool_pre_ping": True}
+    return create_pg_engine(postgres_url, token_provider, **kept)
 
 
 class KeepingPostgresRunStorage(PostgresRunStorage):
     """The stock class over a kept connection."""
 
-    def __init__(self, postgres_url: str, should_autocreate_tables: bool = True) -> None:
-        super().__init__(postgres_url, should_autocreate_tables)
-        self._engine = _keeping_engine(postgres_url)
+    def __init__(self, postgres_url: str, should_autocreate_tables: bool, token_provider: PgTokenProvider | None) -> None:
+        super().__init__(postgres_url, should_autocreate_tables, token_provider=token_provider)
+        self._engine = _keeping_engine(postgres_url, token_provider)
 
     def dispose(self) -> None:
         super().dispose()
@@ -44,10 +46,14 @@ class BatchingPostgresEventLogStorage(SharedPoolsStorage, PostgresEventLogStorag
     """One INSERT a batch, where the stock class takes one for every planned event."""
 
     def __init__(
-        self, postgres_url: str, should_autocreate_tables: bool = True, inst_data: ConfigurableClassData | None = None
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+        token_provider: PgTokenProvider | None = None,
     ) -> None:
-        super().__init__(postgres_url, should_autocreate_tables, inst_data)
-        self._engine = _keeping_engine(postgres_url)
+        super().__init__(postgres_url, should_autocreate_tables, inst_data, token_provider)
+        self._engine = _keeping_engine(postgres_url, token_provider)
         self._there: set[tuple[str, str]] = set()
 
     def dispose(self) -> None:
@@ -93,11 +99,17 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
     """Configured like the stock class, over the same tables: either can read what the other wrote."""
 
     def __init__(
-        self, postgres_url: str, should_autocreate_tables: bool = True, inst_data: ConfigurableClassData | None = None
+        self,
+        postgres_url: str,
+        should_autocreate_tables: bool = True,
+        inst_data: ConfigurableClassData | None = None,
+        token_provider: PgTokenProvider | None = None,
     ) -> None:
-        super().__init__(postgres_url, should_autocreate_tables, inst_data)
-        self._run_storage = KeepingPostgresRunStorage(postgres_url, should_autocreate_tables)
-        self._event_log_storage = BatchingPostgresEventLogStorage(postgres_url, should_autocreate_tables)
+        super().__init__(postgres_url, should_autocreate_tables, inst_data, token_provider)
+        self._run_storage = KeepingPostgresRunStorage(postgres_url, should_autocreate_tables, token_provider)
+        self._event_log_storage = BatchingPostgresEventLogStorage(
+            postgres_url, should_autocreate_tables, token_provider=token_provider
+        )
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:
@@ -105,4 +117,5 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
             postgres_url=pg_url_from_config(config_value),
             should_autocreate_tables=config_value.get("should_autocreate_tables", True),
             inst_data=inst_data,
+            token_provider=get_token_provider_from_config(config_value),
         )

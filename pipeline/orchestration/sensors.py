@@ -1,17 +1,20 @@
 """The sensor that turns directory changes into runs."""
 
 import asyncio
+import hashlib
 import json
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.errors import SourceUnavailable, Throttled
+from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
-from pipeline.orchestration.checks import INDEX_CHECK, index_metadata
+from pipeline.orchestration.checks import INDEX_CHECK, files_check, index_metadata
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
@@ -56,19 +59,25 @@ def directory_changes(
             waiting_since=cursor.get("waiting_since"),
             restore=detection.look == "complete" or cursor.get("restoring", True),
         )
-        left = {"listing": detection.cursor, "waiting_since": decided.waiting_since, "restoring": decided.restoring}
+        failing = export.ledger.files(failing=True)
+        left = {
+            "listing": detection.cursor,
+            "waiting_since": decided.waiting_since,
+            "restoring": decided.restoring,
+            "failing": _digest(failing),
+        }
         context.update_cursor(json.dumps(left))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
         requests = [_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]
         requests += [_removal(settings, decided.removals)] if decided.removals else []
         if decided.settled:
             requests += _verification(export)
-        if not (requests or observed):
+        events = _events(settings, detection, decided) if observed else []
+        if observed or left["failing"] != cursor.get("failing"):
+            events.append(files_check(settings, failing))
+        if not (requests or events):
             return dg.SkipReason(_reason(detection, decided))
-        return dg.SensorResult(
-            run_requests=requests,
-            asset_events=_events(settings, detection, decided) if observed else [],
-        )
+        return dg.SensorResult(run_requests=requests, asset_events=events)
 
     return sensor
 
@@ -150,6 +159,11 @@ def _events(
             metadata=index_metadata(detection.index.status, detection.index.error_message),
         ),
     ]
+
+
+def _digest(failing: Mapping[str, FileRow]) -> str:
+    """Which files fail and why: when it changes, the check of them is told anew."""
+    return hashlib.sha256(json.dumps([(row.file_id, row.last_error) for row in failing.values()]).encode()).hexdigest()[:16]
 
 
 def _reason(detection: Detection, decided: Dispatch) -> str:

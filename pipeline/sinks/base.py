@@ -52,7 +52,7 @@ UNKNOWN_RECORD_SET = ""
 class SinkSettings(BaseModel):
     """Base of every sink's settings. Secrets are never settings: a sink reads them from the environment."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

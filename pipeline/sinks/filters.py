@@ -66,7 +66,7 @@ def parse_filters(filters: Filters, declared: Mapping[str, MetadataType]) -> tup
     for key, written in filters.items():
         if key not in fields:
             raise ValueError(
-                f"cannot filter on {key!r}: declare it in the sink's metadata_fields; known: {', '.join(sorted(fields))}"
+                f"cannot filter on {key!r}: declare it in the export's metadata_fields; known: {', '.join(sorted(fields))}"
             )
         operations = written if isinstance(written, Mapping) else {"eq": written}
         conditions += [_condition(key, fields[key], operator, value) for operator, value in operations.items()]

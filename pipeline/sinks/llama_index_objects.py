@@ -44,7 +44,7 @@ class ObjectSettings(BaseModel):
     that is ``{dimension}`` becomes the number.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, populate_by_name=True)
 
     path: str = Field(alias="class", pattern=r"^[\w.]+:[\w.]+$")
     args: dict[str, Any] | list[Any] = Field(default_factory=dict)

@@ -36,7 +36,7 @@ _REFERENCE_METHODS = ("export", "delete_file", "delete_files", "list_snapshots")
 class PlugInSettings(SinkSettings):
     """Keyword arguments of the plugged-in class, as they are."""
 
-    model_config = ConfigDict(frozen=True, extra="allow")
+    model_config = ConfigDict(frozen=True, extra="allow", hide_input_in_errors=True)
 
 
 def plug_in_class(path: str) -> type[Any]:

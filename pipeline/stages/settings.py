@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.errors import ConfigError
+from pipeline.lake.lake import DATASETS
 from pipeline.llama_cloud.settings import LlamaCloudSettings
 from pipeline.sinks.base import MetadataType
 
 _COMPONENT = "pipeline.components.IndexExport"
+_OTHER_ASSETS = ("directory_files", *DATASETS)
+"""Assets of every export, beside which every sink is one."""
+_QUOTED = re.compile(r"'[^'\s]{4,}'")
+"""Names of tags and anchors in an error of YAML's; what it expects is shorter."""
+_ASSET_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
 
 class DetectionSettings(_Settings):
@@ -61,6 +68,19 @@ class ExportSettings(_Settings):
     detection: DetectionSettings = DetectionSettings()
     removal: RemovalSettings = RemovalSettings()
 
+    @field_validator("sinks")
+    @classmethod
+    def _sinks_are_assets(cls, sinks: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        if not sinks:
+            raise ValueError("name at least one sink")
+        for name, settings in sinks.items():
+            if name in _OTHER_ASSETS or not _ASSET_NAME.fullmatch(name):
+                others = ", ".join(_OTHER_ASSETS)
+                raise ValueError(f"{name!r} cannot be the name of a sink: letters, digits and _ can, but for {others}")
+            if not isinstance(settings.get("type", name), str):
+                raise ValueError(f"{name!r}: its type is no text")
+        return sinks
+
 
 def described(error: ValidationError) -> str:
     """What is wrong with which setting, without the values given: one could be a secret in the wrong place."""
@@ -73,13 +93,39 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
     Raises ConfigError naming the file and the setting.
     """
     exports: dict[str, ExportSettings] = {}
+    paths: dict[str, Path] = {}
     for path in sorted(folder.glob("**/defs.yaml")):
-        document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        if document.get("type") != _COMPONENT:
-            continue
         try:
-            settings = ExportSettings(**document.get("attributes", {}))
-        except ValidationError as error:
-            raise ConfigError(f"{path}: {described(error)}") from error
-        exports[settings.name] = settings
+            settings = _export_in(path)
+        except (ValueError, yaml.YAMLError) as error:
+            raise ConfigError(f"{path}: {_described(error)}") from error
+        if settings is None:
+            continue
+        if settings.name in exports:
+            raise ConfigError(f"{path}: another export is called {settings.name!r}, in {paths[settings.name]}; rename one")
+        exports[settings.name], paths[settings.name] = settings, path
     return exports
+
+
+def _export_in(path: Path) -> ExportSettings | None:
+    """``None`` for a component that is not ours."""
+    document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(document, dict):
+        raise ValueError("a component is a mapping with a type and attributes")
+    if not isinstance(document.get("type", ""), str):
+        raise ValueError("type: the path of a component's class")
+    if document.get("type") != _COMPONENT:
+        return None
+    if not isinstance(document.get("attributes"), dict):
+        raise ValueError("attributes: a mapping of settings with at least a name")
+    return ExportSettings.model_validate(document["attributes"])
+
+
+def _described(error: Exception) -> str:
+    """Without the text of the file, which may hold a secret in the wrong place."""
+    if isinstance(error, ValidationError):
+        return described(error)
+    if isinstance(error, yaml.MarkedYAMLError):
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        return line + _QUOTED.sub("(a value)", "; ".join(part for part in (error.context, error.problem) if part))
+    return error.reason if isinstance(error, yaml.reader.ReaderError | UnicodeDecodeError) else str(error)

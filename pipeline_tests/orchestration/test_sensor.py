@@ -47,7 +47,9 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert [request.tags[FILES_TAG] for request in answer.run_requests] == ["5"]
     kinds = {type(event) for event in answer.asset_events}
     assert kinds == {dg.AssetObservation, dg.AssetCheckEvaluation}
-    assert json.loads(cursor or "{}") == {"listing": None, "waiting_since": None, "restoring": False}
+    left = json.loads(cursor or "{}")
+    assert len(left.pop("failing")) == 16
+    assert left == {"listing": None, "waiting_since": None, "restoring": False}
 
 
 def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(
@@ -132,6 +134,34 @@ def test_a_sync_that_llamacloud_throttles_does_not_keep_the_sensor_from_looking(
     assert isinstance(answer, dg.SensorResult)
     assert answer.run_requests
     assert "it throttles" in caplog.text
+
+
+def left_behind(answer: dg.SensorResult | dg.SkipReason) -> list[set[str]]:
+    """The files that the look's events say are left behind, once a check it tells."""
+    assert isinstance(answer, dg.SensorResult)
+    told = [event for event in answer.asset_events if isinstance(event, dg.AssetCheckEvaluation)]
+    tables = [event.metadata.get("left_behind") for event in told if event.check_name == "no_file_is_left_behind"]
+    return [
+        {str(record.data["file"]) for record in table.records} if isinstance(table, dg.TableMetadataValue) else set()
+        for table in tables
+    ]
+
+
+def test_the_check_of_failing_files_is_told_when_they_change_and_after_the_run_they_fail_in(world: World) -> None:
+    world.refresh()
+    answer, cursor = tick(world)
+    assert left_behind(answer) == [set()]
+    world.faults(payloads={"doc-0.md": "not_json"})
+    world.sync()
+    answer, cursor = tick(world, cursor)
+    assert left_behind(answer) == [{"doc-0.md"}]
+    answer, cursor = tick(world, cursor)
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.asset_events == []
+    world.remove("doc-0.md")
+    world.refresh()
+    answer, _ = tick(world, cursor)
+    assert left_behind(answer) == [set()]
 
 
 @pytest.mark.usefixtures("impatient_sdk")

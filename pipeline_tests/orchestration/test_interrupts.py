@@ -1,0 +1,69 @@
+"""Ctrl-C and SIGTERM end a whole sync, not only the run it is in."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+import pipeline.orchestration.assets
+from pipeline.orchestration.launcher import sync
+from pipeline.orchestration.partitions import UNFINISHED
+from pipeline.stages.export import Export
+from pipeline.stages.report import StageReport
+from pipeline_tests.world import World, open_world
+
+
+async def interrupted_by(number: signal.Signals) -> StageReport:
+    os.kill(os.getpid(), number)
+    await asyncio.sleep(60)
+    raise AssertionError("it was not interrupted")
+
+
+def assert_ended_and_made_good(world: World, runs: int) -> None:
+    """It ended with the run that was interrupted, which holds nothing any more."""
+    with pytest.raises(KeyboardInterrupt):
+        sync(world.settings, world.instance)
+    assert len(world.runs()) == runs
+    assert not world.instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+    ledger = world.export.ledger
+    assert not [run_id for run_id in ledger.holders(list(ledger.files())) if world.export.run_is_live(run_id)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_sync_of_several_runs_and_the_next_one_does_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    async def chunk(export: Export, keys: list[str], *, run_id: str) -> StageReport:
+        return await interrupted_by(number)
+
+    with open_world(tmp_path, detection={"files_per_run": 1}) as world:
+        for n in range(3):
+            world.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
+        world.refresh()
+        with monkeypatch.context() as patched:
+            patched.setattr(pipeline.orchestration.assets, "chunk", chunk)
+            assert_ended_and_made_good(world, runs=1)
+        assert sync(world.settings, world.instance).ok
+        world.assert_settled()
+
+
+def test_a_signal_ends_a_sync_that_removes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
+        return await interrupted_by(signal.SIGINT)
+
+    with open_world(tmp_path) as world:
+        for n in range(3):
+            world.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
+        assert world.sync().ok
+        world.remove("doc-0.md")
+        world.refresh()
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.orchestration.jobs.remove", remove)
+            assert_ended_and_made_good(world, runs=2)
+        assert sync(world.settings, world.instance).ok
+        world.assert_settled()

@@ -1,0 +1,55 @@
+"""Dagster's storage in PostgreSQL when its server is down, and how it is let in."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dagster_postgres.auth import PgTokenProvider
+from dagster_postgres.schedule_storage import PostgresScheduleStorage
+
+from pipeline.errors import InstanceUnavailable
+from pipeline.home import Home
+from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.postgres_storage import (
+    BatchingPostgresEventLogStorage,
+    BatchingPostgresStorage,
+    KeepingPostgresRunStorage,
+)
+
+NOWHERE: dict[str, Any] = {"hostname": "127.0.0.1", "port": 9, "username": "user", "password": "canary", "db_name": "dagster"}
+
+
+def test_a_server_that_is_down_is_named_without_its_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
+    (tmp_path / "dagster.yaml").write_text(
+        "storage:\n  custom:\n    module: pipeline.orchestration.postgres_storage\n    class: BatchingPostgresStorage\n"
+        "    config: {postgres_url: 'postgresql+psycopg2://user:canary@127.0.0.1:9/dagster'}\n"
+    )
+    with pytest.raises(InstanceUnavailable, match="port 9 failed: Connection refused") as caught, open_instance(Home(tmp_path)):
+        pass
+    assert "canary" not in str(caught.value)
+
+
+class _Asked(Exception):  # noqa: N818 - no error
+    """A connection asks for its token."""
+
+
+class _Tokens(PgTokenProvider):
+    def _fetch_token(self) -> tuple[str, float]:
+        raise _Asked
+
+
+def test_every_part_asks_the_token_provider_that_is_configured_as_the_stock_class_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dagster_postgres.auth.create_token_provider", lambda _auth, _db: _Tokens())
+    config = {"postgres_db": NOWHERE, "auth_provider": {"azure_wif": {}}, "should_autocreate_tables": False}
+    storage = BatchingPostgresStorage.from_config_value(None, config)
+    assert isinstance(storage.run_storage, KeepingPostgresRunStorage)
+    assert isinstance(storage.event_log_storage, BatchingPostgresEventLogStorage)
+    assert isinstance(storage.schedule_storage, PostgresScheduleStorage)
+    for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
+        with pytest.raises(_Asked):
+            part._engine.connect()

@@ -1,0 +1,73 @@
+"""Whatever is wrong with a defs.yaml is said in one line that names the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.components.index_export import export_definitions
+from pipeline.errors import ConfigError
+from pipeline.stages.settings import ExportSettings, load_exports
+
+TYPE = "type: pipeline.components.IndexExport\n"
+
+
+def write(root: Path, text: str, name: str = "x") -> Path:
+    path = root / name / "defs.yaml"
+    path.parent.mkdir()
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (TYPE + "attributes: {name: a, sinks: {lancedb: {}}\n", "line 3: .*expected ',' or '}'"),
+        (TYPE + "attributes:\n\tname: canary\n", "line 3: .*cannot start any token"),
+        (TYPE + "attributes:\n  name: \x07\n", "not allowed"),
+        (TYPE + "attributes: {name: a}\n---\n" + TYPE + "attributes: {name: b}\n", "expected a single document"),
+        (TYPE + "attributes: {name: !canary x}\n", "line 2: .*a constructor for the tag"),
+        (TYPE + "attributes: {name: *canary}\n", "line 2: .*alias"),
+        (TYPE + "attributes:\n", "attributes"),
+        (TYPE + "attributes: [canary]\n", "attributes"),
+        (TYPE, "attributes"),
+        (TYPE + "attributes: {1: 2}\n", "string"),
+        ("- a\n- b\n", "a mapping"),
+        ("canary\n", "a mapping"),
+        ("type: 5\n", "type"),
+        (TYPE + "attributes: {name: a, sinks: {}}\n", "sinks: .*at least one"),
+        (TYPE + "attributes: {name: a, sinks: {x: {type: 5}}}\n", "sinks: .*'x': its type"),
+        (TYPE + "attributes: {name: a, sinks: {chunks: {type: lancedb}}}\n", "sinks: .*'chunks'"),
+        (TYPE + "attributes: {name: a, sinks: {'my sink': {type: lancedb}}}\n", "sinks: .*'my sink'"),
+        (TYPE + "attributes: {name: a, sinks: {pgvector-eu: {type: lancedb}}}\n", "sinks: .*'pgvector-eu'"),
+        (TYPE + "attributes: {name: a, sinks: {lancedb: }}\n", "sinks.lancedb: "),
+    ],
+)
+def test_what_is_wrong_is_a_configuration_error_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_exports(tmp_path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "canary" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_two_files_cannot_have_an_export_of_one_name(tmp_path: Path) -> None:
+    first, second = (write(tmp_path, TYPE + "attributes: {name: a}\n", name) for name in ("one", "two"))
+    with pytest.raises(ConfigError, match=f"{second}: .*'a'.*{first}"):
+        load_exports(tmp_path)
+
+
+def test_components_of_others_and_empty_files_are_left_to_dagster(tmp_path: Path) -> None:
+    write(tmp_path, "type: elsewhere.Component\nattributes: 5\n", "one")
+    write(tmp_path, "", "two")
+    assert load_exports(tmp_path) == {}
+
+
+def test_no_sink_is_called_as_an_asset_of_every_export_is() -> None:
+    graph = export_definitions(ExportSettings(name="x")).resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        if key.path[-1] != "lancedb":
+            with pytest.raises(ValueError, match="sink"):
+                ExportSettings(name="x", sinks={key.path[-1]: {"type": "lancedb"}})
