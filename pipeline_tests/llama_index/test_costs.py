@@ -22,7 +22,7 @@ from pipeline_tests.conformance.llama_index_harness import LlamaIndexUnderTest
 from pipeline_tests.llama_index import stacks
 
 
-class CountingKVStore(SimpleKVStore):
+class CountingKVStore(SimpleKVStore):  # type: ignore[misc]
     """Counts requests and the bytes they carry; takes many entries in one, as those of databases do."""
 
     def __init__(self) -> None:

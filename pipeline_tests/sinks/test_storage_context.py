@@ -15,7 +15,7 @@ from typing import Any
 import boto3
 import pyarrow as pa
 import pytest
-from botocore.exceptions import ClientError
+from botocore.exceptions import ClientError  # type: ignore[import-untyped]
 from fsspec.implementations.memory import MemoryFileSystem
 from moto.s3.exceptions import S3ClientError
 from moto.server import ThreadedMotoServer
@@ -225,7 +225,7 @@ async def test_a_second_provision_finds_the_first_in_a_store_that_does_not_say_w
 ) -> None:
     """MinIO and Versity answer 412 without a condition; AWS answers 409 while another conditional write is under way."""
 
-    class Bare(S3ClientError):  # type: ignore[misc]
+    class Bare(S3ClientError):
         def __init__(self, failed_condition: str) -> None:
             super().__init__("the condition does not hold")
 

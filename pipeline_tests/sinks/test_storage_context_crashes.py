@@ -142,6 +142,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "records cut": lambda generation: cut(generation / "records.parquet"),
     "records missing": lambda generation: (generation / "records.parquet").unlink(),
 }
+ANY_DAMAGE: dict[str, Callable[[Path], None]] = {**DAMAGES, "manifest cut": lambda generation: cut(generation / "manifest.json")}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -157,11 +158,11 @@ async def test_damaged_records_are_mended_by_a_replace_of_every_file(bench: Benc
     await bench.assert_holds()
 
 
-@pytest.mark.parametrize("damage", [*DAMAGES, "manifest cut"])
+@pytest.mark.parametrize("damage", ANY_DAMAGE)
 async def test_damage_that_gets_in_the_way_is_named_with_a_remedy_that_works(bench: Bench, tmp_path: Path, damage: str) -> None:
     files = [bench.file("dfl-1"), bench.file("dfl-2")]
     await bench.replace(*files)
-    DAMAGES.get(damage, lambda generation: cut(generation / "manifest.json"))(current_generation(tmp_path))
+    ANY_DAMAGE[damage](current_generation(tmp_path))
     folder = config_folder(tmp_path)
     named = folder.relative_to(tmp_path)
     with pytest.raises(SinkUnavailable, match=f"{named}/generations/000000000001 is damaged.*remove the folder {named}"):
@@ -185,6 +186,6 @@ async def test_a_stray_file_beside_the_indexes_is_left_alone(bench: Bench, tmp_p
     await bench.replace(bench.file("dfl-1"))
     for name in (".0123456789abcdef.tmp", ".DS_Store"):
         (config_folder(tmp_path).parent / name).write_bytes(b"{}")
-    assert await bench.exporter.list_scopes() == {(bench.tenant, bench.config)}
+    assert await bench.exporter.list_scopes() == frozenset({(bench.tenant, bench.config)})
     await bench.exporter.purge_history()
     await bench.assert_holds(bench.file("dfl-1"))
