@@ -36,9 +36,9 @@ class Ledger:
         self.export = export
         self._clock = clock
         self._engine = open_engine(url)
-        if not schema.metadata.tables.keys() <= set(sa.inspect(self._engine).get_table_names()):
+        if not schema.is_made(self._engine):
             with writing(self._engine, "tables") as connection:
-                schema.metadata.create_all(connection)
+                schema.make(connection)
         self.register = Register(self._engine, export, clock)
         self.vectors = VectorIndex(self._engine, export, clock)
 

@@ -1,6 +1,6 @@
 """Tables of the ledger.
 
-What belongs here: the tables and nothing else. Losing the ledger loses work, never data: every row can be made again
+What belongs here: the tables, and whether a database has them. Losing the ledger loses work, never data: every row can be made again
 from the directory, the lake and the sinks' snapshots.
 """
 
@@ -10,6 +10,8 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
+    Engine,
     Float,
     Index,
     Integer,
@@ -19,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     Text,
+    inspect,
 )
 
 metadata = MetaData()
@@ -163,5 +166,24 @@ history = Table(
     Column("run_id", String),
     Column("details", Text, nullable=False, default="{}"),
     Index("indexport_history_by_file", "export", "file_id", "id"),
+    Index("indexport_history_by_event", "export", "event", "at"),
 )
 """Append-only: who did what to a file, when, from which payload, with which model, in which run."""
+
+
+def is_made(engine: Engine) -> bool:
+    """Whether the database has every table and, also on the tables of an earlier version, every index."""
+    there = inspect(engine).get_multi_indexes(filter_names=list(metadata.tables))
+    names = {index["name"] for of_table in there.values() for index in of_table}
+    return len(there) == len(metadata.tables) and names >= {index.name for index in _indexes()}
+
+
+def make(connection: Connection) -> None:
+    """Make what is missing."""
+    metadata.create_all(connection)
+    for index in _indexes():
+        index.create(connection, checkfirst=True)
+
+
+def _indexes() -> list[Index]:
+    return [index for table in metadata.sorted_tables for index in table.indexes]

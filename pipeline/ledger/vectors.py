@@ -119,6 +119,7 @@ class VectorIndex:
         c = schema.vectors.c
         found: dict[bytes, str] = {}
         for batch in batches(sorted(digests)):
-            query = sa.select(c.digest, c.file_id).where(c.export == self._export, c.model == model, c.digest.in_(batch))
+            mine = sa.and_(c.export == self._export, c.model == model, c.digest.in_(batch))
+            query = sa.select(c.digest, sa.func.min(c.file_id)).where(mine).group_by(c.digest)  # many files may share a text
             found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
         return found

@@ -36,6 +36,8 @@ from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import borrowed, groups_of
 
 _THREADS = 8
+_FILES_AT_ONCE = 500
+"""Whose rows and vector index are restored in one transaction each: runs wait for them."""
 _LISTING_SECONDS = 6 * 3600.0
 
 
@@ -92,15 +94,13 @@ def _restore_rows(export: Export, rebuilt: LedgerRebuild) -> None:
     rows = export.ledger.files()
     unknown = [row.file_id for row in rows.values() if row.payload_digest is None]
     model = export.embedder.identity
-    digests: dict[str, list[bytes]] = {}
-    updates = []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for file_id, (values, of_file) in zip(unknown, pool.map(lambda f: _lake_row(export, f), unknown), strict=True):
-            updates.append({"file_id": file_id, **values})
-            if of_file is not None:
-                digests[file_id] = of_file
-    export.ledger.update_files(updates)
-    export.ledger.vectors.replace(model.slug, digests)
+        for start in range(0, len(unknown), _FILES_AT_ONCE):
+            batch = unknown[start : start + _FILES_AT_ONCE]
+            read = dict(zip(batch, pool.map(lambda file_id: _lake_row(export, file_id), batch), strict=True))
+            digests = {file_id: of_file for file_id, (_, of_file) in read.items() if of_file is not None}
+            export.ledger.vectors.replace(model.slug, digests)  # first: a file with a payload is not looked at again
+            export.ledger.update_files([{"file_id": file_id, **values} for file_id, (values, _) in read.items()])
     rebuilt.files = len(rows)
     restored = export.ledger.files().values()
     rebuilt.with_payload = sum(row.payload_digest is not None for row in restored)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,16 @@ def test_metadata_that_moves_alone_is_stored_and_the_file_fetched_again_until_th
     assert ledger.files()["a"].refetch
     ledger.refetched({"a": '{"team": "b"}'})
     assert not ledger.files()["a"].refetch
+
+
+def test_a_ledger_that_an_earlier_version_made_gets_the_index_it_lacks(ledger: Ledger, url: str) -> None:
+    engine = sa.create_engine(url)
+    with engine.begin() as connection:
+        connection.execute(sa.text("DROP INDEX indexport_history_by_event"))
+    Ledger(url, "default").close()
+    names = {index["name"] for index in sa.inspect(engine).get_indexes("indexport_history")}
+    engine.dispose()
+    assert names == {"indexport_history_by_file", "indexport_history_by_event"}
 
 
 def test_looks_and_runs_that_write_the_same_files_in_any_order_wait_for_each_other(ledger: Ledger) -> None:

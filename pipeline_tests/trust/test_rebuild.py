@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from pipeline.ledger import schema
+from pipeline.errors import LedgerUnavailable
+from pipeline.ledger import Ledger, schema
+from pipeline.ledger.vectors import VectorIndex
 from pipeline.orchestration.partitions import key_order
 from pipeline.orchestration.resources import _open
 from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild, rebuild_lake, rebuild_ledger
@@ -79,6 +82,29 @@ def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]
     assert world.sync().ok
     assert embedded == []
     world.assert_settled()
+
+
+@pytest.mark.parametrize("write", [(VectorIndex, "replace"), (Ledger, "update_files")])
+def test_a_rebuild_that_dies_half_way_is_finished_by_the_next(
+    world: World, write: tuple[type, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = world.export.ledger.vectors.count(list(world.export.ledger.files()))
+    monkeypatch.setattr("pipeline.stages.rebuild._FILES_AT_ONCE", 2)
+    lose_ledger(world)
+    holder, name = write
+    real, calls = getattr(holder, name), Counter[str]()
+
+    def dies_at_the_second(*given: Any, **named: Any) -> None:
+        calls[name] += 1
+        if calls[name] == 2:
+            raise LedgerUnavailable("the database was restarted")
+        real(*given, **named)
+
+    with monkeypatch.context() as patch, pytest.raises(LedgerUnavailable):
+        patch.setattr(holder, name, dies_at_the_second)
+        restore_ledger(world)
+    assert restore_ledger(world).with_vectors == 5
+    assert world.export.ledger.vectors.count(list(world.export.ledger.files())) == texts
 
 
 def test_what_a_lost_ledger_finds_damaged_or_changed_is_left_to_the_next_run(world: World) -> None:
