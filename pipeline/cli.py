@@ -245,7 +245,7 @@ def release(files: list[str], export: ExportOption = "default") -> None:
 @app.command("local-cloud")
 def local_cloud(
     documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.")] = "samples",
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = LOCAL_CLOUD_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """Serve a folder of documents the way LlamaCloud would."""
     from pipeline.home import Home
@@ -269,8 +269,8 @@ def demo(
 @app.command()
 def dev(
     documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.")] = "samples",
-    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
-    cloud_port: Annotated[int, typer.Option(help="Port of the local cloud.")] = LOCAL_CLOUD_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Dagster UI.")] = 3000,
+    cloud_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the local cloud.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
     from pipeline.orchestration.launcher import run_dagster_dev

@@ -24,7 +24,7 @@ class Home:
     @property
     def dagster_home(self) -> Path:
         """Dagster's own home; ``DAGSTER_HOME`` wins, so that a deployment keeps the one it has."""
-        return Path(os.environ.get("DAGSTER_HOME") or self.root / "dagster")
+        return Path(os.environ.get("DAGSTER_HOME") or self.root / "dagster").absolute()
 
     @property
     def lake_uri(self) -> str:

@@ -176,6 +176,30 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
             assert message in outcome.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "message"),
+    [
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgres://user:canary@host/db"}, 2, "cannot be in 'postgres'"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "host=h password=canary"}, 2, "no SQLAlchemy URL"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql://host:canary/db"}, 2, "no SQLAlchemy URL"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql+asyncpg://host/db"}, 2, "'asyncpg' is not installed"),
+        (["status"], {"INDEXPORT_HOME": __file__}, 1, f"{__file__}: File exists"),
+        (["removals"], {"INDEXPORT_HOME": __file__}, 1, "Not a directory"),
+        (["removals"], {"DAGSTER_HOME": "relative"}, 0, ""),
+        (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
+        (["local-cloud", "--port", "99999"], {}, 2, "65535"),
+    ],
+)
+def test_what_is_wrong_around_a_command_is_no_traceback(
+    tmp_path: Path, arguments: list[str], variables: dict[str, str], code: int, message: str
+) -> None:
+    environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / "home"), **variables}
+    outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
+    assert message in outcome.stderr
+    assert "canary" not in outcome.stderr
+
+
 @pytest.mark.takes_long
 def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> None:
     environment = {
