@@ -131,10 +131,12 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
 def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """What is known of the index, its files and its sinks."""
     from pipeline.cli_output import when
+    from pipeline.ledger.models import MODEL
 
     opened = open_export(export)
     state, rows = opened.ledger.state(), opened.ledger.files()
     hashes, sinks = opened.ledger.sink_hashes(), opened.ledger.sink_states()
+    model = sinks.get(MODEL)
     by_status: dict[str, int] = {}
     for row in rows.values():
         by_status[row.status] = by_status.get(row.status, 0) + 1
@@ -148,6 +150,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
             data={
                 "index": asdict(state),
                 "files": by_status,
+                "model": {"down": model.last_error if model else None},
                 "sinks": {s: {"files": n, "down": sinks[s].last_error if s in sinks else None} for s, n in current.items()},
                 "left_behind": behind,
             }
@@ -157,6 +160,8 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
     table = Table("files", "count")
     for name, count in sorted(by_status.items()):
         table.add_row(name, str(count))
+    if model and model.last_error:
+        table.add_row("embedded", f"[red](down: {escape(model.last_error)})[/red]")
     for sink, count in current.items():
         down = sinks[sink].last_error if sink in sinks else None
         table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(down)})[/red]" if down else ""))

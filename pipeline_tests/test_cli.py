@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.cli_common import file_ids_of, open_export
 from pipeline.errors import ConfigError
+from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.command_line import INDEXPORT, invoke
 
@@ -145,8 +146,11 @@ def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     opened = open_export("default")
     (file_id,) = file_ids_of(opened, "boats [/final].md")
     opened.record_failures({file_id: "[/poison]"}, "run")
-    assert "boats [/final].md" in (shown := invoke("status"))
-    assert "[/poison]" in shown
+    opened.ledger.record_sink_state(MODEL, error="[/quota]", backoff=lambda _: 60.0)
+    opened.ledger.record_sink_state("lancedb", error="[/full]", backoff=lambda _: 60.0)
+    shown = invoke("status")
+    assert all(text in shown for text in ("boats [/final].md", "[/poison]", "(down: [/quota])", "(down: [/full])"))
+    assert json.loads(invoke("status", "--json"))["model"] == {"down": "[/quota]"}
 
 
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:

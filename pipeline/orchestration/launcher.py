@@ -118,7 +118,7 @@ def sync(
 ) -> SyncReport:
     """Detect, materialize, remove, until nothing is left that can be done now.
 
-    A file or sink that fails backs off, so it is tried once. Raises SourceUnavailable when the index cannot be read and
+    A file, sink or model that fails backs off, so it is tried once; what was down before is tried at once. Raises SourceUnavailable when the index cannot be read and
     SyncFailed with the vendor's message when the index has failed.
     """
     _keep_few_heaps()
@@ -135,6 +135,7 @@ def sync(
     def is_fresh(spec: RunSpec) -> bool:
         return any((key, spec.assets) not in tried for key in spec.keys)
 
+    export.ledger.register.end_waits()
     with process_mark() as mark:
         while True:
             decided = dispatch(instance, export, scope, restore=restoring, wanted=is_fresh)
