@@ -29,7 +29,7 @@ import pipeline.errors
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
-from pipeline.home import Home
+from pipeline.home import Home, packaged
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.liveness import process_mark
@@ -81,7 +81,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "dagster.yaml"
         if not settings.exists():
-            write_whole(settings, _dagster_yaml().read_bytes())
+            write_whole(settings, packaged("dagster.yaml").read_bytes())
         os.environ["DAGSTER_HOME"] = str(folder)
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
@@ -101,12 +101,6 @@ def _errors_of_postgres() -> tuple[type[Exception], ...]:
     """What Dagster's storage in PostgreSQL, an extra, raises from the last error when it has tried often enough."""
     storage = sys.modules.get("dagster_postgres.utils")
     return (storage.DagsterPostgresException,) if storage else ()
-
-
-def _dagster_yaml() -> Path:
-    """In an installed wheel beside the package's modules, in a checkout at its top."""
-    packaged = Path(__file__).parents[1] / "dagster.yaml"
-    return packaged if packaged.exists() else Path(__file__).parents[2] / "dagster.yaml"
 
 
 def sync(
