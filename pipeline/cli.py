@@ -133,10 +133,12 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
 def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """What is known of the index, its files and its sinks."""
     from pipeline.cli_output import when
+    from pipeline.ledger.models import MODEL
 
     opened = open_export(export)
     state, rows = opened.ledger.state(), opened.ledger.files()
     hashes, sinks = opened.ledger.sink_hashes(), opened.ledger.sink_states()
+    model = sinks.get(MODEL)
     by_status: dict[str, int] = {}
     for row in rows.values():
         by_status[row.status] = by_status.get(row.status, 0) + 1
@@ -150,6 +152,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
             data={
                 "index": asdict(state),
                 "files": by_status,
+                "model": {"down": model.last_error if model else None},
                 "sinks": {s: {"files": n, "down": sinks[s].last_error if s in sinks else None} for s, n in current.items()},
                 "left_behind": behind,
             }
@@ -159,6 +162,8 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
     table = Table("files", "count")
     for name, count in sorted(by_status.items()):
         table.add_row(name, str(count))
+    if model and model.last_error:
+        table.add_row("embedded", f"[red](down: {escape(model.last_error)})[/red]")
     for sink, count in current.items():
         down = sinks[sink].last_error if sink in sinks else None
         table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(down)})[/red]" if down else ""))
@@ -247,7 +252,7 @@ def release(files: list[str], export: ExportOption = "default") -> None:
 @app.command("local-cloud")
 def local_cloud(
     documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.")] = "samples",
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = LOCAL_CLOUD_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """Serve a folder of documents the way LlamaCloud would."""
     from pipeline.home import Home
@@ -271,8 +276,8 @@ def demo(
 @app.command()
 def dev(
     documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.")] = "samples",
-    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
-    cloud_port: Annotated[int, typer.Option(help="Port of the local cloud.")] = LOCAL_CLOUD_PORT,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Dagster UI.")] = 3000,
+    cloud_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the local cloud.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
     from pipeline.orchestration.launcher import run_dagster_dev

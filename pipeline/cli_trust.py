@@ -203,7 +203,10 @@ def prune(
     from pipeline.cli_output import SyncView
     from pipeline.orchestration.old_runs import delete_old_runs
 
-    before = datetime.now(UTC) - timedelta(days=older_than_days)
+    try:
+        before = datetime.now(UTC) - timedelta(days=older_than_days)
+    except OverflowError as error:
+        raise ConfigError(f"--older-than-days {older_than_days}: no date is so many days ago") from error
     with opened_with_instance(export) as (opened, instance), SyncView(err) as view:
         deleted = delete_old_runs(instance, opened.settings, before=before, progress=view.progress)
     out.print(f"{deleted} runs deleted", highlight=False)

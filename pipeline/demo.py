@@ -16,7 +16,7 @@ from rich.markup import escape
 
 from pipeline.cli_output import SyncView, print_hits, print_sync
 from pipeline.errors import ConfigError
-from pipeline.home import Home
+from pipeline.home import Home, packaged
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.launcher import SyncReport, open_instance, sync
 from pipeline.stages.detect import refresh
@@ -24,7 +24,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.search import records, search
 from pipeline.stages.settings import ExportSettings, RemovalSettings
 
-SAMPLES = Path(__file__).parents[1] / "samples"
+SAMPLES = packaged("samples")
 QUESTIONS = (
     "How often must the level sensor be calibrated?",
     "Who approves a business trip abroad?",

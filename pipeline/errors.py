@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import errno
 
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO})
-"""What the system says of a disk that is full, read-only, not ours or broken."""
+DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST}
+)
+"""What the system says of a disk that is full, read-only, not ours or broken, and of a file where a folder should be."""
 
 
 class IndexportError(Exception):

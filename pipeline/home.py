@@ -1,4 +1,4 @@
-"""Where one installation keeps its local state.
+"""Where one installation keeps its local state, and what it brings along.
 
 What belongs here: paths and URLs under ``INDEXPORT_HOME`` and the environment variables that move them elsewhere. Two
 homes never share a file.
@@ -9,6 +9,12 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def packaged(name: str) -> Path:
+    """A file or folder of the project: in an installed wheel beside the package's modules, in a checkout at its top."""
+    package = Path(__file__).parent
+    return package / name if (package / name).exists() else package.parent / name
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +30,7 @@ class Home:
     @property
     def dagster_home(self) -> Path:
         """Dagster's own home; ``DAGSTER_HOME`` wins, so that a deployment keeps the one it has."""
-        return Path(os.environ.get("DAGSTER_HOME") or self.root / "dagster")
+        return Path(os.environ.get("DAGSTER_HOME") or self.root / "dagster").absolute()
 
     @property
     def lake_uri(self) -> str:

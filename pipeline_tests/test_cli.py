@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.cli_common import file_ids_of, open_export
 from pipeline.errors import ConfigError
+from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.command_line import INDEXPORT, invoke
 
@@ -145,8 +146,11 @@ def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     opened = open_export("default")
     (file_id,) = file_ids_of(opened, "boats [/final].md")
     opened.record_failures({file_id: "[/poison]"}, "run")
-    assert "boats [/final].md" in (shown := invoke("status"))
-    assert "[/poison]" in shown
+    opened.ledger.record_sink_state(MODEL, error="[/quota]", backoff=lambda _: 60.0)
+    opened.ledger.record_sink_state("lancedb", error="[/full]", backoff=lambda _: 60.0)
+    shown = invoke("status")
+    assert all(text in shown for text in ("boats [/final].md", "[/poison]", "(down: [/quota])", "(down: [/full])"))
+    assert json.loads(invoke("status", "--json"))["model"] == {"down": "[/quota]"}
 
 
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
@@ -176,6 +180,30 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         assert "Traceback" not in outcome.stderr, outcome.stderr
         if arguments[0] == "status":
             assert message in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "message"),
+    [
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgres://user:canary@host/db"}, 2, "cannot be in 'postgres'"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "host=h password=canary"}, 2, "no SQLAlchemy URL"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql://host:canary/db"}, 2, "no SQLAlchemy URL"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql+asyncpg://host/db"}, 2, "'asyncpg' is not installed"),
+        (["status"], {"INDEXPORT_HOME": __file__}, 1, f"{__file__}: File exists"),
+        (["removals"], {"INDEXPORT_HOME": __file__}, 1, "Not a directory"),
+        (["removals"], {"DAGSTER_HOME": "relative"}, 0, ""),
+        (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
+        (["local-cloud", "--port", "99999"], {}, 2, "65535"),
+    ],
+)
+def test_what_is_wrong_around_a_command_is_no_traceback(
+    tmp_path: Path, arguments: list[str], variables: dict[str, str], code: int, message: str
+) -> None:
+    environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / "home"), **variables}
+    outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
+    assert message in outcome.stderr
+    assert "canary" not in outcome.stderr
 
 
 @pytest.mark.takes_long

@@ -10,8 +10,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.errors import LedgerUnavailable
+from pipeline.errors import ConfigError, LedgerUnavailable
 
+_DATABASES = ("sqlite", "postgresql")
+_URL = "it reads postgresql+psycopg2://user@host/db (`pip install 'indexport[postgres]'`) or sqlite:////path/to/file"
 _BUSY_SECONDS = 30
 """How long a statement waits for the database of another."""
 _PRIMARY_CODE = 0xFF
@@ -19,8 +21,18 @@ _PRIMARY_CODE = 0xFF
 
 
 def open_engine(url: str) -> sa.Engine:
-    """An engine for a SQLAlchemy URL; the folder of a SQLite file is made. Its statements raise LedgerUnavailable."""
-    engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
+    """An engine for a SQLAlchemy URL; the folder of a SQLite file is made. Its statements raise LedgerUnavailable.
+
+    Raises ConfigError for a URL of another database, or whose driver is not installed.
+    """
+    try:
+        if (kind := sa.make_url(url).get_backend_name()) not in _DATABASES:
+            raise ConfigError(f"INDEXPORT_LEDGER_URL: a ledger cannot be in {kind!r}; {_URL}")
+        engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
+    except ImportError as error:
+        raise ConfigError(f"INDEXPORT_LEDGER_URL: its driver {error.name!r} is not installed; {_URL}") from None
+    except (sa.exc.ArgumentError, ValueError):  # their words may hold the password
+        raise ConfigError(f"INDEXPORT_LEDGER_URL is no SQLAlchemy URL; {_URL}") from None
     sa.event.listen(engine, "handle_error", _explained)
     if engine.dialect.name == "sqlite":
         sa.event.listen(engine, "connect", _tune_sqlite)

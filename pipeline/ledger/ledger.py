@@ -307,14 +307,14 @@ class Ledger:
         return dict(found)
 
     def sink_states(self) -> dict[str, SinkState]:
-        """Sinks that have ever been down, by name."""
+        """Sinks that have ever been down, by name; ``MODEL`` among them."""
         c = schema.sinks.c
         query = sa.select(c.sink, c.attempts, c.down_until, c.last_error).where(c.export == self.export)
         with self._engine.connect() as connection:
             return {row[0]: SinkState(*row) for row in connection.execute(query)}
 
     def record_sink_state(self, sink: str, *, error: str | None, backoff: Callable[[int], float]) -> None:
-        """A sink failed as a whole (``error``) or answered again (``None``)."""
+        """A sink, or ``MODEL``, failed as a whole (``error``) or answered again (``None``)."""
         attempts = 0 if error is None else self.sink_states().get(sink, SinkState(sink)).attempts + 1
         down_until = None if error is None else self._clock() + backoff(attempts)
         row = {"export": self.export, "sink": sink, "attempts": attempts, "down_until": down_until, "last_error": error}

@@ -69,9 +69,13 @@ class ExportState:
     allowed_deletes: int = 0
 
 
+MODEL = "the embedding model"
+"""What stands for it among the sinks that are down; no sink can be called so."""
+
+
 @dataclass(frozen=True, slots=True)
 class SinkState:
-    """Back-off of a sink that is down; ``down_until`` is ``None`` while it is up."""
+    """Back-off of a sink, or of ``MODEL``, that is down; ``down_until`` is ``None`` while it may be used."""
 
     sink: str
     attempts: int = 0

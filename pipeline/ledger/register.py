@@ -74,6 +74,12 @@ class Register:
             for table in (schema.file_sinks, schema.sinks):
                 connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
 
+    def end_waits(self) -> None:
+        """What is down is tried again now; how often it has failed is remembered."""
+        c = schema.sinks.c
+        with writing(self._engine, self._export) as connection:
+            connection.execute(sa.update(schema.sinks).where(c.export == self._export).values(down_until=None))
+
     def adopt_orphans(self, found: Mapping[str, tuple[str, int]]) -> None:
         """Files a sink holds and no listing shows, by id with name and number of records: missing from now on, so that they
         go the way of every removed file, with its grace period and its fuse."""

@@ -29,7 +29,7 @@ import pipeline.errors
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
-from pipeline.home import Home
+from pipeline.home import Home, packaged
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.liveness import process_mark
@@ -81,7 +81,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         folder.mkdir(parents=True, exist_ok=True)
         settings = folder / "dagster.yaml"
         if not settings.exists():
-            write_whole(settings, _dagster_yaml().read_bytes())
+            write_whole(settings, packaged("dagster.yaml").read_bytes())
         os.environ["DAGSTER_HOME"] = str(folder)
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
@@ -103,12 +103,6 @@ def _errors_of_postgres() -> tuple[type[Exception], ...]:
     return (storage.DagsterPostgresException,) if storage else ()
 
 
-def _dagster_yaml() -> Path:
-    """In an installed wheel beside the package's modules, in a checkout at its top."""
-    packaged = Path(__file__).parents[1] / "dagster.yaml"
-    return packaged if packaged.exists() else Path(__file__).parents[2] / "dagster.yaml"
-
-
 def sync(
     settings: ExportSettings,
     instance: dg.DagsterInstance,
@@ -118,7 +112,7 @@ def sync(
 ) -> SyncReport:
     """Detect, materialize, remove, until nothing is left that can be done now.
 
-    A file or sink that fails backs off, so it is tried once. Raises SourceUnavailable when the index cannot be read and
+    A file, sink or model that fails backs off, so it is tried once; what was down before is tried at once. Raises SourceUnavailable when the index cannot be read and
     SyncFailed with the vendor's message when the index has failed.
     """
     _keep_few_heaps()
@@ -135,6 +129,7 @@ def sync(
     def is_fresh(spec: RunSpec) -> bool:
         return any((key, spec.assets) not in tried for key in spec.keys)
 
+    export.ledger.register.end_waits()
     with process_mark() as mark:
         while True:
             decided = dispatch(instance, export, scope, restore=restoring, wanted=is_fresh)

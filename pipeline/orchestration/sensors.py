@@ -172,7 +172,7 @@ def _reason(detection: Detection, decided: Dispatch) -> str:
         "in flight": needs.in_flight,
         "backing off": needs.backing_off,
         "parked": needs.parked,
-        "waiting for a sink that is down": needs.without_a_sink,
+        "waiting for a sink or model that is down": needs.without_a_sink,
         "awaiting the grace period": needs.awaiting_grace,
         "awaiting approval to delete": needs.awaiting_approval,
     }

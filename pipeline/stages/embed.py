@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.reuse import embed_missing, embedding_digest
-from pipeline.ledger.models import FileRow
+from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.ledger.models import MODEL, FileRow
 from pipeline.ledger.vectors import Claim
-from pipeline.stages.export import LEASE_SECONDS, Export
+from pipeline.stages.export import LEASE_SECONDS, Export, sink_backoff
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import begin, groups_of
@@ -48,14 +49,20 @@ async def embed(
     """Give vectors to the chunks of these files where chunks or model changed; what ``held`` has is not embedded either.
 
     A text that another run is embedding is waited for. With ``dry_run`` nothing is embedded or written: the numbers say what
-    would be. Raises EmbedderUnavailable when the model cannot answer; groups finished until then are kept.
+    would be. Raises EmbedderUnavailable or ConfigError when the model cannot answer; it then backs off, and groups finished until
+    then are kept.
     """
     report, rows = await begin(export, "embed", file_ids, run_id)
     stale = [row for row in rows.values() if (key := export.vectors_key(row)) and key != row.vectors_key]
     if dry_run:
         await asyncio.to_thread(_count, export, stale, report)
     else:
-        await _embed_all(export, stale, run_id, held, report)
+        try:
+            await _embed_all(export, stale, run_id, held, report)
+        except (EmbedderUnavailable, ConfigError) as error:
+            await asyncio.to_thread(export.ledger.record_sink_state, MODEL, error=str(error), backoff=sink_backoff)
+            raise
+        await asyncio.to_thread(export.ledger.record_sink_state, MODEL, error=None, backoff=sink_backoff)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
     return report.finish()
 

@@ -185,7 +185,7 @@ def file_backoff(attempts: int) -> float:
 
 
 def sink_backoff(attempts: int) -> float:
-    """Seconds to the next attempt of a sink that is down: 30 s, doubling to at most 30 minutes, with jitter."""
+    """Seconds to the next attempt of a sink, or the model, that is down: 30 s, doubling to at most 30 minutes, with jitter."""
     return _backoff(attempts, 30.0, 1_800.0)
 
 

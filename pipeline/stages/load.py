@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_record_sets
@@ -23,7 +23,7 @@ from pipeline.stages.work import begin, groups_of
 async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -> StageReport:
     """Make a sink hold the current records of these files; a file whose vectors are not current is left as it is.
 
-    Raises SinkUnavailable when the sink as a whole fails; it then backs off and no file's attempts are counted.
+    Raises SinkUnavailable or ConfigError when the sink as a whole fails; it then backs off and no file's attempts are counted.
     """
     report, rows = await begin(export, f"load {sink}", file_ids, run_id)
     scope = await export.scope()
@@ -36,7 +36,7 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
             await exporter.optimize()
         finally:
             await exporter.close()
-    except SinkUnavailable as error:
+    except (SinkUnavailable, ConfigError) as error:
         await asyncio.to_thread(export.ledger.record_sink_state, sink, error=str(error), backoff=sink_backoff)
         raise
     await asyncio.to_thread(export.ledger.record_sink_state, sink, error=None, backoff=sink_backoff)

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.lake.lake import DATASETS
-from pipeline.ledger.models import FileRow
+from pipeline.ledger.models import MODEL, FileRow
 from pipeline.stages.export import Export
 
 
@@ -28,7 +28,7 @@ class Needs:
     lagging: dict[str, list[str]] = field(default_factory=dict)
     """Sink -> files whose current records it does not hold."""
     unreachable: dict[str, list[str]] = field(default_factory=dict)
-    """The same of sinks that are down and back off."""
+    """The same of sinks that are down and back off; under ``MODEL`` the files that wait for it."""
     backing_off: list[str] = field(default_factory=list)
     parked: list[str] = field(default_factory=list)
     in_flight: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Needs:
 
     @property
     def without_a_sink(self) -> list[str]:
-        """The files that some sink will not hold until it is up again."""
+        """The files that some sink will not hold until it, or the model, is up again."""
         return _of_any_sink(self.unreachable)
 
 
@@ -73,6 +73,9 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
     needs.lagging = {sink: files for sink, files in needs.lagging.items() if sink not in down}
+    if MODEL in down:
+        needs.unreachable[MODEL] = [*needs.ingest, *needs.alone]
+        needs.new, needs.changed, needs.stale, needs.alone = [], [], [], []
     return needs
 
 
