@@ -122,6 +122,10 @@ class Lake:
             except OSError as error:
                 raise LakeError(f"the lake cannot delete {dataset} of {partition}: {type(error).__name__}") from error
 
+    def delete_many(self, partitions: Iterable[str]) -> None:
+        """``delete`` of many partitions from every dataset of files."""
+        self._each(self.delete, partitions)
+
     def partitions(self, dataset: Dataset) -> list[str]:
         """Every partition of a dataset, sorted. Names longer than the file system allows come back as their digest."""
         try:

@@ -74,6 +74,14 @@ class Register:
             for table in (schema.file_sinks, schema.sinks):
                 connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
 
+    def let_go(self, sink: str, file_ids: Sequence[str]) -> None:
+        """A sink is about to lose these files. From now on it lacks them, however far the deletion comes."""
+        c = schema.file_sinks.c
+        with writing(self._engine, self._export) as connection:
+            for batch in batches(file_ids):
+                mine = sa.and_(c.export == self._export, c.sink == sink, c.file_id.in_(batch))
+                connection.execute(sa.delete(schema.file_sinks).where(mine))
+
     def adopt_orphans(self, found: Mapping[str, tuple[str, int]]) -> None:
         """Files a sink holds and no listing shows, by id with name and number of records: missing from now on, so that they
         go the way of every removed file, with its grace period and its fuse."""

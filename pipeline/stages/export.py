@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -144,6 +145,13 @@ class Export:
         being removed, or are gone, none unless it is them that are wanted (``leaving``)."""
         dead = {holder for holder in self.ledger.holders(file_ids) if holder != run_id and not self.run_is_live(holder)}
         return self.ledger.claim(file_ids, run_id, seconds=LEASE_SECONDS, dead_runs=dead, leaving=leaving)
+
+    def held(self, rows: Iterable[FileRow]) -> set[str]:
+        """Those of these files that a live run holds."""
+        now = time.time()
+        leased = {row.file_id: row.run_id for row in rows if row.run_id and (row.lease_until or 0.0) > now}
+        live = {run_id for run_id in set(leased.values()) if self.run_is_live(run_id)}
+        return {file_id for file_id, run_id in leased.items() if run_id in live}
 
     def record_failures(self, failures: dict[str, str], run_id: str) -> None:
         """Count a failed attempt of each file."""

@@ -37,6 +37,8 @@ class Needs:
     awaiting_approval: list[str] = field(default_factory=list)
     removing: list[str] = field(default_factory=list)
     """Marked for removal by an earlier look."""
+    blocked: list[str] = field(default_factory=list)
+    """To be removed, and held by no sink but those that are down and back off."""
     removed: list[str] = field(default_factory=list)
     """Gone from every sink; their partition keys can go too."""
 
@@ -51,8 +53,8 @@ class Needs:
 
     @property
     def without_a_sink(self) -> list[str]:
-        """The files that some sink will not hold until it is up again."""
-        return _of_any_sink(self.unreachable)
+        """The files that some sink will not hold, or not let go, until it is up again."""
+        return [*_of_any_sink(self.unreachable), *self.blocked]
 
 
 def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
@@ -73,6 +75,8 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
     needs.lagging = {sink: files for sink, files in needs.lagging.items() if sink not in down}
+    if needs.unreachable:
+        _hold_back(needs, {file_id for sink in needs.lagging for file_id in hashes.get(sink, {})})
     return needs
 
 
@@ -114,6 +118,13 @@ def _sort(
         for sink, lagging in needs.lagging.items():
             if not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
                 lagging.append(row.file_id)
+
+
+def _hold_back(needs: Needs, held: Collection[str]) -> None:
+    """Of the files to be removed those that no sink which is up has ``held``: nothing can be done for them now."""
+    needs.blocked = [file_id for file_id in (*needs.removing, *needs.removable) if file_id not in held]
+    needs.removing = [file_id for file_id in needs.removing if file_id in held]
+    needs.removable = [file_id for file_id in needs.removable if file_id in held]
 
 
 def _vectors_are_current(export: Export, row: FileRow) -> bool:
