@@ -24,6 +24,9 @@ from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
 _STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fields__]
+_MADE = "fetched_token payload_digest text_digest provenance chunks_key vectors_key records_key record_set_hash"
+_UNMADE: dict[str, None] = dict.fromkeys(_MADE.split())
+"""The columns of a file of which nothing is made, or nothing is left."""
 
 
 class Ledger:
@@ -103,7 +106,7 @@ class Ledger:
                     "missing_since": None,
                 }
                 if token is None or status in LEAVING:
-                    new[file.id] = {**values, "status": "new", "attempts": 0}
+                    new[file.id] = {**values, **_UNMADE, "status": "new", "attempts": 0}
                 elif token != file.change_token:
                     reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in ("failed", "parked") else {}
                     changed[file.id] = {**values, "status": status, **reset}
@@ -305,24 +308,12 @@ class Ledger:
     def record_removed(self, file_ids: Sequence[str], *, run_id: str) -> None:
         """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""
         c = schema.files.c
-        empty = dict.fromkeys(
-            (
-                "fetched_token",
-                "payload_digest",
-                "text_digest",
-                "provenance",
-                "chunks_key",
-                "vectors_key",
-                "records_key",
-                "record_set_hash",
-            )
-        )
         with writing(self._engine, self.export) as connection:
             for table in (schema.file_sinks, schema.vectors):
                 delete_of_files(connection, table, self.export, file_ids)
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
-                connection.execute(sa.update(schema.files).where(mine).values(**empty))
+                connection.execute(sa.update(schema.files).where(mine).values(**_UNMADE))
                 connection.execute(sa.update(schema.files).where(mine, c.status == "removing").values(status="removed"))
             self._log(connection, [(file_id, "removed", {}) for file_id in file_ids], run_id, self._clock())
 

@@ -18,6 +18,7 @@ from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import Export
+from pipeline.stages.remove import delete_from
 from pipeline.stages.work import borrowed
 
 
@@ -114,7 +115,7 @@ async def _erase_from(
         exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
         try:
             await exporter.provision()
-            await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
+            await delete_from(export, held.sink, exporter, config, file_ids)
             await exporter.purge_history()
             report.proofs.append(await _proof(exporter, place, config, report.file_ids))
         finally:

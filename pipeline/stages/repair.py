@@ -13,6 +13,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.findings import FindingKind
 from pipeline.stages.load import build_records
 from pipeline.stages.rebuild import forget_lost, make_again, opened_sink
+from pipeline.stages.remove import delete_from
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import SinkVerification, verify
 from pipeline.stages.work import borrowed, groups_of
@@ -68,7 +69,7 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
     async with opened_sink(export, sink, scope[0]) as exporter:
         for group in groups_of(ready):
             await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
-        await _delete_orphans(export, exporter, scope, orphans, report, run_id)
+        await _delete_orphans(export, sink, exporter, scope, orphans, report, run_id)
         await exporter.optimize()
     await asyncio.to_thread(export.settle, held, scope)
     await asyncio.to_thread(export.ledger.drop_leases, run_id)
@@ -104,7 +105,7 @@ async def _replace(
     built = await asyncio.to_thread(build_records, export, group, scope, built_report)
     if delete_first:
         ids = [file.file_id for file in built]
-        await exporter.delete_files(parsed_directory_file_ids=ids, export_config_id=scope[1])
+        await delete_from(export, sink, exporter, scope[1], ids)
     outcome = await exporter.replace_files(built)
     refused = {error.file_id: error.reason for error in outcome.refused}
     report.failures.update({**built_report.failures, **refused})
@@ -115,11 +116,11 @@ async def _replace(
 
 
 async def _delete_orphans(
-    export: Export, exporter: Exporter, scope: tuple[str, str], orphans: list[str], report: RepairReport, run_id: str
+    export: Export, sink: str, exporter: Exporter, scope: tuple[str, str], orphans: list[str], report: RepairReport, run_id: str
 ) -> None:
     doomed, report.kept = await _deletable(export, orphans) if orphans else ([], {})
     if doomed:
-        await exporter.delete_files(parsed_directory_file_ids=doomed, export_config_id=scope[1])
+        await delete_from(export, sink, exporter, scope[1], doomed)
         report.deleted += doomed
         await asyncio.to_thread(export.ledger.log, [(file_id, "orphan removed", {}) for file_id in doomed], run_id=run_id)
 

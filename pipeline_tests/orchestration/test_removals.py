@@ -98,6 +98,20 @@ def test_a_file_that_goes_while_a_sink_backs_off_leaves_the_others_meanwhile(
     assert world.names("first") == {"doc-2.md", "doc-3.md"}
 
 
+def test_a_file_that_returns_when_some_sinks_have_let_it_go_stands_in_all_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.faults(hidden_files=["doc-0.md"])
+    sync_without(world, monkeypatch, "first")
+    assert "doc-0.md" not in world.names("second")
+    world.faults()
+    assert world.sync().ok
+    heal(world)
+    assert world.sync().ok
+    world.assert_settled("first")
+    world.assert_settled("second")
+
+
 def test_nothing_is_tried_while_every_sink_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.remove("doc-0.md")
     assert sync_without(world, monkeypatch, "first", "second").failed_runs == 1
