@@ -6,7 +6,7 @@ What belongs here: the collections of every sink and model, the scopes of all ex
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -43,13 +43,22 @@ class Register:
         return found
 
     def record_collection(self, held: SinkCollection) -> None:
-        """Note that a sink holds records of a model, and with which settings it is reached. A plug-in's are left out: what
-        it is given may be a secret."""
-        kind = str(held.settings["type"])
-        settings = {"type": kind} if ":" in kind else dict(held.settings)
+        """Note that a sink holds records of a model, and with which settings it is reached. Where those are others than before,
+        nothing that was recorded of the sink is taken for granted any more."""
+        settings = _kept(held)
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
+        c, files = schema.collections.c, schema.file_sinks.c
+        this = sa.and_(c.export == self._export, c.sink == held.sink, c.slug == held.slug)
         with writing(self._engine, self._export) as connection:
+            last = connection.execute(sa.select(c.settings).where(this)).scalar_one_or_none()
+            if last is not None and json.loads(last) != settings:
+                connection.execute(sa.delete(schema.file_sinks).where(files.export == self._export, files.sink == held.sink))
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
+
+    def moved(self, present: Iterable[SinkCollection]) -> set[str]:
+        """Those of these sinks whose settings are others than when they were last written to: they may point elsewhere."""
+        last = {(held.sink, held.slug): held.settings for held in self.collections()}
+        return {held.sink for held in present if last.get((held.sink, held.slug), _kept(held)) != _kept(held)}
 
     def collections(self) -> list[SinkCollection]:
         """Every collection ever written and not retired, by sink and model."""
@@ -122,6 +131,13 @@ class Register:
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self._export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.tombstones).where(mine).values(**values))
+
+
+def _kept(held: SinkCollection) -> dict[str, Any]:
+    """What is kept of a sink's settings, as it is read back. A plug-in's are left out: what it is given may be a secret."""
+    kind = str(held.settings["type"])
+    kept: dict[str, Any] = {"type": kind} if ":" in kind else json.loads(json.dumps(held.settings))
+    return kept
 
 
 def entombed(connection: sa.Connection, export: str, file_ids: Sequence[str]) -> set[str]:

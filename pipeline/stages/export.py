@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -110,6 +110,11 @@ class Export:
         model = self.embedder.identity
         return SinkCollection(sink, model.slug, model.name, model.fingerprint, model.dimension, settings)
 
+    def sink_hashes(self, file_ids: Collection[str] | None = None) -> dict[str, dict[str, str]]:
+        """``Ledger.sink_hashes``, with nothing of a sink whose settings have changed since: it may be another place."""
+        moved = self.ledger.register.moved(map(self.held_in, self.settings.sinks))
+        return {sink: held for sink, held in self.ledger.sink_hashes(file_ids).items() if sink not in moved}
+
     def collection(self, held: SinkCollection, tenant_id: str) -> Exporter:
         """The exporter of any collection ever written, whether its sink and model are still the export's or not."""
         given = dict(held.settings)
@@ -166,7 +171,7 @@ class Export:
     def settle(self, file_ids: list[str], scope: tuple[str, str]) -> int:
         """Mark as done those files whose current records stand in every sink; answers how many."""
         rows = self.ledger.files(file_ids)
-        held = self.ledger.sink_hashes(file_ids)
+        held = self.sink_hashes(file_ids)
         done = [
             file_id
             for file_id, row in rows.items()

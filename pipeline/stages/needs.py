@@ -64,7 +64,7 @@ def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
 def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
     """Sort every known file by what it needs now. ``live_waves`` are waves that unfinished runs still carry."""
     rows = export.ledger.files()
-    hashes = export.ledger.sink_hashes()
+    hashes = export.sink_hashes()
     now = time.time()
     needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
@@ -82,7 +82,7 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
 
 def standing_files(export: Export, rows: Mapping[str, FileRow], scope: tuple[str, str]) -> dict[str, list[str]]:
     """Those of these files that need nothing more, by dataset of the lake and by sink."""
-    hashes = export.ledger.sink_hashes(rows)
+    hashes = export.sink_hashes(rows)
     made = [row for row in rows.values() if _vectors_are_current(export, row)]
     current = [row for row in made if row.records_key is not None and row.records_key == export.records_key(row, scope)]
     in_lake = [row.file_id for row in made]
