@@ -65,10 +65,11 @@ def repair(
     from pipeline.stages.repair import repair as run_repair
 
     with opened_with_instance(export) as (opened, _), command_run("repair") as run_id:
-        if allow_deletes:
-            opened.ledger.update_state(allowed_deletes=allow_deletes)
         names = {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
-        reports = [await_now(run_repair(opened, name, run_id=run_id, deep=not shallow)) for name in sinks_of(opened, sink)]
+        reports = [
+            await_now(run_repair(opened, name, run_id=run_id, deep=not shallow, allow_deletes=allow_deletes))
+            for name in sinks_of(opened, sink)
+        ]
     if as_json:
         out.print_json(data=[repair_json(report) for report in reports])
     else:

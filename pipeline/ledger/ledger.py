@@ -341,12 +341,14 @@ class Ledger:
         with self._engine.connect() as connection:
             return [HistoryEvent(*row) for row in connection.execute(query.order_by(c.id))]
 
-    def count_events(self, event: str, since: float) -> int:
-        """How often an event was logged since a time."""
-        c = schema.history.c
-        query = sa.select(sa.func.count()).select_from(schema.history)
+    def count_removed(self, since: float) -> int:
+        """How many files were removed since a time, but for those that a person has erased."""
+        c, erased = schema.history.c, schema.tombstones.c
+        removed = sa.and_(c.export == self.export, c.event == "removed", c.at >= since)
+        by_a_person = sa.select(erased.file_id).where(erased.export == self.export)
+        query = sa.select(sa.func.count()).select_from(schema.history).where(removed, c.file_id.not_in(by_a_person))
         with self._engine.connect() as connection:
-            return int(connection.execute(query.where(c.export == self.export, c.event == event, c.at >= since)).scalar_one())
+            return int(connection.execute(query).scalar_one())
 
     def _known(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str, int]]:
         """(change token, status, listing) by file id."""

@@ -31,6 +31,8 @@ class RepairConfig(dg.Config):
     """Every sink by default."""
     deep: bool = True
     """Read every record instead of snapshots alone."""
+    allow_deletes: int = 0
+    """Orphans that may be deleted beyond the fuse."""
 
 
 class ApprovalConfig(dg.Config):
@@ -99,7 +101,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
         export = exports.open(settings, context.instance)
         left: list[str] = []
         for sink in [config.sink] if config.sink else list(settings.sinks):
-            report = await repair(export, sink, run_id=context.run_id, deep=config.deep)
+            report = await repair(export, sink, run_id=context.run_id, deep=config.deep, allow_deletes=config.allow_deletes)
             metadata = {
                 "found": len(report.before.findings),
                 "replaced": len(report.replaced),

@@ -136,9 +136,11 @@ def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], lis
 
 
 def _mark_removals(export: Export, needs: Needs, running: bool) -> tuple[str, ...]:
-    """Mark what may go; answers what a removal run should take now: not what another holds."""
+    """Mark what may go; answers what a removal run should take now: not what another holds. An approval is used up by what
+    it was for, and not kept for what goes missing later."""
     if needs.removable:
         export.ledger.mark_removing(needs.removable)
+    if needs.removable or needs.approved_nothing:
         export.ledger.update_state(allowed_deletes=0)
     going = [*needs.removing, *needs.removable]
     if running or not going:

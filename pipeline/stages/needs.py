@@ -41,6 +41,8 @@ class Needs:
     """To be removed, and held by no sink but those that are down and back off."""
     removed: list[str] = field(default_factory=list)
     """Gone from every sink; their partition keys can go too."""
+    approved_nothing: bool = False
+    """An approval of deletes is left, and no file is missing."""
 
     @property
     def ingest(self) -> list[str]:
@@ -147,8 +149,8 @@ def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now
             proven = over <= now and state.complete_at is not None and state.complete_at >= over
             (ready if proven else needs.awaiting_grace).append(row.file_id)
     window = max(removal.grace_period_seconds, 3600)
-    recent = export.ledger.count_events("removed", now - window) + len(needs.removing)
+    recent = export.ledger.count_removed(now - window) + len(set(needs.removing) - export.ledger.register.tombstones().keys())
     known = len(rows) - len(needs.removed) - len(needs.removing) + recent
-    limit = max(1, int(removal.max_delete_fraction * known), state.allowed_deletes)
-    over_the_fuse = len(ready) + recent > limit
-    (needs.awaiting_approval if ready and over_the_fuse else needs.removable).extend(ready)
+    over_the_fuse = len(ready) + recent > removal.most_deletes(known) and len(ready) > state.allowed_deletes
+    (needs.awaiting_approval if over_the_fuse else needs.removable).extend(ready)
+    needs.approved_nothing = state.allowed_deletes > 0 and not (ready or needs.awaiting_grace)

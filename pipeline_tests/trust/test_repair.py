@@ -148,8 +148,8 @@ def test_too_many_orphans_wait_for_approval(tmp_path: Path) -> None:
         report = mend(world)
         assert not report.ok
         assert "--allow-deletes 3" in report.kept["dfl-0"]
-        world.export.ledger.update_state(allowed_deletes=3)
-        assert mend(world).ok
+        assert mend(world, allow_deletes=3).ok
+        assert world.export.ledger.state().allowed_deletes == 0
 
 
 def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(world: World, embedded: list[str]) -> None:
