@@ -116,6 +116,17 @@ def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
 
 
+def test_a_file_that_was_removed_before_is_erased_from_an_old_models_collection_too(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.sync()
+    world.remove("patient.md")
+    assert world.sync().removed == [file_id]
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus")
+    assert wipe(world, file_id).proved
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
+
+
 def test_a_tombstone_outlives_the_ledger(world: World) -> None:
     file_id = world.file_id("patient.md")
     wipe(world, file_id)
