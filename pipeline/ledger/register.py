@@ -33,6 +33,21 @@ class Register:
         with self._engine.connect() as connection:
             return {(tenant_id, config) for tenant_id, config in connection.execute(query)}
 
+    def leave_scope(self, tenant_id: str, export_config_id: str) -> None:
+        """The index has been made anew, under other ids than these."""
+        row = {"export": self._export, "tenant_id": tenant_id, "export_config_id": export_config_id}
+        with writing(self._engine, self._export) as connection:
+            known = sa.select(schema.former_scopes).filter_by(**row)
+            if connection.execute(known).one_or_none() is None:
+                connection.execute(sa.insert(schema.former_scopes), row)
+
+    def former_scopes(self) -> list[tuple[str, str]]:
+        """(tenant_id, export_config_id) of every index this export has left."""
+        c = schema.former_scopes.c
+        query = sa.select(c.tenant_id, c.export_config_id).where(c.export == self._export)
+        with self._engine.connect() as connection:
+            return [(tenant_id, config) for tenant_id, config in connection.execute(query.order_by(*c))]
+
     def last_change(self) -> float | None:
         """When a file of any sink was last loaded; ``None`` before the first one."""
         c = schema.file_sinks.c

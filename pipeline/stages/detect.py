@@ -88,6 +88,8 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             raise
         export.index_id = index.index_id
         state = await asyncio.to_thread(export.ledger.state)
+        if state.tenant_id and state.export_config_id:
+            await asyncio.to_thread(_leave_former_index, export, (state.tenant_id, state.export_config_id), index)
         await asyncio.to_thread(
             export.ledger.update_state,
             tenant_id=index.project_id,
@@ -106,6 +108,12 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             since = state.listed_at if wanted == "incremental" else None
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         return await _list(export, source, index, listing, time.monotonic() + budget_seconds)
+
+
+def _leave_former_index(export: Export, last: tuple[str, str], index: IndexState) -> None:
+    """Keep in mind under which ids the index was exported before, if it has been made anew."""
+    if last != (index.project_id, index.export_config_id):
+        export.ledger.register.leave_scope(*last)
 
 
 def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:

@@ -96,6 +96,12 @@ class Export:
         self.ledger.update_state(tenant_id=index.project_id, export_config_id=index.export_config_id)
         return index.project_id, index.export_config_id
 
+    async def scopes(self) -> list[tuple[str, str]]:
+        """The scope, and those of former indexes of the export, under which records may still stand. One that an export has now
+        is that export's business."""
+        present, known = await self.scope(), self.ledger.register.known_scopes()
+        return [present, *(scope for scope in self.ledger.register.former_scopes() if scope not in known)]
+
     def sink(self, name: str, tenant_id: str) -> Exporter:
         """The exporter of a sink of this export, bound to the tenant and the model. Raises ConfigError."""
         if name not in self.settings.sinks:

@@ -56,13 +56,14 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     """
     report, rows = await begin(export, "remove", file_ids, run_id, leaving=True)
     marked = [row for row in rows.values() if row.status == "removing"]
-    tenant_id, config = await export.scope()
+    scopes = await export.scopes()
     doomed = [row.file_id for row in marked]
     down: dict[str, str] = {}
     for sink in export.settings.sinks if doomed else ():
         try:
-            async with opened_sink(export, sink, tenant_id) as exporter:
-                await delete_from(export, sink, exporter, config, doomed)
+            for tenant_id, config in scopes:
+                async with opened_sink(export, sink, tenant_id) as exporter:
+                    await delete_from(export, sink, exporter, config, doomed)
         except SinkUnavailable as error:
             down[sink] = str(error)
         await asyncio.to_thread(export.ledger.record_sink_state, sink, error=down.get(sink), backoff=sink_backoff)
