@@ -20,6 +20,9 @@ _HEAD = """# Settings of an export
 Written by `docs/build_settings.py` from the code. One file `pipeline/defs/<export>/defs.yaml` an export; everything below
 stands under `attributes:`. Secrets are never settings: they come from the environment.
 """
+_SHARED = """Exports of one index whose sinks are one place (same store, name and model) share its records:
+with other `chunking` they overwrite each other's, and each takes its own for what stands. Give each its own place, such as
+another prefix."""
 
 
 def settings_page() -> str:
@@ -31,7 +34,7 @@ def settings_page() -> str:
             for inner, inner_field in model.model_fields.items():
                 for inner_model in _models(inner_field):
                     parts += [f"### `{name}.{inner}`\n", _document(inner_model), _table(inner_model)]
-    parts.append("## `sinks`\n\nName of the sink -> its settings.\n")
+    parts.append(f"## `sinks`\n\nName of the sink -> its settings. {_SHARED}\n")
     for sink in sorted(SINKS):
         parts += [f"### `sinks.{sink}`\n", _sink(sink)]
     return "\n".join(parts)

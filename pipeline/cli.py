@@ -20,7 +20,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, fail, file_ids_of, open_export, out, sink_of
+from pipeline.cli_common import (
+    ExportOption,
+    JsonOption,
+    SinkOption,
+    await_now,
+    err,
+    ever_known,
+    fail,
+    file_ids_of,
+    open_export,
+    out,
+    sink_of,
+)
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 
@@ -225,11 +237,11 @@ def records(
 
 @app.command()
 def history(file: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
-    """Everything that happened to a file, by its id or its name."""
+    """Everything that happened to a file, by its id or its name; by its id also when it is gone."""
     from pipeline.cli_output import when
 
     opened = open_export(export)
-    for file_id in file_ids_of(opened, file):
+    for file_id in ever_known(opened, file):
         for event in opened.ledger.history(file_id):
             if as_json:
                 sys.stdout.write(json.dumps(asdict(event)) + "\n")

@@ -79,5 +79,12 @@ def file_ids_of(opened: Any, file: str) -> list[str]:
     rows = opened.ledger.files()
     found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
     if not found:
-        raise ConfigError(f"no file of {opened.name!r} has the id or name {file!r}")
+        raise ConfigError(
+            f"no file of {opened.name!r} has the id or name {file!r}; one that has left the directory is known by its id alone"
+        )
     return found
+
+
+def ever_known(opened: Any, file: str) -> list[str]:
+    """``file_ids_of``, and a file that is gone by its id: its history stays."""
+    return [file] if opened.ledger.history(file) else file_ids_of(opened, file)

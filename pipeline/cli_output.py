@@ -158,6 +158,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
         "backing_off": len(needs.backing_off),
         "lagging": {sink: len(files) for sink, files in needs.lagging.items()},
         "unreachable": {sink: len(files) for sink, files in needs.unreachable.items()},
+        "blocked": len(needs.blocked),
         "failing": plan.failures,
         "chunks_to_embed": plan.chunks,
         "chunks_reused": plan.reused,
@@ -190,6 +191,7 @@ def sync_summary(report: SyncReport) -> dict[str, Any]:
         "parked": report.needs.parked,
         "backing_off": report.needs.backing_off,
         "unreachable": report.needs.unreachable,
+        "blocked": report.needs.blocked,
         "awaiting_approval": report.needs.awaiting_approval,
         "ok": report.ok,
     }
@@ -213,6 +215,8 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
         if state.last_error:
             lacking = len(report.needs.unreachable.get(sink, []))
             console.print(f"[yellow]{sink} is down[/yellow], files it lacks: {lacking}: {escape(state.last_error)}")
+    if report.needs.blocked:
+        console.print(f"[yellow]removed files that wait for a sink which is down: {len(report.needs.blocked)}[/yellow]")
     if report.needs.due and not report.errors:
         count = len(report.needs.due)
         console.print(f"[yellow]files held by another run: {count}[/yellow]; sync again when it has ended")

@@ -5,6 +5,7 @@ What belongs here: arguments, output and exit codes, as in ``cli``.
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -16,7 +17,7 @@ from pipeline.cli_common import (
     JsonOption,
     await_now,
     err,
-    file_ids_of,
+    ever_known,
     opened_with_instance,
     out,
     sinks_of,
@@ -26,6 +27,8 @@ from pipeline.errors import ConfigError
 trust_app = typer.Typer(no_args_is_help=True)
 rebuild_app = typer.Typer(no_args_is_help=True, help="Make what was lost from what is left.")
 trust_app.add_typer(rebuild_app, name="rebuild")
+
+_FILE_ID = re.compile(r"dfl-[0-9A-Za-z-]+")
 
 
 @trust_app.command()
@@ -65,10 +68,11 @@ def repair(
     from pipeline.stages.repair import repair as run_repair
 
     with opened_with_instance(export) as (opened, _), command_run("repair") as run_id:
-        if allow_deletes:
-            opened.ledger.update_state(allowed_deletes=allow_deletes)
         names = {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
-        reports = [await_now(run_repair(opened, name, run_id=run_id, deep=not shallow)) for name in sinks_of(opened, sink)]
+        reports = [
+            await_now(run_repair(opened, name, run_id=run_id, deep=not shallow, allow_deletes=allow_deletes))
+            for name in sinks_of(opened, sink)
+        ]
     if as_json:
         out.print_json(data=[repair_json(report) for report in reports])
     else:
@@ -152,7 +156,7 @@ def removals(export: ExportOption = "default", as_json: JsonOption = False) -> N
 
 @trust_app.command()
 def erase(
-    files: Annotated[list[str], typer.Argument(help="Files by id or name.")],
+    files: Annotated[list[str], typer.Argument(help="Files by id or name; those that have left the directory by id.")],
     export: ExportOption = "default",
     as_json: JsonOption = False,
 ) -> None:
@@ -213,5 +217,7 @@ def prune(
 
 
 def _erasable(opened: Any, name: str) -> list[str]:
-    """Also files that are only a tombstone by now, whose erasure is to be finished or proved again."""
-    return [name] if name in opened.ledger.register.tombstones() else file_ids_of(opened, name)
+    """Also files that are gone, by their ids: a former model's collection may still hold them, or their erasure is to be
+    proved again. What has the form of an id is looked for everywhere, known or not: the ledger may have been lost."""
+    is_id = _FILE_ID.fullmatch(name) or name in opened.ledger.register.tombstones()
+    return [name] if is_id else ever_known(opened, name)

@@ -136,6 +136,10 @@ class Lake:
         folders = [Path(self._root, dataset) for dataset in get_args(Dataset)] if self._local else []
         return [found for folder in folders for found in unfinished(folder)]
 
+    def delete_many(self, partitions: Iterable[str]) -> None:
+        """``delete`` of many partitions from every dataset of files."""
+        self._each(self.delete, partitions)
+
     def partitions(self, dataset: Dataset) -> list[str]:
         """Every partition of a dataset, sorted. Names longer than the file system allows come back as their digest."""
         paths: list[str] = []

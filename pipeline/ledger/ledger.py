@@ -24,6 +24,9 @@ from pipeline.llama_cloud.models import DirectoryFile
 
 _FILE_COLUMNS = [schema.files.c[name] for name in FileRow.__dataclass_fields__]
 _STATE_COLUMNS = [schema.exports.c[name] for name in ExportState.__dataclass_fields__]
+_MADE = "fetched_token payload_digest text_digest provenance chunks_key vectors_key records_key record_set_hash"
+_UNMADE: dict[str, None] = dict.fromkeys(_MADE.split())
+"""The columns of a file of which nothing is made, or nothing is left."""
 
 
 class Ledger:
@@ -108,7 +111,7 @@ class Ledger:
                     "missing_since": None,
                 }
                 if token is None or status in LEAVING:
-                    new[file.id] = {**values, "status": "new", "attempts": 0}
+                    new[file.id] = {**values, **_UNMADE, "status": "new", "attempts": 0}
                 elif token != file.change_token or metadata != values["metadata"]:
                     if token == file.change_token:
                         values["refetch"] = True
@@ -324,24 +327,12 @@ class Ledger:
     def record_removed(self, file_ids: Sequence[str], *, run_id: str) -> None:
         """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""
         c = schema.files.c
-        empty = dict.fromkeys(
-            (
-                "fetched_token",
-                "payload_digest",
-                "text_digest",
-                "provenance",
-                "chunks_key",
-                "vectors_key",
-                "records_key",
-                "record_set_hash",
-            )
-        )
         with writing(self._engine, self.export) as connection:
             for table in (schema.file_sinks, schema.vectors):
                 delete_of_files(connection, table, self.export, file_ids)
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
-                connection.execute(sa.update(schema.files).where(mine).values(**empty))
+                connection.execute(sa.update(schema.files).where(mine).values(**_UNMADE))
                 connection.execute(sa.update(schema.files).where(mine, c.status == "removing").values(status="removed"))
             self._log(connection, [(file_id, "removed", {}) for file_id in file_ids], run_id, self._clock())
 
@@ -369,12 +360,14 @@ class Ledger:
         with self._engine.connect() as connection:
             return [HistoryEvent(*row) for row in connection.execute(query.order_by(c.id))]
 
-    def count_events(self, event: str, since: float) -> int:
-        """How often an event was logged since a time."""
-        c = schema.history.c
-        query = sa.select(sa.func.count()).select_from(schema.history)
+    def count_removed(self, since: float) -> int:
+        """How many files were removed since a time, but for those that a person has erased."""
+        c, erased = schema.history.c, schema.tombstones.c
+        removed = sa.and_(c.export == self.export, c.event == "removed", c.at >= since)
+        by_a_person = sa.select(erased.file_id).where(erased.export == self.export)
+        query = sa.select(sa.func.count()).select_from(schema.history).where(removed, c.file_id.not_in(by_a_person))
         with self._engine.connect() as connection:
-            return int(connection.execute(query.where(c.export == self.export, c.event == event, c.at >= since)).scalar_one())
+            return int(connection.execute(query).scalar_one())
 
     def _known(self, connection: sa.Connection, file_ids: Sequence[str]) -> dict[str, tuple[str, str, int, str]]:
         """(change token, status, listing, metadata) by file id."""

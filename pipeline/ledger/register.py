@@ -6,7 +6,7 @@ What belongs here: the collections of every sink and model, the scopes of all ex
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,6 +33,21 @@ class Register:
         with self._engine.connect() as connection:
             return {(tenant_id, config) for tenant_id, config in connection.execute(query)}
 
+    def leave_scope(self, tenant_id: str, export_config_id: str) -> None:
+        """The index has been made anew, under other ids than these."""
+        row = {"export": self._export, "tenant_id": tenant_id, "export_config_id": export_config_id}
+        with writing(self._engine, self._export) as connection:
+            known = sa.select(schema.former_scopes).filter_by(**row)
+            if connection.execute(known).one_or_none() is None:
+                connection.execute(sa.insert(schema.former_scopes), row)
+
+    def former_scopes(self) -> list[tuple[str, str]]:
+        """(tenant_id, export_config_id) of every index this export has left."""
+        c = schema.former_scopes.c
+        query = sa.select(c.tenant_id, c.export_config_id).where(c.export == self._export)
+        with self._engine.connect() as connection:
+            return [(tenant_id, config) for tenant_id, config in connection.execute(query.order_by(*c))]
+
     def last_change(self) -> float | None:
         """When a file of any sink was last loaded; ``None`` before the first one."""
         c = schema.file_sinks.c
@@ -43,13 +58,22 @@ class Register:
         return found
 
     def record_collection(self, held: SinkCollection) -> None:
-        """Note that a sink holds records of a model, and with which settings it is reached. A plug-in's are left out: what
-        it is given may be a secret."""
-        kind = str(held.settings["type"])
-        settings = {"type": kind} if ":" in kind else dict(held.settings)
+        """Note that a sink holds records of a model, and with which settings it is reached. Where those are others than before,
+        nothing that was recorded of the sink is taken for granted any more."""
+        settings = _kept(held)
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
+        c, files = schema.collections.c, schema.file_sinks.c
+        this = sa.and_(c.export == self._export, c.sink == held.sink, c.slug == held.slug)
         with writing(self._engine, self._export) as connection:
+            last = connection.execute(sa.select(c.settings).where(this)).scalar_one_or_none()
+            if last is not None and json.loads(last) != settings:
+                connection.execute(sa.delete(schema.file_sinks).where(files.export == self._export, files.sink == held.sink))
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
+
+    def moved(self, present: Iterable[SinkCollection]) -> set[str]:
+        """Those of these sinks whose settings are others than when they were last written to: they may point elsewhere."""
+        last = {(held.sink, held.slug): held.settings for held in self.collections()}
+        return {held.sink for held in present if last.get((held.sink, held.slug), _kept(held)) != _kept(held)}
 
     def collections(self) -> list[SinkCollection]:
         """Every collection ever written and not retired, by sink and model."""
@@ -79,6 +103,14 @@ class Register:
         c = schema.sinks.c
         with writing(self._engine, self._export) as connection:
             connection.execute(sa.update(schema.sinks).where(c.export == self._export).values(down_until=None))
+
+    def let_go(self, sink: str, file_ids: Sequence[str]) -> None:
+        """A sink is about to lose these files. From now on it lacks them, however far the deletion comes."""
+        c = schema.file_sinks.c
+        with writing(self._engine, self._export) as connection:
+            for batch in batches(file_ids):
+                mine = sa.and_(c.export == self._export, c.sink == sink, c.file_id.in_(batch))
+                connection.execute(sa.delete(schema.file_sinks).where(mine))
 
     def adopt_orphans(self, found: Mapping[str, tuple[str, int]]) -> None:
         """Files a sink holds and no listing shows, by id with name and number of records: missing from now on, so that they
@@ -120,6 +152,13 @@ class Register:
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self._export, c.file_id.in_(batch))
                 connection.execute(sa.update(schema.tombstones).where(mine).values(**values))
+
+
+def _kept(held: SinkCollection) -> dict[str, Any]:
+    """What is kept of a sink's settings, as it is read back. A plug-in's are left out: what it is given may be a secret."""
+    kind = str(held.settings["type"])
+    kept: dict[str, Any] = {"type": kind} if ":" in kind else json.loads(json.dumps(held.settings))
+    return kept
 
 
 def entombed(connection: sa.Connection, export: str, file_ids: Sequence[str]) -> set[str]:

@@ -118,6 +118,16 @@ collections = Table(
 """Where records were ever written: one row a sink and model, with the sink's settings (never secrets) as JSON, so that an
 old model's collection or a sink that has left the export's YAML can still be emptied."""
 
+former_scopes = Table(
+    "indexport_former_scopes",
+    metadata,
+    Column("export", String, nullable=False),
+    Column("tenant_id", String, nullable=False),
+    Column("export_config_id", String, nullable=False),
+    PrimaryKeyConstraint("export", "tenant_id", "export_config_id"),
+)
+"""Under which ids an export wrote before its index was made anew: what it wrote under them must leave the sinks too."""
+
 tombstones = Table(
     "indexport_tombstones",
     metadata,

@@ -5,6 +5,7 @@ from dataclasses import asdict
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from pipeline.errors import SinkUnavailable
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
 from pipeline.orchestration.liveness import marking_executor
@@ -14,6 +15,7 @@ from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
+from pipeline.stages.work import kept
 
 
 class RemovalConfig(dg.Config):
@@ -29,6 +31,8 @@ class RepairConfig(dg.Config):
     """Every sink by default."""
     deep: bool = True
     """Read every record instead of snapshots alone."""
+    allow_deletes: int = 0
+    """Orphans that may be deleted beyond the fuse."""
 
 
 class ApprovalConfig(dg.Config):
@@ -67,7 +71,11 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
         """Delete from every sink and the lake, then log one observation with what went."""
         export = exports.open(settings, context.instance)
-        report = await remove(export, config.file_ids, run_id=context.run_id)
+        try:
+            async with kept(export, context.run_id):
+                report = await remove(export, config.file_ids, run_id=context.run_id)
+        except SinkUnavailable as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
         context.log_event(
             dg.AssetObservation(
                 asset_key(settings, DIRECTORY_FILES), metadata={"removed": report.worked, **report_metadata(report)}
@@ -94,7 +102,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
         export = exports.open(settings, context.instance)
         left: list[str] = []
         for sink in [config.sink] if config.sink else list(settings.sinks):
-            report = await repair(export, sink, run_id=context.run_id, deep=config.deep)
+            report = await repair(export, sink, run_id=context.run_id, deep=config.deep, allow_deletes=config.allow_deletes)
             metadata = {
                 "found": len(report.before.findings),
                 "replaced": len(report.replaced),

@@ -124,6 +124,7 @@ def sync(
     scope = (detection.index.project_id, detection.index.export_config_id)
     report = SyncReport(detection)
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
+    removing: set[str] = set()
     restoring = True
 
     def is_fresh(spec: RunSpec) -> bool:
@@ -134,15 +135,17 @@ def sync(
         while True:
             decided = dispatch(instance, export, scope, restore=restoring, wanted=is_fresh)
             restoring = decided.restoring
-            if not (decided.runs or decided.removals or restoring):
+            removals = tuple(file_id for file_id in decided.removals if file_id not in removing)
+            if not (decided.runs or removals or restoring):
                 break
             for spec in decided.runs:
                 tried |= {(key, spec.assets) for key in spec.keys}
                 told(spec)
                 _count(execute(ingest, spec, settings, instance, mark), report)
                 report.ingested += spec.keys
-            if decided.removals:
-                _remove(removal, decided.removals, settings, instance, report, mark)
+            if removals:
+                removing |= set(removals)
+                _remove(removal, removals, settings, instance, report, mark)
     if report.runs:
         instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)

@@ -136,11 +136,17 @@ def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], lis
 
 
 def _mark_removals(export: Export, needs: Needs, running: bool) -> tuple[str, ...]:
-    """Mark what may go; answers what a removal run should take now."""
+    """Mark what may go; answers what a removal run should take now: not what another holds. An approval is used up by what
+    it was for, and not kept for what goes missing later."""
     if needs.removable:
         export.ledger.mark_removing(needs.removable)
+    if needs.removable or needs.approved_nothing:
         export.ledger.update_state(allowed_deletes=0)
-    return () if running else (*needs.removing, *needs.removable)
+    going = [*needs.removing, *needs.removable]
+    if running or not going:
+        return ()
+    held = export.held(export.ledger.files(going).values())
+    return tuple(file_id for file_id in going if file_id not in held)
 
 
 def _with_new_keys(instance: dg.DagsterInstance, export: str, wanted: Sequence[str]) -> list[str]:

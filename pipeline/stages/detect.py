@@ -94,6 +94,8 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
             raise
         export.index_id = index.index_id
         state = await asyncio.to_thread(export.ledger.state)
+        if state.tenant_id and state.export_config_id:
+            await asyncio.to_thread(_leave_former_index, export, (state.tenant_id, state.export_config_id), index)
         await asyncio.to_thread(
             export.ledger.update_state,
             tenant_id=index.project_id,
@@ -122,6 +124,12 @@ def _unready(index: IndexState) -> str:
     if index.status == "failed":
         return f"the index {index.name!r} has failed: {index.error_message or 'no reason given'}"
     return f"the index {index.name!r} is being built or synced"
+
+
+def _leave_former_index(export: Export, last: tuple[str, str], index: IndexState) -> None:
+    """Keep in mind under which ids the index was exported before, if it has been made anew."""
+    if last != (index.project_id, index.export_config_id):
+        export.ledger.register.leave_scope(*last)
 
 
 def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
+from pipeline.stages.remove import delete_from
 from pipeline.stages.work import borrowed
 
 
@@ -66,9 +68,11 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
         for file_id in free:
             await asyncio.to_thread(export.lake.delete, file_id)
         await asyncio.to_thread(export.lake.sweep, free, older_than=LEASE_SECONDS)
-        tenant_id, config = await export.scope()
+        scopes = await export.scopes()
         for held in await asyncio.to_thread(_collections, export):
-            await _erase_from(export, held, tenant_id, config, free, report)
+            for scope in scopes:
+                place = f"{held.sink} ({held.slug})" if scope == scopes[0] else f"{held.sink} ({held.slug}, former {scope[1]})"
+                await _erase_from(export, held, place, scope, free, report)
         if not report.problems:
             await asyncio.to_thread(export.ledger.record_removed, free, run_id=run_id)
         await asyncio.to_thread(export.ledger.vectors.drop_ended, export.run_is_live)  # digests of texts, perhaps of these files
@@ -119,18 +123,14 @@ def _collections(export: Export) -> list[SinkCollection]:
 
 
 async def _erase_from(
-    export: Export, held: SinkCollection, tenant_id: str, config: str, file_ids: Sequence[str], report: ErasureReport
+    export: Export, held: SinkCollection, place: str, scope: tuple[str, str], file_ids: Sequence[str], report: ErasureReport
 ) -> None:
-    place = f"{held.sink} ({held.slug})"
+    tenant_id, config = scope
     try:
-        exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
-        try:
-            await exporter.provision()
-            await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
+        async with _opened(export, held, tenant_id) as exporter:
+            await delete_from(export, held.sink, exporter, config, file_ids)
             await exporter.purge_history()
             report.proofs.append(await _proof(exporter, place, config, report.file_ids))
-        finally:
-            await exporter.close()
     except (SinkUnavailable, ConfigError) as error:
         report.problems.append(f"{place}: {error}")
 
@@ -162,8 +162,8 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
     in use or unknown, SinkUnavailable.
     """
     chosen = await asyncio.to_thread(_retirable, export, model, sink)
-    tenant_id, config = await export.scope()
-    return [await _retire(export, held, tenant_id, config) for held in chosen]
+    scopes = await export.scopes()
+    return [await _retire(export, held, scopes) for held in chosen]
 
 
 def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:
@@ -179,32 +179,42 @@ def _retirable(export: Export, model: str | None, sink: str | None) -> list[Sink
     return known
 
 
-async def _retire(export: Export, held: SinkCollection, tenant_id: str, config: str) -> Retired:
-    exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
-    try:
-        await exporter.provision()
-        snapshots = await exporter.list_snapshots(export_config_id=config)
-        file_ids = sorted({snapshot.parsed_directory_file_id for snapshot in snapshots})
-        await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
-        kept = await _drop_if_empty(exporter, (tenant_id, config))
-    finally:
-        await exporter.close()
+async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[str, str]]) -> Retired:
+    files = 0
+    for tenant_id, config in scopes:
+        async with _opened(export, held, tenant_id) as exporter:
+            snapshots = await exporter.list_snapshots(export_config_id=config)
+            file_ids = sorted({snapshot.parsed_directory_file_id for snapshot in snapshots})
+            await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
+        files += len(file_ids)
+    async with _opened(export, held, scopes[0][0]) as exporter:
+        kept = await _drop_if_empty(exporter, scopes)
     await asyncio.to_thread(export.ledger.register.forget_collection, held.sink, held.slug)
-    return Retired(held.sink, held.slug, len(file_ids), kept)
+    return Retired(held.sink, held.slug, files, kept)
 
 
-async def _drop_if_empty(exporter: Exporter, mine: tuple[str, str]) -> str | None:
+async def _drop_if_empty(exporter: Exporter, mine: Sequence[tuple[str, str]]) -> str | None:
     """Drop the collection unless it has others' records; answers why not. What has lost its first chunk is still ours."""
     scopes = await exporter.list_scopes()
     if scopes is None:
         return "this sink cannot say whether others have records in it"
-    if scopes - {mine}:
+    if scopes.difference(mine):
         return "others have records in it"
     try:
         await exporter.drop_collection()
     except SinkConflict as error:
         return str(error)
     return None
+
+
+@asynccontextmanager
+async def _opened(export: Export, held: SinkCollection, tenant_id: str) -> AsyncIterator[Exporter]:
+    exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
+    try:
+        await exporter.provision()
+        yield exporter
+    finally:
+        await exporter.close()
 
 
 def _exporter(export: Export, held: SinkCollection, tenant_id: str) -> Exporter:

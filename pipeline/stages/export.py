@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Protocol
@@ -95,6 +96,12 @@ class Export:
         self.ledger.update_state(tenant_id=index.project_id, export_config_id=index.export_config_id)
         return index.project_id, index.export_config_id
 
+    async def scopes(self) -> list[tuple[str, str]]:
+        """The scope, and those of former indexes of the export, under which records may still stand. One that an export has now
+        is that export's business."""
+        present, known = await self.scope(), self.ledger.register.known_scopes()
+        return [present, *(scope for scope in self.ledger.register.former_scopes() if scope not in known)]
+
     def sink(self, name: str, tenant_id: str) -> Exporter:
         """The exporter of a sink of this export, bound to the tenant and the model. Raises ConfigError."""
         if name not in self.settings.sinks:
@@ -108,6 +115,11 @@ class Export:
             settings.setdefault("uri", self.home.sink_uri(settings["type"]))
         model = self.embedder.identity
         return SinkCollection(sink, model.slug, model.name, model.fingerprint, model.dimension, settings)
+
+    def sink_hashes(self, file_ids: Collection[str] | None = None) -> dict[str, dict[str, str]]:
+        """``Ledger.sink_hashes``, with nothing of a sink whose settings have changed since: it may be another place."""
+        moved = self.ledger.register.moved(map(self.held_in, self.settings.sinks))
+        return {sink: held for sink, held in self.ledger.sink_hashes(file_ids).items() if sink not in moved}
 
     def collection(self, held: SinkCollection, tenant_id: str) -> Exporter:
         """The exporter of any collection ever written, whether its sink and model are still the export's or not."""
@@ -145,6 +157,13 @@ class Export:
         dead = {holder for holder in self.ledger.holders(file_ids) if holder != run_id and not self.run_is_live(holder)}
         return self.ledger.claim(file_ids, run_id, seconds=LEASE_SECONDS, dead_runs=dead, leaving=leaving)
 
+    def held(self, rows: Iterable[FileRow]) -> set[str]:
+        """Those of these files that a live run holds."""
+        now = time.time()
+        leased = {row.file_id: row.run_id for row in rows if row.run_id and (row.lease_until or 0.0) > now}
+        live = {run_id for run_id in set(leased.values()) if self.run_is_live(run_id)}
+        return {file_id for file_id, run_id in leased.items() if run_id in live}
+
     def record_failures(self, failures: dict[str, str], run_id: str) -> None:
         """Count a failed attempt of each file."""
         self.ledger.record_failures(
@@ -158,7 +177,7 @@ class Export:
     def settle(self, file_ids: list[str], scope: tuple[str, str]) -> int:
         """Mark as done those files whose current records stand in every sink; answers how many."""
         rows = self.ledger.files(file_ids)
-        held = self.ledger.sink_hashes(file_ids)
+        held = self.sink_hashes(file_ids)
         done = [
             file_id
             for file_id, row in rows.items()

@@ -37,8 +37,12 @@ class Needs:
     awaiting_approval: list[str] = field(default_factory=list)
     removing: list[str] = field(default_factory=list)
     """Marked for removal by an earlier look."""
+    blocked: list[str] = field(default_factory=list)
+    """To be removed, and held by no sink but those that are down and back off."""
     removed: list[str] = field(default_factory=list)
     """Gone from every sink; their partition keys can go too."""
+    approved_nothing: bool = False
+    """An approval of deletes is left, and no file is missing."""
 
     @property
     def ingest(self) -> list[str]:
@@ -51,8 +55,8 @@ class Needs:
 
     @property
     def without_a_sink(self) -> list[str]:
-        """The files that some sink will not hold until it, or the model, is up again."""
-        return _of_any_sink(self.unreachable)
+        """The files that some sink will not hold, or not let go, until it, or the model, is up again."""
+        return [*_of_any_sink(self.unreachable), *self.blocked]
 
 
 def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
@@ -62,7 +66,7 @@ def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
 def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
     """Sort every known file by what it needs now. ``live_waves`` are waves that unfinished runs still carry."""
     rows = export.ledger.files()
-    hashes = export.ledger.sink_hashes()
+    hashes = export.sink_hashes()
     now = time.time()
     needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
@@ -73,6 +77,8 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
     needs.lagging = {sink: files for sink, files in needs.lagging.items() if sink not in down}
+    if needs.unreachable:
+        _hold_back(needs, {file_id for sink in needs.lagging for file_id in hashes.get(sink, {})})
     if MODEL in down:
         needs.unreachable[MODEL] = [*needs.ingest, *needs.alone]
         needs.new, needs.changed, needs.stale, needs.alone = [], [], [], []
@@ -81,7 +87,7 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
 
 def standing_files(export: Export, rows: Mapping[str, FileRow], scope: tuple[str, str]) -> dict[str, list[str]]:
     """Those of these files that need nothing more, by dataset of the lake and by sink."""
-    hashes = export.ledger.sink_hashes(rows)
+    hashes = export.sink_hashes(rows)
     made = [row for row in rows.values() if _vectors_are_current(export, row)]
     current = [row for row in made if row.records_key is not None and row.records_key == export.records_key(row, scope)]
     in_lake = [row.file_id for row in made]
@@ -119,6 +125,13 @@ def _sort(
                 lagging.append(row.file_id)
 
 
+def _hold_back(needs: Needs, held: Collection[str]) -> None:
+    """Of the files to be removed those that no sink which is up has ``held``: nothing can be done for them now."""
+    needs.blocked = [file_id for file_id in (*needs.removing, *needs.removable) if file_id not in held]
+    needs.removing = [file_id for file_id in needs.removing if file_id in held]
+    needs.removable = [file_id for file_id in needs.removable if file_id in held]
+
+
 def _vectors_are_current(export: Export, row: FileRow) -> bool:
     fetched = row.fetched_token is not None and row.fetched_token == row.change_token and not row.refetch
     return fetched and row.vectors_key is not None and row.vectors_key == export.vectors_key(row)
@@ -139,8 +152,8 @@ def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now
             proven = over <= now and state.complete_at is not None and state.complete_at >= over
             (ready if proven else needs.awaiting_grace).append(row.file_id)
     window = max(removal.grace_period_seconds, 3600)
-    recent = export.ledger.count_events("removed", now - window) + len(needs.removing)
+    recent = export.ledger.count_removed(now - window) + len(set(needs.removing) - export.ledger.register.tombstones().keys())
     known = len(rows) - len(needs.removed) - len(needs.removing) + recent
-    limit = max(1, int(removal.max_delete_fraction * known), state.allowed_deletes)
-    over_the_fuse = len(ready) + recent > limit
-    (needs.awaiting_approval if ready and over_the_fuse else needs.removable).extend(ready)
+    over_the_fuse = len(ready) + recent > removal.most_deletes(known) and len(ready) > state.allowed_deletes
+    (needs.awaiting_approval if over_the_fuse else needs.removable).extend(ready)
+    needs.approved_nothing = state.allowed_deletes > 0 and not (ready or needs.awaiting_grace)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.stages.export import Export
+from pipeline.errors import SinkUnavailable
+from pipeline.sinks.base import Exporter
+from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.needs import needs_of
+from pipeline.stages.rebuild import opened_sink
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin
 
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """A file the directory has no longer, and what its records wait for: ``grace period``, ``approval``, or nothing (``now``)."""
+    """A file the directory has no longer, and what its records wait for: ``grace period``, ``approval``, a ``sink`` that is down,
+    or nothing (``now``)."""
 
     file_id: str
     file: str
@@ -29,6 +34,7 @@ def pending_removals(export: Export) -> list[Removal]:
     waits = {
         **dict.fromkeys(needs.awaiting_grace, "grace period"),
         **dict.fromkeys(needs.awaiting_approval, "approval"),
+        **dict.fromkeys(needs.blocked, "sink"),
         **dict.fromkeys([*needs.removable, *needs.removing], "now"),
     }
     rows = export.ledger.files(list(waits))
@@ -36,27 +42,36 @@ def pending_removals(export: Export) -> list[Removal]:
     return sorted(found, key=lambda removal: (removal.file, removal.file_id))
 
 
+async def delete_from(export: Export, sink: str, exporter: Exporter, config: str, file_ids: Sequence[str]) -> None:
+    """Delete files from a sink. The ledger goes first: a file that stays or returns after all is then loaded again."""
+    await asyncio.to_thread(export.ledger.register.let_go, sink, file_ids)
+    await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
+
+
 async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
     """Delete these files from every sink and from the lake; can be run again after any failure.
 
     A file that another live run holds, or that has been listed again meanwhile, is left alone.
-    Raises SinkUnavailable when a sink cannot be reached: the files then stay marked for removal.
+    Raises SinkUnavailable when sinks cannot be reached, after the files have left the others: they stay marked for removal.
     """
     report, rows = await begin(export, "remove", file_ids, run_id, leaving=True)
     marked = [row for row in rows.values() if row.status == "removing"]
-    tenant_id, config = await export.scope()
+    scopes = await export.scopes()
     doomed = [row.file_id for row in marked]
+    down: dict[str, str] = {}
     for sink in export.settings.sinks if doomed else ():
-        exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
         try:
-            await exporter.provision()
-            await exporter.delete_files(parsed_directory_file_ids=doomed, export_config_id=config)
-        finally:
-            await exporter.close()
-    for row in marked:
-        await asyncio.to_thread(export.lake.delete, row.file_id)
-        report.rows.append({"file": row.display_name, "file_id": row.file_id, "records": row.chunk_count or 0})
-        report.numbers["records"] += row.chunk_count or 0
+            for tenant_id, config in scopes:
+                async with opened_sink(export, sink, tenant_id) as exporter:
+                    await delete_from(export, sink, exporter, config, doomed)
+        except SinkUnavailable as error:
+            down[sink] = str(error)
+        await asyncio.to_thread(export.ledger.record_sink_state, sink, error=down.get(sink), backoff=sink_backoff)
+    if down:
+        raise SinkUnavailable("; ".join(f"{sink}: {reason}" for sink, reason in down.items()))
+    await asyncio.to_thread(export.lake.delete_many, doomed)
     await asyncio.to_thread(export.ledger.record_removed, doomed, run_id=run_id)
+    report.rows = [{"file": row.display_name, "file_id": row.file_id, "records": row.chunk_count or 0} for row in marked]
+    report.numbers["records"] = sum(row.chunk_count or 0 for row in marked)
     report.worked = len(doomed)
     return report.finish()

@@ -13,6 +13,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.findings import FindingKind
 from pipeline.stages.load import build_records
 from pipeline.stages.rebuild import forget_lost, make_again, opened_sink
+from pipeline.stages.remove import delete_from
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import SinkVerification, verify
 from pipeline.stages.work import borrowed, groups_of
@@ -39,8 +40,8 @@ class RepairReport:
         return self.after.ok
 
 
-async def repair(export: Export, sink: str, *, run_id: str, deep: bool = True) -> RepairReport:
-    """Make a sink hold its source again, and verify that it does.
+async def repair(export: Export, sink: str, *, run_id: str, deep: bool = True, allow_deletes: int = 0) -> RepairReport:
+    """Make a sink hold its source again, and verify that it does. ``allow_deletes`` orphans may go, however many the fuse lets.
 
     What a replace does not mend, because a store keeps records no snapshot speaks of, is deleted and written anew in a
     second round: such a file does not answer for a moment. Raises SinkUnavailable.
@@ -51,12 +52,12 @@ async def repair(export: Export, sink: str, *, run_id: str, deep: bool = True) -
         for delete_first in (False, True):
             if report.after.ok:
                 break
-            await _mend(export, sink, report, run_id, delete_first=delete_first)
+            await _mend(export, sink, report, run_id, delete_first=delete_first, allow_deletes=allow_deletes)
             report.after = await verify(export, sink, deep=deep)
     return report
 
 
-async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *, delete_first: bool) -> None:
+async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *, delete_first: bool, allow_deletes: int) -> None:
     findings = report.after.findings
     differing = sorted({f.file_id for f in findings if f.file_id is not None and f.kind not in _BEYOND_REPAIR})
     orphans = sorted({f.file_id for f in findings if f.file_id is not None and f.kind == "orphan_file"})
@@ -68,7 +69,9 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
     async with opened_sink(export, sink, scope[0]) as exporter:
         for group in groups_of(ready):
             await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
-        await _delete_orphans(export, exporter, scope, orphans, report, run_id)
+        doomed, report.kept = await _deletable(export, orphans, allow_deletes) if orphans else ([], {})
+        if doomed:
+            await _delete_orphans(export, sink, exporter, scope[1], doomed, report, run_id)
         await exporter.optimize()
     await asyncio.to_thread(export.settle, held, scope)
     await asyncio.to_thread(export.ledger.drop_leases, run_id)
@@ -104,7 +107,7 @@ async def _replace(
     built = await asyncio.to_thread(build_records, export, group, scope, built_report)
     if delete_first:
         ids = [file.file_id for file in built]
-        await exporter.delete_files(parsed_directory_file_ids=ids, export_config_id=scope[1])
+        await delete_from(export, sink, exporter, scope[1], ids)
     outcome = await exporter.replace_files(built)
     refused = {error.file_id: error.reason for error in outcome.refused}
     report.failures.update({**built_report.failures, **refused})
@@ -115,16 +118,14 @@ async def _replace(
 
 
 async def _delete_orphans(
-    export: Export, exporter: Exporter, scope: tuple[str, str], orphans: list[str], report: RepairReport, run_id: str
+    export: Export, sink: str, exporter: Exporter, config: str, doomed: list[str], report: RepairReport, run_id: str
 ) -> None:
-    doomed, report.kept = await _deletable(export, orphans) if orphans else ([], {})
-    if doomed:
-        await exporter.delete_files(parsed_directory_file_ids=doomed, export_config_id=scope[1])
-        report.deleted += doomed
-        await asyncio.to_thread(export.ledger.log, [(file_id, "orphan removed", {}) for file_id in doomed], run_id=run_id)
+    await delete_from(export, sink, exporter, config, doomed)
+    report.deleted += doomed
+    await asyncio.to_thread(export.ledger.log, [(file_id, "orphan removed", {}) for file_id in doomed], run_id=run_id)
 
 
-async def _deletable(export: Export, orphans: list[str]) -> tuple[list[str], dict[str, str]]:
+async def _deletable(export: Export, orphans: list[str], allow_deletes: int) -> tuple[list[str], dict[str, str]]:
     """Orphans that a complete listing taken now does not show, unless they are too many; and why the others are kept.
 
     An erased file needs no listing.
@@ -143,8 +144,7 @@ async def _deletable(export: Export, orphans: list[str]) -> tuple[list[str], dic
     rows = await asyncio.to_thread(export.ledger.files)
     gone = [file_id for file_id in unproven if file_id not in rows or rows[file_id].status == "removed"]
     kept = dict.fromkeys(set(unproven) - set(gone), "the directory has it now")
-    state = await asyncio.to_thread(export.ledger.state)
-    limit = max(1, int(export.settings.removal.max_delete_fraction * (len(rows) + len(gone))), state.allowed_deletes)
+    limit = max(export.settings.removal.most_deletes(len(rows) + len(gone)), allow_deletes)
     if len(gone) > limit:
         reason = (
             f"{len(gone)} deletes are more than the {limit} let through at once; approve them with --allow-deletes {len(gone)}"

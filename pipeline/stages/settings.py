@@ -51,6 +51,10 @@ class RemovalSettings(_Settings):
         default=0.2, ge=0, le=1, description="More than this part of the directory within the grace window waits for approval."
     )
 
+    def most_deletes(self, known: int) -> int:
+        """How many of so many files may go without approval: one at least, unless none may."""
+        return max(1, int(self.max_delete_fraction * known)) if self.max_delete_fraction else 0
+
 
 class ExportSettings(_Settings):
     """One export: an index, how to cut and embed it, and the sinks that hold the records."""

@@ -93,13 +93,11 @@ def _expectations(export: Export, sink: str, scope: tuple[str, str]) -> dict[str
     """Every file that may be in the sink. One with work ahead of it should stand there as it was last loaded."""
     recorded = export.ledger.sink_hashes(model=export.embedder.identity.slug).get(sink, {})
     rows = {row.file_id: row for row in export.ledger.files().values() if row.status != "removed"}
-    now = time.time()
-    leased = {row.run_id for row in rows.values() if row.run_id and (row.lease_until or 0.0) > now}
-    live = {run_id for run_id in leased if run_id and export.run_is_live(run_id)}
+    held = export.held(rows.values())
     expected = {}
     for file_id, row in rows.items():
         leaving = row.missing_since is not None or row.status == "removing"
-        if row.run_id in live:
+        if file_id in held:
             expected[file_id] = _Expected(None, leaving, None)
         elif row.record_set_hash is not None and row.records_key == export.records_key(row, scope):
             expected[file_id] = _Expected(row.record_set_hash, leaving, row)

@@ -185,6 +185,7 @@ def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> N
     ledger.record_listing([listed("a"), listed("b")], 1)
     ledger.update_files([{"file_id": f, "status": "removing", "fetched_token": "t", "payload_digest": "d"} for f in ("a", "b")])
     ledger.record_listing([listed("a")], 2)
+    assert (ledger.files()["a"].fetched_token, ledger.files()["b"].fetched_token) == (None, "t")
     ledger.record_removed(["a", "b"], run_id="r")
     rows = ledger.files()
     assert (rows["a"].status, rows["a"].fetched_token) == ("new", None)

@@ -22,10 +22,12 @@ from pipeline.ledger.models import MODEL
 from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.orchestration.launcher import SyncReport, sync
+from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.waves import Dispatch, dispatch
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.detect import refresh
 from pipeline.stages.needs import Needs
+from pipeline.stages.plan import make_plan
 from pipeline_tests.command_line import invoke
 from pipeline_tests.world import World, open_world
 
@@ -403,6 +405,27 @@ def test_a_new_sink_is_filled_from_the_lake_without_embedding(world: World) -> N
     assert report.runs == 1
     world.assert_settled("second")
     assert sorted(len(run.asset_selection or ()) for run in world.runs()) == [0, 1]
+
+
+@pytest.mark.parametrize("elsewhere", [{"uri": "elsewhere"}, {"table_prefix": "v2"}])
+def test_a_sink_that_is_moved_is_filled_from_the_lake_without_embedding(world: World, elsewhere: dict[str, str]) -> None:
+    world.sync()
+    embedded = world.instance.get_latest_materialization_event(dg.AssetKey(["default", "embeddings"]))
+    if "uri" in elsewhere:
+        elsewhere = {"uri": str(world.root / "elsewhere")}
+    world.change(sinks={"lancedb": elsewhere})
+    with command_run("plan") as run_id:
+        plan = asyncio.run(make_plan(world.export, run_id=run_id))
+    assert (len(plan.needs.lagging["lancedb"]), plan.chunks) == (7, 0)
+    report = world.sync()
+    assert (report.ok, report.runs) == (True, 1)
+    assert world.instance.get_latest_materialization_event(dg.AssetKey(["default", "embeddings"])) == embedded
+    world.assert_settled()
+    assert world.sync().runs == 0
+    world.change(sinks={"lancedb": {}})
+    world.write("doc-0.md", "# Document 0\n\nEdited meanwhile.\n")
+    assert world.sync().ok
+    world.assert_settled()
 
 
 def test_a_chunker_change_cuts_everything_anew_and_embeds_only_new_texts(world: World) -> None:

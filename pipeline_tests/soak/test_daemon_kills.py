@@ -66,10 +66,10 @@ def test_whatever_dies_of_a_deployment_a_restart_sets_everything_right(operated:
     def attempt(version: int) -> bool:
         with operated.running():
             write(operated.world.root, version)
-            operated.world.export.ledger.update_state(allowed_deletes=100)  # the fuse would soon stop so many in one hour
             operated.world.refresh()
             landed = kill_while_it_works(operated, chance.choice(list(VICTIMS)), chance)
         with operated.running():
+            operated.world.export.ledger.update_state(allowed_deletes=100)  # the fuse would soon stop so many in one hour
             operated.wait_until_all_is_in_place()
         return landed
 

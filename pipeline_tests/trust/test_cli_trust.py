@@ -67,6 +67,20 @@ def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) ->
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
 
 
+def test_a_file_that_has_gone_is_asked_about_and_erased_by_its_id(folder: Path) -> None:
+    [record] = map(json.loads, invoke("records", "--file", "boats.md", "--json").splitlines())
+    file_id = record["parsed_directory_file_id"]
+    (folder / "boats.md").unlink()
+    assert json.loads(invoke("sync", "--refresh", "--json"))["removed"] == [file_id]
+    assert "forgotten" in invoke("history", file_id)
+    assert json.loads(invoke("erase", file_id, "--json"))["proved"]
+    never_seen_here = "dfl-00000000-0000-4000-8000-000000000000"
+    assert json.loads(invoke("erase", never_seen_here, "--json"))["proved"]
+    for command in ("history", "erase"):
+        outcome = CliRunner().invoke(app, [command, "boats.md"])
+        assert "known by its id alone" in str(outcome.exception)
+
+
 def test_retire_wants_to_know_what(folder: Path) -> None:
     outcome = CliRunner().invoke(app, ["retire"])
     assert "say what to retire" in str(outcome.exception)

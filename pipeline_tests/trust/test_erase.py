@@ -29,6 +29,7 @@ from pipeline.stages.remove import pending_removals
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import verify
 from pipeline_tests.lake.test_lake import killed_writer
+from pipeline_tests.orchestration.test_removals import take_down
 from pipeline_tests.trust.damage import duplicate_rows
 from pipeline_tests.trust.test_rebuild import lose_ledger
 from pipeline_tests.world import World, open_world
@@ -147,6 +148,17 @@ def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
 
 
+def test_a_file_that_was_removed_before_is_erased_from_an_old_models_collection_too(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.sync()
+    world.remove("patient.md")
+    assert world.sync().removed == [file_id]
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus")
+    assert wipe(world, file_id).proved
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
+
+
 def test_a_tombstone_outlives_the_ledger(world: World) -> None:
     file_id = world.file_id("patient.md")
     wipe(world, file_id)
@@ -194,6 +206,22 @@ def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
     assert wipe(world, file_id).proved
     assert files_with(world.root / "second", b"Quirinus") == []
+
+
+def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_every_sink(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+    world.sync()
+    file_id = world.file_id("patient.md")
+    with monkeypatch.context() as patched:
+        take_down(world, patched, "second")
+        assert not wipe(world, file_id).proved
+    world.export.lake.delete(file_id, ["tombstones"])
+    world.export.ledger.register.lift([file_id])
+    assert world.sync().ok
+    world.assert_settled("lancedb")
+    world.assert_settled("second")
 
 
 def test_a_file_held_by_a_live_run_is_not_erased_under_its_feet(world: World) -> None:

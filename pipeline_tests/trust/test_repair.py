@@ -13,6 +13,8 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.errors import SinkUnavailable
+from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
 from pipeline.stages.repair import RepairReport, repair
@@ -98,6 +100,27 @@ def test_a_duplicate_under_a_strange_id_is_mended(world: World) -> None:
     world.assert_settled()
 
 
+def test_a_repair_that_dies_between_delete_and_write_is_made_good_by_a_sync(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = world.file_id("doc-0.md")
+    duplicate_rows(world, file_id, {})
+
+    async def goes_down(self: LanceDBExporter, files: Sequence[FileRecords]) -> Any:
+        if file_id in {snapshot.parsed_directory_file_id for snapshot in await self.list_snapshots(export_config_id=config)}:
+            return ReplaceReport(0, 0)
+        raise SinkUnavailable("it went down after the delete")
+
+    config = asyncio.run(world.export.scope())[1]
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "replace_files", goes_down)
+        with pytest.raises(SinkUnavailable):
+            mend(world)
+    assert "doc-0.md" not in world.names()
+    assert world.sync().ok
+    world.assert_settled()
+
+
 def test_an_orphan_goes_when_a_complete_listing_does_not_show_it(world: World) -> None:
     duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar("dfl-gone")})
     report = mend(world)
@@ -125,8 +148,8 @@ def test_too_many_orphans_wait_for_approval(tmp_path: Path) -> None:
         report = mend(world)
         assert not report.ok
         assert "--allow-deletes 3" in report.kept["dfl-0"]
-        world.export.ledger.update_state(allowed_deletes=3)
-        assert mend(world).ok
+        assert mend(world, allow_deletes=3).ok
+        assert world.export.ledger.state().allowed_deletes == 0
 
 
 def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(world: World, embedded: list[str]) -> None:

@@ -58,6 +58,7 @@ LEDGER = {
     "indexport_file_sinks": "export file_id sink record_set_hash model updated_at",
     "indexport_sinks": "export sink attempts down_until last_error",
     "indexport_collections": "export sink slug model fingerprint dimension settings",
+    "indexport_former_scopes": "export tenant_id export_config_id",
     "indexport_tombstones": "export file_id erased_at proved_at",
     "indexport_vectors": "export model digest file_id",
     "indexport_vector_claims": "export model digest run_id claimed_until",

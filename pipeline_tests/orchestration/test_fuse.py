@@ -1,0 +1,84 @@
+"""The fuse: how many files go without a person's word, and how long that word counts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from pipeline.stages.erase import erase
+from pipeline.stages.remove import pending_removals
+from pipeline_tests.world import World, open_world
+
+Open = Callable[[float], World]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Open]:
+    """A synced world of ten files whose fuse lets a part of them through."""
+    with ExitStack() as stack:
+
+        def open_with(fraction: float) -> World:
+            removal = {"grace_period_seconds": 0, "max_delete_fraction": fraction}
+            world = stack.enter_context(open_world(tmp_path, removal=removal))
+            for n in range(10):
+                world.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
+            assert world.sync().ok
+            return world
+
+        yield open_with
+
+
+def remove(world: World, *numbers: int) -> None:
+    for n in numbers:
+        world.remove(f"doc-{n}.md")
+
+
+def waiting(world: World) -> int:
+    return sum(removal.waits_for == "approval" for removal in pending_removals(world.export))
+
+
+def test_a_fraction_of_nothing_lets_nothing_through(opened: Open) -> None:
+    world = opened(0.0)
+    remove(world, 0)
+    assert world.sync().removed == []
+    assert waiting(world) == 1
+
+
+def test_the_smallest_fraction_lets_one_file_through(opened: Open) -> None:
+    world = opened(0.01)
+    remove(world, 0)
+    assert len(world.sync().removed) == 1
+
+
+def test_approving_what_is_shown_is_enough_whatever_went_shortly_before(opened: Open) -> None:
+    world = opened(0.3)
+    remove(world, 0, 1, 2)
+    assert len(world.sync().removed) == 3
+    remove(world, 3, 4)
+    assert world.sync().removed == []
+    assert waiting(world) == 2
+    world.export.ledger.update_state(allowed_deletes=2)
+    assert len(world.sync().removed) == 2
+
+
+def test_erasures_leave_the_fuse_as_it_is(opened: Open) -> None:
+    world = opened(0.2)
+    erased = [world.file_id(f"doc-{n}.md") for n in range(2)]
+    assert asyncio.run(erase(world.export, erased, run_id="erase")).proved
+    remove(world, 0, 1, 2)
+    report = world.sync()
+    assert (report.ok, len(report.removed)) == (True, 1)
+
+
+def test_an_approval_counts_for_what_is_missing_and_not_for_what_goes_later(opened: Open) -> None:
+    world = opened(0.2)
+    world.export.ledger.update_state(allowed_deletes=100)
+    assert world.sync().ok
+    assert world.export.ledger.state().allowed_deletes == 0
+    remove(world, *range(8))
+    assert world.sync().removed == []
+    assert waiting(world) == 8

@@ -1,0 +1,165 @@
+"""Removals that cannot be finished at once: a sink is down, or another holds the files."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from pipeline.errors import SinkUnavailable
+from pipeline.orchestration.launcher import SyncReport
+from pipeline.orchestration.liveness import command_run
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.stages.remove import pending_removals
+from pipeline.stages.work import kept
+from pipeline_tests.local_cloud.harness import until
+from pipeline_tests.orchestration.test_sensor import tick
+from pipeline_tests.orchestration.test_sync import told
+from pipeline_tests.world import World, open_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """Two sinks, the first of which can be made to be down."""
+    places = {name: {"type": "lancedb", "uri": str(tmp_path / name)} for name in ("first", "second")}
+    with open_world(tmp_path, sinks=places) as opened:
+        for n in range(4):
+            opened.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
+        assert opened.sync().ok
+        yield opened
+
+
+def take_down(world: World, patched: pytest.MonkeyPatch, *sinks: str) -> None:
+    real = LanceDBExporter.provision
+
+    async def provision(self: LanceDBExporter) -> None:
+        if any(str(world.root / sink) in str(self.settings) for sink in sinks):
+            raise SinkUnavailable("it does not answer")
+        await real(self)
+
+    patched.setattr(LanceDBExporter, "provision", provision)
+
+
+def heal(world: World) -> None:
+    for sink in world.settings.sinks:
+        world.export.ledger.record_sink_state(sink, error=None, backoff=lambda _: 0.0)
+
+
+def sync_without(world: World, monkeypatch: pytest.MonkeyPatch, *sinks: str) -> SyncReport:
+    with monkeypatch.context() as patched:
+        take_down(world, patched, *sinks)
+        return world.sync()
+
+
+def test_a_sink_that_is_down_keeps_a_removed_file_no_longer_than_it_is_and_the_others_let_it_go(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = world.file_id("doc-0.md")
+    world.remove("doc-0.md")
+    report = sync_without(world, monkeypatch, "first")
+    assert not report.ok
+    assert (report.runs, report.failed_runs, report.removed) == (1, 1, [])
+    assert "first: it does not answer" in report.errors[0]
+    assert "doc-0.md" not in world.names("second")
+    assert "doc-0.md" in world.names("first")
+    assert world.export.ledger.sink_states()["first"].down_until is not None
+    assert world.export.ledger.sink_states()["second"].down_until is None
+
+    while_it_backs_off = world.sync()
+    assert not while_it_backs_off.ok
+    assert while_it_backs_off.runs == 0
+    assert "removed files that wait for a sink which is down: 1" in told(world, while_it_backs_off)
+    assert [(one.file_id, one.waits_for) for one in pending_removals(world.export)] == [(file_id, "sink")]
+
+    heal(world)
+    report = world.sync()
+    assert report.ok
+    assert report.removed == [file_id]
+    assert "doc-0.md" not in world.names("first")
+    assert file_id not in world.export.ledger.files()
+
+
+def test_a_file_that_goes_while_a_sink_backs_off_leaves_the_others_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.remove("doc-0.md")
+    sync_without(world, monkeypatch, "first")
+    world.remove("doc-1.md")
+    report = sync_without(world, monkeypatch, "first")
+    assert (report.ok, report.runs) == (False, 1)
+    assert world.names("second") == {"doc-2.md", "doc-3.md"}
+    heal(world)
+    assert world.sync().ok
+    assert world.names("first") == {"doc-2.md", "doc-3.md"}
+
+
+def test_a_file_that_returns_when_some_sinks_have_let_it_go_stands_in_all_of_them(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.faults(hidden_files=["doc-0.md"])
+    sync_without(world, monkeypatch, "first")
+    assert "doc-0.md" not in world.names("second")
+    world.faults()
+    assert world.sync().ok
+    heal(world)
+    assert world.sync().ok
+    world.assert_settled("first")
+    world.assert_settled("second")
+
+
+def test_nothing_is_tried_while_every_sink_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.remove("doc-0.md")
+    assert sync_without(world, monkeypatch, "first", "second").failed_runs == 1
+    world.remove("doc-1.md")
+    report = world.sync()
+    assert (report.ok, report.runs) == (False, 0)
+    assert world.names("first") == {f"doc-{n}.md" for n in range(4)}
+    heal(world)
+    assert world.sync().ok
+    assert world.names("first") == world.names("second") == {"doc-2.md", "doc-3.md"}
+
+
+def test_the_sensor_asks_for_no_removal_while_the_sink_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.remove("doc-0.md")
+    sync_without(world, monkeypatch, "first")
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    assert [request.job_name for request in answer.run_requests or ()] == ["default_verification"]
+
+
+def test_files_that_an_erasure_holds_are_left_to_it(world: World) -> None:
+    file_id = world.file_id("doc-0.md")
+    with command_run("erase") as erasure:
+        world.export.ledger.register.entomb([file_id])
+        assert world.export.claim([file_id], erasure, leaving=True) == [file_id]
+        world.export.ledger.update_files([{"file_id": file_id, "status": "removing"}])
+        report = world.sync()
+        assert (report.ok, report.runs, report.needs.due) == (False, 0, [file_id])
+        world.export.ledger.drop_leases(erasure)
+    assert world.sync().removed == [file_id]
+
+
+def test_a_removal_keeps_its_files_for_as_long_as_it_works(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_id = world.file_id("doc-0.md")
+    ledger = world.export.ledger
+    ends: list[float] = []
+    real = LanceDBExporter.delete_files
+
+    def renewed(since: float) -> bool:
+        ends.append(ledger.files([file_id])[file_id].lease_until or 0.0)
+        return ends[-1] > since
+
+    async def delete_slowly(self: LanceDBExporter, **which: Any) -> None:
+        ledger.renew(ledger.holders([file_id]).pop(), seconds=0.01)
+        await asyncio.to_thread(until, partial(renewed, ledger.files([file_id])[file_id].lease_until or 0.0))
+        await real(self, **which)
+
+    monkeypatch.setattr("pipeline.orchestration.jobs.kept", partial(kept, lease_seconds=0.3))
+    monkeypatch.setattr(LanceDBExporter, "delete_files", delete_slowly)
+    world.remove("doc-0.md")
+    assert world.sync().removed == [file_id]
