@@ -20,7 +20,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, fail, file_ids_of, open_export, out, sink_of
+from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, fail, file_ids_of, open_export, out, sinks_of
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 
@@ -186,7 +186,7 @@ def search(
 
     opened = open_export(export)
     try:
-        hits = await_now(run_search(opened, sink_of(opened, sink), query, mode=mode.value, k=k, filters=_filters(where or [])))
+        hits = await_now(run_search(opened, sinks_of(opened, sink)[0], query, mode=mode.value, k=k, filters=_filters(where or [])))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
@@ -210,7 +210,7 @@ def records(
     wanted = None if file is None else file_ids_of(opened, file)
 
     async def show() -> None:
-        async for record in held(opened, sink_of(opened, sink), wanted):
+        async for record in held(opened, sinks_of(opened, sink)[0], wanted):
             if as_json:
                 sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
             else:

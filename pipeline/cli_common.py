@@ -69,11 +69,6 @@ def await_now(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def sink_of(opened: Any, name: str | None) -> str:
-    """The sink named, or the first."""
-    return name or next(iter(opened.settings.sinks))
-
-
 def file_ids_of(opened: Any, file: str) -> list[str]:
     """Files of this id or name. Raises ConfigError when there are none."""
     rows = opened.ledger.files()

@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,13 +103,7 @@ def _errors_of_postgres() -> tuple[type[Exception], ...]:
     return (storage.DagsterPostgresException,) if storage else ()
 
 
-def sync(
-    settings: ExportSettings,
-    instance: dg.DagsterInstance,
-    *,
-    progress: Progress = silent,
-    told: Callable[[RunSpec], None] = lambda _spec: None,
-) -> SyncReport:
+def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Progress = silent) -> SyncReport:
     """Detect, materialize, remove, until nothing is left that can be done now.
 
     A file, sink or model that fails backs off, so it is tried once; what was down before is tried at once. Raises SourceUnavailable when the index cannot be read and
@@ -138,11 +132,11 @@ def sync(
                 break
             for spec in decided.runs:
                 tried |= {(key, spec.assets) for key in spec.keys}
-                told(spec)
                 _count(execute(ingest, spec, settings, instance, mark), report)
                 report.ingested += spec.keys
             if decided.removals:
                 _remove(removal, decided.removals, settings, instance, report, mark)
+    report.ingested = list(dict.fromkeys(report.ingested))
     if report.runs:
         instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)

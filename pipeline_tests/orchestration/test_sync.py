@@ -58,6 +58,16 @@ def test_a_folder_becomes_records_and_a_second_sync_has_nothing_to_do(world: Wor
     assert (again.ingested, again.runs) == ([], 0)
 
 
+def test_a_file_that_two_runs_work_on_is_counted_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def break_(self: LanceDBExporter, files: object) -> Any:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(LanceDBExporter, "replace_files", break_)
+    report = world.sync()
+    assert (report.runs, report.failed_runs) == (2, 2)
+    assert sorted(report.ingested) == sorted(world.export.ledger.files())
+
+
 def test_an_edit_works_on_that_file_and_embeds_only_what_is_new(world: World) -> None:
     world.sync()
     world.write("long.md", "# Long\n\n" + LONG.replace("Sentence number 5 speaks", "A changed sentence speaks", 1))
