@@ -10,7 +10,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -20,7 +20,19 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from pipeline.cli_common import ExportOption, JsonOption, SinkOption, await_now, err, fail, file_ids_of, open_export, out, sinks_of
+from pipeline.cli_common import (
+    ExportOption,
+    JsonOption,
+    SinkOption,
+    await_now,
+    err,
+    fail,
+    file_ids_of,
+    filters_of,
+    open_export,
+    out,
+    sinks_of,
+)
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 
@@ -177,7 +189,9 @@ def search(
     sink: SinkOption = None,
     k: Annotated[int, typer.Option("-k", min=1, max=1000, help="How many results.")] = 5,
     mode: Annotated[Mode, typer.Option(help="vector, text or hybrid.")] = Mode.vector,
-    where: Annotated[list[str] | None, typer.Option(help='Filter as key=value or key={"gte": 5}; may be repeated, and all hold.')] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help='Filter as key=value or key={"gte": 5}; may be repeated, and all hold.')
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Search a sink; every hit cites its file and pages."""
@@ -186,7 +200,9 @@ def search(
 
     opened = open_export(export)
     try:
-        hits = await_now(run_search(opened, sinks_of(opened, sink)[0], query, mode=mode.value, k=k, filters=_filters(where or [])))
+        hits = await_now(
+            run_search(opened, sinks_of(opened, sink)[0], query, mode=mode.value, k=k, filters=filters_of(where or []))
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
@@ -368,24 +384,6 @@ def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
 
 def _local_cloud_variables(port: int) -> str:
     return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
-
-
-def _filters(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """All of them together: key -> operator -> value."""
-    filters: dict[str, dict[str, Any]] = {}
-    for condition in conditions:
-        key, separator, text = condition.partition("=")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        operations = value if isinstance(value, dict) else {"eq": value}
-        if not separator or not operations:
-            raise ConfigError(f'a filter reads key=value or key={{"gte": 5}}, not {condition!r}')
-        if twice := filters.setdefault(key, {}).keys() & operations.keys():
-            raise ConfigError(f"filter on {key!r}: {', '.join(sorted(twice))} is given twice; `in` takes a list of values")
-        filters[key] |= operations
-    return filters
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ What belongs here: no commands. Imports of the pipeline are inside functions, so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+import json
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -76,3 +77,21 @@ def file_ids_of(opened: Any, file: str) -> list[str]:
     if not found:
         raise ConfigError(f"no file of {opened.name!r} has the id or name {file!r}")
     return found
+
+
+def filters_of(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Conditions as typed, all of them together: key -> operator -> value. Raises ConfigError."""
+    filters: dict[str, dict[str, Any]] = {}
+    for condition in conditions:
+        key, separator, text = condition.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        operations = value if isinstance(value, dict) else {"eq": value}
+        if not separator or not operations:
+            raise ConfigError(f'a filter reads key=value or key={{"gte": 5}}, not {condition!r}')
+        if twice := filters.setdefault(key, {}).keys() & operations.keys():
+            raise ConfigError(f"filter on {key!r}: {', '.join(sorted(twice))} is given twice; `in` takes a list of values")
+        filters[key] |= operations
+    return filters

@@ -163,7 +163,9 @@ def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
 
 def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
     name = f"report [final] [/a] {'very ' * 20}long.md"
-    outcome = subprocess.run([*INDEXPORT, "history", name], capture_output=True, text=True, env={**os.environ, "INDEXPORT_HOME": str(tmp_path)})
+    outcome = subprocess.run(
+        [*INDEXPORT, "history", name], capture_output=True, text=True, env={**os.environ, "INDEXPORT_HOME": str(tmp_path)}
+    )
     assert (outcome.returncode, outcome.stderr) == (2, f"configuration: no file of 'default' has the id or name {name!r}\n")
 
 

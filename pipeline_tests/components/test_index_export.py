@@ -16,7 +16,8 @@ from pipeline.stages.settings import ExportSettings
 
 
 @pytest.mark.parametrize(
-    "misplaced", ["index:\n    api_key: llx-canary", "chunking: llx-canary", "embedding: {openai: {key: llx-canary}}", "llx: llx-canary"]
+    "misplaced",
+    ["index:\n    api_key: llx-canary", "chunking: llx-canary", "embedding: {openai: {key: llx-canary}}", "llx: llx-canary"],
 )
 def test_a_secret_in_the_wrong_place_is_refused_without_being_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misplaced: str
