@@ -10,7 +10,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
@@ -29,9 +29,10 @@ from pipeline.cli_common import (
     ever_known,
     fail,
     file_ids_of,
+    filters_of,
     open_export,
     out,
-    sink_of,
+    sinks_of,
 )
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
@@ -202,7 +203,9 @@ def search(
 
     opened = open_export(export)
     try:
-        hits = await_now(run_search(opened, sink_of(opened, sink), query, mode=mode.value, k=k, filters=_filters(where or [])))
+        hits = await_now(
+            run_search(opened, sinks_of(opened, sink)[0], query, mode=mode.value, k=k, filters=filters_of(where or []))
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
@@ -226,7 +229,7 @@ def records(
     wanted = None if file is None else file_ids_of(opened, file)
 
     async def show() -> None:
-        async for record in held(opened, sink_of(opened, sink), wanted):
+        async for record in held(opened, sinks_of(opened, sink)[0], wanted):
             if as_json:
                 sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
             else:
@@ -382,24 +385,6 @@ def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
 
 def _local_cloud_variables(port: int) -> str:
     return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
-
-
-def _filters(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """All of them together: key -> operator -> value."""
-    filters: dict[str, dict[str, Any]] = {}
-    for condition in conditions:
-        key, separator, text = condition.partition("=")
-        try:
-            value = json.loads(text)
-        except json.JSONDecodeError:
-            value = text
-        operations = value if isinstance(value, dict) else {"eq": value}
-        if not separator or not operations:
-            raise ConfigError(f'a filter reads key=value or key={{"gte": 5}}, not {condition!r}')
-        if twice := filters.setdefault(key, {}).keys() & operations.keys():
-            raise ConfigError(f"filter on {key!r}: {', '.join(sorted(twice))} is given twice; `in` takes a list of values")
-        filters[key] |= operations
-    return filters
 
 
 if __name__ == "__main__":

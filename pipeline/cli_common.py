@@ -6,7 +6,8 @@ What belongs here: no commands. Imports of the pipeline are inside functions, so
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+import json
+from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -69,11 +70,6 @@ def await_now(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def sink_of(opened: Any, name: str | None) -> str:
-    """The sink named, or the first."""
-    return name or next(iter(opened.settings.sinks))
-
-
 def file_ids_of(opened: Any, file: str) -> list[str]:
     """Files of this id or name. Raises ConfigError when there are none."""
     rows = opened.ledger.files()
@@ -88,3 +84,21 @@ def file_ids_of(opened: Any, file: str) -> list[str]:
 def ever_known(opened: Any, file: str) -> list[str]:
     """``file_ids_of``, and a file that is gone by its id: its history stays."""
     return [file] if opened.ledger.history(file) else file_ids_of(opened, file)
+
+
+def filters_of(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Conditions as typed, all of them together: key -> operator -> value. Raises ConfigError."""
+    filters: dict[str, dict[str, Any]] = {}
+    for condition in conditions:
+        key, separator, text = condition.partition("=")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        operations = value if isinstance(value, dict) else {"eq": value}
+        if not separator or not operations:
+            raise ConfigError(f'a filter reads key=value or key={{"gte": 5}}, not {condition!r}')
+        if twice := filters.setdefault(key, {}).keys() & operations.keys():
+            raise ConfigError(f"filter on {key!r}: {', '.join(sorted(twice))} is given twice; `in` takes a list of values")
+        filters[key] |= operations
+    return filters

@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.home import Home
 
 
-class _Begun(Exception):  # noqa: N818 - no error
+class _Begun(Exception):
     """The demo has emptied its folder and begins."""
 
 

@@ -18,7 +18,7 @@ from pipeline.stages.settings import ExportSettings, described
 
 
 class _Attributes(ExportSettings):
-    """Settings whose errors hold no value, which may be a secret in the wrong place. Pydantic's would: Dagster makes them anew."""
+    """Settings whose errors repeat no value, for it may be a misplaced secret; Dagster makes pydantic's anew with them."""
 
     @model_validator(mode="wrap")
     @classmethod

@@ -1,7 +1,7 @@
 """Tables of the ledger.
 
-What belongs here: the tables, and whether a database has them. Losing the ledger loses work, never data: every row can be made again
-from the directory, the lake and the sinks' snapshots.
+What belongs here: the tables, and whether a database has them. Losing the ledger loses work, never data: every row can be made
+again from the directory, the lake and the sinks' snapshots.
 """
 
 from __future__ import annotations

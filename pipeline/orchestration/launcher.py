@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,34 +86,30 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with dg.DagsterInstance.get() as instance:
             yield instance
-    except (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *_errors_of_postgres()) as error:
+    except _errors_of_storages() as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
             raise
-        cause = error.__cause__ if isinstance(error, _errors_of_postgres()) else error
-        reason = cause.orig if isinstance(cause, sqlalchemy.exc.DBAPIError) else cause
+        reason: BaseException = error
+        while reason.__cause__:  # the driver's own
+            reason = reason.__cause__
         raise InstanceUnavailable(
             f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
             "runs, then sync again: what was not done is done then"
         ) from error
 
 
-def _errors_of_postgres() -> tuple[type[Exception], ...]:
-    """What Dagster's storage in PostgreSQL, an extra, raises from the last error when it has tried often enough."""
-    storage = sys.modules.get("dagster_postgres.utils")
-    return (storage.DagsterPostgresException,) if storage else ()
+def _errors_of_storages() -> tuple[type[Exception], ...]:
+    """With what Dagster's storage in PostgreSQL, an extra, raises when it has tried often enough."""
+    postgres = sys.modules.get("dagster_postgres.utils")
+    tried_enough = (postgres.DagsterPostgresException,) if postgres else ()
+    return (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *tried_enough)
 
 
-def sync(
-    settings: ExportSettings,
-    instance: dg.DagsterInstance,
-    *,
-    progress: Progress = silent,
-    told: Callable[[RunSpec], None] = lambda _spec: None,
-) -> SyncReport:
+def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Progress = silent) -> SyncReport:
     """Detect, materialize, remove, until nothing is left that can be done now.
 
-    A file, sink or model that fails backs off, so it is tried once; what was down before is tried at once. Raises SourceUnavailable when the index cannot be read and
-    SyncFailed with the vendor's message when the index has failed.
+    A file, sink or model that fails backs off, so it is tried once; what was down before is tried at once. Raises
+    SourceUnavailable when the index cannot be read and SyncFailed with the vendor's message when the index has failed.
     """
     _keep_few_heaps()
     export = EXPORTS.open(settings, instance, progress)
@@ -140,12 +136,12 @@ def sync(
                 break
             for spec in decided.runs:
                 tried |= {(key, spec.assets) for key in spec.keys}
-                told(spec)
                 _count(execute(ingest, spec, settings, instance, mark), report)
                 report.ingested += spec.keys
             if removals:
                 removing |= set(removals)
                 _remove(removal, removals, settings, instance, report, mark)
+    report.ingested = list(dict.fromkeys(report.ingested))
     if report.runs:
         instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)

@@ -22,6 +22,9 @@ PROCESS_TAG = "indexport/process"
 LAUNCHER_TAG = "indexport/launcher"
 NOTED_TAG = "indexport/noted"
 
+JOBS = ("ingest", "removal", "verification", "repair", "approve_removals")
+"""What the jobs of an export are called, after its own name."""
+
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
     dg.DagsterRunStatus.NOT_STARTED,
@@ -60,8 +63,8 @@ def unfinished_runs(instance: dg.DagsterInstance, export: str) -> list[dg.Dagste
 
 
 def is_of_export(run: dg.DagsterRun, export: str) -> bool:
-    """Sensor and command line tag their runs; those that people launch are of the ingest job or name their assets."""
-    told = run.tags.get(EXPORT_TAG) == export or run.job_name == f"{export}_ingest"
+    """Sensor and command line tag their runs; those that people launch are of the export's jobs or name its assets."""
+    told = run.tags.get(EXPORT_TAG) == export or run.job_name in {f"{export}_{job}" for job in JOBS}
     return told or any(key.path[0] == export for key in run.asset_selection or ())
 
 

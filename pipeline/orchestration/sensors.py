@@ -68,7 +68,7 @@ def directory_changes(
         }
         context.update_cursor(json.dumps(left))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
-        requests = [_request(settings, spec, f"{settings.name}_ingest") for spec in decided.runs]
+        requests = [_request(settings, spec) for spec in decided.runs]
         requests += [_removal(settings, decided.removals)] if decided.removals else []
         if decided.settled:
             requests += _verification(export)
@@ -100,9 +100,9 @@ async def _sync_when_due(export: Export, every: int) -> None:
         _log.warning("%s", error)  # What was synced before can be looked at; the next tick asks again.
 
 
-def _request(settings: ExportSettings, spec: RunSpec, job: str) -> dg.RunRequest:
+def _request(settings: ExportSettings, spec: RunSpec) -> dg.RunRequest:
     return dg.RunRequest(
-        job_name=job,
+        job_name=f"{settings.name}_ingest",
         partition_key=spec.keys[0] if spec.alone else None,
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         tags=spec.tags(settings.name),

@@ -6,6 +6,7 @@ import dagster as dg
 
 from pipeline.components.index_export import export_definitions
 from pipeline.definitions import defs
+from pipeline.orchestration.partitions import JOBS
 from pipeline.stages.settings import ExportSettings
 
 
@@ -51,8 +52,9 @@ def test_a_setting_moves_the_code_version_of_what_it_decides_and_of_nothing_else
 
 def test_jobs_sensors_and_checks_carry_the_exports_name() -> None:
     loaded = defs()
-    for job in ("ingest", "removal", "verification", "repair", "approve_removals"):
-        assert loaded.resolve_job_def(f"default_{job}").description
+    jobs = {job.name: job for job in loaded.resolve_all_job_defs() if not job.name.startswith("__")}
+    assert jobs.keys() == {f"default_{job}" for job in JOBS}
+    assert all(job.description for job in jobs.values())
     assert loaded.resolve_sensor_def("default_directory_changes").minimum_interval_seconds == 30
     checks = {key.name for key in loaded.resolve_asset_graph().asset_check_keys}
     assert checks == {"index_is_healthy", "no_file_is_left_behind", "holds_its_source"}

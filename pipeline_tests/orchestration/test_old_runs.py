@@ -13,7 +13,7 @@ from dagster._core.utils import make_new_run_id
 from benchmarks.orchestration import use_postgres
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.old_runs import delete_old_runs
-from pipeline.orchestration.partitions import EXPORT_TAG
+from pipeline.orchestration.partitions import EXPORT_TAG, JOBS
 from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline_tests.command_line import invoke
 from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
@@ -100,6 +100,15 @@ def test_younger_ones_unfinished_ones_and_those_of_others_stay(world: World) -> 
     younger = run(done)
     assert delete_runs(world, moment) == len({first, by_hand})
     assert {run.run_id for run in world.runs()} == {*kept, younger}
+
+
+def test_those_that_people_launch_go_too(world: World) -> None:
+    for job in JOBS:
+        made = dg.DagsterRun(f"default_{job}", make_new_run_id(), status=dg.DagsterRunStatus.SUCCESS)
+        world.instance.add_run(made)
+    assert delete_runs(world) == 1 + len(JOBS)
+    assert world.runs() == []
+    world.assert_no_partition_is_behind()
 
 
 def test_one_that_is_broken_off_is_finished_by_the_next(world: World) -> None:

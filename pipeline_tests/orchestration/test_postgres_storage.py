@@ -34,7 +34,7 @@ def test_a_server_that_is_down_is_named_without_its_password(tmp_path: Path, mon
     assert "canary" not in str(caught.value)
 
 
-class _Asked(Exception):  # noqa: N818 - no error
+class _Asked(Exception):
     """A connection asks for its token."""
 
 
