@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import pyarrow as pa
 
@@ -20,7 +21,7 @@ from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.remove import delete_from
-from pipeline.stages.work import borrowed
+from pipeline.stages.work import borrowed, provisioned
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,14 +208,8 @@ async def _drop_if_empty(exporter: Exporter, mine: Sequence[tuple[str, str]]) ->
     return None
 
 
-@asynccontextmanager
-async def _opened(export: Export, held: SinkCollection, tenant_id: str) -> AsyncIterator[Exporter]:
-    exporter = await asyncio.to_thread(_exporter, export, held, tenant_id)
-    try:
-        await exporter.provision()
-        yield exporter
-    finally:
-        await exporter.close()
+def _opened(export: Export, held: SinkCollection, tenant_id: str) -> AbstractAsyncContextManager[Exporter]:
+    return provisioned(partial(_exporter, export, held, tenant_id))
 
 
 def _exporter(export: Export, held: SinkCollection, tenant_id: str) -> Exporter:

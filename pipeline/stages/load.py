@@ -17,7 +17,7 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_record_set
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
-from pipeline.stages.work import begin, groups_of
+from pipeline.stages.work import begin, groups_of, opened_sink
 
 
 async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -> StageReport:
@@ -28,14 +28,10 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
     report, rows = await begin(export, f"load {sink}", file_ids, run_id)
     scope = await export.scope()
     try:
-        exporter = await asyncio.to_thread(export.sink, sink, scope[0])
-        try:
-            await exporter.provision()
+        async with opened_sink(export, sink, scope[0]) as exporter:
             await asyncio.to_thread(export.ledger.register.record_collection, export.held_in(sink))
             await _load(export, sink, exporter, scope, rows, report)
             await exporter.optimize()
-        finally:
-            await exporter.close()
     except (SinkUnavailable, ConfigError) as error:
         await asyncio.to_thread(export.ledger.record_sink_state, sink, error=str(error), backoff=sink_backoff)
         raise

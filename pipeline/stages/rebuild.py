@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +22,7 @@ from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import IncompleteListing, SinkConflict, SinkUnavailable
 from pipeline.lake.lake import DATASETS, Dataset
 from pipeline.ledger.models import FileRow
-from pipeline.sinks.base import Exporter, Snapshot
+from pipeline.sinks.base import Snapshot
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed, embedding_texts, vector_matrix
@@ -33,7 +32,7 @@ from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
-from pipeline.stages.work import borrowed, groups_of
+from pipeline.stages.work import borrowed, groups_of, opened_sink
 
 _THREADS = 8
 _FILES_AT_ONCE = 500
@@ -228,14 +227,3 @@ class _SinkVectors:
         rows = table.filter(pc.equal(table["embedding_model"], model.fingerprint))
         vectors = vector_matrix(rows["embedding"].combine_chunks(), model.dimension)
         return {embedding_digest(text): vector for text, vector in zip(embedding_texts(rows), vectors, strict=True)}
-
-
-@asynccontextmanager
-async def opened_sink(export: Export, sink: str, tenant_id: str) -> AsyncIterator[Exporter]:
-    """A provisioned exporter of a sink, closed at the end."""
-    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
-    try:
-        await exporter.provision()
-        yield exporter
-    finally:
-        await exporter.close()

@@ -10,9 +10,8 @@ from pipeline.errors import SinkUnavailable
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.needs import needs_of
-from pipeline.stages.rebuild import opened_sink
 from pipeline.stages.report import StageReport
-from pipeline.stages.work import begin
+from pipeline.stages.work import begin, opened_sink
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from pipeline.stages.detect import detect
 from pipeline.stages.export import Export
 from pipeline.stages.findings import FindingKind
 from pipeline.stages.load import build_records
-from pipeline.stages.rebuild import forget_lost, make_again, opened_sink
+from pipeline.stages.rebuild import forget_lost, make_again
 from pipeline.stages.remove import delete_from
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import SinkVerification, verify
-from pipeline.stages.work import borrowed, groups_of
+from pipeline.stages.work import borrowed, groups_of, opened_sink
 
 _BEYOND_REPAIR: frozenset[FindingKind] = frozenset({"orphan_file", "foreign_records", "conflict"})
 """What replacing a file does not mend: orphans are deleted, the rest is for people to decide."""

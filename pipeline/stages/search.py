@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
 from pipeline.stages.export import Export
+from pipeline.stages.work import opened_sink
 
 
 async def search(
@@ -19,22 +19,14 @@ async def search(
     """
     tenant_id, config = await export.scope()
     vector = None if mode == "text" else await export.embedder.embed_query(text)
-    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
-    try:
-        await exporter.provision()
+    async with opened_sink(export, sink, tenant_id) as exporter:
         return await exporter.search(SearchRequest(config, mode, vector, None if mode == "vector" else text, k, filters or {}))
-    finally:
-        await exporter.close()
 
 
 async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncIterator[ChunkRecord]:
     """Every record a sink holds of this export, or of some of its files."""
     tenant_id, config = await export.scope()
-    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
-    try:
-        await exporter.provision()
+    async with opened_sink(export, sink, tenant_id) as exporter:
         async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
             for record in to_records(table):
                 yield record
-    finally:
-        await exporter.close()

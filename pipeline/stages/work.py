@@ -1,13 +1,15 @@
-"""What every stage works within: a lease on its files that lasts as long as it does, their rows, and groups of bounded size."""
+"""What every stage works within: a lease on its files that lasts as long as it does, their rows, bounded groups, and sinks."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger.models import FileRow
+from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 
@@ -72,3 +74,19 @@ def groups_of(rows: Sequence[FileRow]) -> Iterator[list[FileRow]]:
         chunks += count
     if group:
         yield group
+
+
+def opened_sink(export: Export, sink: str, tenant_id: str) -> AbstractAsyncContextManager[Exporter]:
+    """A provisioned exporter of a sink, closed at the end."""
+    return provisioned(partial(export.sink, sink, tenant_id))
+
+
+@asynccontextmanager
+async def provisioned(make: Callable[[], Exporter]) -> AsyncIterator[Exporter]:
+    """The exporter that ``make`` builds in a thread, provisioned, and closed at the end."""
+    exporter = await asyncio.to_thread(make)
+    try:
+        await exporter.provision()
+        yield exporter
+    finally:
+        await exporter.close()
