@@ -165,9 +165,10 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
 
 
 def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:
-    known = [held for held in _collections(export) if sink in (None, held.sink) and model in (None, held.slug)]
+    written = _collections(export)
+    known = [held for held in written if sink in (None, held.sink) and model in (None, held.slug)]
     if not known:
-        there = ", ".join(f"{held.slug} in {held.sink}" for held in _collections(export))
+        there = ", ".join(f"{held.slug} in {held.sink}" for held in written)
         raise ConfigError(f"export {export.name!r} has written no such collection; it has: {there}")
     for held in known:
         if held.sink in export.settings.sinks and held.slug == export.embedder.identity.slug:
