@@ -221,14 +221,11 @@ class Ledger:
 
     def renew(self, run_id: str, *, seconds: float) -> None:
         """Put off the end of what a run holds: leases on files and claims on texts."""
-        c = schema.files.c
+        until = self._clock() + seconds
         with writing(self._engine, self.export) as connection:
-            connection.execute(
-                sa.update(schema.files)
-                .where(c.export == self.export, c.run_id == run_id)
-                .values(lease_until=self._clock() + seconds)
-            )
-        self.vectors.renew(run_id, seconds=seconds)
+            for table, end in ((schema.files, "lease_until"), (schema.vector_claims, "claimed_until")):
+                mine = sa.and_(table.c.export == self.export, table.c.run_id == run_id)
+                connection.execute(sa.update(table).where(mine).values({end: until}))
 
     def drop_leases(self, run_id: str) -> None:
         """Give back what a run holds, for runs whose end nobody else records."""

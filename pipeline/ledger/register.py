@@ -130,7 +130,11 @@ class Register:
 
     def record_proof(self, file_ids: Sequence[str]) -> None:
         """Nothing of these erased files was found anywhere."""
-        self._update(file_ids, {"proved_at": self._clock()})
+        c = schema.tombstones.c
+        with writing(self._engine, self._export) as connection:
+            for batch in batches(file_ids):
+                mine = sa.and_(c.export == self._export, c.file_id.in_(batch))
+                connection.execute(sa.update(schema.tombstones).where(mine).values(proved_at=self._clock()))
 
     def tombstones(self) -> dict[str, Tombstone]:
         """Erased files by id."""
@@ -145,13 +149,6 @@ class Register:
         with writing(self._engine, self._export) as connection:
             for batch in batches(sorted(file_ids)):
                 connection.execute(sa.delete(schema.tombstones).where(c.export == self._export, c.file_id.in_(batch)))
-
-    def _update(self, file_ids: Sequence[str], values: Mapping[str, Any]) -> None:
-        c = schema.tombstones.c
-        with writing(self._engine, self._export) as connection:
-            for batch in batches(file_ids):
-                mine = sa.and_(c.export == self._export, c.file_id.in_(batch))
-                connection.execute(sa.update(schema.tombstones).where(mine).values(**values))
 
 
 def _kept(held: SinkCollection) -> dict[str, Any]:

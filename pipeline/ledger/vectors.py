@@ -83,16 +83,6 @@ class VectorIndex:
             if run_id is not None:
                 self._release(connection, run_id)
 
-    def renew(self, run_id: str, *, seconds: float) -> None:
-        """Put off the end of what a run has claimed."""
-        c = schema.vector_claims.c
-        with writing(self._engine, self._export) as connection:
-            connection.execute(
-                sa.update(schema.vector_claims)
-                .where(c.export == self._export, c.run_id == run_id)
-                .values(claimed_until=self._clock() + seconds)
-            )
-
     def release(self, run_id: str) -> None:
         """Give back what a run has claimed."""
         with writing(self._engine, self._export) as connection:

@@ -18,8 +18,8 @@ from pipeline.errors import ConfigError, IncompleteListing
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
-from pipeline.stages.erase import restore_tombstones
 from pipeline.stages.export import LEASE_SECONDS, Export
+from pipeline.stages.tombstones import restore_tombstones
 
 _CHEAP_FILES = 10_000
 """Up to this many known files a complete listing (ten pages) is taken instead of an incremental one, so that removals

@@ -7,13 +7,10 @@ holds (LlamaCloud, the documents) is the source's business.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
-
-import pyarrow as pa
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.lake.lake import DATASETS
@@ -21,6 +18,7 @@ from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.remove import delete_from
+from pipeline.stages.tombstones import entomb
 from pipeline.stages.work import borrowed, provisioned
 
 
@@ -63,7 +61,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
     Can be run again after any failure. Raises LakeError when the lake refuses.
     """
     report = ErasureReport(sorted(set(file_ids)))
-    await asyncio.to_thread(_entomb, export, report.file_ids)
+    await asyncio.to_thread(entomb, export, report.file_ids)
     async with borrowed(export, run_id):
         free = await asyncio.to_thread(_claim, export, report, run_id)
         for file_id in free:
@@ -82,24 +80,6 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
             await asyncio.to_thread(export.ledger.register.record_proof, free)
         await asyncio.to_thread(export.ledger.log, [(f, "erased", {"proved": report.proved}) for f in free], run_id=run_id)
     return report
-
-
-def _entomb(export: Export, file_ids: Sequence[str]) -> None:
-    at = time.time()
-    for file_id in file_ids:
-        export.lake.write("tombstones", file_id, pa.table({}), {"erased_at": repr(at)})
-    export.ledger.register.entomb(file_ids, erased_at=at)
-
-
-def restore_tombstones(export: Export) -> int:
-    """Take into the ledger the tombstones that only the lake has: the ledger is new, or older than an erasure. Answers how many
-    files are erased."""
-    known = export.ledger.register.tombstones()
-    lost = [file_id for file_id in export.lake.partitions("tombstones") if file_id not in known]
-    for file_id in lost:
-        marks = export.lake.metadata("tombstones", file_id) or {}
-        export.ledger.register.entomb([file_id], erased_at=float(marks["erased_at"]) if "erased_at" in marks else None)
-    return len(known) + len(lost)
 
 
 def _claim(export: Export, report: ErasureReport, run_id: str) -> list[str]:
@@ -168,9 +148,10 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
 
 
 def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:
-    known = [held for held in _collections(export) if sink in (None, held.sink) and model in (None, held.slug)]
+    written = _collections(export)
+    known = [held for held in written if sink in (None, held.sink) and model in (None, held.slug)]
     if not known:
-        there = ", ".join(f"{held.slug} in {held.sink}" for held in _collections(export))
+        there = ", ".join(f"{held.slug} in {held.sink}" for held in written)
         raise ConfigError(f"export {export.name!r} has written no such collection; it has: {there}")
     for held in known:
         if held.sink in export.settings.sinks and held.slug == export.embedder.identity.slug:

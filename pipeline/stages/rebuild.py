@@ -26,12 +26,12 @@ from pipeline.sinks.base import Snapshot
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed, embedding_texts, vector_matrix
-from pipeline.stages.erase import restore_tombstones
 from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
+from pipeline.stages.tombstones import restore_tombstones
 from pipeline.stages.work import borrowed, groups_of, opened_sink
 
 _THREADS = 8

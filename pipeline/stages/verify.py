@@ -22,6 +22,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.findings import Finding, FindingKind, compare_file
 from pipeline.stages.load import complete_snapshot, record_sets
 from pipeline.stages.stamps import known_tables
+from pipeline.stages.work import opened_sink
 
 _SEEN_IN_DEEP: frozenset[FindingKind] = frozenset({"missing_file", "stale_file", "duplicate", "wrong_model"})
 """What a deep verification says more exactly of a file whose records it has read."""
@@ -68,22 +69,19 @@ async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerifi
     started = time.perf_counter()
     found = SinkVerification(sink, deep)
     scope = await export.scope()
-    exporter = await asyncio.to_thread(export.sink, sink, scope[0])
     try:
-        await exporter.provision()
-        expected = await asyncio.to_thread(_expectations, export, sink, scope)
-        found.files = sum(1 for file in expected.values() if file.record_set_hash is not None)
-        found.unsettled = len(expected) - found.files
-        await _check_snapshots(export, exporter, scope, expected, found)
-        await _check_scopes(export, exporter, scope, found)
-        if deep:
-            await _check_records(export, exporter, scope, expected, found)
-        if found.findings:
-            _leave_out_moved(expected, await asyncio.to_thread(_expectations, export, sink, scope), found)
+        async with opened_sink(export, sink, scope[0]) as exporter:
+            expected = await asyncio.to_thread(_expectations, export, sink, scope)
+            found.files = sum(1 for file in expected.values() if file.record_set_hash is not None)
+            found.unsettled = len(expected) - found.files
+            await _check_snapshots(export, exporter, scope, expected, found)
+            await _check_scopes(export, exporter, scope, found)
+            if deep:
+                await _check_records(export, exporter, scope, expected, found)
+            if found.findings:
+                _leave_out_moved(expected, await asyncio.to_thread(_expectations, export, sink, scope), found)
     except SinkConflict as error:
         found.add("conflict", None, str(error))
-    finally:
-        await exporter.close()
     found.findings.sort(key=lambda finding: (finding.file_id or "", finding.chunk_index or 0, finding.kind))
     found.seconds = time.perf_counter() - started
     return found
