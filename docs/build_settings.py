@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -61,8 +61,14 @@ def _table(model: type[BaseModel]) -> str:
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
         default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
-        rows.append(f"| `{name}` | {default} | {(field.description or '').replace('|', ' or ')} |")
+        rows.append(f"| `{name}` | {default} | {_meaning(field)} |")
     return "\n".join(rows) + "\n"
+
+
+def _meaning(field: FieldInfo) -> str:
+    described = (field.description or "").replace("|", " or ")
+    allowed = ", ".join(f"`{value}`" for value in get_args(field.annotation)) if get_origin(field.annotation) is Literal else ""
+    return " ".join(filter(None, (described, allowed and f"One of {allowed}.")))
 
 
 def _shown(default: object) -> str:

@@ -91,5 +91,7 @@ class ChunkingSettings(BaseModel):
         description="Upper limit of a chunk with its context, special tokens included. Default: 256, or the model's lower limit.",
     )
     overlap: int = Field(default=0, ge=0, description="Tokens of the previous chunk repeated at the start of the next one.")
-    strategy: Literal["markdown", "text"] = "markdown"
+    strategy: Literal["markdown", "text"] = Field(
+        default="markdown", description="`text` knows no headings, tables and code, only paragraphs."
+    )
     include_headers_footers: bool = Field(default=False, description="Put page headers and footers into the text.")

@@ -23,7 +23,7 @@ class _Settings(BaseModel):
 class OpenAISettings(_Settings):
     """An OpenAI-compatible ``POST {base_url}/embeddings``: OpenAI, Azure's v1 API, vLLM, TEI, Ollama, LiteLLM and the like."""
 
-    base_url: str = OPENAI_URL
+    base_url: str = Field(default=OPENAI_URL, description="What stands before `/embeddings`.")
     api_key_env: str | None = Field(
         default="OPENAI_API_KEY", description="Variable that holds the key; null for an open endpoint."
     )
@@ -40,7 +40,7 @@ class OpenAISettings(_Settings):
         default=512, description="Texts a request; OpenAI documents 2,048, other servers as few as 32."
     )
     concurrency: PositiveInt = Field(default=4, description="Requests under way at once.")
-    timeout_seconds: PositiveFloat = 60.0
+    timeout_seconds: PositiveFloat = Field(default=60.0, description="Of one attempt of a request.")
     max_attempts: PositiveInt = Field(default=6, description="Tries of one request, the first included.")
 
     @field_validator("base_url")
@@ -61,15 +61,17 @@ class EmbeddingSettings(_Settings):
     model fastembed knows them.
     """
 
-    provider: Literal["fastembed", "openai", "constant"] = "fastembed"
+    provider: Literal["fastembed", "openai", "constant"] = Field(
+        default="fastembed", description="On this machine, over HTTP, or vectors without meaning for rehearsals."
+    )
     model: str = Field(
         default=MINILM, min_length=1, description="A model fastembed supports, or the endpoint's name for its model."
     )
     model_path: Path | None = Field(
         default=None, description="A folder with the ONNX model and its tokenizer, used instead of a download."
     )
-    pooling: Literal["mean", "cls", "last_token"] = "mean"
-    normalize: bool = True
+    pooling: Literal["mean", "cls", "last_token"] = Field(default="mean", description="Of a model fastembed does not know.")
+    normalize: bool = Field(default=True, description="Vectors of length 1, of a model fastembed does not know.")
     passage_prefix: str | None = Field(
         default=None,
         description="Put before every text that is embedded, such as `passage: `; a model that asks for prefixes is refused "
@@ -81,4 +83,4 @@ class EmbeddingSettings(_Settings):
     )
     batch_tokens: PositiveInt = Field(default=512, description="Padded tokens a model run; raise it on a GPU.")
     openai: OpenAISettings = OpenAISettings()
-    constant_dimension: PositiveInt = 384
+    constant_dimension: PositiveInt = Field(default=384, description="Vector size of the provider `constant`.")

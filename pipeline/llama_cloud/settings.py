@@ -35,7 +35,7 @@ class LlamaCloudSettings(BaseModel):
     requests_per_second: float | None = Field(
         default=10.0, gt=0, description="Upper limit of API requests; downloads of presigned URLs do not count. None: no limit."
     )
-    max_concurrent_downloads: int = Field(default=16, ge=1, le=256)
+    max_concurrent_downloads: int = Field(default=16, ge=1, le=256, description="Payloads on their way at once.")
     max_payload_bytes: int = Field(default=DEFAULT_MAX_PAYLOAD_BYTES, ge=1, description="Of one payload, once decompressed.")
     allow_private_addresses: bool = Field(
         default=False,

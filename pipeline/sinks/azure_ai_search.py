@@ -64,7 +64,9 @@ class AzureAISearchSettings(SinkSettings):
         default=None,
         description="Address of the search service, https://NAME.search.windows.net. Default: AZURE_SEARCH_ENDPOINT.",
     )
-    index_prefix: str = Field(default="indexport", pattern=r"^[a-z0-9](-?[a-z0-9]){1,63}$")
+    index_prefix: str = Field(
+        default="indexport", pattern=r"^[a-z0-9](-?[a-z0-9]){1,63}$", description="How the names of its indexes begin."
+    )
     analyzer: str = Field(
         default="standard.lucene",
         min_length=1,

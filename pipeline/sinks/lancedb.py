@@ -59,7 +59,9 @@ class LanceDBSettings(SinkSettings):
     """Where the table lies and when it is indexed."""
 
     uri: str = Field(description="Directory of the database: a local path, s3://, gs:// or az:// URL.", min_length=1)
-    table_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    table_prefix: str = Field(
+        default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="How the names of its tables begin."
+    )
     index_threshold_rows: int = Field(
         default=100_000, ge=256, description="From this size on vectors get an approximate index; below, search is exact."
     )

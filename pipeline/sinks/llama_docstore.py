@@ -75,7 +75,9 @@ class LlamaDocstoreSettings(SinkSettings):
         default_factory=_mongodb,
         description="LlamaIndex's key-value store: `class`, an import path, and `args`; ${NAME} is an environment variable.",
     )
-    prefix: str = Field(default="indexport", pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")
+    prefix: str = Field(
+        default="indexport", pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$", description="How the names of its namespaces begin."
+    )
     list_nodes: bool = Field(
         default=True,
         description="List every node in the index: what `store_nodes_override` needs, with which `delete_ref_doc` reaches the "

@@ -47,7 +47,11 @@ class LlamaIndexSettings(SinkSettings):
 
     vector_store: ObjectSettings
     docstore: ObjectSettings
-    prefix: str = Field(default="indexport", pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")
+    prefix: str = Field(
+        default="indexport",
+        pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$",
+        description="How the names of its collections and namespaces begin.",
+    )
     in_memory: bool = Field(
         default=False,
         description="The vector store lives in memory (FAISS): make it from the docstore when it is searched after a change.",

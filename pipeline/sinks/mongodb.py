@@ -61,8 +61,10 @@ class MongoDBSettings(SinkSettings):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Environment variable with the mongodb:// or mongodb+srv:// address, user and password included.",
     )
-    database: str = Field(default="indexport", pattern=r"^[A-Za-z0-9_-]{1,63}$")
-    collection_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    database: str = Field(default="indexport", pattern=r"^[A-Za-z0-9_-]{1,63}$", description="May hold other data too.")
+    collection_prefix: str = Field(
+        default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$", description="How the names of its collections begin."
+    )
     timeout_seconds: float = Field(default=60, gt=0, description="Longest wait for a server, and for an answer.")
     index_wait_seconds: float = Field(
         default=600, ge=0, description="Longest wait for search indexes to be built when provisioning; 0 does not wait."

@@ -54,7 +54,9 @@ _FETCHES_AT_ONCE: Final = 8
 class PineconeSettings(SinkSettings):
     """Where the indexes lie."""
 
-    index_prefix: str = Field(default="indexport", pattern=r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$")
+    index_prefix: str = Field(
+        default="indexport", pattern=r"^[a-z0-9]([a-z0-9-]{0,22}[a-z0-9])?$", description="How the names of its indexes begin."
+    )
     cloud: str = Field(default="aws", description="Cloud of an index that has to be made: aws, gcp or azure.")
     region: str = Field(default="us-east-1", description="Region of an index that has to be made.")
     controller_host: str | None = Field(

@@ -56,7 +56,9 @@ class QdrantSettings(SinkSettings):
     path: str | None = Field(
         default=None, description="Local directory instead of a server: for tests and small collections, one process at a time."
     )
-    collection_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    collection_prefix: str = Field(
+        default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="How the names of its collections begin."
+    )
     timeout_seconds: int = Field(default=60, ge=1, description="How long to wait for the answer to one request.")
 
     @model_validator(mode="after")

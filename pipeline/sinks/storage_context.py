@@ -49,7 +49,9 @@ class StorageContextSettings(SinkSettings):
     """Where the folder lies, and how large an index in it may become."""
 
     uri: str = Field(description="Folder of the indexes: a local path, s3:// or any other fsspec URL.", min_length=1)
-    prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    prefix: str = Field(
+        default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="How the names of its folders begin."
+    )
     max_records: int = Field(default=200_000, ge=1, description="Records of the largest index that is written.")
     max_bytes: int = Field(default=2 * 10**9, ge=1, description="Bytes of its records in memory, vectors included.")
     keep_generations: int = Field(default=3, ge=1, description="Versions kept for readers, the current one included.")

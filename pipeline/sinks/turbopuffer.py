@@ -66,7 +66,9 @@ class TurbopufferSettings(SinkSettings):
 
     region: str | None = Field(default=None, description="Region, as in gcp-us-central1. Default: TURBOPUFFER_REGION.")
     base_url: str | None = Field(default=None, description="Address instead of a region. Default: TURBOPUFFER_BASE_URL.")
-    namespace_prefix: str = Field(default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")
+    namespace_prefix: str = Field(
+        default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="How the names of its namespaces begin."
+    )
 
 
 class TurbopufferExporter(Exporter):

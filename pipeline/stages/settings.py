@@ -59,7 +59,10 @@ class RemovalSettings(_Settings):
 class ExportSettings(_Settings):
     """One export: an index, how to cut and embed it, and the sinks that hold the records."""
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,40}$")
+    name: str = Field(
+        pattern=r"^[a-z][a-z0-9_]{0,40}$",
+        description="Of the export: in asset keys, in the lake and in the ledger; not to be changed.",
+    )
     index: LlamaCloudSettings = LlamaCloudSettings()
     chunking: ChunkingSettings = ChunkingSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
