@@ -166,7 +166,8 @@ def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
     outcome = subprocess.run(
         [*INDEXPORT, "history", name], capture_output=True, text=True, env={**os.environ, "INDEXPORT_HOME": str(tmp_path)}
     )
-    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: no file of 'default' has the id or name {name!r}\n")
+    told = f"no file of 'default' has the id or name {name!r}; one that has left the directory is known by its id alone"
+    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: {told}\n")
 
 
 def test_wrong_questions_end_with_two_and_one_line() -> None:

@@ -75,9 +75,8 @@ def directory_changes(
         events = _events(settings, detection, decided) if observed else []
         if observed or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
-        if not (requests or events):
-            return dg.SkipReason(_reason(detection, decided))
-        return dg.SensorResult(run_requests=requests, asset_events=events)
+        reason = None if requests else _reason(detection, decided)
+        return dg.SensorResult(run_requests=requests, skip_reason=reason, asset_events=events)
 
     return sensor
 

@@ -70,10 +70,9 @@ def test_a_sink_that_is_down_keeps_a_removed_file_no_longer_than_it_is_and_the_o
     assert world.export.ledger.sink_states()["first"].down_until is not None
     assert world.export.ledger.sink_states()["second"].down_until is None
 
-    while_it_backs_off = world.sync()
-    assert not while_it_backs_off.ok
-    assert while_it_backs_off.runs == 0
-    assert "removed files that wait for a sink which is down: 1" in told(world, while_it_backs_off)
+    tried_again = sync_without(world, monkeypatch, "first")
+    assert (tried_again.ok, tried_again.runs, tried_again.failed_runs) == (False, 1, 1)
+    assert "removed files that wait for a sink which is down: 1" in told(world, tried_again)
     assert [(one.file_id, one.waits_for) for one in pending_removals(world.export)] == [(file_id, "sink")]
 
     heal(world)
@@ -116,20 +115,26 @@ def test_nothing_is_tried_while_every_sink_backs_off(world: World, monkeypatch: 
     world.remove("doc-0.md")
     assert sync_without(world, monkeypatch, "first", "second").failed_runs == 1
     world.remove("doc-1.md")
-    report = world.sync()
-    assert (report.ok, report.runs) == (False, 0)
+    world.refresh()
+    assert asks_for_removals(world) == []
     assert world.names("first") == {f"doc-{n}.md" for n in range(4)}
     heal(world)
     assert world.sync().ok
     assert world.names("first") == world.names("second") == {"doc-2.md", "doc-3.md"}
 
 
+def asks_for_removals(world: World) -> list[str | None]:
+    """The jobs that a look of the sensor asks for, but for proofs of what stands."""
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    jobs = [request.job_name for request in answer.run_requests or ()]
+    return [job for job in jobs if job != "default_verification"]
+
+
 def test_the_sensor_asks_for_no_removal_while_the_sink_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.remove("doc-0.md")
     sync_without(world, monkeypatch, "first")
-    answer, _ = tick(world)
-    assert isinstance(answer, dg.SensorResult)
-    assert [request.job_name for request in answer.run_requests or ()] == ["default_verification"]
+    assert asks_for_removals(world) == []
 
 
 def test_files_that_an_erasure_holds_are_left_to_it(world: World) -> None:

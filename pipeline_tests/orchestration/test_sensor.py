@@ -112,10 +112,10 @@ def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) 
 def test_a_tick_that_asks_for_nothing_says_why_the_directory_was_not_read_whole(world: World) -> None:
     world.faults(hold_syncs=True)
     asyncio.run(refresh(world.export, wait=False))
-    tick(world)
-    answer, _ = tick(world)
-    assert isinstance(answer, dg.SkipReason)
-    assert answer.skip_message == "the index 'documents' is being built or synced"
+    _, cursor = tick(world)
+    answer, _ = tick(world, cursor)
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.skip_reason == dg.SkipReason("the index 'documents' is being built or synced")
     world.faults()
 
 
