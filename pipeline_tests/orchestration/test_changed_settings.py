@@ -13,16 +13,14 @@ from pipeline.documents.tokens import EstimatedTokens
 from pipeline.embedding import constant
 from pipeline.orchestration.liveness import command_run
 from pipeline.stages.plan import make_plan
-from pipeline_tests.orchestration.test_sync import LONG
+from pipeline_tests.orchestration.test_sync import write_seven_files
 from pipeline_tests.world import World, open_world
 
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with open_world(tmp_path) as opened:
-        for n in range(6):
-            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
-        opened.write("long.md", "# Long\n\n" + LONG)
+        write_seven_files(opened)
         yield opened
 
 

@@ -32,10 +32,15 @@ LONG = "\n\n".join(
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
     with open_world(tmp_path) as opened:
-        for n in range(6):
-            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
-        opened.write("long.md", "# Long\n\n" + LONG)
+        write_seven_files(opened)
         yield opened
+
+
+def write_seven_files(world: World) -> None:
+    """Six of a chunk each, and one of many."""
+    for n in range(6):
+        world.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
+    world.write("long.md", "# Long\n\n" + LONG)
 
 
 def told(world: World, report: SyncReport) -> str:
