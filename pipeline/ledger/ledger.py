@@ -181,8 +181,8 @@ class Ledger:
         return found
 
     def release(self, file_ids: Sequence[str]) -> int:
-        """Give failed and parked files a fresh start, those that are being removed or are gone none; answers how many."""
-        return self._set(file_ids, schema.files.c.status.not_in(LEAVING), status="new", attempts=0, next_retry_at=None)
+        """Give those of these files that are failed or parked a fresh start; answers how many."""
+        return self._set(file_ids, schema.files.c.status.in_(("failed", "parked")), status="new", attempts=0, next_retry_at=None)
 
     def claim(
         self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = (), leaving: bool = False

@@ -239,3 +239,16 @@ def test_a_database_that_cannot_be_written_is_one_clear_error(tmp_path: Path) ->
         connection.execute(f"DROP TABLE {schema.history.name}")
     with pytest.raises(LedgerUnavailable, match=r"ledger\.sqlite cannot be used: no such table: .*; check its space"):
         ledger.log([("dfl-1", "listed", {})], run_id=None)
+
+
+def test_only_what_is_failed_or_parked_gets_a_fresh_start(ledger: Ledger) -> None:
+    ledger.record_listing([listed(name) for name in ("done", "failed", "parked")], 1)
+    ledger.record_done(["done"], "settings")
+    for name in ("failed", "parked"):
+        ledger.update_files([{"file_id": name, "status": name, "attempts": 5}])
+    assert ledger.release(["done", "failed", "parked"]) == 2
+    assert {row.file_id: (row.status, row.attempts) for row in ledger.files().values()} == {
+        "done": ("done", 0),
+        "failed": ("new", 0),
+        "parked": ("new", 0),
+    }
