@@ -64,7 +64,7 @@ def directory_changes(
             "listing": detection.cursor,
             "waiting_since": decided.waiting_since,
             "restoring": decided.restoring,
-            "failing": _digest(failing),
+            "failing": _digest(failing, export.ledger.register.last_change()),
         }
         context.update_cursor(json.dumps(left))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
@@ -160,9 +160,11 @@ def _events(
     ]
 
 
-def _digest(failing: Mapping[str, FileRow]) -> str:
-    """Which files fail and why: when it changes, the check of them is told anew."""
-    return hashlib.sha256(json.dumps([(row.file_id, row.last_error) for row in failing.values()]).encode()).hexdigest()[:16]
+def _digest(failing: Mapping[str, FileRow], loaded_at: float | None) -> str:
+    """Which files fail and why, and when files were last loaded: when it changes, the check is told anew, for Dagster shows one
+    that is older than the last materialization as not evaluated."""
+    reasons = [(row.file_id, row.last_error) for row in failing.values()]
+    return hashlib.sha256(json.dumps([reasons, loaded_at]).encode()).hexdigest()[:16]
 
 
 def _reason(detection: Detection, decided: Dispatch) -> str:

@@ -164,6 +164,16 @@ def test_the_check_of_failing_files_is_told_when_they_change_and_after_the_run_t
     assert left_behind(answer) == [set()]
 
 
+def test_the_check_of_failing_files_is_told_again_once_files_were_loaded(world: World) -> None:
+    world.refresh()
+    _, cursor = tick(world)
+    world.sync()
+    answer, cursor = tick(world, cursor)
+    assert left_behind(answer) == [set()]
+    answer, _ = tick(world, cursor)
+    assert left_behind(answer) == []
+
+
 @pytest.mark.usefixtures("impatient_sdk")
 def test_an_unreachable_index_decides_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sync()
