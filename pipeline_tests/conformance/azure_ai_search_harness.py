@@ -7,8 +7,8 @@ SSL_CERT_FILE and REQUESTS_CA_BUNDLE with the same certificate, to trust it.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import Exporter, SinkContext
-from pipeline_tests.conformance.harness import MODEL, Bench
+from pipeline_tests.conformance.harness import MODEL
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 from pipeline_tests.emulators.http import Certificate
 
@@ -69,14 +69,3 @@ def emulated_azure_ai_search() -> Iterator[AzureAISearchUnderTest]:
 def azure_ai_search(directory: Path) -> AbstractContextManager[AzureAISearchUnderTest]:
     """It keeps nothing in the directory."""
     return emulated_azure_ai_search()
-
-
-@asynccontextmanager
-async def provisioned_bench(sink: AzureAISearchUnderTest) -> AsyncIterator[Bench]:
-    made = Bench(sink)
-    await made.open().provision()
-    try:
-        yield made
-    finally:
-        for exporter in made.opened:
-            await exporter.close()

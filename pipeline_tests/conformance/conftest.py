@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from pipeline_tests.conformance.harness import HARNESSES, Bench, SinkUnderTest, load_harness
+from pipeline_tests.conformance.harness import HARNESSES, Bench, SinkUnderTest, load_harness, provisioned_bench
 
 
 @pytest.fixture(scope="module", params=sorted(HARNESSES))
@@ -18,8 +18,5 @@ def sink(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 @pytest.fixture
 async def bench(sink: SinkUnderTest) -> AsyncIterator[Bench]:
     """Provisioned, with a tenant and a config nobody else uses."""
-    made = Bench(sink)
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(sink) as made:
+        yield made

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import importlib
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -230,6 +230,18 @@ class Bench:
         if not self.exporter.search_modes:
             pytest.skip("this sink is not searched")
         return await self.exporter.search(request)
+
+
+@asynccontextmanager
+async def provisioned_bench(sink: SinkUnderTest) -> AsyncIterator[Bench]:
+    """A bench whose exporter is provisioned; every handle is closed at the end."""
+    made = Bench(sink)
+    try:
+        await made.open().provision()
+        yield made
+    finally:
+        for exporter in made.opened:
+            await exporter.close()
 
 
 def matrix(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,14 +77,3 @@ def collection_name(bench: Bench) -> str:
     """Of the collection a bench on a MongoDBUnderTest writes to."""
     assert isinstance(bench.exporter, MongoDBExporter)
     return bench.exporter.collection_name
-
-
-@asynccontextmanager
-async def provisioned_bench(sink: MongoDBUnderTest) -> AsyncIterator[Bench]:
-    made = Bench(sink)
-    try:
-        await made.open().provision()
-        yield made
-    finally:
-        for exporter in made.opened:
-            await exporter.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,6 @@ import pytest
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
-from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 
@@ -57,17 +56,6 @@ def emulated_turbopuffer() -> Iterator[TurbopufferUnderTest]:
 def turbopuffer(directory: Path) -> AbstractContextManager[TurbopufferUnderTest]:
     """It keeps nothing in the directory."""
     return emulated_turbopuffer()
-
-
-@asynccontextmanager
-async def provisioned_bench(sink: TurbopufferUnderTest) -> AsyncIterator[Bench]:
-    made = Bench(sink)
-    await made.open().provision()
-    try:
-        yield made
-    finally:
-        for exporter in made.opened:
-            await exporter.close()
 
 
 async def replace_and_close(exporter: Exporter, file: FileRecords) -> None:

@@ -17,7 +17,7 @@ pytest.importorskip("llama_index.core", reason=REASON)
 from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
 
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.llama_index_harness import LlamaIndexUnderTest
 from pipeline_tests.llama_index import stacks
 
@@ -70,11 +70,8 @@ def counting_docstore(namespace: str) -> KVDocumentStore:
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr("pipeline_tests.llama_index.test_costs._KVSTORE", CountingKVStore())
     docstore = {"class": "pipeline_tests.llama_index.test_costs:counting_docstore"}
-    made = Bench(LlamaIndexUnderTest(stacks.chroma(tmp_path), docstore))
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(LlamaIndexUnderTest(stacks.chroma(tmp_path), docstore)) as made:
+        yield made
 
 
 async def test_a_file_costs_what_its_chunks_cost_however_many_they_are(bench: Bench) -> None:

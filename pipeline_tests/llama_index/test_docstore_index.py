@@ -17,18 +17,15 @@ from llama_index.core.data_structs.data_structs import IndexDict
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.llama_docstore import LlamaDocstoreExporter
 from pipeline.sinks.llama_docstore_store import DocstoreNamespace
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.llama_docstore_harness import LlamaDocstoreUnderTest
 from pipeline_tests.llama_index.stacks import kvstore_in_process
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    made = Bench(LlamaDocstoreUnderTest(kvstore_in_process(tmp_path)))
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(LlamaDocstoreUnderTest(kvstore_in_process(tmp_path))) as made:
+        yield made
 
 
 def listed(bench: Bench, config: str | None = None) -> list[str]:

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.llama_index import open_index
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench
 from pipeline_tests.conformance.qdrant_harness import qdrant_local
 from pipeline_tests.sinks.reference_exporter import JsonExporter
 
@@ -51,11 +51,8 @@ def sink(name: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SinkUn
 
 @pytest.fixture
 async def bench(sink: SinkUnderTest) -> AsyncIterator[Bench]:
-    made = Bench(sink)
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(sink) as made:
+        yield made
 
 
 @pytest.fixture

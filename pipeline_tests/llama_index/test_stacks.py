@@ -22,7 +22,7 @@ from pipeline.sinks.llama_index import open_index
 from pipeline.sinks.llama_index_bridge import EmbedderEmbedding, EventLoopThread
 from pipeline.sinks.llama_index_store import LlamaIndexExporter, LlamaIndexSettings
 from pipeline.sinks.llama_index_stores import Stores
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, provisioned_bench
 from pipeline_tests.conformance.llama_index_harness import LlamaIndexUnderTest
 from pipeline_tests.conformance.mongodb_harness import NO_ENGINE
 from pipeline_tests.llama_index import stacks
@@ -68,11 +68,8 @@ def sink(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 async def bench(sink: LlamaIndexUnderTest) -> AsyncIterator[Bench]:
-    made = Bench(sink)
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(sink) as made:
+        yield made
 
 
 async def best(bench: Bench, vector: Any, k: int = 3, **filters: Any) -> list[tuple[str, int]]:

@@ -23,7 +23,7 @@ from llama_index.core.vector_stores.simple import SimpleVectorStore
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.llama_index import open_index
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
 
 Open = Callable[[], VectorStoreIndex]
@@ -31,11 +31,8 @@ Open = Callable[[], VectorStoreIndex]
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    made = Bench(StorageContextUnderTest(str(tmp_path)))
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(StorageContextUnderTest(str(tmp_path))) as made:
+        yield made
 
 
 @pytest.fixture

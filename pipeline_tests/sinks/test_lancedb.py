@@ -23,18 +23,15 @@ from pipeline.sinks import lancedb_store, lancedb_table
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.lancedb import LanceDBExporter, LanceDBSettings
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, provisioned_bench
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 from pipeline_tests.sinks.lancedb_bench import TABLE, exporter_with, raw_table
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    made = Bench(LanceDBUnderTest(str(tmp_path)))
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(LanceDBUnderTest(str(tmp_path))) as made:
+        yield made
 
 
 async def test_rows_have_the_columns_a_llama_index_store_reads(bench: Bench, tmp_path: Path) -> None:

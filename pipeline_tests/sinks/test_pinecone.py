@@ -16,7 +16,7 @@ from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
 from pipeline.sinks.pinecone_layout import RecordKey, namespace_name
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import MODEL, Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import MODEL, Bench, matrix, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest, emulated_pinecone
 from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.pinecone import WRITES, PineconeEmulator, Request
@@ -38,12 +38,9 @@ def emulator(running: PineconeUnderTest) -> PineconeEmulator:
 
 @pytest.fixture
 async def bench(running: PineconeUnderTest, emulator: PineconeEmulator) -> AsyncIterator[Bench]:
-    made = Bench(running)
-    await made.open().provision()
-    emulator.requests.clear()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(running) as made:
+        emulator.requests.clear()
+        yield made
 
 
 def engine_of(bench: Bench, emulator: PineconeEmulator) -> Engine:

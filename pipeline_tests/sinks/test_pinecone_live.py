@@ -15,7 +15,7 @@ from pinecone import Pinecone
 
 from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.pinecone import PineconeSettings
-from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest
 from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
 
@@ -38,11 +38,8 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[PineconeUnderTest]:
 
 @pytest.fixture
 async def bench(live: PineconeUnderTest) -> AsyncIterator[Bench]:
-    made = Bench(live)
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(live) as made:
+        yield made
 
 
 async def test_files_are_written_replaced_and_deleted(bench: Bench) -> None:

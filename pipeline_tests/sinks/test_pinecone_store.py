@@ -15,7 +15,7 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, RecordRefused, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, unit_vectors
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest, emulated_pinecone
 from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.pinecone import NEW_API, OLD_API, OTHER_POSITION_HEADERS, PineconeEmulator, Request
@@ -38,12 +38,9 @@ def emulator(running: PineconeUnderTest) -> PineconeEmulator:
 
 @pytest.fixture
 async def bench(running: PineconeUnderTest, emulator: PineconeEmulator) -> AsyncIterator[Bench]:
-    made = Bench(running)
-    await made.open().provision()
-    emulator.requests.clear()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(running) as made:
+        emulator.requests.clear()
+        yield made
 
 
 @pytest.fixture

@@ -25,18 +25,15 @@ from pipeline.sinks.base import SinkContext
 from pipeline.sinks.storage_context import StorageContextExporter, StorageContextSettings
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_index import ConfigIndex
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, provisioned_bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
 from pipeline_tests.sinks.storage_context_folder import config_folder, current_generation, fail_when
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    made = Bench(StorageContextUnderTest(str(tmp_path)))
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(StorageContextUnderTest(str(tmp_path))) as made:
+        yield made
 
 
 def open_limited(bench: Bench, tmp_path: Path, **settings: Any) -> StorageContextExporter:

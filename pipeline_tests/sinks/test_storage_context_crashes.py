@@ -14,18 +14,15 @@ import pytest
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import Bench, unit_vectors
+from pipeline_tests.conformance.harness import Bench, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
 from pipeline_tests.sinks.storage_context_folder import before_first, config_folder, current_generation, fail_when
 
 
 @pytest.fixture
 async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
-    made = Bench(StorageContextUnderTest(str(tmp_path)))
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(StorageContextUnderTest(str(tmp_path))) as made:
+        yield made
 
 
 def is_current(relative: str) -> bool:

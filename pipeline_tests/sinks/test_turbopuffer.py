@@ -23,11 +23,10 @@ from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.records import FileRecords, chunk_ids
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
-from pipeline_tests.conformance.harness import MODEL, Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import MODEL, Bench, matrix, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.turbopuffer_harness import (
     TurbopufferUnderTest,
     emulated_turbopuffer,
-    provisioned_bench,
     replace_and_close,
 )
 from pipeline_tests.emulators.turbopuffer import Request, TurbopufferEmulator

@@ -15,9 +15,9 @@ import turbopuffer as sdk
 
 from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.turbopuffer import TurbopufferSettings
-from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
-from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest, provisioned_bench
+from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest
 
 SWITCH = "INDEXPORT_LIVE_TURBOPUFFER"
 

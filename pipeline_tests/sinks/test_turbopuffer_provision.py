@@ -16,11 +16,10 @@ from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import MetadataType, SearchRequest, SinkContext
 from pipeline.sinks.turbopuffer import TurbopufferExporter
-from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
+from pipeline_tests.conformance.harness import MODEL, Bench, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.turbopuffer_harness import (
     TurbopufferUnderTest,
     emulated_turbopuffer,
-    provisioned_bench,
     replace_and_close,
 )
 from pipeline_tests.emulators.turbopuffer import Request, TurbopufferEmulator

@@ -12,8 +12,8 @@ from pipeline.sinks import backoff
 from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
-from pipeline_tests.conformance.harness import MODEL, Bench
-from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest, emulated_turbopuffer, provisioned_bench
+from pipeline_tests.conformance.harness import MODEL, Bench, provisioned_bench
+from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest, emulated_turbopuffer
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 

@@ -14,9 +14,8 @@ from pipeline_tests.conformance.azure_ai_search_harness import (
     INDEX,
     AzureAISearchUnderTest,
     emulated_azure_ai_search,
-    provisioned_bench,
 )
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 
 

@@ -16,8 +16,8 @@ from azure.search.documents.indexes import SearchIndexClient
 
 from pipeline.sinks.azure_ai_search import AzureAISearchSettings
 from pipeline.sinks.base import SearchRequest
-from pipeline_tests.conformance.azure_ai_search_harness import AzureAISearchUnderTest, provisioned_bench
-from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
+from pipeline_tests.conformance.azure_ai_search_harness import AzureAISearchUnderTest
+from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
 
 SWITCH = "INDEXPORT_LIVE_AZURE_SEARCH_ENDPOINT"

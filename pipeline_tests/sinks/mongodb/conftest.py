@@ -11,13 +11,12 @@ import pytest
 from pymongo import AsyncMongoClient
 
 from pipeline.sinks import mongodb_store
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.mongodb_harness import (
     Collection,
     MongoDBUnderTest,
     collection_name,
     emulated_mongodb,
-    provisioned_bench,
 )
 from pipeline_tests.emulators.atlas_search import AtlasSearch
 

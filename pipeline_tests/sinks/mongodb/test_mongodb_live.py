@@ -19,8 +19,8 @@ from pymongo import AsyncMongoClient
 from pipeline.errors import SinkConflict
 from pipeline.sinks.base import SearchHit, SearchRequest
 from pipeline.sinks.mongodb import MongoDBSettings
-from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
-from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest, provisioned_bench
+from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench, unit_vectors
+from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest
 from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
 
 SWITCH = "INDEXPORT_LIVE_MONGODB_URI"

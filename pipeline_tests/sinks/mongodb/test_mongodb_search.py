@@ -16,8 +16,8 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks import mongodb_search
 from pipeline.sinks.base import MetadataType, SearchRequest, SinkContext
 from pipeline.sinks.mongodb_index import TEXT_INDEX, VECTOR_INDEX, vector_definition
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, unit_vectors
-from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest, collection_name, provisioned_bench
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, provisioned_bench, unit_vectors
+from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest, collection_name
 from pipeline_tests.emulators.atlas_search import AtlasSearch, SearchIndex
 
 QUERY = unit_vectors("q", 1)[0]

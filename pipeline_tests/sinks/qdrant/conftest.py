@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.sinks import backoff
 from pipeline.sinks.qdrant import QdrantSettings
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest
 from pipeline_tests.emulators.qdrant import QdrantEmulator
 
@@ -38,8 +38,5 @@ def sink(emulator: QdrantEmulator) -> QdrantUnderTest:
 @pytest.fixture
 async def bench(sink: QdrantUnderTest) -> AsyncIterator[Bench]:
     """Provisioned; what was asked for that is forgotten."""
-    made = Bench(sink)
-    await made.open().provision()
-    yield made
-    for exporter in made.opened:
-        await exporter.close()
+    async with provisioned_bench(sink) as made:
+        yield made
