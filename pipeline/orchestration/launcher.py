@@ -204,9 +204,9 @@ def _remove(
 
 def _stop_if_interrupted(result: dg.ExecuteInProcessResult) -> None:
     """Raise the KeyboardInterrupt that Dagster has caught: it ends the run it is in and would let the next one begin."""
+    unexpected = RunFailureReason.UNEXPECTED_TERMINATION
     for event in result.all_events:
         in_a_step = event.is_step_failure and event.step_failure_data.error_source is ErrorSource.INTERRUPT
-        unexpected = RunFailureReason.UNEXPECTED_TERMINATION
         if in_a_step or (event.is_job_failure and event.job_failure_data.failure_reason is unexpected):
             raise KeyboardInterrupt
 

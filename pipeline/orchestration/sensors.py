@@ -59,19 +59,19 @@ def directory_changes(
             waiting_since=cursor.get("waiting_since"),
             restore=detection.look == "complete" or cursor.get("restoring", True),
         )
-        failing = export.ledger.files(failing=True)
+        failing, loaded_at = export.ledger.files(failing=True), export.ledger.register.last_change()
         left = {
             "listing": detection.cursor,
             "waiting_since": decided.waiting_since,
             "restoring": decided.restoring,
-            "failing": _digest(failing, export.ledger.register.last_change()),
+            "failing": _digest(failing, loaded_at),
         }
         context.update_cursor(json.dumps(left))
         observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
         requests = [_request(settings, spec) for spec in decided.runs]
         requests += [_removal(settings, decided.removals)] if decided.removals else []
         if decided.settled:
-            requests += _verification(export)
+            requests += _verification(export, loaded_at)
         events = _events(settings, detection, decided) if observed else []
         if observed or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
@@ -116,16 +116,14 @@ def _removal(settings: ExportSettings, file_ids: tuple[str, ...]) -> dg.RunReque
     )
 
 
-def _verification(export: Export) -> list[dg.RunRequest]:
+def _verification(export: Export, loaded_at: float | None) -> list[dg.RunRequest]:
     """A proof of every state the sinks come to rest in, and of the same one again after every complete listing. The run key
     makes it one run however often the sensor looks."""
-    state = (export.ledger.register.last_change(), export.ledger.state().complete_at)
-    if state[0] is None:
+    if loaded_at is None:
         return []
     job = f"{export.name}_verification"
-    return [
-        dg.RunRequest(run_key=f"{job}-{state[0]}-{state[1]}", job_name=job, tags={EXPORT_TAG: export.name, LANE_TAG: "proof"})
-    ]
+    key = f"{job}-{loaded_at}-{export.ledger.state().complete_at}"
+    return [dg.RunRequest(run_key=key, job_name=job, tags={EXPORT_TAG: export.name, LANE_TAG: "proof"})]
 
 
 def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:
