@@ -74,6 +74,8 @@ async def test_provisioning_waits_until_the_index_is_ready(exporter: PineconeExp
 async def test_an_index_that_does_not_become_ready_is_given_up(emulator: PineconeEmulator) -> None:
     emulator.describes_until_ready = 1_000
     impatient = another(emulator, ready_seconds=0.1)
+    with pytest.raises(SinkUnavailable, match="does not become ready"):  # making it may take all of that time
+        await impatient.provision()
     with pytest.raises(SinkUnavailable, match="is Initializing and does not become ready"):
         await impatient.provision()
     await impatient.close()
