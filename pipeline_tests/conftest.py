@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -12,7 +13,11 @@ import httpx._config
 import httpx._transports.default
 import llama_cloud._base_client
 import pytest
+import sqlalchemy as sa
+from dagster._core.storage.event_log import InMemoryEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 from hypothesis import HealthCheck, settings
+from sqlalchemy import Connection, Engine
 
 pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_line")
 
@@ -48,12 +53,37 @@ def _certificates_are_read_once() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _databases_in_memory_bear_no_revision() -> Iterator[None]:
-    """They are never migrated, and for the mark Dagster reads all of its migrations: half of what an instance costs."""
+def _instances_in_memory_are_cheap() -> Iterator[None]:
+    """Nearly every test has one. They are never migrated, and for the mark of it Dagster reads all of its migrations; their one
+    connection is held anyway, and Dagster opens and sets up another for every statement; each compiles what all of them ask."""
+    memory = "dagster._core.storage.{}.in_memory"
+
+    @contextmanager
+    def held(storage: InMemoryEventLogStorage) -> Iterator[Connection]:
+        with storage._db_lock, storage._held_conn.begin():
+            yield storage._held_conn
+
     with pytest.MonkeyPatch.context() as patch:
         for storage in ("event_log", "runs"):
-            patch.setattr(f"dagster._core.storage.{storage}.in_memory.stamp_alembic_rev", lambda _config, _connection: None)
+            patch.setattr(f"{memory.format(storage)}.stamp_alembic_rev", lambda _config, _connection: None)
+            patch.setattr(f"{memory.format(storage)}.create_engine", _SharingEngines())
+        patch.setattr(InMemoryEventLogStorage, "_connect", held)
+        patch.setattr(InMemoryEventLogStorage, "has_table", lambda _storage, name: name in SqlEventLogStorageMetadata.tables)
         yield
+
+
+class _SharingEngines:
+    """Makes engines that compile a statement once for all of them."""
+
+    def __init__(self) -> None:
+        self._first: Engine | None = None
+
+    def __call__(self, url: str, **told: Any) -> Engine:
+        made = sa.create_engine(url, **told)
+        if self._first is None:
+            self._first = made
+        made.dialect, made._compiled_cache = self._first.dialect, self._first._compiled_cache
+        return made
 
 
 @pytest.fixture

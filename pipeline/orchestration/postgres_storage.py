@@ -7,7 +7,7 @@ the price. The stock class also connects anew for every statement, hundreds of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -22,6 +22,7 @@ from dagster_postgres.utils import create_pg_engine, get_token_provider_from_con
 
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
+from pipeline.orchestration.remembered_schema import RememberedSchema
 
 
 def _keeping_engine(postgres_url: str, token_provider: PgTokenProvider | None) -> sa.Engine:
@@ -42,7 +43,7 @@ class KeepingPostgresRunStorage(PostgresRunStorage):
         self._engine.dispose()
 
 
-class BatchingPostgresEventLogStorage(SharedPoolsStorage, PostgresEventLogStorage):
+class BatchingPostgresEventLogStorage(RememberedSchema, SharedPoolsStorage, PostgresEventLogStorage):
     """One INSERT a batch, where the stock class takes one for every planned event."""
 
     def __init__(
@@ -54,23 +55,10 @@ class BatchingPostgresEventLogStorage(SharedPoolsStorage, PostgresEventLogStorag
     ) -> None:
         super().__init__(postgres_url, should_autocreate_tables, inst_data, token_provider)
         self._engine = _keeping_engine(postgres_url, token_provider)
-        self._there: set[tuple[str, str]] = set()
 
     def dispose(self) -> None:
         super().dispose()
         self._engine.dispose()
-
-    def has_table(self, table_name: str) -> bool:
-        return self._is_there(super().has_table, "table", table_name)
-
-    def has_asset_key_col(self, column_name: str) -> bool:
-        return self._is_there(super().has_asset_key_col, "column", column_name)
-
-    def _is_there(self, ask: Callable[[str], bool], kind: str, name: str) -> bool:
-        """What is in the schema stays in it: the stock class asks the database a hundred times a run."""
-        if (kind, name) not in self._there and ask(name):
-            self._there.add((kind, name))
-        return (kind, name) in self._there
 
     def claim_concurrency_slot(
         self, concurrency_key: str, run_id: str, step_key: str, priority: int | None = None

@@ -1,6 +1,8 @@
-"""Dagster's SQLite storage with whole batches of partition events written in one transaction, made by one process at a time.
+"""Dagster's SQLite storage with whole batches of partition events written in one transaction, over engines that are kept, made
+by one process at a time.
 
-Dagster's own looks whether a database is there and makes it when it is not. Two processes that do so at once may each record
+The stock classes make an engine for every statement, which compiles the statement anew: most of what a run of one small file
+costs. They also look whether a database is there and make it when it is not; two processes that do so at once may each record
 the version of its schema, and then none can open it again.
 """
 
@@ -11,22 +13,63 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
+from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.pool import NullPool
 
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
+from pipeline.orchestration.remembered_schema import RememberedSchema
+
+_SHARDS = 16
+"""Run databases whose engines are kept: those of the runs at work."""
 
 
-class BatchingSqliteEventLogStorage(SharedPoolsStorage, SqliteEventLogStorage):
+def _kept_engine(url: str) -> Engine:
+    """Connections are made and closed as in the stock classes: a database stays a file that may be deleted, copied or forked
+    over at any time. What is kept are the compiled statements."""
+    return create_engine(url, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+
+
+class KeepingSqliteRunStorage(SqliteRunStorage):
+    """The stock class over a kept engine."""
+
+    def __init__(self, conn_string: str, inst_data: ConfigurableClassData | None = None) -> None:
+        super().__init__(conn_string, inst_data)
+        self._engine = _kept_engine(conn_string)
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        with self._engine.begin() as connection:
+            yield connection
+
+
+class BatchingSqliteEventLogStorage(RememberedSchema, SharedPoolsStorage, SqliteEventLogStorage):
     """Two transactions a batch (the run's shard and the index), where the stock class takes two an event."""
+
+    def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        self._engine_of_shard = lru_cache(maxsize=_SHARDS)(lambda shard: _kept_engine(self.conn_string_for_shard(shard)))
+        super().__init__(base_dir, inst_data)
+
+    @contextmanager
+    def _connect(self, shard: str) -> Iterator[Connection]:
+        with self._db_lock:
+            engine = self._engine_of_shard(shard)
+            if shard not in self._initialized_dbs:
+                self._initdb(engine)
+                self._initialized_dbs.add(shard)
+            with engine.begin() as connection:
+                yield connection
 
     def _initdb(self, engine: Engine, for_index_shard: bool = False) -> None:
         with _in_turn(Path(self._base_dir)):
@@ -64,7 +107,9 @@ class BatchingSqliteStorage(DagsterSqliteStorage):
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
         with _in_turn(Path(base_dir)):
             super().__init__(base_dir, inst_data)
-        self._event_log_storage = BatchingSqliteEventLogStorage(str(Path(base_dir) / "history" / "runs") + "/")
+        history = Path(base_dir) / "history"
+        self._run_storage = KeepingSqliteRunStorage(create_db_conn_string(str(history), "runs"))
+        self._event_log_storage = BatchingSqliteEventLogStorage(f"{history / 'runs'}/")
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingSqliteStorage:

@@ -18,6 +18,7 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy.sql.compiler import SQLCompiler
 
 from pipeline.orchestration.event_batches import event_rows
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START
@@ -101,6 +102,26 @@ def test_a_pool_whose_limit_somebody_set_keeps_it_and_another_follows_the_defaul
 
 def run(instance: dg.DagsterInstance, first: str, last: str) -> dg.ExecuteInProcessResult:
     return JOB.execute_in_process(instance=instance, tags={RANGE_START: first, RANGE_END: last}, raise_on_error=False)
+
+
+def test_what_one_run_has_asked_is_not_compiled_again_for_the_next(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance.add_dynamic_partitions("files", KEYS)
+    compiled: list[str] = []
+    compile_one = SQLCompiler.__init__
+
+    def noted(compiler: SQLCompiler, *given: Any, **told: Any) -> None:
+        compile_one(compiler, *given, **told)
+        compiled.append(str(compiler))
+
+    monkeypatch.setattr(SQLCompiler, "__init__", noted)
+    assert run(instance, KEYS[0], KEYS[1]).success
+    of_first = {statement for statement in compiled if "FROM event_logs" in statement or "FROM runs" in statement}
+    compiled.clear()
+    assert run(instance, KEYS[2], KEYS[3]).success
+    assert of_first
+    assert of_first & set(compiled) == set()
 
 
 def test_every_file_of_a_run_is_materialized_with_its_metadata_and_data_version(instance: dg.DagsterInstance) -> None:
