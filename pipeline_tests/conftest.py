@@ -24,10 +24,17 @@ pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_l
 _new_ssl_context = httpx._config.create_ssl_context
 
 # A worker imports a million objects that stay: looking among them for garbage takes a fifteenth of the suite's time.
-gc.set_threshold(50_000)
+gc.disable()
 
 settings.register_profile("shared-machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared-machine")
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays; from here on garbage is looked for, among what the tests make."""
+    gc.freeze()
+    gc.set_threshold(50_000)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

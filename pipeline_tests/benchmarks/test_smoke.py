@@ -91,12 +91,12 @@ def test_chunks_embedded_after_an_edit_are_counted_through_a_real_sync(tmp_path:
 
 def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do_and_embed_what_is_new_to_both_once(tmp_path: Path) -> None:
     documents = tmp_path / "documents"
-    made_documents(documents, 50, 8)
+    made_documents(documents, 10, 8)
     for document in list(documents.iterdir()):
         (documents / f"copy-of-{document.name}").write_bytes(document.read_bytes())
     with local_cloud(documents, tmp_path / "cloud") as environment, postgres() as uri:
-        told = paired_runs(sqlalchemy_url(uri), tmp_path / "home", 100, environment)
-    assert (told["files"], told["runs"]) == (100, 2)
+        told = paired_runs(sqlalchemy_url(uri), tmp_path / "home", 20, environment)
+    assert (told["files"], told["runs"]) == (20, 2)
     assert told["chunks"] == 2 * told["embedded"] > 0
 
 

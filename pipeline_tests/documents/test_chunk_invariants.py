@@ -16,7 +16,7 @@ from pipeline.documents.models import Attachment, Chunk, ChunkingSettings, Docum
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline_tests.documents.strategies import file_attachments, page_lists
 
-_QUICK = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+_QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 _SETTINGS = st.builds(
     ChunkingSettings,

@@ -11,7 +11,7 @@ from pipeline_tests.documents.strategies import bodies
 from pipeline_tests.documents.test_chunk_invariants import byte_level_tokens
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts=st.lists(st.text(max_size=60) | bodies, max_size=5))
 def test_counting_by_word_gives_the_tokenizers_own_counts(
     minilm_tokenizer: Tokenizer, minilm: HuggingFaceTokens, texts: list[str]

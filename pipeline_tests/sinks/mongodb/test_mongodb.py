@@ -315,13 +315,14 @@ def documented_role(server: MongoServer) -> Iterator[set[str]]:
     server.permitted = None
 
 
+@pytest.mark.usefixtures("small_transactions")
 async def test_the_documented_role_does_all_that_running_needs(bench: Bench, documented_role: set[str]) -> None:
     await bench.replace(bench.file("dfl-0"))
     limited = bench.open()
     await limited.provision()
-    await limited.replace_files([bench.file("dfl-1"), bench.file("dfl-2", 1_500)])
-    await limited.replace_files([bench.file("dfl-2", 1_400, version="v2")])
-    await bench.assert_holds(bench.file("dfl-0"), bench.file("dfl-1"), bench.file("dfl-2", 1_400, version="v2"), exporter=limited)
+    await limited.replace_files([bench.file("dfl-1"), bench.file("dfl-2", 30)])
+    await limited.replace_files([bench.file("dfl-2", 25, version="v2")])
+    await bench.assert_holds(bench.file("dfl-0"), bench.file("dfl-1"), bench.file("dfl-2", 25, version="v2"), exporter=limited)
     assert len(await limited.search(SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=9))) == 9
     assert await limited.list_scopes() == frozenset({(bench.tenant, bench.config)})
     await limited.delete_files(parsed_directory_file_ids=["dfl-1"], export_config_id=bench.config)
@@ -331,6 +332,7 @@ async def test_the_documented_role_does_all_that_running_needs(bench: Bench, doc
         await limited.drop_collection()
 
 
+@pytest.mark.usefixtures("small_transactions")
 @pytest.mark.parametrize("action", ["find", "insert", "update", "remove", "listIndexes", "listSearchIndexes", "listCollections"])
 async def test_the_documented_role_has_nothing_that_is_not_needed(
     bench: Bench, server: MongoServer, documented_role: set[str], action: str
@@ -341,7 +343,7 @@ async def test_the_documented_role_has_nothing_that_is_not_needed(
 
     async def run() -> None:
         await limited.provision()
-        await limited.replace_files([bench.file("dfl-1"), bench.file("dfl-2", 1_500)])
+        await limited.replace_files([bench.file("dfl-1"), bench.file("dfl-2", 30)])
 
     with pytest.raises(SinkUnavailable, match="Unauthorized"):
         await run()
