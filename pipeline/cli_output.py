@@ -18,6 +18,7 @@ from rich.table import Table
 
 from pipeline.sinks.base import SearchHit
 from pipeline.sinks.records import ChunkRecord
+from pipeline.stages.detect import Detection
 from pipeline.stages.erase import ErasureReport
 from pipeline.stages.export import Export
 from pipeline.stages.plan import Plan
@@ -147,6 +148,7 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
     """What a sync would do, as JSON values."""
     needs = plan.needs
     return {
+        "unread": plan.detection.unread,
         "new": len(needs.new),
         "changed": len(needs.changed),
         "stale": len(needs.stale),
@@ -168,14 +170,22 @@ def plan_summary(plan: Plan) -> dict[str, Any]:
 
 def print_plan(console: Console, export: str, plan: Plan) -> None:
     """The same for people."""
+    _print_unread(console, plan.detection)
     table = Table("what", "count", title=f"Plan of {export}")
     for name, count in plan_summary(plan).items():
+        if name == "unread":
+            continue
         if isinstance(count, dict):
             for part, value in count.items():
                 table.add_row(f"{name} {part}", escape(str(value)))
         else:
             table.add_row(name.replace("_", " "), f"{count:,}")
     console.print(table, soft_wrap=False)
+
+
+def _print_unread(console: Console, detection: Detection) -> None:
+    if detection.unread:
+        console.print(f"[red]the directory was not read whole:[/red] {escape(detection.unread)}; sync again")
 
 
 def sync_summary(report: SyncReport) -> dict[str, Any]:
@@ -204,8 +214,7 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
         f"{len(report.ingested)} files worked on, {len(report.removed)} removed, {len(rows)} known; "
         f"{report.runs} runs, {report.failed_runs} failed"
     )
-    if report.detection.unread:
-        console.print(f"[red]the directory was not read whole:[/red] {escape(report.detection.unread)}; sync again")
+    _print_unread(console, report.detection)
     for reason in report.errors:
         console.print(f"[red]failed:[/red] {escape(reason)}")
     for row in rows.values():

@@ -200,6 +200,9 @@ def test_a_listing_that_breaks_half_way_deletes_nothing_and_the_next_one_heals(w
 def test_what_a_broken_listing_shows_is_worked_on_and_the_command_says_that_it_is_not_all(world: World) -> None:
     world.refresh()
     world.faults(page_size_cap=2, fail_listing_at_page=2)
+    planned = json.loads(invoke("plan", "--json"))
+    assert (planned["new"], "HTTP 500" in planned["unread"]) == (2, True)
+    assert "the directory was not read whole" in invoke("plan")
     summary = json.loads(invoke("sync", "--json", code=1))
     assert len(summary["ingested"]) == 2
     assert "HTTP 500" in summary["unread"]
