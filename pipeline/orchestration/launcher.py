@@ -42,9 +42,10 @@ from pipeline.stages.export import Export, Progress, silent
 from pipeline.stages.needs import Needs, needs_of
 from pipeline.stages.settings import ExportSettings
 
-_M_ARENA_MAX = -8
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """From glibc's malloc.h."""
 _HEAPS = 2
+_LARGE_BYTES = 2**20
 _PLACE = re.compile(r'File "(.+)", line (\d+)')
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -149,11 +150,13 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
 
 
 def _keep_few_heaps() -> None:
-    """glibc gives every few threads a heap of their own, and LanceDB's come and go: over twenty runs the holes they leave take
-    three times what is in use. Other C libraries have no such heaps."""
+    """glibc gives every few threads a heap of their own, and puts ever larger pieces into them; LanceDB's come and go: over
+    twenty runs the holes they leave take many times what is in use. Large pieces are mapped, and given back, instead. Other C
+    libraries have no such heaps."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         mallopt(_M_ARENA_MAX, _HEAPS)
+        mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
 async def _look(export: Export) -> Detection:
