@@ -1,7 +1,7 @@
 """Dagster's SQLite storage with whole batches of partition events written in one transaction, over engines that are kept, made
 by one process at a time.
 
-The stock classes make an engine for every statement, which compiles the statement anew: most of what a run of one small file
+The stock classes make an engine for every statement, which compiles the statement anew: a third of what a run of one small file
 costs. They also look whether a database is there and make it when it is not; two processes that do so at once may each record
 the version of its schema, and then none can open it again.
 """
@@ -21,7 +21,7 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
-from dagster._core.storage.sqlite import SQLITE_BUSY_TIMEOUT_SECONDS, create_db_conn_string
+from dagster._core.storage.sqlite import create_db_conn_string
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
 from sqlalchemy import Connection, Engine, create_engine
@@ -31,6 +31,9 @@ from pipeline.orchestration.event_batches import event_rows, insert_events, last
 from pipeline.orchestration.pools import SharedPoolsStorage
 from pipeline.orchestration.remembered_schema import RememberedSchema
 
+_BUSY_SECONDS = 30
+"""How long a statement waits for another process's; the run storage of the stock class gives up after five."""
+
 _SHARDS = 16
 """Run databases whose engines are kept: those of the runs at work."""
 
@@ -38,7 +41,7 @@ _SHARDS = 16
 def _kept_engine(url: str) -> Engine:
     """Connections are made and closed as in the stock classes: a database stays a file that may be deleted, copied or forked
     over at any time. What is kept are the compiled statements."""
-    return create_engine(url, poolclass=NullPool, connect_args={"timeout": SQLITE_BUSY_TIMEOUT_SECONDS})
+    return create_engine(url, poolclass=NullPool, connect_args={"timeout": _BUSY_SECONDS})
 
 
 class KeepingSqliteRunStorage(SqliteRunStorage):
