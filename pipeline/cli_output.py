@@ -146,9 +146,12 @@ def print_erasure(console: Console, report: ErasureReport) -> None:
 
 def plan_summary(plan: Plan) -> dict[str, Any]:
     """What a sync would do, as JSON values."""
+    return {"unread": plan.detection.unread, **_plan_counts(plan)}
+
+
+def _plan_counts(plan: Plan) -> dict[str, Any]:
     needs = plan.needs
     return {
-        "unread": plan.detection.unread,
         "new": len(needs.new),
         "changed": len(needs.changed),
         "stale": len(needs.stale),
@@ -172,9 +175,7 @@ def print_plan(console: Console, export: str, plan: Plan) -> None:
     """The same for people."""
     _print_unread(console, plan.detection)
     table = Table("what", "count", title=f"Plan of {export}")
-    for name, count in plan_summary(plan).items():
-        if name == "unread":
-            continue
+    for name, count in _plan_counts(plan).items():
         if isinstance(count, dict):
             for part, value in count.items():
                 table.add_row(f"{name} {part}", escape(str(value)))
