@@ -19,6 +19,7 @@ import lancedb  # noqa: F401 - warm: the sink imports it on first use
 from benchmarks.sync_worker import settings_of, timed
 from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
+from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.launcher import execute, failures, open_instance
 from pipeline.orchestration.liveness import process_mark
@@ -31,6 +32,7 @@ from pipeline.stages.settings import ExportSettings
 
 def carry_out(settings: ExportSettings, orders: Connection) -> None:
     """A run process: says that it is warm, executes the one run it is told of, says what that took and what failed."""
+    look_for_garbage_less()  # as the code location that a run's process loads
     with open_instance(Home.from_environment()) as instance, process_mark() as mark:
         _ = EXPORTS.open(settings, instance).embedder.tokens
         ingest = export_definitions(settings).resolve_job_def(f"{settings.name}_ingest")

@@ -20,6 +20,7 @@ import lancedb  # noqa: F401 - warm: the sink imports it on first use
 from pipeline.components.index_export import export_definitions
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
+from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration.launcher import SyncReport, open_instance, sync
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.detect import refresh
@@ -57,6 +58,7 @@ def tick(
 
 def main() -> None:
     arguments = json.loads(sys.argv[1])
+    look_for_garbage_less()  # as the command line does
     settings = settings_of(**arguments.get("settings", {}))
     with open_instance(Home.from_environment()) as instance:
         export = Exports().open(settings, instance)

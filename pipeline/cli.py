@@ -6,7 +6,6 @@ question or the configuration is wrong. Results go to stdout, everything else to
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import sys
@@ -36,6 +35,7 @@ from pipeline.cli_common import (
 )
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
+from pipeline.interpreter import look_for_garbage_less
 
 if TYPE_CHECKING:
     from llama_cloud.types.index_create_params import Product
@@ -70,8 +70,7 @@ class Attachment(StrEnum):
 
 def main() -> None:
     """Run the command line; known errors become one line and an exit code."""
-    # Imports make 350,000 objects that stay: looking for garbage after every 700 takes a twentieth of a short command.
-    gc.set_threshold(50_000)
+    look_for_garbage_less()
     try:
         app()
     except ConfigError as error:

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipeline.interpreter import look_for_garbage_less
+
+look_for_garbage_less()
+
 
 @dg.definitions
 def defs() -> dg.Definitions:

@@ -19,6 +19,8 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
 from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection, Engine
 
+from pipeline.interpreter import look_for_garbage_less
+
 pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_line")
 
 _new_ssl_context = httpx._config.create_ssl_context
@@ -33,7 +35,7 @@ settings.load_profile("shared-machine")
 def pytest_collection_finish() -> None:
     """What is imported stays; from here on garbage is looked for, among what the tests make."""
     gc.freeze()
-    gc.set_threshold(50_000)
+    look_for_garbage_less()
     gc.enable()
 
 
