@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,6 +40,8 @@ class Ledger:
         self.export = export
         self._clock = clock
         self._engine = open_engine(url)
+        # At the latest with the process: SQLite moves its log into the file when the last connection is closed.
+        weakref.finalize(self, self._engine.dispose)
         if not schema.is_made(self._engine):
             with writing(self._engine, "tables") as connection:
                 schema.make(connection)

@@ -1,4 +1,4 @@
-"""Sizes nobody plans for, through the whole export into LanceDB, within a bound of time."""
+"""Sizes nobody plans for, through the whole export into LanceDB, within a bound of processor time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pipeline_tests.hostile.corpus import paged, payload
 from pipeline_tests.world import world_over
 
 _MEGABYTE = 1024 * 1024
-_SECONDS = 240.0
-"""On two cores that others use too; alone it takes a tenth."""
+_SECONDS = 120.0
+"""It takes a tenth; what grows with the square of the size would take hours."""
 
 
 def test_a_page_of_five_megabytes_in_one_line_is_stored(tmp_path: Path) -> None:
@@ -40,9 +40,9 @@ def test_a_streamed_body_of_two_hundred_megabytes_is_read_whole(tmp_path: Path) 
 def _export_one(root: Path, file: ServedFile, *, starts: str, ends: str, last_page: int = 1) -> None:
     honest = ServedFile("dfl-honest", paged("An honest body."))
     with hostile_cloud(file, honest) as cloud, world_over(root, cloud) as world:
-        began = time.monotonic()
+        began = time.process_time()
         assert world.sync().ok
-        assert time.monotonic() - began < _SECONDS
+        assert time.process_time() - began < _SECONDS
         records = [record for record in world.held() if record.parsed_directory_file_id == file.id]
         assert [record.chunk_index for record in records] == list(range(len(records)))
         assert records[0].content.startswith(starts)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import random
 import sqlite3
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -34,6 +36,16 @@ def test_ledgers_opened_at_once_on_a_new_database_all_work(url: str) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert list(pool.map(open_and_write, range(6))) == [None] * 6
+
+
+def test_a_process_that_ends_leaves_all_of_the_ledger_in_its_file(tmp_path: Path) -> None:
+    holder = (
+        "import sys; from pipeline.interpreter import look_for_garbage_less; from pipeline.ledger import Ledger;"
+        "look_for_garbage_less(); held = [Ledger(sys.argv[1], 'default')]; held.append(held); held[0].update_state(listed_at=1.0)"
+    )
+    subprocess.run([sys.executable, "-c", holder, f"sqlite:///{tmp_path}/ledger.sqlite"], check=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["ledger.sqlite"]
+    assert Ledger(f"sqlite:///{tmp_path}/ledger.sqlite", "default").state().listed_at == 1.0
 
 
 def test_metadata_that_moves_alone_is_stored_and_the_file_fetched_again_until_that_has_been_seen(ledger: Ledger) -> None:

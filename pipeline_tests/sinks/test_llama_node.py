@@ -97,6 +97,6 @@ def test_flat_metadata_repeats_the_node_s_own_beside_it() -> None:
 
 def test_fifteen_thousand_nodes_are_made_quickly() -> None:
     rows = pa.concat_tables([FILES.file("dfl-1", ['a "quoted" line\n' * 60] * 150).table] * 100)
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(node_contents(rows, include_text=True)) == 15_000
-    assert time.perf_counter() - started < 1.5  # 0.05 s on an idle machine
+    assert time.process_time() - started < 1.5  # 0.05 s on a fast machine

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -137,8 +136,6 @@ def test_an_unreachable_index_raises_and_changes_nothing(world: World, monkeypat
     asyncio.run(detect(world.export))
     before = world.export.ledger.files()
     monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://127.0.0.1:9")
-    started = time.monotonic()
     with pytest.raises(SourceUnavailable):
         asyncio.run(detect(world.export, complete=True))
     assert world.export.ledger.files() == before
-    assert time.monotonic() - started < 60

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from typing import Any
 
 import numpy as np
@@ -92,9 +91,7 @@ async def test_ten_thousand_snapshots_come_from_an_index_alone(bench: PgVectorBe
     )
     await bench.exporter.purge_history()
     await bench.exporter.optimize()
-    started = time.monotonic()
     assert len(await bench.snapshots()) == 10_000
-    assert time.monotonic() - started < 2
     where = statements.scope(bench.tenant, bench.config)
     found = database.plan("SET LOCAL enable_seqscan = off", statements.snapshots(bench.exporter.layout, where), where)
     assert "Index Only Scan" in found
