@@ -50,7 +50,14 @@ demo: setup
 dev: setup
 	$(BIN)/indexport dev $(if $(DOCS),--documents "$(DOCS)")
 
+# Workers that start together in a new environment would each compile the same five thousand modules: one process has done it
+# before, in both environments at once.
+%/.compiled: %/.installed
+	-$*/bin/python -m pytest --collect-only --quiet -p no:cacheprovider >/dev/null 2>&1
+	touch $@
+
 test: setup $(VENV)/.secantus
+	$(MAKE) --no-print-directory --jobs 2 $(VENV)/.compiled $(LLAMA_VENV)/.compiled
 	$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal
 	$(MAKE) --no-print-directory test-llama-index
 
