@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.documents.tokens import TokenCounter
+from pipeline.errors import ConfigError, EmbedderUnavailable
 
 Vectors = npt.NDArray[np.float32]
 """Shape (n, dimension), dtype float32."""
@@ -42,6 +43,16 @@ class ModelIdentity:
         return f"{base}-{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:8]}"
 
 
+class PartlyEmbedded(EmbedderUnavailable):
+    """The model has stopped answering half way, because of ``cause``. ``vectors`` has a row of NaN for a text it has not
+    answered."""
+
+    def __init__(self, cause: EmbedderUnavailable | ConfigError, vectors: Vectors) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.vectors = vectors
+
+
 class Embedder(Protocol):
     """Turns texts into vectors. Implementations run blocking work in threads."""
 
@@ -59,7 +70,8 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         """Embed passages; row i belongs to ``texts[i]``. Batching and ordering are the embedder's business.
 
-        Raises EmbedderUnavailable when the model cannot answer, ValueError when a text exceeds ``max_tokens``.
+        Raises EmbedderUnavailable when the model cannot answer (PartlyEmbedded when it has answered some), ValueError when a
+        text exceeds ``max_tokens``.
         A vector that is not finite comes back as it is: the caller knows which file it belongs to.
         """
         ...

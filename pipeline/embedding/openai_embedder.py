@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
-from pipeline.embedding.base import ModelIdentity, Vectors
+from pipeline.embedding.base import ModelIdentity, PartlyEmbedded, Vectors
 from pipeline.embedding.batching import check_inputs, plan_requests
 from pipeline.embedding.openai_wire import EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
@@ -68,12 +68,12 @@ class OpenAIEmbedder:
         return self._tokens
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
-        """See ``Embedder.embed``. The first request that fails for good cancels the others; a text the endpoint refuses gets a
-        row of NaN."""
+        """See ``Embedder.embed``. The first request that fails for good cancels those under way, and what was answered before
+        comes with the error; a text the endpoint refuses gets a row of NaN."""
         check_inputs(texts, token_counts, max_tokens=self.max_tokens)
         settings = self._settings
         requests = plan_requests(token_counts, max_tokens=settings.request_tokens, max_items=settings.request_items)
-        vectors = np.empty((len(texts), self._identity.dimension), np.float32)
+        vectors = np.full((len(texts), self._identity.dimension), np.nan, np.float32)
         slots = asyncio.Semaphore(settings.concurrency)
 
         async def embed_one(client: httpx.AsyncClient, request: list[int]) -> None:
@@ -85,7 +85,10 @@ class OpenAIEmbedder:
                 for request in requests:
                     group.create_task(embed_one(client, request))
         except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
+            cause = failures.exceptions[0]
+            if isinstance(cause, EmbedderUnavailable | ConfigError) and not np.isnan(vectors).all():
+                raise PartlyEmbedded(cause, vectors) from None
+            raise cause from None
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:

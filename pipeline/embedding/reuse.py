@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embedding.base import Embedder, Vectors
+from pipeline.embedding.base import Embedder, PartlyEmbedded, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ async def embed_missing(
     """Vectors of all ``texts`` in order, running the model only on texts ``known`` (by digest) lacks, once each.
 
     ``known`` vectors must come from the same model. Raises ValueError when one has another dimension, and what
-    ``Embedder.embed`` raises.
+    ``Embedder.embed`` raises: PartlyEmbedded with a row for each of ``texts``.
     """
     if len(texts) != len(token_counts):
         raise ValueError(f"{len(texts)} texts came with {len(token_counts)} token counts")
@@ -53,7 +53,11 @@ async def embed_missing(
     first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest not in known}
     missing = sorted(first.values())
     counts = [token_counts[index] for index in missing]
-    fresh = await embedder.embed([texts[index] for index in missing], counts)
+    stopped: PartlyEmbedded | None = None
+    try:
+        fresh = await embedder.embed([texts[index] for index in missing], counts)
+    except PartlyEmbedded as partly:
+        stopped, fresh = partly, partly.vectors
     row_of = {digests[index]: row for row, index in enumerate(missing)}
     vectors = np.empty((len(texts), embedder.identity.dimension), np.float32)
     reused = 0
@@ -64,6 +68,8 @@ async def embed_missing(
             reused += 1
         else:
             vectors[index] = fresh[row]
+    if stopped:
+        raise PartlyEmbedded(stopped.cause, vectors)
     stats = EmbedStats(
         computed=len(missing),
         reused=reused,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.embedding.base import Vectors
+from pipeline.embedding.base import PartlyEmbedded, Vectors
 from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.ledger.models import MODEL, FileRow
@@ -49,8 +49,8 @@ async def embed(
     """Give vectors to the chunks of these files where chunks or model changed; what ``held`` has is not embedded either.
 
     A text that another run is embedding is waited for. With ``dry_run`` nothing is embedded or written: the numbers say what
-    would be. Raises EmbedderUnavailable or ConfigError when the model cannot answer; it then backs off, and groups finished until
-    then are kept.
+    would be. Raises EmbedderUnavailable or ConfigError when the model cannot answer; it then backs off, and what it answered
+    until then is kept.
     """
     report, rows = await begin(export, "embed", file_ids, run_id)
     stale = [row for row in rows.values() if (key := export.vectors_key(row)) and key != row.vectors_key]
@@ -174,34 +174,53 @@ async def _embed_files(
 ) -> None:
     texts = [text for file in files for text in embedding_texts(file.table)]
     tokens = [count for file in files for count in file.table["chunk_token_count"].to_pylist()]
-    vectors, stats = await embed_missing(export.embedder, texts, tokens, known)
+    try:
+        vectors, stats = await embed_missing(export.embedder, texts, tokens, known)
+    except PartlyEmbedded as partly:
+        await asyncio.to_thread(_write, export, files, partly.vectors, known, run_id, StageReport("embed"))
+        raise partly.cause from None
     report.numbers["computed"] += stats.computed
     report.numbers["reused"] += stats.reused
     report.numbers["duplicates"] += stats.duplicates
     report.numbers["tokens"] += stats.tokens_computed
     report.numbers["model_milliseconds"] += round(stats.seconds * 1000)
-    await asyncio.to_thread(_write, export, files, vectors, run_id, report)
+    await asyncio.to_thread(_write, export, files, vectors, known, run_id, report)
 
 
-def _write(export: Export, files: list[_FileChunks], vectors: Vectors, run_id: str, report: StageReport) -> None:
+def _write(
+    export: Export,
+    files: list[_FileChunks],
+    vectors: Vectors,
+    known: Mapping[bytes, npt.NDArray[np.float32]],
+    run_id: str,
+    report: StageReport,
+) -> None:
+    """Write what the model has answered. A file with a vector that no store can search fails: of its chunks those that were
+    not ``known`` before are kept with the others, in a partition without a stamp, of which only the vector index speaks."""
     identity = export.embedder.identity
     objects, updates, digests = [], [], {}
     start = 0
     for file in files:
-        mine = vectors[start : start + len(file.digests)]
-        start += len(file.digests)
+        file_id, table, of_file = file.row.file_id, file.table, file.digests
+        mine = vectors[start : start + len(of_file)]
+        start += len(of_file)
+        stamp = {"vectors_key": export.vectors_key(file.row) or ""}
         if bad := _unusable(mine):
-            report.failures[file.row.file_id] = f"the model answered chunk {bad[0]} with a vector that is not finite or all zero"
-            continue
-        key = export.vectors_key(file.row) or ""
-        table = file.table.append_column("embedding_digest", pa.array(file.digests, pa.binary(16)))
+            report.failures[file_id] = f"the model answered chunk {bad[0]} with a vector that is not finite or all zero"
+            usable = np.setdiff1d(np.arange(len(of_file)), bad)
+            of_file = [of_file[position] for position in usable]
+            if known.keys() >= set(of_file):
+                continue
+            table, mine, stamp = table.take(usable), mine[usable], {}
+        else:
+            report.worked += 1
+            report.rows.append({"file": file.row.display_name, "file_id": file_id, "chunks": len(mine)})
+        table = table.append_column("embedding_digest", pa.array(of_file, pa.binary(16)))
         table = table.append_column("embedding", _fixed_size_list(mine, identity.dimension))
-        objects.append((file.row.file_id, table, {"vectors_key": key, "model": identity.fingerprint}))
-        report.rows.append({"file": file.row.display_name, "file_id": file.row.file_id, "chunks": len(mine)})
-        updates.append({"file_id": file.row.file_id, "vectors_key": key})
-        digests[file.row.file_id] = file.digests
+        objects.append((file_id, table, {**stamp, "model": identity.fingerprint}))
+        updates.append({"file_id": file_id, "vectors_key": stamp.get("vectors_key")})
+        digests[file_id] = of_file
     report.numbers["bytes"] += sum(export.lake.write_many("embeddings", objects))
-    report.worked += len(objects)
     export.ledger.vectors.replace(identity.slug, digests, run_id)
     export.ledger.update_files(updates)
 

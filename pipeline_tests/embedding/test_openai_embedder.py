@@ -14,6 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens
+from pipeline.embedding.base import PartlyEmbedded
 from pipeline.embedding.loading import load_embedder
 from pipeline.embedding.offline_model import SOURCE_SHA256, find_wheel_model
 from pipeline.embedding.openai_embedder import OpenAIEmbedder
@@ -231,6 +232,15 @@ async def test_one_failure_stops_the_other_requests(endpoint: Endpoint) -> None:
     with pytest.raises(ConfigError, match="no such model"):
         await embed(endpoint, ["a"] * 50, request_items=1, concurrency=1)
     assert len(endpoint.requests) < 50
+
+
+async def test_what_was_answered_before_a_failure_comes_with_it(endpoint: Endpoint) -> None:
+    endpoint.script = [right, right, (503, {}), (503, {})]
+    with pytest.raises(PartlyEmbedded, match="503") as caught:
+        await embed(endpoint, ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"], request_items=2, concurrency=1, max_attempts=2)
+    assert type(caught.value.cause) is EmbedderUnavailable
+    assert caught.value.vectors[:4].tolist() == [vector("a"), vector("bb"), vector("ccc"), vector("dddd")]
+    assert np.isnan(caught.value.vectors[4:]).all()
 
 
 async def test_a_text_over_the_limit_is_refused_before_anything_is_sent(endpoint: Endpoint) -> None:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.embedding.base import Vectors
+from pipeline.embedding.base import PartlyEmbedded, Vectors
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.embedding.reuse import embed_missing, embedding_digest
+from pipeline.errors import EmbedderUnavailable
 
 
 class Recording(ConstantEmbedder):
@@ -53,6 +54,23 @@ async def test_only_unknown_texts_are_embedded_and_each_once(given_texts: list[s
     assert stats.computed + stats.reused + stats.duplicates == len(given_texts)
     assert stats.tokens_computed == sum(len(text) + 2 for text in missing)
     assert stats.seconds >= 0
+
+
+class Stopping(ConstantEmbedder):
+    """Answers the first two texts and then no more."""
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        vectors = await super().embed(texts, token_counts)
+        vectors[2:] = np.nan
+        raise PartlyEmbedded(EmbedderUnavailable("gone"), vectors)
+
+
+async def test_what_a_model_answered_before_it_stopped_stands_beside_what_was_known() -> None:
+    plain = await ConstantEmbedder(dimension=8).embed(["a", "b", "c", "d"], [3] * 4)
+    with pytest.raises(PartlyEmbedded, match="gone") as caught:
+        await embed_missing(Stopping(dimension=8), ["a", "b", "c", "d", "b"], [3] * 5, {embedding_digest("a"): plain[0]})
+    np.testing.assert_array_equal(caught.value.vectors[[0, 1, 2, 4]], plain[[0, 1, 2, 1]])
+    assert np.isnan(caught.value.vectors[3]).all()
 
 
 async def test_a_known_vector_of_another_model_is_refused() -> None:

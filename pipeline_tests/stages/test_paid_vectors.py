@@ -1,0 +1,122 @@
+"""What an endpoint has answered is paid for: it is kept, whatever becomes of the texts beside it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, right, serving
+from pipeline_tests.world import World, open_world
+
+SECTIONS = 12
+
+
+class Till:
+    """An endpoint's answers, and how often each text was answered rightly. ``refuses`` decides by the texts paid for so far."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.url = endpoint.url
+        self.paid: Counter[str] = Counter()
+        self.refuses: Callable[[list[str]], Answer | None] = lambda _texts: None
+        endpoint.script = [self.answer] * 1000
+
+    def answer(self, request: Body) -> Answer:
+        if refusal := self.refuses(request["input"]):
+            return refusal
+        self.paid.update(request["input"])
+        return right(request)
+
+
+@pytest.fixture
+def till(monkeypatch: pytest.MonkeyPatch) -> Iterator[Till]:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving() as endpoint:
+        yield Till(endpoint)
+
+
+@pytest.fixture
+def world(tmp_path: Path, till: Till) -> Iterator[World]:
+    openai = {"base_url": till.url, "native_dimension": 3, "max_attempts": 1, "request_items": 2, "concurrency": 1}
+    embedding = {"provider": "openai", "model": "any-model", "openai": openai}
+    with open_world(tmp_path, embedding=embedding, chunking={"max_tokens": 60}) as opened:
+        opened.write("long.md", "\n\n".join(f"# Section {n}\n\nWhat is said in section {n}." for n in range(SECTIONS)))
+        for n in range(3):
+            opened.write(f"short-{n}.md", f"# Short {n}\n\nThe body of {n}.\n")
+        yield opened
+
+
+def stops_after(till: Till, texts: int) -> None:
+    till.refuses = lambda _texts: (503, {"error": {"message": "overloaded"}}) if till.paid.total() >= texts else None
+
+
+@pytest.mark.parametrize("answered", [2, 8, SECTIONS, SECTIONS + 2])
+def test_an_endpoint_that_stops_half_way_is_asked_for_the_rest_alone(world: World, till: Till, answered: int) -> None:
+    stops_after(till, answered)
+    assert not world.sync().ok
+    assert till.paid.total() == answered
+    assert world.numbers("chunks")["chunks"] == SECTIONS + 3
+    till.refuses = lambda _texts: None
+    assert world.sync().ok
+    assert set(till.paid.values()) == {1}
+    assert till.paid.total() == SECTIONS + 3
+    world.assert_settled()
+
+
+def test_an_endpoint_that_stops_again_and_again_is_done_with_in_the_end(world: World, till: Till) -> None:
+    for answered in (4, 6, 10):
+        stops_after(till, answered)
+        assert not world.sync().ok
+        assert till.paid.total() == answered
+    till.refuses = lambda _texts: None
+    assert world.sync().ok
+    assert set(till.paid.values()) == {1}
+    world.assert_settled()
+
+
+def test_a_key_that_is_revoked_half_way_costs_nothing_that_was_answered(world: World, till: Till) -> None:
+    till.refuses = lambda _texts: (401, {"error": {"message": "revoked"}}) if till.paid.total() >= 4 else None
+    report = world.sync()
+    assert any("OPENAI_API_KEY" in error for error in report.errors), report.errors
+    till.refuses = lambda _texts: None
+    assert world.sync().ok
+    assert set(till.paid.values()) == {1}
+
+
+def test_a_text_that_is_refused_again_and_again_costs_none_of_its_file(world: World, till: Till) -> None:
+    refusal: Answer = (400, {"error": {"message": "content filter"}})
+    till.refuses = lambda texts: refusal if any("section 5" in text for text in texts) else None
+    for _ in range(3):
+        assert not world.sync().ok
+        world.export.ledger.release([f for f, row in world.export.ledger.files().items() if row.status == "failed"])
+    harmless = till.paid.pop("text")
+    assert harmless == 3
+    assert set(till.paid.values()) == {1}
+    assert till.paid.total() == SECTIONS + 3 - 1
+    assert world.names() == {f"short-{n}.md" for n in range(3)}
+
+
+def test_the_old_version_answers_until_the_new_one_is_whole(world: World, till: Till) -> None:
+    assert world.sync().ok
+    before = world.held()
+    world.write("long.md", "\n\n".join(f"# Section {n}\n\nWhat is said now in section {n}." for n in range(SECTIONS)))
+    stops_after(till, till.paid.total() + 6)
+    assert not world.sync().ok
+    assert world.held() == before
+    till.refuses = lambda _texts: None
+    assert world.sync().ok
+    assert set(till.paid.values()) == {1}
+    world.assert_settled()
+
+
+def test_a_text_kept_of_a_file_that_is_not_whole_serves_another_file(world: World, till: Till) -> None:
+    stops_after(till, 2)
+    assert not world.sync().ok
+    till.refuses = lambda _texts: None
+    [first, *_] = till.paid
+    world.remove("long.md")
+    world.write("other.md", first)
+    assert world.sync().ok
+    assert till.paid[first] == 1
