@@ -53,6 +53,11 @@ class PartlyEmbedded(EmbedderUnavailable):
         self.vectors = vectors
 
 
+def stopped(cause: EmbedderUnavailable | ConfigError, vectors: Vectors) -> EmbedderUnavailable | ConfigError:
+    """What an embedder raises that has filled ``vectors``, NaN at first, as far as it could."""
+    return cause if np.isnan(vectors).all() else PartlyEmbedded(cause, vectors)
+
+
 class Embedder(Protocol):
     """Turns texts into vectors. Implementations run blocking work in threads."""
 

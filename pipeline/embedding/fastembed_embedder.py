@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.documents.tokens import HuggingFaceTokens, TokenCounter
 from pipeline.embedding import offline_model
-from pipeline.embedding.base import ModelIdentity, Vectors
+from pipeline.embedding.base import ModelIdentity, Vectors, stopped
 from pipeline.embedding.batching import check_inputs, plan_batches
 from pipeline.embedding.digests import remembered_sha256
 from pipeline.embedding.settings import MINILM, EmbeddingSettings
@@ -75,9 +75,9 @@ class FastEmbedEmbedder:
         return self._tokens
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
-        """See ``Embedder.embed``. Cancelling stops after the batches under way."""
+        """See ``Embedder.embed``. Cancelling, or a batch that fails, stops after the batches under way."""
         check_inputs(texts, token_counts, max_tokens=self._max_tokens)
-        vectors = np.empty((len(texts), self._identity.dimension), np.float32)
+        vectors = np.full((len(texts), self._identity.dimension), np.nan, np.float32)
         batches = iter(plan_batches(token_counts, token_budget=self._batch_tokens, max_items=_MAX_ITEMS))
 
         async def work_off() -> None:
@@ -87,6 +87,8 @@ class FastEmbedEmbedder:
         tasks = [asyncio.create_task(work_off()) for _ in range(self._workers)]
         try:
             await asyncio.gather(*tasks)
+        except EmbedderUnavailable as cause:
+            raise stopped(cause, vectors) from cause.__cause__
         finally:
             for task in tasks:
                 task.cancel()

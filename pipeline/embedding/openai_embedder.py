@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
-from pipeline.embedding.base import ModelIdentity, PartlyEmbedded, Vectors
+from pipeline.embedding.base import ModelIdentity, Vectors, stopped
 from pipeline.embedding.batching import check_inputs, plan_requests
 from pipeline.embedding.openai_wire import EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
@@ -86,9 +86,7 @@ class OpenAIEmbedder:
                     group.create_task(embed_one(client, request))
         except BaseExceptionGroup as failures:
             cause = failures.exceptions[0]
-            if isinstance(cause, EmbedderUnavailable | ConfigError) and not np.isnan(vectors).all():
-                raise PartlyEmbedded(cause, vectors) from None
-            raise cause from None
+            raise (stopped(cause, vectors) if isinstance(cause, EmbedderUnavailable | ConfigError) else cause) from None
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:

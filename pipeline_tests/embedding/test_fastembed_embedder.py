@@ -14,6 +14,7 @@ import pytest
 from fastembed import TextEmbedding
 
 from pipeline.embedding import digests, fastembed_embedder, offline_model
+from pipeline.embedding.base import PartlyEmbedded
 from pipeline.embedding.digests import file_sha256
 from pipeline.embedding.fastembed_embedder import FastEmbedEmbedder, load_fastembed
 from pipeline.embedding.loading import load_embedder
@@ -106,6 +107,25 @@ async def test_after_a_failed_run_no_further_batch_is_begun(minilm: FastEmbedEmb
     with pytest.raises(EmbedderUnavailable, match="no room"):
         await minilm.embed(["a"] * 40, [512] * 40)
     assert len(begun) <= 2
+
+
+async def test_the_batches_before_a_failed_run_come_with_its_error(
+    minilm: FastEmbedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = minilm._embed_batch
+
+    def fail_in_the_end(texts: list[str]) -> list[np.ndarray]:
+        if "last" in texts:
+            raise MemoryError("no room")
+        return real(texts)
+
+    [expected] = await minilm.embed(["first"], [3])
+    monkeypatch.setattr(minilm, "_workers", 1)
+    monkeypatch.setattr(minilm, "_embed_batch", fail_in_the_end)
+    with pytest.raises(PartlyEmbedded, match="no room") as caught:
+        await minilm.embed(["last", "first"], [3, 512])
+    assert np.isnan(caught.value.vectors[0]).all()
+    np.testing.assert_allclose(caught.value.vectors[1], expected, atol=1e-6)
 
 
 async def test_a_vector_that_is_not_finite_comes_back_as_it_is(
