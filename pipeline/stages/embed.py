@@ -178,7 +178,7 @@ async def _embed_files(
         vectors, stats = await embed_missing(export.embedder, texts, tokens, known)
     except PartlyEmbedded as partly:
         await asyncio.to_thread(_write, export, files, partly.vectors, known, run_id, StageReport("embed"))
-        raise partly.cause from None
+        raise partly.cause from partly.cause.__cause__
     report.numbers["computed"] += stats.computed
     report.numbers["reused"] += stats.reused
     report.numbers["duplicates"] += stats.duplicates

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from pipeline.embedding.base import PartlyEmbedded, Vectors
+from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.errors import EmbedderUnavailable
+from pipeline.stages.chunk import chunk
+from pipeline.stages.detect import detect
+from pipeline.stages.embed import embed
+from pipeline.stages.fetch import fetch
 from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, right, serving
 from pipeline_tests.world import World, open_world
 
@@ -96,6 +105,32 @@ def test_a_text_that_is_refused_again_and_again_costs_none_of_its_file(world: Wo
     assert set(till.paid.values()) == {1}
     assert till.paid.total() == SECTIONS + 3 - 1
     assert world.names() == {f"short-{n}.md" for n in range(3)}
+
+
+class Failing(ConstantEmbedder):
+    """Answers all texts but the last."""
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        vectors = await super().embed(texts, token_counts)
+        vectors[-1] = np.nan
+        cause = EmbedderUnavailable("the model failed")
+        cause.__cause__ = MemoryError("no room")
+        raise PartlyEmbedded(cause, vectors)
+
+
+def test_the_error_is_the_model_s_own_with_its_reason(world: World) -> None:
+    world.change(embedding={"provider": "constant"})
+    world.refresh()
+    export = world.export
+    export.embedder = Failing()
+    asyncio.run(detect(export, complete=True))
+    files = list(export.ledger.files())
+    asyncio.run(fetch(export, files, run_id="run"))
+    asyncio.run(chunk(export, files, run_id="run"))
+    with pytest.raises(EmbedderUnavailable, match="the model failed") as caught:
+        asyncio.run(embed(export, files, run_id="run"))
+    assert type(caught.value) is EmbedderUnavailable
+    assert isinstance(caught.value.__cause__, MemoryError)
 
 
 def test_the_old_version_answers_until_the_new_one_is_whole(world: World, till: Till) -> None:
