@@ -7,10 +7,12 @@ executes, so keys are reordered or deleted only while nothing that carries a ran
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import dagster as dg
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
-from sqlalchemy.exc import IntegrityError
+
+from pipeline.orchestration.collisions import again_when_refused
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
@@ -36,7 +38,6 @@ UNFINISHED = [
 
 _ADD_AT_ONCE = 50_000
 """SQLite refuses statements with several hundred thousand variables."""
-_ADD_ATTEMPTS = 10
 
 
 def files_partitions(export: str) -> dg.DynamicPartitionsDefinition:
@@ -89,20 +90,7 @@ def add_keys(instance: dg.DagsterInstance, export: str, keys: Sequence[str]) -> 
     """Append keys in bulk, in order; known ones stay where they are."""
     name = files_partitions(export).name or ""
     for start in range(0, len(keys), _ADD_AT_ONCE):
-        _add(instance, name, list(keys[start : start + _ADD_AT_ONCE]))
-
-
-def _add(instance: dg.DagsterInstance, name: str, keys: list[str]) -> None:
-    """Dagster's storages (that in PostgreSQL aside) read which keys are there and then write the others. Of two processes that do
-    so at once one is refused; when it reads again, it finds what the other has written."""
-    for left in reversed(range(_ADD_ATTEMPTS)):
-        try:
-            instance.add_dynamic_partitions(name, keys)
-        except IntegrityError:
-            if not left:
-                raise
-        else:
-            return
+        again_when_refused(partial(instance.add_dynamic_partitions, name, list(keys[start : start + _ADD_AT_ONCE])))
 
 
 def delete_keys(instance: dg.DagsterInstance, export: str, keys: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ pools; a single one can only be set in the instance.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import dagster as dg
@@ -13,6 +14,7 @@ from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
 from sqlalchemy.dialects import postgresql, sqlite
 
+from pipeline.orchestration.collisions import again_when_refused
 from pipeline.stages.settings import ExportSettings
 
 ONE_WRITER: Final = frozenset({"storage_context"})
@@ -37,7 +39,7 @@ def limit_pools(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
         return
     decided = {pool.name for pool in storage.get_pool_limits() if not pool.from_default}
     for pool in sorted(wanted - decided):
-        storage.set_concurrency_slots(pool, 1)
+        again_when_refused(partial(storage.set_concurrency_slots, pool, 1))
 
 
 class SharedPoolsStorage(SqlEventLogStorage):
