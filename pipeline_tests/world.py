@@ -96,6 +96,11 @@ class World:
         self.refresh()
         return sync(self.settings, self.instance)
 
+    def release_failed(self) -> None:
+        """No failed file waits for its next attempt."""
+        ledger = self.export.ledger
+        ledger.release([file_id for file_id, row in ledger.files().items() if row.status == "failed"])
+
     def held(self, sink: str = "lancedb") -> list[ChunkRecord]:
         """Every record the sink holds, in order."""
 

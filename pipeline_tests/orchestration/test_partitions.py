@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 from dagster._core.test_utils import create_run_for_test
 from hypothesis import given
@@ -24,6 +21,7 @@ from pipeline.orchestration.partitions import (
     is_quiet,
     key_order,
 )
+from pipeline_tests.orchestration.another_process import inserts_first
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 7))
@@ -54,22 +52,11 @@ OURS = {"module": "pipeline.orchestration.sqlite_storage", "class": "BatchingSql
 
 @pytest.mark.parametrize("storage", [STOCK, OURS], ids=["stock", "ours"])
 def test_keys_that_another_process_adds_at_the_same_moment_are_no_error(tmp_path: Path, storage: dict[str, str]) -> None:
-    others = ["b", "c"]
-
-    def add_first(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("INSERT INTO dynamic_partitions") and others:
-            row = ("default_files", others.pop(0))
-            with closing(sqlite3.connect(tmp_path / "history" / "runs" / "index.db")) as other:
-                other.execute("INSERT INTO dynamic_partitions (partitions_def_name, partition) VALUES (?, ?)", row)
-                other.commit()
-
+    rows = [{"partitions_def_name": "default_files", "partition": key} for key in ("b", "c")]
     settings = {"storage": {"custom": {**storage, "config": {"base_dir": str(tmp_path)}}}}
     with dg.instance_for_test(temp_dir=str(tmp_path), overrides=settings) as instance:
-        sa.event.listen(sa.Engine, "before_cursor_execute", add_first)
-        try:
+        with inserts_first(tmp_path / "history" / "runs" / "index.db", "dynamic_partitions", rows):
             add_keys(instance, "default", ["a", "b", "c", "d"])
-        finally:
-            sa.event.remove(sa.Engine, "before_cursor_execute", add_first)
         assert key_order(instance, "default") == ["b", "c", "a", "d"]
 
 

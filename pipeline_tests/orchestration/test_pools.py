@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import dagster as dg
 import pytest
-import sqlalchemy as sa
 from dagster._utils.concurrency import ConcurrencySlotStatus
 
 from pipeline.home import Home
@@ -18,6 +14,7 @@ from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.pools import limit_pools, pool_of
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.stages.settings import ExportSettings
+from pipeline_tests.orchestration.another_process import inserts_first
 
 SETTINGS = ExportSettings(
     name="default",
@@ -64,23 +61,9 @@ def test_a_pool_that_has_taken_the_default_is_limited_too(instance: dg.DagsterIn
 
 def test_a_pool_that_takes_the_default_at_the_same_moment_is_limited_too(instance: dg.DagsterInstance, tmp_path: Path) -> None:
     [index] = tmp_path.rglob("index.db")
-    others = ["storage_context"]
-
-    def take_first(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
-        if statement.startswith("INSERT INTO concurrency_limits") and others:
-            with closing(sqlite3.connect(index)) as other:
-                row = (others.pop(), 2, 1)
-                other.execute(
-                    'INSERT INTO concurrency_limits (concurrency_key, "limit", using_default_limit) VALUES (?, ?, ?)', row
-                )
-                other.commit()
-
-    sa.event.listen(sa.Engine, "before_cursor_execute", take_first)
-    try:
+    taken = {"concurrency_key": "storage_context", "limit": 2, "using_default_limit": 1}
+    with inserts_first(index, "concurrency_limits", [taken]):
         limit_pools(SETTINGS, instance)
-    finally:
-        sa.event.remove(sa.Engine, "before_cursor_execute", take_first)
-    assert others == []
     assert limits(instance) == {"storage_context": 1}
 
 

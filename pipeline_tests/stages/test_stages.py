@@ -102,7 +102,7 @@ def test_an_object_lost_from_the_lake_is_made_again_when_it_is_needed(world: Wor
 
 def sync_again_at_once(world: World) -> None:
     """A sync in which no failed file waits for its next attempt."""
-    world.export.ledger.release([f for f, row in world.export.ledger.files().items() if row.status == "failed"])
+    world.release_failed()
     assert world.sync().ok
 
 
