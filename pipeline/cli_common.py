@@ -60,9 +60,10 @@ def opened_with_instance(name: str) -> Iterator[tuple[Any, Any]]:
 
 def sinks_of(opened: Any, name: str | None) -> list[str]:
     """The sink named, or every one. Raises ConfigError for one the export does not have."""
-    if name is not None and name not in opened.settings.sinks:
-        raise ConfigError(f"export {opened.name!r} has no sink {name!r}; it has: {', '.join(opened.settings.sinks)}")
-    return list(opened.settings.sinks) if name is None else [name]
+    if name is None:
+        return list(opened.settings.sinks)
+    opened.check_sink(name)
+    return [name]
 
 
 def await_now(coroutine: Coroutine[Any, Any, T]) -> T:

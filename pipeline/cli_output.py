@@ -92,6 +92,8 @@ def print_verification(console: Console, found: SinkVerification, names: Mapping
     """What a verification says of one sink; ``names`` maps file ids to what people call them."""
     kind = "every record" if found.deep else "snapshots"
     verdict = "[green]holds its source[/green]" if found.ok else f"[red]{len(found.findings)} findings[/red]"
+    if not found.reached:
+        verdict = "[red]cannot be read to the end[/red]"
     console.print(f"{found.sink}: {verdict} ({kind}; {found.files} files, {found.records} records, {found.seconds:.1f} s)")
     for finding in found.findings:
         file = "-" if finding.file_id is None else f"{names.get(finding.file_id, '?')} ({finding.file_id})"

@@ -89,5 +89,9 @@ class SinkConflict(ConfigError):
     """What exists in the store is not ours or does not fit (dimension, metric, model); the message says what to do."""
 
 
+SINK_ERRORS = (SinkUnavailable, ConfigError)
+"""What keeps one sink from its work, and no other: it is down, or set up wrong."""
+
+
 class LakeError(IndexportError):
     """The lake refused a read or a write (disk full, read-only) or cannot be reached (a store that is down, no credentials)."""

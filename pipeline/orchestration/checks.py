@@ -8,7 +8,6 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline.errors import SinkUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.resources import Exports
@@ -89,10 +88,7 @@ def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefi
     )
     def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
         export = exports.open(settings, context.instance)
-        try:
-            found = asyncio.run(verify(export, sink))
-        except SinkUnavailable as error:
-            return dg.AssetCheckResult(passed=False, metadata={"not_reached": str(error)})
+        found = asyncio.run(verify(export, sink))
         return dg.AssetCheckResult(passed=found.ok, metadata=verification_metadata(found))
 
     return check

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.errors import SINK_ERRORS, ConfigError, SinkConflict
 from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
@@ -112,7 +112,7 @@ async def _erase_from(
             await delete_from(export, held.sink, exporter, config, file_ids)
             await exporter.purge_history()
             report.proofs.append(await _proof(exporter, place, config, report.file_ids))
-    except (SinkUnavailable, ConfigError) as error:
+    except SINK_ERRORS as error:
         report.problems.append(f"{place}: {error}")
 
 

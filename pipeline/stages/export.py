@@ -104,9 +104,13 @@ class Export:
 
     def sink(self, name: str, tenant_id: str) -> Exporter:
         """The exporter of a sink of this export, bound to the tenant and the model. Raises ConfigError."""
+        self.check_sink(name)
+        return self.collection(self.held_in(name), tenant_id)
+
+    def check_sink(self, name: str) -> None:
+        """Raise ConfigError unless this export has a sink of this name."""
         if name not in self.settings.sinks:
             raise ConfigError(f"export {self.name!r} has no sink {name!r}; it has: {', '.join(self.settings.sinks)}")
-        return self.collection(self.held_in(name), tenant_id)
 
     def held_in(self, sink: str) -> SinkCollection:
         """Where a sink of this export keeps the present model's records."""

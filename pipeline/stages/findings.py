@@ -31,10 +31,12 @@ FindingKind = Literal[
     "duplicate",
     "pending",
     "conflict",
+    "unreachable",
     "unproved",
 ]
 """``stale_file``: another version of the file stands (a deep verification names the records). ``pending``: a replace was left
-half-way. ``conflict``: the collection is not ours or does not fit. ``unproved``: the lake lacks what to compare with."""
+half-way. ``conflict``: the collection is not ours or does not fit. ``unreachable``: the sink is down or set up wrong.
+``unproved``: the lake lacks what to compare with."""
 
 _TEXT_FIELDS: Final = frozenset({"content", "context", "content_hash", "chunk_start_char", "chunk_end_char"})
 _COMPARED: Final = (*HASHED_FIELDS, "record_set_hash")

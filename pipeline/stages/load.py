@@ -10,7 +10,7 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.errors import SINK_ERRORS
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_record_sets
@@ -32,7 +32,7 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
             await asyncio.to_thread(export.ledger.register.record_collection, export.held_in(sink))
             await _load(export, sink, exporter, scope, rows, report)
             await exporter.optimize()
-    except (SinkUnavailable, ConfigError) as error:
+    except SINK_ERRORS as error:
         await asyncio.to_thread(export.ledger.record_sink_state, sink, error=str(error), backoff=sink_backoff)
         raise
     await asyncio.to_thread(export.ledger.record_sink_state, sink, error=None, backoff=sink_backoff)

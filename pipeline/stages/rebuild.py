@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.embedding.reuse import embedding_digest
-from pipeline.errors import IncompleteListing, SinkConflict, SinkUnavailable
+from pipeline.errors import SINK_ERRORS, IncompleteListing
 from pipeline.lake.lake import DATASETS, Dataset
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Snapshot
@@ -134,7 +134,7 @@ async def _adopt_sink(export: Export, sink: str, scope: tuple[str, str], rebuilt
     try:
         async with opened_sink(export, sink, scope[0]) as exporter:
             listed = await exporter.list_snapshots(export_config_id=scope[1])
-    except SinkUnavailable as error:
+    except SINK_ERRORS as error:
         rebuilt.unreachable[sink] = str(error)
         return
     rebuilt.standing[sink], rebuilt.orphans[sink] = await asyncio.to_thread(_record_snapshots, export, sink, listed)
@@ -218,7 +218,7 @@ class _SinkVectors:
                         continue
                     async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
                         found = {**await asyncio.to_thread(self._vectors, table), **found}
-            except (SinkUnavailable, SinkConflict):
+            except SINK_ERRORS:
                 continue  # another sink may have them; what none has is embedded
         return found
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import SINK_ERRORS, SinkUnavailable
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.needs import needs_of
@@ -51,7 +51,8 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     """Delete these files from every sink and from the lake; can be run again after any failure.
 
     A file that another live run holds, or that has been listed again meanwhile, is left alone.
-    Raises SinkUnavailable when sinks cannot be reached, after the files have left the others: they stay marked for removal.
+    Raises SinkUnavailable when sinks are down or set up wrong, after the files have left the others: they stay marked for
+    removal.
     """
     report, rows = await begin(export, "remove", file_ids, run_id, leaving=True)
     marked = [row for row in rows.values() if row.status == "removing"]
@@ -63,7 +64,7 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
             for tenant_id, config in scopes:
                 async with opened_sink(export, sink, tenant_id) as exporter:
                     await delete_from(export, sink, exporter, config, doomed)
-        except SinkUnavailable as error:
+        except SINK_ERRORS as error:
             down[sink] = str(error)
         await asyncio.to_thread(export.ledger.record_sink_state, sink, error=down.get(sink), backoff=sink_backoff)
     if down:

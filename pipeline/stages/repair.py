@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from pipeline.errors import SourceUnavailable
+from pipeline.errors import SINK_ERRORS, SourceUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Exporter
 from pipeline.stages.detect import detect
@@ -18,7 +18,7 @@ from pipeline.stages.report import StageReport
 from pipeline.stages.verify import SinkVerification, verify
 from pipeline.stages.work import borrowed, groups_of, opened_sink
 
-_BEYOND_REPAIR: frozenset[FindingKind] = frozenset({"orphan_file", "foreign_records", "conflict"})
+_BEYOND_REPAIR: frozenset[FindingKind] = frozenset({"orphan_file", "foreign_records"})
 """What replacing a file does not mend: orphans are deleted, the rest is for people to decide."""
 
 _LISTING_SECONDS = 6 * 3600.0
@@ -44,16 +44,21 @@ async def repair(export: Export, sink: str, *, run_id: str, deep: bool = True, a
     """Make a sink hold its source again, and verify that it does. ``allow_deletes`` orphans may go, however many the fuse lets.
 
     What a replace does not mend, because a store keeps records no snapshot speaks of, is deleted and written anew in a
-    second round: such a file does not answer for a moment. Raises SinkUnavailable.
+    second round: such a file does not answer for a moment. A sink that cannot be reached is left as it is, which the last
+    verification says.
     """
     found = await verify(export, sink, deep=deep)
     report = RepairReport(found, found)
     async with borrowed(export, run_id):
         for delete_first in (False, True):
-            if report.after.ok:
+            if report.after.ok or not report.after.reached:
                 break
-            await _mend(export, sink, report, run_id, delete_first=delete_first, allow_deletes=allow_deletes)
-            report.after = await verify(export, sink, deep=deep)
+            try:
+                await _mend(export, sink, report, run_id, delete_first=delete_first, allow_deletes=allow_deletes)
+            except SINK_ERRORS as error:
+                report.after.fail(error)
+            else:
+                report.after = await verify(export, sink, deep=deep)
     return report
 
 

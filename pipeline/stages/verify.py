@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import pyarrow as pa
 
-from pipeline.errors import SinkConflict
+from pipeline.errors import SINK_ERRORS, SinkConflict
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.generations import PENDING_PREFIX
@@ -48,6 +48,15 @@ class SinkVerification:
     def ok(self) -> bool:
         return not self.findings
 
+    @property
+    def reached(self) -> bool:
+        """Whether the sink could be read to the end."""
+        return not any(finding.kind in ("conflict", "unreachable") for finding in self.findings)
+
+    def fail(self, error: Exception) -> None:
+        """Note what ended the comparison."""
+        self.add("conflict" if isinstance(error, SinkConflict) else "unreachable", None, str(error))
+
     def add(self, kind: FindingKind, file_id: str | None, detail: str) -> None:
         self.findings.append(Finding(kind, self.sink, file_id, None, detail))
 
@@ -65,7 +74,11 @@ class _Expected:
 
 
 async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerification:
-    """Compare one sink with its source. Raises SinkUnavailable; a collection that is not ours is a finding."""
+    """Compare one sink with its source. One that cannot be read, or a collection that is not ours, is a finding too.
+
+    Raises ConfigError for a sink the export does not have.
+    """
+    export.check_sink(sink)
     started = time.perf_counter()
     found = SinkVerification(sink, deep)
     scope = await export.scope()
@@ -80,8 +93,8 @@ async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerifi
                 await _check_records(export, exporter, scope, expected, found)
             if found.findings:
                 _leave_out_moved(expected, await asyncio.to_thread(_expectations, export, sink, scope), found)
-    except SinkConflict as error:
-        found.add("conflict", None, str(error))
+    except SINK_ERRORS as error:
+        found.fail(error)
     found.findings.sort(key=lambda finding: (finding.file_id or "", finding.chunk_index or 0, finding.kind))
     found.seconds = time.perf_counter() - started
     return found

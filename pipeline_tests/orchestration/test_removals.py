@@ -45,6 +45,18 @@ def take_down(world: World, patched: pytest.MonkeyPatch, *sinks: str) -> None:
     patched.setattr(LanceDBExporter, "provision", provision)
 
 
+def test_a_sink_that_is_set_up_wrong_keeps_no_removed_file_in_the_others(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    world.change(sinks={"qdrant": {}, **world.settings.sinks})
+    world.remove("doc-0.md")
+    report = world.sync()
+    assert (report.ok, report.removed) == (False, [])
+    assert world.names("first") == world.names("second") == {"doc-1.md", "doc-2.md", "doc-3.md"}
+    states = world.export.ledger.sink_states()
+    assert "QDRANT_URL" in (states["qdrant"].last_error or "")
+    assert (states["first"].down_until, states["second"].down_until) == (None, None)
+
+
 def heal(world: World) -> None:
     for sink in world.settings.sinks:
         world.export.ledger.record_sink_state(sink, error=None, backoff=lambda _: 0.0)

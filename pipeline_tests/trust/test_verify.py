@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.components.index_export import export_definitions
+from pipeline.errors import ConfigError
 from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -208,11 +209,11 @@ def test_the_number_of_requests_does_not_grow_with_files(world: World, monkeypat
     assert asked == [None]
 
 
-def check(world: World, settings: ExportSettings | None = None) -> dg.AssetCheckEvaluation:
+def check(world: World, settings: ExportSettings | None = None, *, sink: str = "lancedb") -> dg.AssetCheckEvaluation:
     definitions = export_definitions(settings or world.settings)
     result = definitions.resolve_job_def("default_verification").execute_in_process(instance=world.instance, raise_on_error=False)
     assert result.success
-    return next(e for e in result.get_asset_check_evaluations() if e.check_name == "holds_its_source")
+    return next(e for e in result.get_asset_check_evaluations() if e.asset_key.path[-1] == sink)
 
 
 def test_the_check_shows_what_differs_as_a_table(world: World) -> None:
@@ -231,4 +232,21 @@ def test_a_sink_that_does_not_answer_fails_its_check_and_not_the_run(world: Worl
     world.change(sinks={"lancedb": {"uri": str(world.root / "blocked" / "db")}})
     evaluation = check(world)
     assert not evaluation.passed
-    assert "not_reached" in evaluation.metadata
+    assert evaluation.metadata["findings_unreachable"].value == 1
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_sink_that_is_set_up_wrong_is_named_with_the_remedy(world: World, monkeypatch: pytest.MonkeyPatch, deep: bool) -> None:
+    monkeypatch.delenv("QDRANT_URL", raising=False)
+    world.change(sinks={"qdrant": {}, "lancedb": {}})
+    [finding] = found(world, sink="qdrant", deep=deep).findings
+    assert (finding.kind, finding.file_id) == ("unreachable", None)
+    assert "QDRANT_URL" in finding.detail
+    assert found(world, deep=deep).ok
+    assert check(world).passed
+    assert "QDRANT_URL" in str(check(world, sink="qdrant").metadata["differences"])
+
+
+def test_a_sink_the_export_does_not_have_is_no_finding(world: World) -> None:
+    with pytest.raises(ConfigError, match="no sink 'elsewhere'; it has: lancedb"):
+        found(world, sink="elsewhere")
