@@ -9,7 +9,6 @@ import asyncio
 import hashlib
 import json
 import logging
-import os
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,7 @@ import httpx
 import numpy as np
 from tokenizers import Tokenizer
 
+from pipeline.api_keys import read_key
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline.embedding.base import ModelIdentity, Vectors, stopped
 from pipeline.embedding.batching import check_inputs, plan_requests
@@ -181,13 +181,11 @@ class OpenAIEmbedder:
 def _read_key(variable: str | None) -> str:
     if variable is None:
         return ""
-    key = os.environ.get(variable, "").strip()
+    key = read_key(variable)
     if not key:
         raise ConfigError(
             f"{variable} is empty; put the embedding endpoint's API key there, or set embedding.openai.api_key_env to null"
         )
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(f"{variable} holds a character no HTTP header can carry; copy the key anew")
     return key
 
 

@@ -23,6 +23,7 @@ from llama_cloud import (
 )
 from pydantic import SecretStr
 
+from pipeline.api_keys import read_key, usable_key
 from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
 from pipeline.llama_cloud.addresses import is_loopback
 from pipeline.llama_cloud.decoding import clean_text
@@ -34,6 +35,7 @@ from pipeline.tls import ssl_context
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
 _THROTTLED = 429
+_API_KEY = "LLAMA_CLOUD_API_KEY"
 
 
 class Rejected(ConfigError):
@@ -73,16 +75,15 @@ class CloudApi:
         http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=DIRECT)
         try:
             self.client = AsyncLlamaCloud(
-                api_key=api_key.get_secret_value() if api_key else None,
+                api_key=usable_key(api_key.get_secret_value(), _API_KEY) if api_key else read_key(_API_KEY) or None,
                 base_url=base_url,
                 max_retries=max_retries,
                 http_client=http_client,
             )
         except LlamaCloudError:
-            raise ConfigError("no LlamaCloud API key: set the environment variable LLAMA_CLOUD_API_KEY") from None
+            raise ConfigError(f"no LlamaCloud API key: set the environment variable {_API_KEY}") from None
         except httpx.InvalidURL:
             raise ConfigError("LLAMA_CLOUD_BASE_URL is not a URL") from None
-        _check_key(self.client.api_key)
         self.once = self.client.with_options(max_retries=0)
         self.project_id = project_id
         url = httpx.URL(str(self.client.base_url))
@@ -173,7 +174,7 @@ class CloudApi:
     def _translated(self, error: LlamaCloudError, doing: str, setting: str | None) -> IndexportError:
         if isinstance(error, AuthenticationError | PermissionDeniedError):
             return SourceUnavailable(
-                f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}): set LLAMA_CLOUD_API_KEY to a key of "
+                f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}): set {_API_KEY} to a key of "
                 f"the index's project, and LLAMA_CLOUD_BASE_URL to its region ({self._shown_url} now)"
             )
         if isinstance(error, APIStatusError):
@@ -203,12 +204,6 @@ def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[N
         await limiter.wait()
 
     return take_turn
-
-
-def _check_key(key: str) -> None:
-    """A header cannot hold anything else, and the error of the HTTP library would quote the key."""
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ConfigError("LLAMA_CLOUD_API_KEY holds white space (a line break at its end?) or characters that are not ASCII")
 
 
 def _detail(error: APIStatusError) -> str:

@@ -22,6 +22,7 @@ from azure.core.exceptions import AzureError, ServiceResponseTimeoutError
 from azure.core.rest import HttpRequest
 from azure.search.documents.indexes.aio import SearchIndexClient
 
+from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.azure_documents import MAX_REQUEST_BYTES, Row
 from pipeline.sinks.azure_layout import SORT_KEY, Definition
@@ -88,7 +89,7 @@ class AzureStore:
         """The client, made when first used: a sink can be declared where its key is not known."""
         if self._client is None:
             endpoint = self._endpoint or os.environ.get(ENDPOINT, "")
-            key = os.environ.get(API_KEY)
+            key = read_key(API_KEY)
             parts = urlsplit(endpoint)
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError(f"Azure AI Search has no address: set {ENDPOINT}, or the sink's endpoint, to https://host")

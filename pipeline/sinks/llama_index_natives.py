@@ -17,6 +17,7 @@ from typing import Any, Final
 
 from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
 
+from pipeline.api_keys import read_key
 from pipeline.sinks.base import Exporter
 from pipeline.sinks.filters import Condition
 from pipeline.sinks.llama_index_reader import NativeStore
@@ -74,7 +75,7 @@ def _qdrant(exporter: Any, export_config_id: str) -> NativeStore | None:
         return None
     client = QdrantClient(
         url=settings.url or os.environ.get(URL),
-        api_key=os.environ.get(API_KEY),
+        api_key=read_key(API_KEY) or None,
         timeout=settings.timeout_seconds,
         check_compatibility=False,
     )
@@ -181,7 +182,7 @@ def _azure(exporter: Any, export_config_id: str) -> NativeStore:
     from pipeline.sinks.azure_store import API_KEY, ENDPOINT
 
     endpoint = exporter.settings.endpoint or os.environ[ENDPOINT]
-    client = SearchIndexClient(endpoint, AzureKeyCredential(os.environ[API_KEY]))
+    client = SearchIndexClient(endpoint, AzureKeyCredential(read_key(API_KEY)))
     store = AzureAISearchVectorStore(
         search_or_index_client=client,
         index_name=exporter.index_name,

@@ -185,6 +185,8 @@ class MongoStore:
                 f"{self._uri_env} is no address MongoDB understands; use mongodb://user:password@host/?options or "
                 "mongodb+srv://..., with special characters of user and password percent-encoded"
             ) from None
+        except OSError:  # also what ssl raises
+            raise ConfigError(f"{self._uri_env} names a tlsCAFile or tlsCertificateKeyFile that cannot be read") from None
 
     @property
     def _uri(self) -> str:

@@ -12,7 +12,6 @@ SDK hides the position of a delete and version 9 knows half the names of the hea
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -20,6 +19,7 @@ from typing import Any, Final, TypeVar
 import pinecone
 from pinecone import AsyncIndex, AsyncPinecone, ServerlessSpec, Vector
 
+from pipeline.api_keys import read_key
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
@@ -150,10 +150,11 @@ class PineconeStore:
     def _connected(self) -> AsyncPinecone:
         """The client, made when first used: a sink can be declared where its key is not known."""
         if self._client is None:
-            if not os.environ.get(API_KEY, "").strip():
+            key = read_key(API_KEY)
+            if not key:
                 raise ConfigError(f"Pinecone needs an API key; set {API_KEY}")
             try:
-                self._client = AsyncPinecone(host=self._controller_host, timeout=self._request_seconds)
+                self._client = AsyncPinecone(api_key=key, host=self._controller_host, timeout=self._request_seconds)
             except pinecone.PineconeError as error:
                 raise ConfigError(f"Pinecone cannot be used: {self._shown(str(error))}") from None
         return self._client
@@ -376,7 +377,7 @@ class PineconeStore:
 
     def _shown(self, message: str) -> str:
         """A message without the key, should it repeat it."""
-        key = os.environ.get(API_KEY, "").strip()
+        key = read_key(API_KEY)
         return (message.replace(key, "***") if key else message)[:_SHOWN_MESSAGE]
 
     async def close(self) -> None:

@@ -22,6 +22,7 @@ from qdrant_client import AsyncQdrantClient, QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
+from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
 
@@ -96,11 +97,12 @@ class _Server:
         if not self._url:
             raise ConfigError(f"Qdrant has no address: set {URL}, or the sink's url (a server) or path (a local directory)")
         if self._client is None:
+            key = read_key(API_KEY) or None
             try:
                 self._client = await asyncio.to_thread(
                     AsyncQdrantClient,
                     url=self._url,
-                    api_key=os.environ.get(API_KEY),
+                    api_key=key,
                     timeout=self._timeout_seconds,
                     check_compatibility=False,
                 )

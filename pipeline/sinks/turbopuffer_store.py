@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import httpx2
 import turbopuffer
 
+from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.turbopuffer_layout import Filter, Row
@@ -57,9 +58,10 @@ class TurbopufferStore:
     def _connected(self) -> turbopuffer.AsyncTurbopuffer:
         """The client, made when first used: a sink can be declared where its key is not known."""
         if self._client is None:
+            key = read_key(API_KEY) or None
             try:
                 self._client = turbopuffer.AsyncTurbopuffer(
-                    region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
+                    api_key=key, region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
                 )
             except turbopuffer.TurbopufferError as error:
                 told = _USER_INFO.sub("//", str(error))

@@ -222,7 +222,7 @@ async def test_a_body_that_cannot_be_decoded_is_tried_again(endpoint: Endpoint) 
 
 def test_a_key_no_header_can_carry_is_refused_without_being_shown(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-\u2019copied")
-    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds a character") as caught:
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY holds white space or a character") as caught:
         embedder(endpoint)
     assert "copied" not in str(caught.value)
 

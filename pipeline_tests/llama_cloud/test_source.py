@@ -29,11 +29,11 @@ def test_a_missing_key_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch
         LlamaCloudSource(LlamaCloudSettings(index_id="idx"))
 
 
-@pytest.mark.parametrize("key", ["llx-secret\n", "llx secret", "llx-sécret"])
+@pytest.mark.parametrize("key", ["llx-sec\nret", "llx secret", "llx-sécret"])
 def test_a_key_no_header_can_hold_is_refused_without_showing_it(key: str) -> None:
     with pytest.raises(ConfigError, match="LLAMA_CLOUD_API_KEY holds white space") as refused:
         LlamaCloudSource(LlamaCloudSettings(index_id="idx"), api_key=SecretStr(key))
-    assert "cret" not in str(refused.value)
+    assert "ret" not in str(refused.value)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://host:port", "http://"])

@@ -365,6 +365,15 @@ async def test_an_address_nobody_understands_is_not_repeated(address: str, monke
     await exporter.close()
 
 
+@pytest.mark.parametrize("file", ["missing.pem", __file__])
+async def test_certificates_that_cannot_be_read_are_named(file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(URI_ENV, f"mongodb://writer:{PASSWORD}@host/?tls=true&tlsCAFile={file}")
+    exporter = MongoDBExporter(MongoDBSettings(uri_env=URI_ENV), SinkContext("prj", MODEL))
+    with pytest.raises(ConfigError, match=f"{URI_ENV} names a tlsCAFile"):
+        await exporter.provision()
+    await exporter.close()
+
+
 async def test_a_password_a_server_repeats_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(URI_ENV, f"mongodb://writer:{PASSWORD}@host/")
 

@@ -1,0 +1,24 @@
+"""API keys: from the environment alone, and only what an HTTP header can carry."""
+
+from __future__ import annotations
+
+import os
+
+from pipeline.errors import ConfigError
+
+
+def read_key(variable: str) -> str:
+    """The key in an environment variable; empty when there is none. Raises ConfigError."""
+    return usable_key(os.environ.get(variable, ""), variable)
+
+
+def usable_key(key: str, variable: str) -> str:
+    """A key without the line break that files of secrets end with.
+
+    Raises ConfigError for any other character that no header can carry: HTTP libraries refuse it too, in errors that hold the
+    key.
+    """
+    key = key.strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigError(f"{variable} holds white space or a character that is not ASCII; copy the key anew")
+    return key
