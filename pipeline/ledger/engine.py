@@ -28,6 +28,7 @@ def open_engine(url: str) -> sa.Engine:
     try:
         if (kind := sa.make_url(url).get_backend_name()) not in _DATABASES:
             raise ConfigError(f"INDEXPORT_LEDGER_URL: a ledger cannot be in {kind!r}; {_URL}")
+        check_address(sa.make_url(url), "INDEXPORT_LEDGER_URL")
         engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
     except ImportError as error:
         raise ConfigError(f"INDEXPORT_LEDGER_URL: its driver {error.name!r} is not installed; {_URL}") from None
@@ -41,11 +42,18 @@ def open_engine(url: str) -> sa.Engine:
     return engine
 
 
+def check_address(url: sa.URL, setting: str) -> None:
+    """Raise ConfigError where part of a password stands in what drivers take for the host: their errors show it."""
+    if "@" in (url.host or ""):
+        raise ConfigError(f"{setting}: its host has an '@'; percent-encode the special characters of the password, @ as %40")
+
+
 def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
     """What stands in for the driver's error; ``None`` leaves it."""
     if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
         return None
-    where = context.engine.url.render_as_string(hide_password=True) if context.engine else "its URL"
+    # Also without a query, which may hold the password.
+    where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
     reason = str(context.original_exception).strip()
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {reason}; check its space, its rights and that it runs")
 

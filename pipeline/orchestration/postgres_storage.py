@@ -20,6 +20,7 @@ from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
 
+from pipeline.ledger.engine import check_address
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
 from pipeline.orchestration.remembered_schema import RememberedSchema
@@ -101,8 +102,10 @@ class BatchingPostgresStorage(DagsterPostgresStorage):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Any) -> BatchingPostgresStorage:
+        postgres_url = pg_url_from_config(config_value)
+        check_address(sa.make_url(postgres_url), "the address of Dagster's storage")
         return cls(
-            postgres_url=pg_url_from_config(config_value),
+            postgres_url=postgres_url,
             should_autocreate_tables=config_value.get("should_autocreate_tables", True),
             inst_data=inst_data,
             token_provider=get_token_provider_from_config(config_value),

@@ -4,7 +4,8 @@ import sqlite3
 
 import pytest
 
-from pipeline.ledger.engine import _write_ahead
+from pipeline.errors import ConfigError, LedgerUnavailable
+from pipeline.ledger.engine import _write_ahead, open_engine
 
 
 class Turning:
@@ -40,3 +41,23 @@ def test_a_database_that_stays_locked_is_given_up(monkeypatch: pytest.MonkeyPatc
     connection = Turning(sqlite3.SQLITE_BUSY)
     with pytest.raises(sqlite3.OperationalError):
         _write_ahead(connection)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg2://bob:canary@127.0.0.1:9/db",
+        "postgresql+psycopg2://bob@127.0.0.1:9/db?password=canary",
+        "postgresql+psycopg2:///db?host=127.0.0.1&port=9&user=bob&password=canary",
+    ],
+)
+def test_a_database_that_is_down_is_named_without_its_password_wherever_that_stands(url: str) -> None:
+    with pytest.raises(LedgerUnavailable, match=r"/db cannot be used: .*refused") as told:
+        open_engine(url).connect()
+    assert "canary" not in str(told.value)
+
+
+def test_a_password_that_would_be_taken_for_a_host_and_shown_is_refused() -> None:
+    with pytest.raises(ConfigError, match="INDEXPORT_LEDGER_URL: its host has an '@'; percent-encode") as refused:
+        open_engine("postgresql+psycopg2://bob:secret@canary@127.0.0.1:9/db")
+    assert "canary" not in str(refused.value)

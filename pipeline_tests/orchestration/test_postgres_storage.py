@@ -10,7 +10,7 @@ import pytest
 from dagster_postgres.auth import PgTokenProvider
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 
-from pipeline.errors import InstanceUnavailable
+from pipeline.errors import ConfigError, InstanceUnavailable
 from pipeline.home import Home
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.postgres_storage import (
@@ -53,3 +53,9 @@ def test_every_part_asks_the_token_provider_that_is_configured_as_the_stock_clas
     for part in (storage.run_storage, storage.event_log_storage, storage.schedule_storage):
         with pytest.raises(_Asked):
             part._engine.connect()
+
+
+def test_a_password_that_would_be_taken_for_a_host_and_shown_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Dagster's storage: its host has an '@'; percent-encode") as refused:
+        BatchingPostgresStorage.from_config_value(None, {"postgres_url": "postgresql://bob:secret@canary@127.0.0.1:9/db"})
+    assert "canary" not in str(refused.value)
