@@ -104,8 +104,7 @@ class OpenAIEmbedder:
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)
-        timeout = self._settings.timeout_seconds
-        return httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=ssl_context())
+        return httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=ssl_context())  # noqa: S113 - see _post
 
     async def _divided(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
         """The vectors of ``texts``. A request the endpoint refuses is halved, until it is small enough or the text to blame
@@ -159,8 +158,12 @@ class OpenAIEmbedder:
             body["encoding_format"] = encoding
         if self._settings.dimensions is not None:
             body["dimensions"] = self._settings.dimensions
+        seconds = self._settings.timeout_seconds
         try:
-            response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
+            async with asyncio.timeout(seconds):  # httpx's own timeout is of each read: an answer in drops never exceeds it
+                response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
+        except TimeoutError:
+            raise TryAgain(f"no whole answer in {seconds:g} s") from None
         except httpx.RequestError as error:
             raise TryAgain(f"{type(error).__name__} {error}".rstrip()) from None
         return read_vectors(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from pipeline.embedding.openai_embedder import OpenAIEmbedder
 from pipeline.embedding.openai_wire import retry_after
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
-from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, embed, embedder, right, vector
+from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Drops, Endpoint, embed, embedder, right, vector
 
 
 async def test_texts_travel_in_bounded_requests_and_come_back_in_order(endpoint: Endpoint) -> None:
@@ -84,6 +85,12 @@ async def test_a_slow_answer_is_tried_again(endpoint: Endpoint) -> None:
         assert await embed(endpoint, ["abc"], timeout_seconds=0.3) == [vector("abc")]
     finally:
         released.set()
+    assert len(endpoint.requests) == 2
+
+
+async def test_an_answer_that_comes_in_drops_has_no_more_time_than_another(endpoint: Endpoint) -> None:
+    endpoint.script = [lambda request: (200, Drops(json.dumps(right(request)[1]).encode()))]
+    assert await embed(endpoint, ["abc"], timeout_seconds=0.3) == [vector("abc")]
     assert len(endpoint.requests) == 2
 
 
