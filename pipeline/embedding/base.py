@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.documents.tokens import TokenCounter
-from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.errors import ConfigError, EmbedderUnavailable, IndexportError
 
 Vectors = npt.NDArray[np.float32]
 """Shape (n, dimension), dtype float32."""
@@ -53,6 +53,17 @@ class PartlyEmbedded(EmbedderUnavailable):
         self.vectors = vectors
 
 
+class TextsRefused(IndexportError):
+    """The model has answered all texts but those in ``refused``, which it does not take: its reason by the text's index.
+    ``vectors`` has a row of NaN for each of these."""
+
+    def __init__(self, refused: Mapping[int, str], vectors: Vectors) -> None:
+        index, reason = min(refused.items())
+        super().__init__(f"the model refused {len(refused)} of {len(vectors)} texts, text {index}: {reason}")
+        self.refused = refused
+        self.vectors = vectors
+
+
 def stopped(cause: EmbedderUnavailable | ConfigError, vectors: Vectors) -> EmbedderUnavailable | ConfigError:
     """What an embedder raises that has filled ``vectors``, NaN at first, as far as it could."""
     return cause if np.isnan(vectors).all() else PartlyEmbedded(cause, vectors)
@@ -75,8 +86,8 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         """Embed passages; row i belongs to ``texts[i]``. Batching and ordering are the embedder's business.
 
-        Raises EmbedderUnavailable when the model cannot answer (PartlyEmbedded when it has answered some), ValueError when a
-        text exceeds ``max_tokens``.
+        Raises EmbedderUnavailable when the model cannot answer (PartlyEmbedded when it has answered some), TextsRefused when it
+        does not take some of the texts, ValueError when a text exceeds ``max_tokens``.
         A vector that is not finite comes back as it is: the caller knows which file it belongs to.
         """
         ...

@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from pipeline.api_keys import read_key
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
-from pipeline.embedding.base import ModelIdentity, Vectors, stopped
+from pipeline.embedding.base import ModelIdentity, TextsRefused, Vectors, stopped
 from pipeline.embedding.batching import check_inputs, plan_requests
 from pipeline.embedding.openai_wire import EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
@@ -69,16 +69,17 @@ class OpenAIEmbedder:
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         """See ``Embedder.embed``. The first request that fails for good cancels those under way, and what was answered before
-        comes with the error; a text the endpoint refuses gets a row of NaN."""
+        comes with the error; a text the endpoint refuses costs no other."""
         check_inputs(texts, token_counts, max_tokens=self.max_tokens)
         settings = self._settings
         requests = plan_requests(token_counts, max_tokens=settings.request_tokens, max_items=settings.request_items)
         vectors = np.full((len(texts), self._identity.dimension), np.nan, np.float32)
+        refused: dict[int, str] = {}
         slots = asyncio.Semaphore(settings.concurrency)
 
         async def embed_one(client: httpx.AsyncClient, request: list[int]) -> None:
             async with slots:
-                vectors[request] = await self._divided(client, [texts[index] for index in request])
+                await self._fill(client, {index: texts[index] for index in request}, vectors, refused)
 
         try:
             async with self._client() as client, asyncio.TaskGroup() as group:
@@ -87,6 +88,8 @@ class OpenAIEmbedder:
         except BaseExceptionGroup as failures:
             cause = failures.exceptions[0]
             raise (stopped(cause, vectors) if isinstance(cause, EmbedderUnavailable | ConfigError) else cause) from None
+        if refused:
+            raise TextsRefused(refused, vectors)
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:
@@ -104,28 +107,31 @@ class OpenAIEmbedder:
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)
-        timeout = self._settings.timeout_seconds
-        return httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits, verify=ssl_context())
+        return httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=ssl_context())  # noqa: S113 - see _post
 
-    async def _divided(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
-        """The vectors of ``texts``. A request the endpoint refuses is halved, until it is small enough or the text to blame
-        stands alone."""
+    async def _fill(self, client: httpx.AsyncClient, texts: Mapping[int, str], vectors: Vectors, refused: dict[int, str]) -> None:
+        """Put the vectors of ``texts`` into their rows. A request the endpoint refuses is halved, until it is small enough or the
+        text to blame stands alone: its reason is put into ``refused``."""
+        rows = list(texts)
         try:
-            return await self._request(client, texts)
+            vectors[rows] = await self._request(client, list(texts.values()))
+            return
         except Refused as refusal:
-            if len(texts) == 1:
-                return await self._of_a_refused_text(client, refusal)
-            _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(texts), refusal)
-        middle = len(texts) // 2
-        return np.concatenate([await self._divided(client, half) for half in (texts[:middle], texts[middle:])])
+            if len(rows) == 1:
+                await self._check_that_the_text_is_to_blame(client, refusal)
+                refused[rows[0]] = str(refusal)
+                return
+            _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(rows), refusal)
+        middle = len(rows) // 2
+        for half in (rows[:middle], rows[middle:]):
+            await self._fill(client, {row: texts[row] for row in half}, vectors, refused)
 
-    async def _of_a_refused_text(self, client: httpx.AsyncClient, refusal: Refused) -> Vectors:
-        """A row of NaN, when the endpoint takes another text: else it is not the text that is wrong."""
+    async def _check_that_the_text_is_to_blame(self, client: httpx.AsyncClient, refusal: Refused) -> None:
+        """Raise ConfigError when the endpoint refuses another text, too."""
         try:
             await self._request(client, [_HARMLESS_TEXT])
         except Refused:
             raise ConfigError(refused_for_good(str(refusal))) from None
-        return np.full((1, self._identity.dimension), np.nan, np.float32)
 
     async def _request(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
         attempts = self._settings.max_attempts
@@ -159,8 +165,12 @@ class OpenAIEmbedder:
             body["encoding_format"] = encoding
         if self._settings.dimensions is not None:
             body["dimensions"] = self._settings.dimensions
+        seconds = self._settings.timeout_seconds
         try:
-            response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
+            async with asyncio.timeout(seconds):  # httpx's own timeout is of each read: an answer in drops never exceeds it
+                response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
+        except TimeoutError:
+            raise TryAgain(f"no whole answer in {seconds:g} s") from None
         except httpx.RequestError as error:
             raise TryAgain(f"{type(error).__name__} {error}".rstrip()) from None
         return read_vectors(

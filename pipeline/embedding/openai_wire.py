@@ -21,6 +21,7 @@ from pipeline.errors import ConfigError, EmbedderUnavailable
 
 RETRYABLE_STATUS = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """424 is what Text Embeddings Inference answers when its own backend fails."""
+_ERROR_STATUS = frozenset(map(str, range(400, 600)))
 _LONGEST_MESSAGE = 300
 
 
@@ -84,8 +85,8 @@ def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str,
     details: Mapping[str, Any] = error if isinstance(error, Mapping) else body
     code = details.get("code")
     status = response.status_code
-    if status == 200:  # Gateways report an upstream's failure inside a success.
-        status = int(str(code)) if str(code).isdecimal() else 500
+    if status == 200:  # Gateways report an upstream's failure inside a success, some with codes of their own.
+        status = int(str(code)) if str(code) in _ERROR_STATUS else 500
     message = _message(error, details) or response.reason_phrase or "no reason given"
     message = (message.replace(secret, "***") if secret else message)[:_LONGEST_MESSAGE]
     if status in (401, 403):

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embedding.base import Embedder, PartlyEmbedded, Vectors
+from pipeline.embedding.base import Embedder, PartlyEmbedded, TextsRefused, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class EmbedStats:
     """Texts that repeat one computed in the same call."""
     tokens_computed: int
     seconds: float
+    refused: Mapping[int, str] = field(default_factory=dict)
+    """Texts the model does not take, whose vectors are NaN: its reason by the text's index."""
 
 
 def embedding_digest(text: str) -> bytes:
@@ -44,7 +46,7 @@ async def embed_missing(
     """Vectors of all ``texts`` in order, running the model only on texts ``known`` (by digest) lacks, once each.
 
     ``known`` vectors must come from the same model. Raises ValueError when one has another dimension, and what
-    ``Embedder.embed`` raises: PartlyEmbedded with a row for each of ``texts``.
+    ``Embedder.embed`` raises but TextsRefused: PartlyEmbedded with a row for each of ``texts``.
     """
     if len(texts) != len(token_counts):
         raise ValueError(f"{len(texts)} texts came with {len(token_counts)} token counts")
@@ -54,12 +56,16 @@ async def embed_missing(
     missing = sorted(first.values())
     counts = [token_counts[index] for index in missing]
     stopped: PartlyEmbedded | None = None
+    reasons: Mapping[int, str] = {}
     try:
         fresh = await embedder.embed([texts[index] for index in missing], counts)
     except PartlyEmbedded as partly:
         stopped, fresh = partly, partly.vectors
+    except TextsRefused as refusal:
+        reasons, fresh = refusal.refused, refusal.vectors
     row_of = {digests[index]: row for row, index in enumerate(missing)}
     vectors = np.empty((len(texts), embedder.identity.dimension), np.float32)
+    refused: dict[int, str] = {}
     reused = 0
     for index, digest in enumerate(digests):
         row = row_of.get(digest)
@@ -68,6 +74,8 @@ async def embed_missing(
             reused += 1
         else:
             vectors[index] = fresh[row]
+            if row in reasons:
+                refused[index] = reasons[row]
     if stopped:
         raise PartlyEmbedded(stopped.cause, vectors)
     stats = EmbedStats(
@@ -76,6 +84,7 @@ async def embed_missing(
         duplicates=len(texts) - len(missing) - reused,
         tokens_computed=sum(counts),
         seconds=time.perf_counter() - started,
+        refused=refused,
     )
     return vectors, stats
 

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import LakeError
 from pipeline.files import unfinished, write_whole
+from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
@@ -54,23 +55,26 @@ class Lake:
         buffer = pa.BufferOutputStream()
         stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
         long = _long_texts(stamped)
-        pq.write_table(
-            stamped,
+        with pq.ParquetWriter(
             buffer,
+            stamped.schema,
             compression=dict.fromkeys(long, "zstd"),
             compression_level=dict.fromkeys(long, 1),
             write_statistics=False,
             use_dictionary=False,
-        )
-        data = buffer.getvalue()
+        ) as writer:
+            writer.write_table(stamped)
+            buffer.write(PLACE)
+        data = memoryview(buffer.getvalue()).cast("B")
+        put_checksum(data)
         path = self._path(dataset, partition)
         with self._errors(f"write {dataset} of {partition}"):
             if self._local:
-                version = write_whole(Path(path), memoryview(data))
-                self._recent.keep(path, version, stamped, data.size + sum(long.values()))
+                version = write_whole(Path(path), data)
+                self._recent.keep(path, version, stamped, data.nbytes + sum(long.values()))
             else:
-                self._fs.pipe_file(path, data.to_pybytes())
-        return int(data.size)
+                self._fs.pipe_file(path, bytes(data))
+        return data.nbytes
 
     def write_many(self, dataset: Dataset, objects: Iterable[tuple[str, pa.Table, Mapping[str, str]]]) -> list[int]:
         """``write`` of ``(partition, table, metadata)``; sizes in the order given."""
@@ -81,7 +85,7 @@ class Lake:
         if self._local and (held := self._recent.take(self._path(dataset, partition))):
             return held if columns is None else held.select(list(columns))
         data = self._bytes(dataset, partition)
-        if data is None:
+        if data is None or is_damaged(memoryview(data)):
             return None
         wanted = None if columns is None else list(columns)
         try:

@@ -177,20 +177,21 @@ async def _embed_files(
     try:
         vectors, stats = await embed_missing(export.embedder, texts, tokens, known)
     except PartlyEmbedded as partly:
-        await asyncio.to_thread(_write, export, files, partly.vectors, known, run_id, StageReport("embed"))
+        await asyncio.to_thread(_write, export, files, partly.vectors, {}, known, run_id, StageReport("embed"))
         raise partly.cause from partly.cause.__cause__
     report.numbers["computed"] += stats.computed
     report.numbers["reused"] += stats.reused
     report.numbers["duplicates"] += stats.duplicates
     report.numbers["tokens"] += stats.tokens_computed
     report.numbers["model_milliseconds"] += round(stats.seconds * 1000)
-    await asyncio.to_thread(_write, export, files, vectors, known, run_id, report)
+    await asyncio.to_thread(_write, export, files, vectors, stats.refused, known, run_id, report)
 
 
 def _write(
     export: Export,
     files: list[_FileChunks],
     vectors: Vectors,
+    refused: Mapping[int, str],
     known: Mapping[bytes, npt.NDArray[np.float32]],
     run_id: str,
     report: StageReport,
@@ -202,11 +203,11 @@ def _write(
     start = 0
     for file in files:
         file_id, table, of_file = file.row.file_id, file.table, file.digests
-        mine = vectors[start : start + len(of_file)]
-        start += len(of_file)
+        first, start = start, start + len(of_file)
+        mine = vectors[first:start]
         stamp = {"vectors_key": export.vectors_key(file.row) or ""}
         if bad := _unusable(mine):
-            report.failures[file_id] = f"the model answered chunk {bad[0]} with a vector that is not finite or all zero"
+            report.failures[file_id] = _failure(bad[0], refused.get(first + bad[0]))
             usable = np.setdiff1d(np.arange(len(of_file)), bad)
             of_file = [of_file[position] for position in usable]
             if known.keys() >= set(of_file):
@@ -223,6 +224,12 @@ def _write(
     report.numbers["bytes"] += sum(export.lake.write_many("embeddings", objects))
     export.ledger.vectors.replace(identity.slug, digests, run_id)
     export.ledger.update_files(updates)
+
+
+def _failure(chunk: int, refusal: str | None) -> str:
+    if refusal is not None:
+        return f"the model refused chunk {chunk}: {refusal}"
+    return f"the model answered chunk {chunk} with a vector that is not finite or all zero"
 
 
 def _unusable(vectors: Vectors) -> list[int]:

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,10 @@ from pipeline.embedding.settings import OpenAISettings
 KEY = "sk-secret-of-the-tests"
 Body = dict[str, Any]
 Answer = tuple[int, Any] | tuple[int, Any, dict[str, str]]
+
+
+class Drops(bytes):
+    """A body that is sent a byte at a time, 50 ms apart."""
 
 
 def vector(text: str) -> list[float]:
@@ -84,6 +89,10 @@ def serving() -> Iterator[Endpoint]:
             self.send_header("content-length", str(len(payload)))
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # A client that timed out is gone.
                 self.end_headers()
+                while isinstance(content, Drops) and payload:
+                    self.wfile.write(payload[:1])
+                    payload = payload[1:]
+                    time.sleep(0.05)
                 self.wfile.write(payload)
 
         def log_message(self, *args: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import threading
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from pipeline.embedding.openai_embedder import OpenAIEmbedder
 from pipeline.embedding.openai_wire import retry_after
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
-from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, embed, embedder, right, vector
+from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Drops, Endpoint, embed, embedder, right, vector
 
 
 async def test_texts_travel_in_bounded_requests_and_come_back_in_order(endpoint: Endpoint) -> None:
@@ -87,6 +88,12 @@ async def test_a_slow_answer_is_tried_again(endpoint: Endpoint) -> None:
     assert len(endpoint.requests) == 2
 
 
+async def test_an_answer_that_comes_in_drops_has_no_more_time_than_another(endpoint: Endpoint) -> None:
+    endpoint.script = [lambda request: (200, Drops(json.dumps(right(request)[1]).encode()))]
+    assert await embed(endpoint, ["abc"], timeout_seconds=0.3) == [vector("abc")]
+    assert len(endpoint.requests) == 2
+
+
 async def test_tries_are_bounded_and_the_last_reason_is_told(endpoint: Endpoint) -> None:
     endpoint.script = [(503, {"error": {"message": "overloaded"}})] * 3
     with pytest.raises(EmbedderUnavailable, match=r"3 attempts: HTTP 503: overloaded"):
@@ -142,7 +149,7 @@ async def test_the_key_is_in_no_message_and_no_log(endpoint: Endpoint, caplog: p
     assert "who is ***?" in caplog.text
 
 
-@pytest.mark.parametrize("error", [{"message": "upstream down", "code": 502}, {"message": "odd", "code": None}, "plain"])
+@pytest.mark.parametrize("error", ["plain", *({"message": "down", "code": code} for code in (502, None, 200, 0, "0", 1301))])
 async def test_an_error_inside_a_success_is_noticed(endpoint: Endpoint, error: Any) -> None:
     endpoint.script = [(200, {"error": error})]
     assert await embed(endpoint, ["abc"]) == [vector("abc")]

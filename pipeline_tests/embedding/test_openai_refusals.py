@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pipeline.embedding.base import PartlyEmbedded, TextsRefused
 from pipeline.errors import ConfigError
-from pipeline_tests.embedding.openai_endpoint import Answer, Body, Endpoint, embed, embedder, right, vector
+from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, embed, embedder, right, vector
 
 
 def knows_only(*encodings: str | None, status: int, refusal: Any) -> Callable[[Body], Answer]:
@@ -43,19 +44,47 @@ def refuses(text: str, answer: Answer) -> Callable[[Body], Answer]:
 
 
 @pytest.mark.parametrize(
-    "answer",
+    ("answer", "reason"),
     [
-        (500, {"error": {"message": "failed to encode response: json: unsupported value: NaN"}}),
-        (400, {"object": "error", "message": "maximum context length is 512 tokens", "code": 400}),
+        (
+            (500, {"error": {"message": "failed to encode response: json: unsupported value: NaN"}}),
+            "HTTP 500: failed to encode response: json: unsupported value: NaN",
+        ),
+        (
+            (400, {"object": "error", "message": "maximum context length is 512 tokens", "code": 400}),
+            "HTTP 400: maximum context length is 512 tokens",
+        ),
     ],
 )
-async def test_a_text_the_endpoint_refuses_costs_no_other(endpoint: Endpoint, answer: Answer) -> None:
+async def test_a_text_the_endpoint_refuses_costs_no_other_and_has_its_reason(
+    endpoint: Endpoint, answer: Answer, reason: str
+) -> None:
     endpoint.script = [refuses("poison", answer)] * 99
     texts = ["good"] * 5 + ["poison"] + ["well"] * 6
-    rows = await embed(endpoint, texts)
+    with pytest.raises(TextsRefused, match="refused 1 of 12 texts, text 5: " + reason) as caught:
+        await embed(endpoint, texts)
+    assert caught.value.refused == {5: reason}
+    rows = caught.value.vectors.tolist()
     assert np.isnan(rows[5]).all()
     assert rows[:5] + rows[6:] == [vector("good")] * 11
     assert len(endpoint.requests) < len(texts)
+
+
+async def test_the_reason_of_a_refused_text_is_short_and_without_the_key(endpoint: Endpoint) -> None:
+    endpoint.script = [refuses("poison", (400, {"error": {"message": f"not for {KEY}: " + "x" * 1000}}))] * 9
+    with pytest.raises(TextsRefused) as caught:
+        await embed(endpoint, ["poison"])
+    assert caught.value.refused[0].startswith("HTTP 400: not for ***: xxx")
+    assert len(caught.value.refused[0]) < 400
+
+
+async def test_what_was_answered_of_a_request_before_its_other_half_failed_is_kept(endpoint: Endpoint) -> None:
+    too_many: Answer = (413, {"error": {"message": "too many"}})
+    endpoint.script = [too_many, right, *[(503, {"error": {"message": "overloaded"}})] * 3]
+    with pytest.raises(PartlyEmbedded, match="overloaded") as caught:
+        await embed(endpoint, ["a", "bb", "ccc", "dddd"])
+    assert caught.value.vectors[:2].tolist() == [vector("a"), vector("bb")]
+    assert np.isnan(caught.value.vectors[2:]).all()
 
 
 async def test_a_request_of_too_many_texts_is_sent_again_in_halves(endpoint: Endpoint) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.embedding.base import PartlyEmbedded, Vectors
+from pipeline.embedding.base import PartlyEmbedded, TextsRefused, Vectors
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import EmbedderUnavailable
@@ -71,6 +71,25 @@ async def test_what_a_model_answered_before_it_stopped_stands_beside_what_was_kn
         await embed_missing(Stopping(dimension=8), ["a", "b", "c", "d", "b"], [3] * 5, {embedding_digest("a"): plain[0]})
     np.testing.assert_array_equal(caught.value.vectors[[0, 1, 2, 4]], plain[[0, 1, 2, 1]])
     assert np.isnan(caught.value.vectors[3]).all()
+
+
+class Refusing(ConstantEmbedder):
+    """Answers all texts but the second and the third."""
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        vectors = await super().embed(texts, token_counts)
+        vectors[1:3] = np.nan
+        raise TextsRefused({1: f"no {texts[1]}", 2: f"no {texts[2]}"}, vectors)
+
+
+async def test_the_reason_of_a_refused_text_stands_at_each_of_its_places() -> None:
+    plain = await ConstantEmbedder(dimension=8).embed(["a", "b", "c", "d"], [3] * 4)
+    given_texts = ["a", "b", "c", "d", "c"]
+    vectors, stats = await embed_missing(Refusing(dimension=8), given_texts, [3] * 5, {embedding_digest("a"): plain[0]})
+    assert stats.refused == {2: "no c", 3: "no d", 4: "no c"}
+    assert (stats.computed, stats.reused, stats.duplicates) == (3, 1, 1)
+    np.testing.assert_array_equal(vectors[:2], plain[:2])
+    assert np.isnan(vectors[2:]).all()
 
 
 async def test_a_known_vector_of_another_model_is_refused() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import boto3
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -92,6 +93,43 @@ def test_a_damaged_object_reads_as_missing_so_that_it_is_made_again(tmp_path: Pa
     path = tmp_path / "default" / "chunks" / "a.parquet"
     path.write_bytes(path.read_bytes()[:40])
     assert lake.read("chunks", "a") is None
+
+
+VECTORS = pa.FixedSizeListArray.from_arrays(pa.array(range(60_000), pa.float32()), 300)
+LARGE = pa.table({"content": ["a long text " * 20] * 200, "embedding": VECTORS})
+
+
+@pytest.mark.parametrize("table", [TABLE, LARGE, pa.table({})], ids=["small", "large", "empty"])
+def test_a_flipped_bit_anywhere_in_an_object_is_noticed_or_alters_nothing(tmp_path: Path, table: pa.Table) -> None:
+    Lake(str(tmp_path), "default").write("embeddings", "a", table, {"model": "m@1"})
+    lake = Lake(str(tmp_path), "default")
+    written = lake.read("embeddings", "a")
+    [path] = tmp_path.rglob("*.parquet")
+    whole = path.read_bytes()
+    unnoticed = 0
+    for at in range(0, len(whole), 1 + len(whole) // 2_000 * 2):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        read = lake.read("embeddings", "a")
+        if read is not None:
+            unnoticed += 1
+            assert read.equals(written, check_metadata=True), at
+    assert unnoticed <= 4  # the four bytes that say that there is a checksum
+
+
+def test_an_object_of_a_version_without_checksums_is_read(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "default")
+    path = tmp_path / "default" / "chunks" / "a.parquet"
+    path.parent.mkdir(parents=True)
+    pq.write_table(TABLE, path)
+    read = lake.read("chunks", "a")
+    assert read is not None
+    assert read.equals(TABLE)
+
+
+def test_an_object_is_a_parquet_file_for_any_reader(tmp_path: Path) -> None:
+    Lake(str(tmp_path), "default").write("chunks", "a", TABLE, {"chunks_key": "k"})
+    [path] = tmp_path.rglob("*.parquet")
+    assert pq.read_table(path).equals(TABLE)
 
 
 def test_a_write_that_fails_leaves_the_old_object_and_no_temporary_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,9 @@ def test_a_text_that_is_refused_again_and_again_costs_none_of_its_file(world: Wo
     till.refuses = lambda texts: refusal if any("section 5" in text for text in texts) else None
     for _ in range(3):
         assert not world.sync().ok
+        row = world.export.ledger.files()[world.file_id("long.md")]
+        assert row.last_error == "the model refused chunk 5: HTTP 400: content filter"
+        assert row.last_error in world.export.ledger.history(row.file_id)[-1].details
         world.release_failed()
     harmless = till.paid.pop("text")
     assert harmless == 3

@@ -28,6 +28,7 @@ from pipeline.embedding.reuse import embedding_digest
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
 from pipeline.lake import Lake
+from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.ledger import schema
 from pipeline.ledger.models import FileRow
 from pipeline.llama_cloud.digests import payload_digest, text_digest
@@ -117,6 +118,14 @@ def test_records() -> None:
     assert chunk_id("prj-1", "exp-1", "dfl-1", 3) == "4960dc87-9a5f-5906-bb0f-89764f32a144"
     assert chunk_id("prj-1", "exp-1", "dfl-1", 3, "a generation") == "07f61341-3aa1-5753-89db-36a9d364ef50"
     assert ref_doc_id("exp-1", "dfl-1") == "exp-1:dfl-1"
+
+
+def test_the_checksum_of_an_object_of_the_lake() -> None:
+    pages, footer = bytes(range(256)) * 600, b"the footer"
+    parquet = bytearray(pages + PLACE + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    put_checksum(memoryview(parquet))
+    assert parquet[len(pages) :].hex(" ", -4).startswith("69786372 2f34924b ")
+    assert not is_damaged(memoryview(parquet))
 
 
 def test_the_lake(tmp_path: Path) -> None:
