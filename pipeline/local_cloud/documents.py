@@ -162,19 +162,28 @@ class DocumentFolder:
 def parse_metadata(raw: bytes | str) -> dict[str, MetadataValue]:
     """Flat metadata from JSON. Raises ``ValueError`` naming the first value LlamaCloud would not accept."""
     try:
-        return check_metadata(json.loads(raw))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(raw)
+    except RecursionError:
+        raise ValueError("metadata must be a flat JSON object; it is nested too deeply") from None
+    except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
+    return check_metadata(value)
 
 
 def check_metadata(value: object) -> dict[str, MetadataValue]:
-    """``value`` as flat metadata. Raises ``ValueError`` naming the first key whose value is nested."""
+    """``value`` as flat metadata. Raises ``ValueError`` naming the first key whose value is nested or no text."""
     try:
-        return _METADATA.validate_python(value)
+        metadata = _METADATA.validate_python(value)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"][:1]) or "the document"
         allowed = "text, number, boolean, null or a list of texts"
         raise ValueError(f"metadata must be a flat JSON object; {where} must hold {allowed}") from error
+    for key, member in metadata.items():
+        try:
+            json.dumps([key, member], ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can write half a surrogate pair; UTF-8, and so our answers, cannot.
+            raise ValueError(f"metadata must be text in UTF-8; {key!a} has half a surrogate pair") from None
+    return metadata
 
 
 def content_digest(content: bytes) -> str:

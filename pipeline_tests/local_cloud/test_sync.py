@@ -166,7 +166,23 @@ def test_user_metadata_overrides_the_sidecar(cloud: Harness, documents: Path) ->
     assert cloud.output()["hello.md"].metadata == {"team": "office", "year": 1}
 
 
-@pytest.mark.parametrize("broken", ["{", "[1]", '{"a": {"b": 1}}', '{"a": NaN}', "\udcff"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        "[1]",
+        '{"a": {"b": 1}}',
+        '{"a": NaN}',
+        "\udcff",
+        r'{"a": "\ud800"}',
+        r'{"\ud800": "a"}',
+        r'{"\ud800": {}}',
+        r'{"a": ["\ud800"]}',
+        '{"a":' * 100_000 + "1" + "}" * 100_000,
+        '{"a": ' + "9" * 5_000 + "}",
+    ],
+    ids=lambda broken: ascii(broken[:20]),
+)
 def test_a_broken_sidecar_is_a_warning_and_the_old_metadata_stays(cloud: Harness, documents: Path, broken: str) -> None:
     sidecar = documents / "hello.md.meta.json"
     sidecar.write_text('{"team": "crew"}')
