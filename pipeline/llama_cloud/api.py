@@ -30,6 +30,7 @@ from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
 from pipeline.tls import ssl_context
+from pipeline.urls import without_secrets
 
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
@@ -92,7 +93,7 @@ class CloudApi:
         self.is_local = is_loopback(url.host)
         if requests_per_second is not None and not self.is_local:  # This machine's own server is nobody's to spare.
             http_client.event_hooks = {"request": [_pacing(requests_per_second)]}
-        self._shown_url = str(url.copy_with(userinfo=None))
+        self._shown_url = without_secrets(str(url))
 
     async def close(self) -> None:
         """Close the connections."""
