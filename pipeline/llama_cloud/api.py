@@ -35,6 +35,7 @@ from pipeline.urls import without_secrets
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
 _THROTTLED = 429
+_MOST_BARREN_PAGES = 1_000
 
 
 class Rejected(ConfigError):
@@ -108,13 +109,16 @@ class CloudApi:
         """
         try:
             response = await request
+        except ValueError:  # The SDK's own word for an id like ".." or half a surrogate pair, which no path can hold.
+            raise NotThere(f"LlamaCloud cannot have what was asked for while {doing}: its id fits into no URL", 404) from None
+        except LlamaCloudError as error:
+            raise self._translated(error, doing, setting) from None
+        try:
             return read(await response.json())
         except UnexpectedAnswer as error:
             raise self._not_llama_cloud(doing, str(error)) from None
         except (ValueError, RecursionError):
             raise self._not_llama_cloud(doing, "something that is not JSON") from None
-        except LlamaCloudError as error:
-            raise self._translated(error, doing, setting) from None
 
     async def attempt(
         self,
@@ -146,9 +150,13 @@ class CloudApi:
         """``(items, token of the next page)`` until there is no next page, from ``token`` on.
 
         The tokens are followed here because the SDK's own paging takes an empty page for the last one, and a listing that ends
-        early would look like removals. Raises ``IncompleteListing`` for any failure after the first page.
+        early would look like removals. Raises ``IncompleteListing`` for any failure after the first page, and for a listing
+        without an end: one that repeats a token, or whose pages show nothing new for ever. Some may: filtered pages may be
+        empty, and what moves meanwhile may be shown again.
         """
         seen: set[str] = set()
+        known: set[str] = set()
+        barren = 0
         while True:
             try:
                 items, following = await self.call(
@@ -163,6 +171,11 @@ class CloudApi:
                 return
             if following in seen or following == token:
                 raise IncompleteListing(f"the listing of {what} does not end: LlamaCloud repeats a page token")
+            before = len(known)
+            known.update(key for item in items if isinstance(key := item.get("id"), str))
+            barren = 0 if len(known) > before else barren + 1
+            if barren >= _MOST_BARREN_PAGES:
+                raise IncompleteListing(f"the listing of {what} does not end: {barren} pages in a row show nothing new")
             seen.add(following)
             token = following
 

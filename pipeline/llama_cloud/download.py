@@ -176,7 +176,7 @@ class PayloadDownloader:
                 return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
                 return _Failure(_Kind.UNAVAILABLE, type(error).__name__)
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):  # ValueError: a host no name service can hold.
                 return _Failure(_Kind.FINAL, "its URL is not an HTTP URL")
             except httpx.RequestError as error:
                 return _Failure(_Kind.TRANSIENT, f"the connection broke ({type(error).__name__})")
