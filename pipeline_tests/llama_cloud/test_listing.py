@@ -157,7 +157,7 @@ async def test_a_listing_that_repeats_itself_under_ever_new_tokens_ends() -> Non
 
 async def test_many_pages_without_news_are_not_the_end() -> None:
     """Filtered pages may be empty, and a directory that changes meanwhile shows a file again."""
-    barren = [[], [file_body(0)]] * 200
+    barren = [[], [file_body(0)]] * 45
     pages = iter([[file_body(0)], *barren, [file_body(1)], *barren, [file_body(2)]])
     tokens = count()
 
