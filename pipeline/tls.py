@@ -13,3 +13,15 @@ def ssl_context() -> ssl.SSLContext:
     """httpx's own context (``SSL_CERT_FILE``, else certifi's bundle), made once: reading the bundle takes 30 ms, and every look
     at the directory and every embedded query makes a new client."""
     return httpx.create_ssl_context()
+
+
+def tls_problem(error: BaseException) -> str | None:
+    """Why no TLS connection came about, and what to do; ``None`` when ``error`` has another cause."""
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"its certificate is refused ({cause.verify_message}): SSL_CERT_FILE must name a bundle with its authority"
+        if isinstance(cause, ssl.SSLError):
+            return f"no TLS can be agreed on ({cause.reason}): it may not speak https"
+        cause = cause.__cause__ or cause.__context__
+    return None

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import fsspec
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipeline.errors import LakeError
 from pipeline.files import unfinished, write_whole
 from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
+from pipeline.urls import without_secrets
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
 DATASETS: tuple[Dataset, ...] = ("parsed_payloads", "chunks", "embeddings")
@@ -45,8 +46,7 @@ class Lake:
         self._fs: Any
         self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
-        parts = urlsplit(uri)
-        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else uri
+        self._shown = without_secrets(uri)
         self._recent = RecentTables()
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 

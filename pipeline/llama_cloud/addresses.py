@@ -29,8 +29,18 @@ _FALLBACK_SECONDS = 2.0
 """To connect to an address that is not a host's last: where IPv6 leads nowhere, its packets are dropped, not refused."""
 _WITH_IPV4_AT_THE_END = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("::/96"))
 """NAT64 (RFC 6052) and the IPv4-compatible addresses of old; Python's ``ipaddress`` takes both for global."""
-_NEVER_PUBLIC = (ipaddress.IPv6Network("64:ff9b:1::/48"), ipaddress.IPv6Network("fec0::/10"))
-"""NAT64 inside a network (RFC 8215) and site-local addresses: for global too, in some versions of ``ipaddress``."""
+_NEVER_PUBLIC = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        "64:ff9b:1::/48",  # NAT64 inside a network (RFC 8215)
+        "fec0::/10",  # site-local addresses
+        "192.0.0.0/24",  # IETF protocol assignments (RFC 6890); one cloud's metadata service was among them
+        # Every virtual machine's own host on Azure, with the platform's agent and DNS:
+        # https://learn.microsoft.com/azure/virtual-network/what-is-ip-address-168-63-129-16
+        "168.63.129.16/32",
+    )
+)
+"""Global, says ``ipaddress``, in all or some versions. Metadata services of other clouds lie in ranges that it knows."""
 SocketOption = tuple[int, int, int] | tuple[int, int, bytes | bytearray] | tuple[int, int, None, int]
 
 
@@ -68,10 +78,8 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(parsed, ipaddress.IPv6Address):
-        if any(parsed in network for network in _NEVER_PUBLIC):
-            return False
         parsed = _ipv4_within(parsed) or parsed
-    return parsed.is_global and not parsed.is_multicast
+    return parsed.is_global and not parsed.is_multicast and not any(parsed in network for network in _NEVER_PUBLIC)
 
 
 def _ipv4_within(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:

@@ -30,12 +30,15 @@ from pipeline.llama_cloud.decoding import clean_text
 from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
-from pipeline.tls import ssl_context
+from pipeline.tls import ssl_context, tls_problem
+from pipeline.urls import without_secrets
 
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
 _THROTTLED = 429
 _API_KEY = "LLAMA_CLOUD_API_KEY"
+_MOST_BARREN_PAGES = 100
+"""In a row. Few enough for a look's 40 seconds, after which the next one goes on from the token."""
 
 
 class Rejected(ConfigError):
@@ -93,7 +96,7 @@ class CloudApi:
         self.is_local = is_loopback(url.host)
         if requests_per_second is not None and not self.is_local:  # This machine's own server is nobody's to spare.
             http_client.event_hooks = {"request": [_pacing(requests_per_second)]}
-        self._shown_url = str(url.copy_with(userinfo=None))
+        self.shown_url = without_secrets(str(url))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -108,13 +111,17 @@ class CloudApi:
         """
         try:
             response = await request
+        except ValueError:  # The SDK's word for a path with an id like ".." or half a surrogate pair, and for its own headers.
+            culprits = "an id that fits into no URL, or LLAMA_CLOUD_CUSTOM_HEADERS with letters that are not ASCII"
+            raise NotThere(f"no request can be made for {doing}: {culprits}", httpx.codes.NOT_FOUND) from None
+        except LlamaCloudError as error:
+            raise self._translated(error, doing, setting) from None
+        try:
             return read(await response.json())
         except UnexpectedAnswer as error:
             raise self._not_llama_cloud(doing, str(error)) from None
         except (ValueError, RecursionError):
             raise self._not_llama_cloud(doing, "something that is not JSON") from None
-        except LlamaCloudError as error:
-            raise self._translated(error, doing, setting) from None
 
     async def attempt(
         self,
@@ -146,9 +153,13 @@ class CloudApi:
         """``(items, token of the next page)`` until there is no next page, from ``token`` on.
 
         The tokens are followed here because the SDK's own paging takes an empty page for the last one, and a listing that ends
-        early would look like removals. Raises ``IncompleteListing`` for any failure after the first page.
+        early would look like removals. Raises ``IncompleteListing`` for any failure after the first page, and for a listing
+        without an end: one that repeats a token, or whose pages show nothing new for ever. Some may: filtered pages may be
+        empty, and what moves meanwhile may be shown again.
         """
         seen: set[str] = set()
+        known: set[str] = set()
+        barren = 0
         while True:
             try:
                 items, following = await self.call(
@@ -163,38 +174,49 @@ class CloudApi:
                 return
             if following in seen or following == token:
                 raise IncompleteListing(f"the listing of {what} does not end: LlamaCloud repeats a page token")
+            before = len(known)
+            known.update(key for item in items if isinstance(key := item.get("id"), str))
+            barren = 0 if len(known) > before else barren + 1
+            if barren >= _MOST_BARREN_PAGES:
+                raise IncompleteListing(f"the listing of {what} does not end: {barren} pages in a row show nothing new")
             seen.add(following)
             token = following
 
     def _not_llama_cloud(self, doing: str, got: str) -> SourceUnavailable:
         return SourceUnavailable(
-            f"{self._shown_url} answered {doing} with {got}: check that LLAMA_CLOUD_BASE_URL is a LlamaCloud API and its state"
+            f"{self.shown_url} answered {doing} with {got}: check that LLAMA_CLOUD_BASE_URL is a LlamaCloud API and its state"
         )
 
     def _translated(self, error: LlamaCloudError, doing: str, setting: str | None) -> IndexportError:
         if isinstance(error, AuthenticationError | PermissionDeniedError):
             return SourceUnavailable(
-                f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}): set {_API_KEY} to a key of "
-                f"the index's project, and LLAMA_CLOUD_BASE_URL to its region ({self._shown_url} now)"
+                f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}{self._detail(error)}): set "
+                f"{_API_KEY} to a key of the index's project, and LLAMA_CLOUD_BASE_URL to its region "
+                f"({self.shown_url} now)"
             )
         if isinstance(error, APIStatusError):
             return self._translated_status(error, doing, setting)
         if isinstance(error, APIConnectionError):
-            cause = type(error.__cause__ or error).__name__
-            return SourceUnavailable(
-                f"LlamaCloud cannot be reached at {self._shown_url} while {doing} ({cause}): "
-                "check the network and LLAMA_CLOUD_BASE_URL"
-            )
+            problem = tls_problem(error)
+            told = f": {problem}; check" if problem else f" ({type(error.__cause__ or error).__name__}): check the network and"
+            return SourceUnavailable(f"LlamaCloud cannot be reached at {self.shown_url} while {doing}{told} LLAMA_CLOUD_BASE_URL")
         return SourceUnavailable(f"the LlamaCloud SDK failed while {doing}: {type(error).__name__}")
 
     def _translated_status(self, error: APIStatusError, doing: str, setting: str | None) -> IndexportError:
-        status, detail = error.status_code, _detail(error)
+        status, detail = error.status_code, self._detail(error)
         if status >= httpx.codes.INTERNAL_SERVER_ERROR or status == _THROTTLED:
-            return ServerFailed(f"LlamaCloud at {self._shown_url} failed while {doing}: HTTP {status}{detail}", status)
+            remedy = "; lower requests_per_second" if status == _THROTTLED else ""
+            return ServerFailed(f"LlamaCloud at {self.shown_url} failed while {doing}: HTTP {status}{detail}{remedy}", status)
         if status == httpx.codes.NOT_FOUND:
             remedy = f"; check {setting} and project_id" if setting else ""
             return NotThere(f"LlamaCloud does not know what was asked for while {doing} (HTTP 404{detail}){remedy}", status)
         return Rejected(f"LlamaCloud refused the request while {doing}: HTTP {status}{detail}", status)
+
+    def _detail(self, error: APIStatusError) -> str:
+        """The vendor's own words, bounded, without the key if they quote it."""
+        body = error.body
+        detail = body.get("detail") if isinstance(body, dict) else None
+        return f": {clean_text(str(detail)).replace(self.client.api_key, '...')[:_MAX_DETAIL_CHARS]}" if detail else ""
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:
@@ -204,10 +226,3 @@ def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[N
         await limiter.wait()
 
     return take_turn
-
-
-def _detail(error: APIStatusError) -> str:
-    """The vendor's own words, bounded."""
-    body = error.body
-    detail = body.get("detail") if isinstance(body, dict) else None
-    return f": {clean_text(str(detail))[:_MAX_DETAIL_CHARS]}" if detail else ""

@@ -26,6 +26,7 @@ from pipeline.llama_cloud.models import DirectoryFile
 from pipeline.llama_cloud.normalise import DEFAULT_MAX_PAYLOAD_BYTES
 from pipeline.llama_cloud.quiet_logs import urls_are_secret
 from pipeline.llama_cloud.wire import PresignedUrl
+from pipeline.tls import tls_problem
 
 ResolveUrl = Callable[[DirectoryFile], Awaitable[PresignedUrl]]
 
@@ -175,8 +176,8 @@ class PayloadDownloader:
             except AddressRefused as error:
                 return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-                return _Failure(_Kind.UNAVAILABLE, type(error).__name__)
-            except (httpx.InvalidURL, httpx.UnsupportedProtocol):
+                return _Failure(_Kind.UNAVAILABLE, tls_problem(error) or type(error).__name__)
+            except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):  # ValueError: a host no name service can hold.
                 return _Failure(_Kind.FINAL, "its URL is not an HTTP URL")
             except httpx.RequestError as error:
                 return _Failure(_Kind.TRANSIENT, f"the connection broke ({type(error).__name__})")

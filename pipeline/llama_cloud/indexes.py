@@ -137,6 +137,7 @@ class IndexClient:
                 page_size=MAX_PAGE_SIZE, page_token=token, project_id=self._api.project_id
             ),
             what="indexes",
+            setting=f"LLAMA_CLOUD_BASE_URL ({self._api.shown_url} now)",
         )
         async for items, _ in pages:
             for item in items:

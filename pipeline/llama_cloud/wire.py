@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from typing import Any, Literal
 
 from pipeline.documents.models import MetadataValue
@@ -79,14 +79,15 @@ def read_index(answer: Mapping[str, Any]) -> IndexState:
 
 
 def read_file(answer: Mapping[str, Any]) -> DirectoryFile:
-    """A directory file; its name and metadata are cleaned of what stores refuse."""
-    file_id = _required(answer, "id", "a directory file")
+    """A directory file; its texts and metadata are cleaned of what stores refuse."""
+    identity = _required(answer, "id", "a directory file")
+    file_id = _optional(answer, "file_id")
     return DirectoryFile(
-        id=file_id,
-        display_name=clean_text(_optional(answer, "display_name") or _optional(answer, "unique_id") or file_id),
-        file_id=_optional(answer, "file_id"),
+        id=identity,
+        display_name=clean_text(_optional(answer, "display_name") or _optional(answer, "unique_id") or identity),
+        file_id=clean_text(file_id) if file_id else None,
         metadata=_metadata(answer.get("metadata")),
-        updated_at=parse_moment(answer.get("updated_at")),
+        updated_at=_moment(answer.get("updated_at")),
         deleted=answer.get("deleted_at") is not None,
     )
 
@@ -96,6 +97,12 @@ def read_url(answer: object) -> PresignedUrl | None:
     if not isinstance(answer, dict) or not isinstance(answer.get("url"), str):
         return None
     return PresignedUrl(url=answer["url"], expires_at=parse_moment(answer.get("expires_at")))
+
+
+def _moment(value: object) -> datetime | None:
+    """The first and the last year of the calendar stand for no time, and nothing can be added to them."""
+    moment = parse_moment(value)
+    return moment if moment and MINYEAR < moment.year < MAXYEAR else None
 
 
 def _metadata(value: object) -> dict[str, MetadataValue]:

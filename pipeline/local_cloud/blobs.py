@@ -9,6 +9,7 @@ import hashlib
 import hmac
 import struct
 import uuid
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -89,8 +90,8 @@ def write_compressed(path: Path, content: bytes) -> None:
 
 
 def read_compressed(path: Path) -> bytes | None:
-    """What ``write_compressed`` wrote, or ``None`` if nothing was."""
+    """What ``write_compressed`` wrote, or ``None`` if nothing was or a loss of power has left it damaged."""
     try:
         return gzip.decompress(path.read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, gzip.BadGzipFile, EOFError, zlib.error):
         return None

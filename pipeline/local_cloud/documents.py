@@ -18,6 +18,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.documents.models import MetadataValue
 from pipeline.errors import ConfigError
+from pipeline.urls import without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
 _LOCK_PREFIXES = ("~$", ".~lock.")
@@ -70,15 +71,16 @@ class DocumentFolder:
     """Reads documents under ``url``, a local path or an fsspec URL."""
 
     def __init__(self, url: str, storage_options: dict[str, Any]) -> None:
-        """Raises ``ConfigError`` for a URL whose filesystem is unknown or not installed."""
+        """Raises ``ConfigError`` for a URL whose filesystem is unknown, not installed or does not answer."""
+        self.shown = without_secrets(url)
         try:
             # Listings are never cached: a scan must see what is there now.
             self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **storage_options)
-        except (ImportError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - each driver raises what it likes, and what it says may hold the password
             raise ConfigError(
-                f"documents={url!r} cannot be opened: {error}; use a local folder or an installed filesystem"
-            ) from error
-        self._url = url
+                f"documents={self.shown!r} cannot be opened: {_reason(error)}; "
+                "use a local folder, or a URL whose filesystem is installed and answers"
+            ) from None
         self._root = str(root).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
 
@@ -89,11 +91,13 @@ class DocumentFolder:
         """
         try:
             if not self._fs.isdir(self._root):
-                raise DocumentsUnavailable(f"{self._url} does not exist or is not a folder")
+                raise DocumentsUnavailable(f"{self.shown} does not exist or is not a folder")
             found = _local_entries(Path(self._root)) if self._local else self._remote_entries()
             entries = {_shown(path): entry for path, entry in found}
-        except OSError as error:
-            raise DocumentsUnavailable(f"{self._url} cannot be listed: {error}") from error
+        except DocumentsUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
+            raise DocumentsUnavailable(f"{self.shown} cannot be listed: {_reason(error)}") from None
         return [
             FoundDocument(path, entry.size, entry.modified_at, entry.stamp, has_sidecar=f"{path}{SIDECAR_SUFFIX}" in entries)
             for path, entry in sorted(entries.items())
@@ -110,10 +114,10 @@ class DocumentFolder:
         """The content of one document. Raises ``UnreadableDocument``."""
         try:
             content: bytes = self._fs.cat_file(f"{self._root}/{path}")
-        except OSError as error:
+        except Exception as error:
             if isinstance(error, FileNotFoundError) and _NOT_UTF8 in path:
                 raise UnreadableDocument("its name is not UTF-8; rename it") from error
-            raise _unreadable(error) from error
+            raise _unreadable(error) from None
         return content
 
     def read_batches(self, documents: Iterable[FoundDocument]) -> Iterator[tuple[FoundDocument, bytes | UnreadableDocument]]:
@@ -162,19 +166,28 @@ class DocumentFolder:
 def parse_metadata(raw: bytes | str) -> dict[str, MetadataValue]:
     """Flat metadata from JSON. Raises ``ValueError`` naming the first value LlamaCloud would not accept."""
     try:
-        return check_metadata(json.loads(raw))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(raw)
+    except RecursionError:
+        raise ValueError("metadata must be a flat JSON object; it is nested too deeply") from None
+    except ValueError as error:
         raise ValueError(f"not JSON: {error}") from error
+    return check_metadata(value)
 
 
 def check_metadata(value: object) -> dict[str, MetadataValue]:
-    """``value`` as flat metadata. Raises ``ValueError`` naming the first key whose value is nested."""
+    """``value`` as flat metadata. Raises ``ValueError`` naming the first key whose value is nested or no text."""
     try:
-        return _METADATA.validate_python(value)
+        metadata = _METADATA.validate_python(value)
     except ValidationError as error:
         where = ".".join(str(part) for part in error.errors()[0]["loc"][:1]) or "the document"
         allowed = "text, number, boolean, null or a list of texts"
         raise ValueError(f"metadata must be a flat JSON object; {where} must hold {allowed}") from error
+    for key, member in metadata.items():
+        try:
+            json.dumps([key, member], ensure_ascii=False).encode()
+        except UnicodeEncodeError:  # JSON can write half a surrogate pair; UTF-8, and so our answers, cannot.
+            raise ValueError(f"metadata must be text in UTF-8; {key!a} has half a surrogate pair") from None
+    return metadata
 
 
 def content_digest(content: bytes) -> str:
@@ -192,15 +205,17 @@ def _sidecar(path: str, content: bytes | UnreadableDocument) -> Sidecar:
 
 
 def _content_or_error(outcome: bytes | Exception) -> bytes | UnreadableDocument:
-    if isinstance(outcome, OSError):
-        return _unreadable(outcome)
-    if isinstance(outcome, Exception):
-        raise outcome
-    return outcome
+    return _unreadable(outcome) if isinstance(outcome, Exception) else outcome
 
 
-def _unreadable(error: OSError) -> UnreadableDocument:
-    return UnreadableDocument(f"cannot be read: {error.strerror or error}")
+def _unreadable(error: Exception) -> UnreadableDocument:
+    said = error.strerror if isinstance(error, OSError) else None  # Without the path, which those who are told know.
+    return UnreadableDocument(f"cannot be read: {_reason(said or error)}")
+
+
+def _reason(said: Exception | str) -> str:
+    """What a driver says, in one line and without the secrets of a URL in it."""
+    return without_secrets(" ".join(str(said).split())) or type(said).__name__
 
 
 def _shown(path: str) -> str:

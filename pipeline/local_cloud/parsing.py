@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from bs4 import BeautifulSoup
 from markdownify import MarkdownConverter
@@ -67,14 +68,27 @@ class ParsedCache:
         """The pages of a document with this SHA-256 ``digest``, read only if they are not known. Raises ``DocumentRefused``."""
         revision, parse = _parser(name)
         path = self._folder / digest[:2] / f"{digest}.{revision}.json.gz"
-        cached = read_compressed(path)
-        if cached is None:
-            cached = json.dumps(_outcome(parse, load()), ensure_ascii=False).encode()
-            write_compressed(path, cached)
-        outcome = json.loads(cached)
+        outcome = _known(path)
+        if outcome is None:
+            outcome = _outcome(parse, load())
+            write_compressed(path, json.dumps(outcome, ensure_ascii=False).encode())
         if outcome["refused"] is not None:
             raise DocumentRefused(outcome["refused"])
         return ParsedDocument.from_json(outcome["document"])
+
+    def keep(self, digests: Set[str]) -> None:
+        """Removes what is known of all documents but these, and what killed writers have left. Nobody may parse meanwhile."""
+        for path in self._folder.glob("*/*"):
+            if path.name.partition(".")[0] not in digests:
+                path.unlink(missing_ok=True)
+
+
+def _known(path: Path) -> dict[str, Any] | None:
+    try:
+        outcome: dict[str, Any] = json.loads(read_compressed(path) or b"")
+    except ValueError:
+        return None
+    return outcome
 
 
 def _parser(name: str) -> tuple[str, _Parser]:
@@ -85,7 +99,7 @@ def _parser(name: str) -> tuple[str, _Parser]:
     return _PARSERS[suffix]
 
 
-def _outcome(parse: _Parser, content: bytes) -> dict[str, object]:
+def _outcome(parse: _Parser, content: bytes) -> dict[str, Any]:
     try:
         return {"refused": None, "document": parse(content).to_json()}
     except DocumentRefused as refusal:

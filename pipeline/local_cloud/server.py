@@ -26,7 +26,7 @@ def serve(settings: LocalCloudSettings) -> None:
     """Serves until interrupted. Raises ``ConfigError`` if the address is taken or the settings cannot work."""
     with _listen(settings) as listener:
         cloud = open_cloud(settings)
-        _log.info("serving %s at %s", settings.documents, _url(listener))
+        _log.info("serving %s at %s", cloud.folder.shown, _url(listener))
         _Server(app_over(lambda: cloud, settings)).run(sockets=[listener])
 
 

@@ -21,7 +21,7 @@ from pipeline.local_cloud.parsing import parser_revision
 from pipeline.local_cloud.payloads import BuiltPayload, Provenance, build_payload
 from pipeline.local_cloud.pdf import screenshots
 from pipeline.local_cloud.sources import DocumentRow, SourceChanges, SourceFile, SourceReader
-from pipeline.local_cloud.state import Row
+from pipeline.local_cloud.state import Row, State
 
 _log = logging.getLogger(__name__)
 
@@ -185,6 +185,7 @@ class IndexSync:
             obsolete = purge_superseded(write, self._index["last_synced_at"])
             self._finish(write, now)
         self._cloud.blobs.remove(obsolete)
+        self._cloud.cache.keep(live_digests(self._cloud.state))  # Syncs, which alone parse, come one after the other.
         _log.info("index %s synced: %d files written, %d removed", self._index["name"], len(self._plan.outputs), len(removed))
 
     def _write_outputs(self, write: sqlite3.Connection, now: str) -> None:
@@ -252,6 +253,12 @@ def write_documents(write: sqlite3.Connection, directory_id: str, changes: Sourc
         "UPDATE directory_file SET deleted_at = coalesce(deleted_at, ?), updated_at = ?, removed_by_user = 0 WHERE id = ?",
         [(now, now, gone) for gone in changes.gone],
     )
+
+
+def live_digests(state: State) -> set[str]:
+    """SHA-256 of the content of every file that any directory holds."""
+    sql = "SELECT DISTINCT f.digest FROM directory_file d JOIN file f ON f.id = d.file_id WHERE d.deleted_at IS NULL"
+    return {row["digest"] for row in state.query(sql)}
 
 
 def purge_superseded(write: sqlite3.Connection, before: str | None) -> list[str]:

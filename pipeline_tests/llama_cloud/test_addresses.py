@@ -217,6 +217,12 @@ def test_a_proxy_that_cannot_be_used_names_the_variable_and_nothing_else(
         ("::10.0.0.1", False),
         ("::93.184.216.34", True),
         ("fec0::1", False),
+        ("168.63.129.16", False),
+        ("::ffff:168.63.129.16", False),
+        ("168.63.129.17", True),
+        ("100.100.100.200", False),
+        ("192.0.0.192", False),
+        ("fd00:ec2::254", False),
         ("not an address", False),
     ],
 )

@@ -259,10 +259,20 @@ async def test_redirects_that_lead_nowhere_safe_are_refused(location: str, says:
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://storage.example/x", "not a url", "http://host:port/", "http://127.0.0.1:99999/", "https://" + "a" * 70000],
+    [
+        "ftp://storage.example/x",
+        "not a url",
+        "http://host:port/",
+        "http://127.0.0.1:99999/",
+        "https://" + "a" * 70000,
+        "https://xn--/x",
+        "https://storage.example/\ud800",
+    ],
+    ids=lambda url: ascii(url[:30]),
 )
-async def test_a_url_that_is_none_is_refused(url: str) -> None:
-    async with PayloadDownloader(Resolver(), addresses=AddressPolicy(True), retries=RetryPolicy(attempts=1)) as downloads:
+@pytest.mark.parametrize("private", [False, True])
+async def test_a_url_that_is_none_is_refused(url: str, private: bool) -> None:
+    async with PayloadDownloader(Resolver(), addresses=AddressPolicy(private), retries=RetryPolicy(attempts=1)) as downloads:
         with pytest.raises(PayloadError):
             await downloads.download(FILE, PresignedUrl(url, None))
 

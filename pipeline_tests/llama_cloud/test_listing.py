@@ -1,5 +1,6 @@
 import json
 from datetime import UTC, datetime
+from itertools import count
 
 import httpx
 import pytest
@@ -140,3 +141,32 @@ async def test_a_token_that_is_no_longer_accepted_is_an_incomplete_listing() -> 
     async with cloud.source() as source:
         with pytest.raises(IncompleteListing, match="expired"):
             _ = [page async for page in source.list_files(page_token="old")]
+
+
+async def test_a_listing_that_repeats_itself_under_ever_new_tokens_ends() -> None:
+    tokens = count()
+
+    def again(request: httpx.Request) -> httpx.Response | None:
+        page = {"items": [file_body(1), file_body(2)], "next_page_token": f"t{next(tokens)}"}
+        return httpx.Response(200, json=page) if LISTING in str(request.url) else None
+
+    async with FakeCloud(script=again).source() as source:
+        with pytest.raises(IncompleteListing, match="does not end"):
+            await source.list_all_files()
+
+
+async def test_many_pages_without_news_are_not_the_end() -> None:
+    """Filtered pages may be empty, and a directory that changes meanwhile shows a file again."""
+    barren = [[], [file_body(0)]] * 45
+    pages = iter([[file_body(0)], *barren, [file_body(1)], *barren, [file_body(2)]])
+    tokens = count()
+
+    def page(request: httpx.Request) -> httpx.Response | None:
+        if LISTING not in str(request.url):
+            return None
+        items = next(pages)
+        token = None if items == [file_body(2)] else f"t{next(tokens)}"
+        return httpx.Response(200, json={"items": items, "next_page_token": token})
+
+    async with FakeCloud(script=page).source() as source:
+        assert list(await source.list_all_files()) == ["dfl-0", "dfl-1", "dfl-2"]

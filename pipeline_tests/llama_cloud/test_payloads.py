@@ -1,4 +1,5 @@
 import asyncio
+import json
 import logging
 from contextlib import aclosing
 from typing import Any
@@ -145,6 +146,58 @@ async def test_one_bad_file_does_not_stop_the_others() -> None:
     assert len(outcomes) == 40
     assert sorted(bad) == ["dfl-39", "dfl-7"]
     assert "looks like a PDF" in bad["dfl-7"].reason
+
+
+@pytest.mark.parametrize(
+    ("address", "redirected"),
+    [("https://xn--/x", False), ("https://xn--/x", True), ("https://storage.example/\ud800", False)],
+    ids=ascii,
+)
+async def test_an_address_that_is_none_is_an_error_of_its_file_alone(address: str, redirected: bool) -> None:
+    answer = {"url": address, "expires_at": "2126-01-01T00:00:00Z"}
+
+    def odd(request: httpx.Request) -> httpx.Response | None:
+        if redirected and request.url.path == "/file-3":
+            return httpx.Response(302, headers={"Location": address})
+        if not redirected and request.url.path.endswith("/file-3/content"):
+            return httpx.Response(200, content=json.dumps(answer), headers={"Content-Type": "application/json"})
+        return None
+
+    async with cloud_with(5, script=odd).source() as source:
+        outcomes = await fetch_all(source, [file(number) for number in range(5)])
+    assert [key for key, outcome in outcomes.items() if isinstance(outcome, PayloadError)] == ["dfl-3"]
+    assert len(outcomes) == 5
+
+
+@pytest.mark.parametrize("file_id", ["..", ".", "a\ud800b"], ids=ascii)
+async def test_a_file_id_that_no_request_can_hold_is_an_error_of_its_file_alone(file_id: str) -> None:
+    cloud = cloud_with(5)
+    cloud.files[3]["file_id"] = file_id
+    listing = httpx.Response(200, content=json.dumps({"items": cloud.files}), headers={"Content-Type": "application/json"})
+
+    def odd(request: httpx.Request) -> httpx.Response | None:
+        if request.url.path.endswith("/files"):
+            return listing
+        return failure(404) if request.url.host == "api.example" and "�" in request.url.path else None
+
+    cloud.script = odd
+    async with cloud.source() as source:
+        listed = await source.list_all_files()
+        outcomes = await fetch_all(source, list(listed.values()))
+    assert [key for key, outcome in outcomes.items() if isinstance(outcome, PayloadError)] == ["dfl-3"]
+    assert len(outcomes) == 5
+    assert listed["dfl-3"].change_token.encode()
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z"])
+async def test_a_time_that_stands_for_none_costs_no_other_file_its_payload(moment: str) -> None:
+    cloud = cloud_with(30)
+    cloud.files[3]["updated_at"] = moment
+    async with cloud.source() as source:
+        listed = await source.list_all_files()
+        outcomes = await fetch_all(source, list(listed.values()))
+    assert listed["dfl-3"].updated_at is None
+    assert all(isinstance(outcome, Payload) for outcome in outcomes.values())
 
 
 @pytest.mark.parametrize(("status", "says"), [(401, "LLAMA_CLOUD_API_KEY"), (429, "HTTP 429")])

@@ -109,3 +109,33 @@ async def test_requests_to_this_machine_are_not_spaced(host: str) -> None:
     async with source, asyncio.timeout(50):
         await asyncio.gather(*(source.get_index() for _ in range(3)))
     assert cloud.count("idx-1") == 3
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refusal_keeps_the_vendors_words_but_never_the_key(status: int) -> None:
+    detail = f"Index V2 is not part of your plan ({API_KEY})" + "." * 1000
+    async with FakeCloud(script=lambda _: failure(status, detail)).source() as source:
+        with pytest.raises(SourceUnavailable, match="Index V2 is not part of your plan") as refused:
+            await source.get_index()
+    assert API_KEY not in str(refused.value)
+    assert len(str(refused.value)) < 700
+
+
+async def test_a_base_url_with_a_path_too_many_is_named() -> None:
+    async with FakeCloud(script=lambda _: failure(404, "Not Found")).source(base_url="https://bob:pw@api.example/api") as source:
+        with pytest.raises(ConfigError, match=r"404: Not Found.*LLAMA_CLOUD_BASE_URL \(https://api\.example/api/? now\)"):
+            await source.get_index()
+
+
+async def test_throttling_that_outlasts_the_retries_names_the_limit_to_lower() -> None:
+    async with FakeCloud(script=lambda _: failure(429)).source() as source:
+        with pytest.raises(SourceUnavailable, match="HTTP 429: no; lower requests_per_second"):
+            await source.get_index()
+
+
+async def test_headers_that_no_request_can_hold_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CLOUD_CUSTOM_HEADERS", "X-Team: sécret")
+    async with FakeCloud().source() as source:
+        with pytest.raises(ConfigError, match="LLAMA_CLOUD_CUSTOM_HEADERS") as refused:
+            await source.get_index()
+    assert "cret" not in str(refused.value)

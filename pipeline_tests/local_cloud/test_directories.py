@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import llama_cloud
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.local_cloud.wire import Cursor, read_cursor
-from pipeline_tests.local_cloud.harness import Harness
+from pipeline_tests.local_cloud.harness import Harness, bearer
 
 
 def test_directories_are_created_listed_read_renamed_and_deleted(cloud: Harness) -> None:
@@ -112,6 +113,19 @@ def test_uploads_carry_flat_metadata_and_refuse_nested(cloud: Harness) -> None:
         api.upload(directory.id, upload_file=("b.txt", b"b"), metadata="{")
     updated = api.update(file.id, directory_id=directory.id, metadata={"team": "law"}, display_name="A.txt")
     assert (updated.metadata, updated.display_name) == ({"team": "law"}, "A.txt")
+
+
+@pytest.mark.parametrize("broken", [r'{"a": "\ud800"}', r'{"\ud800": {}}', '{"a":' * 100_000 + "1" + "}" * 100_000])
+def test_metadata_that_no_answer_can_hold_is_refused(cloud: Harness, broken: str) -> None:
+    directory = cloud.client.beta.directories.create(name="metadata")
+    file = cloud.client.beta.directories.files.upload(directory.id, upload_file=("a.txt", b"a"))
+    files = f"{cloud.server.base_url}/api/v1/beta/directories/{directory.id}/files"
+    with httpx.Client(headers=bearer(cloud.server.api_key)) as client:
+        uploaded = client.post(f"{files}/upload", files={"upload_file": ("b.txt", b"b")}, data={"metadata": broken})
+        updated = client.patch(f"{files}/{file.id}", content=f'{{"metadata": {broken}}}')
+    assert uploaded.status_code == 422
+    assert updated.status_code in (400, 422)
+    assert [listed.metadata for listed in cloud.files(directory.id).values()] == [{}]
 
 
 def test_a_stored_file_is_added_and_moved_between_directories(cloud: Harness) -> None:

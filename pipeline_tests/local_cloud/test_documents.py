@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.documents import DocumentFolder, DocumentsUnavailable, UnreadableDocument, check_metadata
+from pipeline_tests.local_cloud.harness import metadata, running
 
 
 def _paths(folder: Path) -> list[str]:
@@ -75,11 +81,11 @@ def test_a_subfolder_that_cannot_be_listed_makes_the_scan_fail(tmp_path: Path, m
 
     def refuse(path: Path) -> object:
         if Path(path).name == "locked":
-            raise PermissionError(13, "Permission denied")
+            raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(DocumentsUnavailable, match="Permission denied"):
+    with pytest.raises(DocumentsUnavailable, match=r"Permission denied: '.*locked'"):
         DocumentFolder(str(tmp_path), {}).scan()
 
 
@@ -105,6 +111,55 @@ def test_a_document_that_vanishes_is_unreadable(tmp_path: Path) -> None:
 def test_an_unknown_filesystem_is_a_setting_error() -> None:
     with pytest.raises(ConfigError, match="documents='nosuch://x'"):
         DocumentFolder("nosuch://x", {})
+
+
+@pytest.mark.parametrize("scheme", ["ftp", "sftp", "nosuch"])
+def test_a_filesystem_that_cannot_be_opened_is_a_setting_error_in_one_line_without_its_password(scheme: str) -> None:
+    url = f"{scheme}://bob:hunter2@127.0.0.1:9/docs"
+    with pytest.raises(ConfigError, match=rf"^documents='{scheme}://127.0.0.1:9/docs' cannot be opened: \S.*$") as refused:
+        DocumentFolder(url, {})
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_folder_on_a_web_server_is_read_with_a_password_that_nobody_is_shown(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with web_folder({"a.md": (200, b"# A"), "b.md": (503, b""), "c.md": (404, b"")}) as address:
+        documents = address.replace("http://", "http://bob:hunter2@")
+        with running(documents, tmp_path) as cloud:
+            assert cloud.texts() == {"a.md": ["# A"]}
+            failures = cloud.failures()
+    assert failures.keys() == {"b.md", "c.md"}
+    assert f"{address}/b.md" in failures["b.md"]
+    with running(documents, tmp_path) as cloud:
+        gone = metadata(cloud.index())
+    assert gone["error_message"].startswith(f"{address} cannot be listed: ")
+    assert "hunter2" not in f"{failures} {gone} {caplog.text}"
+
+
+@contextmanager
+def web_folder(files: Mapping[str, tuple[int, bytes]]) -> Iterator[str]:
+    """The address of a folder on a web server that gives each file with this status."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            links = "".join(f'<a href="{name}">{name}</a>' for name in files).encode()
+            status, content = files.get(self.path.removeprefix("/docs/"), (200, links))
+            self.send_response(status)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_HEAD = do_GET
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name is http.server's
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/docs"
+        server.shutdown()
 
 
 @pytest.mark.parametrize("value", [[], "text", {"a": {}}, {"a": [1]}, {"a": float("nan")}, {"a": [["x"]]}, None])

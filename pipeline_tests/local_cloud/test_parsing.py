@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,28 @@ def test_refusals_are_cached_too(tmp_path: Path) -> None:
     for load in (lambda: b"\xff", lambda: pytest.fail("read again")):
         with pytest.raises(DocumentRefused, match="not UTF-8"):
             cache.parse("a.txt", "cd" * 32, load)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\x1f\x8b\x08\x00", b"no gzip", gzip.compress(b""), gzip.compress(b'{"ref'), None])
+def test_a_damaged_entry_is_parsed_again(tmp_path: Path, damage: bytes | None) -> None:
+    cache = ParsedCache(tmp_path)
+    first = cache.parse("a.txt", "ef" * 32, lambda: b"text")
+    (entry,) = (path for path in tmp_path.rglob("*") if path.is_file())
+    entry.write_bytes(entry.read_bytes()[:-9] if damage is None else damage)
+    assert cache.parse("a.txt", "ef" * 32, lambda: b"text") == first
+    assert cache.parse("a.txt", "ef" * 32, lambda: pytest.fail("read again")) == first
+
+
+def test_only_what_is_asked_for_is_kept(tmp_path: Path) -> None:
+    cache = ParsedCache(tmp_path)
+    cache.keep({"00" * 32})
+    cache.parse("a.txt", "ab" * 32, lambda: b"kept")
+    cache.parse("a.md", "ab" * 32, lambda: b"kept")
+    cache.parse("b.txt", "cd" * 32, lambda: b"dropped")
+    unfinished = tmp_path / "ab" / f".{'ab' * 32}.text-1.json.gz.0.tmp"
+    unfinished.write_bytes(b"of a writer that was killed")
+    cache.keep({"ab" * 32})
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [f"{'ab' * 32}.text-1.json.gz"]
 
 
 def test_the_revision_names_the_parsers_version() -> None:

@@ -77,11 +77,36 @@ def test_other_machines_are_let_in_only_when_told(documents: Path, state_dir: Pa
     assert "other machines can reach" in caplog.text
 
 
-def test_urls_follow_the_name_the_client_called(cloud: Harness) -> None:
-    file_id = cloud.output()["hello.md"].file_id
-    headers = {**bearer(cloud.server.api_key), "Host": "cloud.internal:8080"}
-    answer = httpx.get(f"{cloud.server.base_url}/api/v1/beta/files/{file_id}/content", headers=headers)
-    assert answer.json()["url"].startswith("http://cloud.internal:8080/_blob/")
+def test_urls_follow_the_name_the_client_called(documents: Path, state_dir: Path) -> None:
+    with running(documents, state_dir, host="0.0.0.0") as cloud:  # noqa: S104  # other machines know it by a name
+        file_id = cloud.output()["hello.md"].file_id
+        headers = {**bearer(cloud.server.api_key), "Host": "cloud.internal:8080"}
+        answer = httpx.get(f"{cloud.server.base_url}/api/v1/beta/files/{file_id}/content", headers=headers)
+        assert answer.json()["url"].startswith("http://cloud.internal:8080/_blob/")
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("evil.example", 400),
+        ("127.0.0.1.evil.example:80", 400),
+        ("", 400),
+        ("LOCALHOST:80", 200),
+        ("127.0.0.1", 200),
+        ("[::1]:80", 200),
+    ],
+)
+def test_a_web_page_cannot_reach_it_under_a_name_of_its_own(cloud: Harness, host: str, status: int) -> None:
+    """A name that comes to stand for 127.0.0.1 (DNS rebinding) would make the page and this server one origin to a browser."""
+    url = f"{cloud.server.base_url}/api/v1/indexes"
+    assert httpx.get(url, headers={**bearer(cloud.server.api_key), "Host": host}).status_code == status
+
+
+@pytest.mark.parametrize("host", ["::1", "localhost", "127.0.0.2"])
+def test_it_answers_under_the_address_it_is_told_to_listen_on(documents: Path, state_dir: Path, host: str) -> None:
+    with running(documents, state_dir, host=host) as cloud:
+        assert cloud.client.indexes.list().items
+        assert httpx.get(cloud.server.base_url, headers={"Host": "evil.example"}).status_code == 400
 
 
 def test_the_key_is_not_shown_by_the_settings() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tempfile
@@ -166,7 +167,23 @@ def test_user_metadata_overrides_the_sidecar(cloud: Harness, documents: Path) ->
     assert cloud.output()["hello.md"].metadata == {"team": "office", "year": 1}
 
 
-@pytest.mark.parametrize("broken", ["{", "[1]", '{"a": {"b": 1}}', '{"a": NaN}', "\udcff"])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        "{",
+        "[1]",
+        '{"a": {"b": 1}}',
+        '{"a": NaN}',
+        "\udcff",
+        r'{"a": "\ud800"}',
+        r'{"\ud800": "a"}',
+        r'{"\ud800": {}}',
+        r'{"a": ["\ud800"]}',
+        '{"a":' * 100_000 + "1" + "}" * 100_000,
+        '{"a": ' + "9" * 5_000 + "}",
+    ],
+    ids=lambda broken: ascii(broken[:20]),
+)
 def test_a_broken_sidecar_is_a_warning_and_the_old_metadata_stays(cloud: Harness, documents: Path, broken: str) -> None:
     sidecar = documents / "hello.md.meta.json"
     sidecar.write_text('{"team": "crew"}')
@@ -235,6 +252,43 @@ def test_a_replaced_payload_can_be_read_until_the_sync_after(cloud: Harness, doc
     assert httpx.get(url).status_code == 200
     cloud.sync()
     assert httpx.get(url).status_code == 404
+
+
+def test_nothing_is_kept_of_what_no_directory_holds_any_more(cloud: Harness, documents: Path, state_dir: Path) -> None:
+    api = cloud.client.beta.directories.files
+    source = cloud.index().source_directory_id
+    other = cloud.client.beta.directories.create(name="other")
+    kept = api.upload(other.id, upload_file=("kept.txt", b"kept in another directory"))
+    gone = api.upload(source, upload_file=("gone.txt", b"uploaded secret"))
+    cloud.settled(cloud.client.indexes.create(source_directory_id=other.id, name="other").id)
+    (documents / "hello.md").write_text("old secret")
+    (documents / "copy.md").write_text("shared by two")
+    (documents / "boats.md").write_text("shared by two")
+    cloud.sync()
+    before = texts_in(state_dir)
+    assert {"old secret", "uploaded secret", "shared by two", "kept in another directory"} <= before
+    (documents / "hello.md").write_text("new")
+    (documents / "copy.md").unlink()
+    api.delete(gone.id, directory_id=source)
+    cloud.sync()
+    cloud.sync()
+    assert not {"old secret", "uploaded secret"} & texts_in(state_dir)
+    assert {"new", "shared by two", "kept in another directory"} <= texts_in(state_dir)
+    assert api.get(kept.id, directory_id=other.id).deleted_at is None
+
+
+def test_a_sync_that_fails_drops_nothing(cloud: Harness, documents: Path, state_dir: Path) -> None:
+    before = texts_in(state_dir)
+    (documents / "hello.md").write_text("new")
+    cloud.inject(sync_error="no")
+    cloud.sync()
+    assert texts_in(state_dir) == {*before, "new"}
+
+
+def texts_in(state_dir: Path) -> set[str]:
+    """The texts of all pages in the cache of parsed documents."""
+    entries = [json.loads(gzip.decompress(path.read_bytes())) for path in (state_dir / "parsed").rglob("*.gz")]
+    return {page["text"] for entry in entries for page in entry["document"]["pages"]}
 
 
 def test_a_document_never_hides_behind_an_upload_of_the_same_name(cloud: Harness, documents: Path) -> None:
