@@ -136,11 +136,11 @@ class AzureAISearchExporter(Exporter):
             return
         filled: dict[str, Action] = {}
         async for rows in self._unfilled():
-            filled |= await self._make([self._fill(row) for row in rows])
+            filled |= await self._make([fill for row in rows if (fill := self._fill(row))])
         deadline = time.monotonic() + self.settings.visibility_timeout_seconds
         attempt = 0
         while filled and (
-            late := [fill async for rows in self._unfilled() for fill in map(self._fill, rows) if fill.id in filled]
+            late := [fill async for rows in self._unfilled() for fill in map(self._fill, rows) if fill and fill.id in filled]
         ):
             filled |= await self._make([fill for fill in late if fill.head != filled[fill.id]])  # others have overwritten these
             attempt += 1
@@ -155,15 +155,18 @@ class AzureAISearchExporter(Exporter):
         select = ["id", *documents.HEAD_FIELDS, "metadata_json", FILTER_FIELDS, *map(field_name, self._declared)]
         return self._store.pages("find metadata to fill in", where, select)
 
-    def _fill(self, row: Row) -> _Fill:
-        """Nothing but the list of fields, in chunk 0 alone, where the documents have what the metadata has."""
+    def _fill(self, row: Row) -> _Fill | None:
+        """Nothing but the list of fields, in chunk 0 alone, where the documents have what the metadata has; ``None`` for a
+        file that another program has altered, which the next run replaces."""
+        head = documents.to_head(row)
+        if head is None or not head.generation.has_ids:
+            return None
         missing: dict[str, FieldValue] = {
             field_name(key): value
-            for key, value in fitting_values(row["metadata_json"], self._declared).items()
+            for key, value in fitting_values(row.get("metadata_json"), self._declared).items()
             if value not in (None, []) and row.get(field_name(key)) in (None, [])
         }
         covered = sorted({*(row.get(FILTER_FIELDS) or ()), *self._declared})
-        head = documents.to_head(row)
         body = [_merge(found, missing) for found in head.key.ids(head.generation)[1:] if missing]
         return _Fill(row["id"], _merge(row["id"], {**missing, FILTER_FIELDS: covered}), body)
 
@@ -215,7 +218,7 @@ class AzureAISearchExporter(Exporter):
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             where = f"{self._scope(export_config_id, file_ids)} and chunk_index eq 0"
             async for rows in self._store.pages("list snapshots", where, documents.HEAD_FIELDS):
-                heads += [documents.to_head(row) for row in rows]
+                heads += [head for row in rows if (head := documents.to_head(row))]
         return to_snapshots(heads)
 
     async def fetch_records(
@@ -290,7 +293,14 @@ class AzureAISearchExporter(Exporter):
         """A search for every few scopes, each for documents of scopes not found yet; ``None`` for more than 100 scopes."""
         found: set[tuple[str, str]] = set()
         while len(found) <= _MAX_SCOPES:
-            others = " and ".join(["chunk_index ge 0", *(f"not ({scope(*known)})" for known in sorted(found))])
+            others = " and ".join(
+                [
+                    "chunk_index ge 0",
+                    "tenant_id ne null",
+                    "export_config_id ne null",
+                    *(f"not ({scope(*known)})" for known in sorted(found)),
+                ]
+            )
             try:
                 rows = await self._store.rows("list scopes", others, ["tenant_id", "export_config_id"])
             except IndexMissing:

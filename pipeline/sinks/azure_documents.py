@@ -6,23 +6,21 @@ into the bytes it takes in a request.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from hashlib import sha256
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name
-from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.base import MetadataType
 from pipeline.sinks.filters import FieldValue, fields_of_file
-from pipeline.sinks.generations import FileKey, FileWrites, Head
+from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
+from pipeline.sinks.reading import from_json, to_array, to_vectors
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, chunk_ids, json_string, record_schema, ref_doc_id
 from pipeline.sinks.refusals import check_vectors
 
@@ -170,33 +168,21 @@ def _file_number(key: FileKey) -> int:
 
 def file_number(row: Row) -> int:
     """The same for all documents of a file, and hardly ever for those of two."""
-    return int(row[SORT_KEY]) // MAX_CHUNKS
+    return int(row[SORT_KEY] or 0) // MAX_CHUNKS
 
 
-def to_head(row: Row) -> Head:
-    values: dict[str, Any] = {name: row.get(name) for name in SNAPSHOT_FIELDS}
-    values["source_modified_at"] = _instant(row.get("source_modified_at"))
-    key = FileKey(row["tenant_id"], row["export_config_id"], row["parsed_directory_file_id"])
-    return Head(key, Snapshot(**values), row.get(PENDING))
+def to_head(row: Row) -> Head | None:
+    return read_head(row, row.get(PENDING))
 
 
 def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
     """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
     held = [field for field in record_schema(dimension) if vectors or field.name != "embedding"]
-    return pa.table([_column(rows, field) for field in held], schema=pa.schema(held))
+    return pa.table([_column(rows, field, dimension) for field in held], schema=pa.schema(held))
 
 
-def _column(rows: Sequence[Row], field: pa.Field) -> pa.Array:
+def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
     values = [row.get(attribute_name(field.name)) for row in rows]
     if field.name == "embedding":
-        flat = np.asarray(values, np.float32).reshape(-1)
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), field.type.list_size)
-    if pa.types.is_timestamp(field.type):
-        values = [_instant(value) for value in values]
-    elif pa.types.is_list(field.type):
-        values = [json.loads(str(value)) for value in values]
-    return pa.array(values, field.type)
-
-
-def _instant(value: str | None) -> datetime | None:
-    return None if value is None else datetime.fromisoformat(value)
+        return to_vectors(values, dimension)
+    return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)

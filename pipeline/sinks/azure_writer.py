@@ -35,7 +35,7 @@ _PROBES: Final = frozenset({3, 6, 12})
 
 _PROBED: Final = 20
 _ATTEMPTS: Final = 5
-_VERSION_FIELDS: Final = ("id", "parsed_directory_file_id", "chunk_index", "record_set_hash")
+_VERSION_FIELDS: Final = ("id", "chunk_index", *HEAD_FIELDS)
 _UNFIT: Final = 400
 _NOT_THERE: Final = 404
 
@@ -102,15 +102,21 @@ class AzureWriter:
         await each(slices(written, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
 
+    async def sweep(self, files: Sequence[FileWrites[Document]]) -> None:
+        """Nothing yet: ``replace`` does it when searches show what was written and deleted."""
+
     async def _sweep(self, files: Sequence[FileWrites[Document]]) -> list[FileWrites[Document]]:
-        """The files of which searches find other versions; records of versions without a head are deleted."""
+        """The files of which searches find other versions; records of versions without a legible head are deleted."""
         hashes = sorted({file.record_set_hash for file in files})
         disturbed: set[tuple[str, str]] = set()
         for config, file_ids in _by_config(file.key for file in files).items():
             others = f"{scope(self._tenant_id, config, file_ids)} and not ({one_of('record_set_hash', hashes)})"
             pages = self._store.pages("look for other versions", others, _VERSION_FIELDS)
             found = [row async for rows in pages for row in rows]
-            headed = {row["record_set_hash"] for row in found if row["chunk_index"] == 0}
+            heads = [(row["id"], head) for row in found if row["chunk_index"] == 0 and (head := to_head(row))]
+            headed = {
+                head.generation.record_set_hash for found_id, head in heads if head.generation.has_ids and head.id == found_id
+            }
             disturbed |= {(config, row["parsed_directory_file_id"]) for row in found if row["record_set_hash"] in headed}
             await self._delete_all([row["id"] for row in found if row["record_set_hash"] not in headed])
         return [file for file in files if (file.key.export_config_id, file.key.file_id) in disturbed]
@@ -140,7 +146,8 @@ class AzureWriter:
         for some in slices(keys, count=FILES_PER_REQUEST):
             for config, file_ids in _by_config(some).items():
                 where = f"{scope(self._tenant_id, config, file_ids)} and chunk_index eq 0"
-                heads += [to_head(row) async for rows in self._store.pages("look up files", where, HEAD_FIELDS) for row in rows]
+                pages = self._store.pages("look up files", where, HEAD_FIELDS)
+                heads += [head async for rows in pages for row in rows if (head := to_head(row))]
         self._first_found.note(keys, heads)
         return heads
 

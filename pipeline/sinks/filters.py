@@ -10,7 +10,6 @@ record without the key; the other operators never do. Order is defined for numbe
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Any, Literal, cast, get_args
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import Filters, MetadataType
+from pipeline.sinks.reading import from_json
 from pipeline.sinks.records import FileRecords
 
 Operator = Literal["eq", "ne", "in", "nin", "gt", "gte", "lt", "lte"]
@@ -121,9 +121,14 @@ def _field_value(value: Any, kind: MetadataType, where: str) -> FieldValue:
     return [cast(str, _typed(element, "string", where)) for element in value]
 
 
-def fitting_values(metadata_json: str, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
-    """``declared_values`` of metadata as JSON, as far as they have the declared type; another export's files need not."""
-    metadata = json.loads(metadata_json)
+def fitting_values(metadata_json: object, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """``declared_values`` of metadata as JSON, as far as they have the declared type: another export's files need not.
+
+    None of what is no metadata, which another program has put in its place.
+    """
+    metadata = from_json(metadata_json)
+    if not isinstance(metadata, dict):
+        metadata = {}
     fitting: dict[str, FieldValue] = dict.fromkeys(declared)
     for key, kind in declared.items():
         with suppress(ValueError):

@@ -11,7 +11,7 @@ version is its *head*. A replace is five rounds, each finished before the next o
    a request thought lost arrives late;
 3. count the new records;
 4. delete the other generations by their computed ids (a head knows its chunk count), never by a search that may lag, with
-   their heads in every request;
+   their heads in every request; then sweep up what no head has told of;
 5. clear the marker.
 
 A reader sees the old version, both, or the new one; never less than the old one. A file with a marked head or with two heads
@@ -20,19 +20,23 @@ and deletes everything else that any head or marker names. Emptying a file marks
 
 Two runs must not write one file at once, and leases see to that. Where they do all the same, or where a request takes effect
 after it was given up, the file looks unfinished or absent and the next replace makes it good, as long as no generation is
-too large for one delete request; beyond that, records without a head can stay, for the store to sweep.
+too large for one delete request; beyond that, records without a head can stay, for the next sweep.
+
+Another program may have altered a head or a marker. Such a file never looks finished; what of it can still be read names
+generations as ever, and the sweep takes the others.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.base import Snapshot
+from pipeline.sinks.reading import ALTERED_INSTANT, instant, whole
 from pipeline.sinks.records import chunk_ids
 from pipeline.sinks.slicing import each, slices
 
@@ -41,6 +45,12 @@ T = TypeVar("T")
 
 PENDING_PREFIX: Final = "pending:"
 """What the ``record_set_hash`` of a half-finished file's snapshot begins with."""
+
+ALTERED: Final = "altered"
+"""Begins the marker of a head that another program has altered; an entry that names no generation."""
+
+MOST_NAMED: Final = 2**21
+"""Records of a generation that is deleted by computed ids; one that has more, or says so, is left to the sweep."""
 
 _ATTEMPTS: Final = 5
 
@@ -69,6 +79,11 @@ class Generation:
     def __str__(self) -> str:
         return f"{self.record_set_hash}:{self.chunk_count}"
 
+    @property
+    def has_ids(self) -> bool:
+        """Whether its records can be deleted by their ids."""
+        return 0 < self.chunk_count <= MOST_NAMED
+
 
 EMPTYING: Final = str(Generation("empty", 0))
 """The marker of a file that is being emptied: what it is going to be has no records."""
@@ -86,9 +101,45 @@ class Head:
     def generation(self) -> Generation:
         return Generation(self.snapshot.record_set_hash, self.snapshot.chunk_count)
 
+    @property
+    def id(self) -> str:
+        return self.key.ids(Generation(self.snapshot.record_set_hash, 1))[0]
+
     def named(self) -> list[Generation]:
         """Every generation this head says may have records: its own and those of its marker."""
-        return [self.generation, *(_parse_marker(self.pending) if self.pending else [])]
+        named = [self.generation, *(_parse_marker(self.pending) if self.pending else [])]
+        return [generation for generation in named if generation.has_ids]
+
+
+def read_head(values: Mapping[str, Any], marker: object, key_type: type[FileKey] = FileKey) -> Head | None:
+    """A head from its store's fields of a Snapshot and ``tenant_id``; ``None`` where it does not say which file it is of.
+
+    Any other field may be missing or of another type: then its marker begins with ALTERED, and its generation has no records
+    unless both digest and count can be read.
+    """
+    tenant_id, config, file_id = (values.get(name) for name in ("tenant_id", "export_config_id", "parsed_directory_file_id"))
+    if not (isinstance(tenant_id, str) and isinstance(config, str) and isinstance(file_id, str)):
+        return None
+    names = ("content_fingerprint_hash", "embedding_model", "record_set_hash")
+    texts = {name: values[name] for name in names if isinstance(values.get(name), str)}
+    count = max(0, whole(values.get("chunk_count")) or 0) if "record_set_hash" in texts else 0
+    modified = instant(values.get("source_modified_at"))
+    entries = [marker if isinstance(marker, str) else ALTERED] if marker else []
+    if len(texts) < len(names) or not count or modified == ALTERED_INSTANT:
+        entries.insert(0, ALTERED)
+    snapshot = Snapshot(
+        parsed_directory_file_id=file_id,
+        export_config_id=config,
+        source_modified_at=modified,
+        chunk_count=count,
+        **{**dict.fromkeys(names, ""), **texts},
+    )
+    return Head(key_type(tenant_id, config, file_id), snapshot, ",".join(entries) or None)
+
+
+def is_altered(snapshot: Snapshot) -> bool:
+    """Whether it is of a file whose first record another program has altered."""
+    return snapshot.record_set_hash.startswith(PENDING_PREFIX + ALTERED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +239,12 @@ class GenerationStore(Protocol[W]):
         """Delete those of these records that exist."""
         ...
 
+    async def sweep(self, files: Sequence[FileWrites[W]]) -> None:
+        """Delete every record of these files that is of another record set than theirs, or does not say of which: those of
+        a version whose head was lost or altered. What has been deleted before may still be found.
+        """
+        ...
+
 
 async def replace_generations(store: GenerationStore[W], files: Sequence[FileWrites[W]], *, first_wait: float = 0.1) -> None:
     """Make the store hold exactly these records of these files. The number of requests grows with bytes, not with files.
@@ -222,6 +279,7 @@ async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) ->
     await each(
         _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0), store.delete, concurrency=store.concurrency
     )
+    await store.sweep(files)
     await each(
         slices([plan.writes[0] for plan in plans], count=store.max_ids), store.clear_pending, concurrency=store.concurrency
     )
@@ -266,8 +324,9 @@ class _Plan(Generic[W]):
 
 
 def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head]) -> _Plan[W]:
-    found = {generation for head in heads for generation in head.named() if generation.chunk_count}
-    stale = sorted(found - {file.generation})
+    """A record set has one count: where a head gives another of the very set that is written, it was altered."""
+    found = {generation for head in heads for generation in head.named()}
+    stale = sorted(generation for generation in found if generation.record_set_hash != file.record_set_hash)
     head = store.marked(file.writes[0], _marker([file.generation, *stale]))
     return _Plan(file.key, file.ids, file.writes, head, stale)
 
@@ -286,10 +345,10 @@ async def _complete(store: GenerationStore[W], ids: Sequence[str]) -> bool:
 
 async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:
     """Mark the heads, delete what they name, and them last: until nothing is left, something says that it is not whole."""
-    head_ids = {head.key.ids(head.generation)[0]: head for head in heads}
+    head_ids = {head.id: head for head in heads if head.generation.has_ids}
     unmarked = [found for found, head in head_ids.items() if head.pending is None]
     await each(slices(unmarked, count=store.max_ids), lambda ids: store.mark(ids, EMPTYING), concurrency=store.concurrency)
-    named = sorted({(head.key, generation) for head in heads for generation in head.named() if generation.chunk_count})
+    named = sorted({(head.key, generation) for head in heads for generation in head.named()})
     groups = [key.ids(generation) for key, generation in named]
     rest = [found for ids in groups for found in ids if found not in head_ids]
     await each(slices(rest, count=store.max_ids), store.delete, concurrency=store.concurrency)
@@ -303,8 +362,9 @@ def _marker(generations: Iterable[Generation]) -> str:
 
 
 def _parse_marker(marker: str) -> list[Generation]:
+    """What its entries name; one that another program has altered names nothing."""
     parts = (entry.rpartition(":") for entry in marker.split(","))
-    return [Generation(digest, int(count)) for digest, _, count in parts]
+    return [Generation(digest, int(count)) for digest, _, count in parts if digest and count.isdecimal()]
 
 
 def _headed(groups: Iterable[tuple[T, Sequence[T]]], count: int, size: int, size_of: Callable[[T], int]) -> Iterator[list[T]]:

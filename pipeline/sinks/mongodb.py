@@ -143,7 +143,7 @@ class MongoDBExporter(Exporter):
             heads += await self._store.read_all(
                 "list files", collection, selected, projection=HEAD_FIELDS, batch_size=_HEADS_PER_BATCH
             )
-        return to_snapshots(map(to_head, heads))
+        return to_snapshots(head for document in heads if (head := to_head(document)))
 
     async def fetch_records(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
@@ -188,7 +188,8 @@ class MongoDBExporter(Exporter):
         group = {"$group": {"_id": {"tenant": "$tenant_id", "config": "$export_config_id"}}}
 
         async def attempt() -> list[Document]:
-            stages = [{"$match": {"tenant_id": {"$gte": ""}}}, group]  # nodes LlamaIndex has added belong to no tenant
+            scoped = {"tenant_id": {"$gte": ""}, "export_config_id": {"$gte": ""}}
+            stages = [{"$match": scoped}, group]  # nodes LlamaIndex has added belong to no tenant
             return await (await collection.aggregate(stages, hint="records")).to_list()
 
         found = await self._store.call("list the scopes", attempt)
@@ -209,8 +210,8 @@ async def _whole_files(batches: AsyncIterator[tuple[list[Document], int]]) -> As
         held += documents
         size += added
         if size >= _BYTES_PER_FETCH:
-            last = held[-1]["parsed_directory_file_id"]
-            cut = next(at for at, document in enumerate(held) if document["parsed_directory_file_id"] == last)
+            last = held[-1].get("parsed_directory_file_id")
+            cut = next(at for at, document in enumerate(held) if document.get("parsed_directory_file_id") == last)
             if cut:
                 yield held[:cut]
                 size = size * (len(held) - cut) // len(held)

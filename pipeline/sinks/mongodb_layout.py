@@ -25,8 +25,9 @@ from bson.raw_bson import RawBSONDocument
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import MetadataType, Snapshot
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head
+from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
+from pipeline.sinks.reading import to_array, to_vectors
 from pipeline.sinks.records import FileRecords, record_schema
 
 Document = dict[str, Any]
@@ -149,24 +150,22 @@ def decode(documents: Sequence[Mapping[str, Any]], dimension: int, *, vectors: b
     schema = _fields(dimension, vectors)
     columns = []
     for item in schema:
-        values = [document[field_name(item.name)] for document in documents]
-        columns.append(_unpacked(values, dimension) if item.name == "embedding" else pa.array(values, item.type))
+        values = [document.get(field_name(item.name)) for document in documents]
+        columns.append(to_vectors(values, dimension, _unpacked) if item.name == "embedding" else to_array(values, item))
     return pa.table(columns, schema=schema)
 
 
-def _unpacked(vectors: Sequence[bytes], dimension: int) -> pa.FixedSizeListArray:
-    values = np.frombuffer(b"".join(vector[len(_FLOAT32) :] for vector in vectors), "<f4")
-    return pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimension)
+def _unpacked(vector: Any) -> npt.NDArray[np.float32]:
+    """Raises TypeError or ValueError for what ``packed`` has not made."""
+    return np.frombuffer(vector.removeprefix(_FLOAT32) if isinstance(vector, bytes) else vector, "<f4")
 
 
 HEAD_FIELDS: Final = {"_id": 0, "tenant_id": 1, PENDING: 1, **{item.name: 1 for item in fields(Snapshot)}}
 """Projection of what ``to_head`` reads."""
 
 
-def to_head(document: Mapping[str, Any]) -> Head:
-    snapshot = Snapshot(**{item.name: document[item.name] for item in fields(Snapshot)})
-    key = FileKey(document["tenant_id"], snapshot.export_config_id, snapshot.parsed_directory_file_id)
-    return Head(key, snapshot, document.get(PENDING))
+def to_head(document: Mapping[str, Any]) -> Head | None:
+    return read_head(document, document.get(PENDING))
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Document:

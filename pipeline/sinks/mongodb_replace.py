@@ -71,7 +71,10 @@ class MongoWriter:
 
     async def _replace_at_once(self, files: Sequence[FileWrites[Write]]) -> None:
         async def work(session: AsyncClientSession) -> None:
-            await self._collection.delete_many(_records_of([file.key for file in files]), session=session)
+            """By their ids too: a record that no longer says whose it is would be in the way of the one to write."""
+            ids = [write.id for file in files for write in file.writes]
+            replaced = {"$or": [_records_of([file.key for file in files]), {"_id": {"$in": ids}}]}
+            await self._collection.delete_many(replaced, session=session)
             await self._collection.insert_many([write.document for file in files for write in file.writes], session=session)
 
         await self._store.in_transaction("replace files", work)
@@ -96,7 +99,7 @@ class MongoWriter:
         for some in slices(keys, count=FILES_PER_REQUEST):
             selected = {**_records_of(some), "chunk_index": 0}
             found = await self._store.read_all("look up files", self._collection, selected, projection=HEAD_FIELDS)
-            heads += map(to_head, found)
+            heads += [head for document in found if (head := to_head(document))]
         return heads
 
     async def upsert(self, writes: Sequence[Write]) -> None:
@@ -115,6 +118,11 @@ class MongoWriter:
 
     async def delete(self, ids: Sequence[str]) -> None:
         await self._delete(self._with_ids(ids))
+
+    async def sweep(self, files: Sequence[FileWrites[Write]]) -> None:
+        for some in slices(files, count=FILES_PER_REQUEST):
+            versions = [file.record_set_hash for file in some]
+            await self._delete({**_records_of([file.key for file in some]), "record_set_hash": {"$nin": versions}})
 
     def _with_ids(self, ids: Sequence[str]) -> Document:
         return {"_id": {"$in": list(ids)}, "tenant_id": self._tenant_id}

@@ -24,12 +24,13 @@ import pyarrow as pa
 from pinecone import Vector
 
 from pipeline.embedding.base import ModelIdentity
-from pipeline.errors import ConfigError, RecordRefused, SinkConflict
-from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.errors import ConfigError, RecordRefused
+from pipeline.sinks.base import MetadataType
 from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head
+from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, ref_doc_ids
+from pipeline.sinks.reading import from_json, to_array, to_vectors
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, record_schema, ref_doc_id
 from pipeline.sinks.refusals import check_vectors
 
@@ -247,68 +248,50 @@ def _check_size(file: FileRecords, chunk_index: int, size: int) -> None:
 
 
 def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, *, vectors: bool = True) -> pa.Table:
-    """Records as (id, metadata, values) to rows of ``record_schema``, without ``embedding`` unless ``vectors``.
-
-    Raises SinkConflict for a record that this sink has not written.
-    """
+    """Records as (id, metadata, values) to rows of ``record_schema``, without ``embedding`` unless ``vectors``."""
     schema = pa.schema([item for item in record_schema(dimension) if vectors or item.name != "embedding"])
     rows = [_row(record_id, metadata) for record_id, metadata, _ in records]
     columns = [
-        _embedding(records, dimension) if item.name == "embedding" else pa.array([row.get(item.name) for row in rows], item.type)
+        to_vectors([values for *_, values in records], dimension)
+        if item.name == "embedding"
+        else to_array([row.get(item.name) for row in rows], item)
         for item in schema
     ]
     return pa.table(columns, schema=schema)
 
 
 def _row(record_id: str, metadata: Metadata) -> dict[str, Any]:
-    try:
-        node = json.loads(metadata["_node_content"])
-        modified = metadata.get("source_modified_at")
-        return {
-            **metadata,
-            "id": record_id.rpartition("#")[2],
-            "content": node["text"],
-            "context": node["metadata"]["context"],
-            "metadata": metadata["metadata_json"],
-            "attachments": json.loads(metadata["attachments"]),
-            "source_modified_at": modified and datetime.fromisoformat(modified),
-        }
-    except (KeyError, ValueError) as error:
-        raise _foreign(record_id) from error
+    node = _mapping(from_json(metadata.get("_node_content")))
+    return {
+        **metadata,
+        "id": record_id.rpartition("#")[2],
+        "content": node.get("text"),
+        "context": _mapping(node.get("metadata")).get("context"),
+        "metadata": metadata.get("metadata_json"),
+        "attachments": from_json(metadata.get("attachments")),
+    }
 
 
-def _foreign(record_id: str) -> SinkConflict:
-    return SinkConflict(f"Pinecone record {record_id!r} was not written by this sink; delete it, or write it elsewhere")
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _embedding(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int) -> pa.FixedSizeListArray:
-    values = np.asarray([values for *_, values in records], np.float32).reshape(-1)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float32()), dimension)
-
-
-def to_head(record_id: str, metadata: Metadata) -> Head:
-    """Raises SinkConflict for a record that this sink has not written."""
-    modified = metadata.get("source_modified_at")
-    try:
-        snapshot = Snapshot(
-            parsed_directory_file_id=metadata["parsed_directory_file_id"],
-            export_config_id=metadata["export_config_id"],
-            content_fingerprint_hash=metadata["content_fingerprint_hash"],
-            source_modified_at=modified and datetime.fromisoformat(modified),
-            chunk_count=int(metadata["chunk_count"]),
-            embedding_model=metadata["embedding_model"],
-            record_set_hash=metadata["record_set_hash"],
-        )
-        key = RecordKey(metadata["tenant_id"], snapshot.export_config_id, snapshot.parsed_directory_file_id)
-    except (KeyError, ValueError) as error:
-        raise _foreign(record_id) from error
-    return Head(key, snapshot, metadata.get(PENDING) or None)
+def to_head(metadata: Metadata) -> Head | None:
+    return read_head(metadata, metadata.get(PENDING), RecordKey)
 
 
 def scope(tenant_id: str, export_config_id: str, **also: object) -> Filter:
     """Records of one config of one tenant that have these values too; a list stands for any of its elements."""
     wanted = {"tenant_id": tenant_id, "export_config_id": export_config_id, **also}
     return {"$and": [{name: {"$in" if isinstance(value, list) else "$eq": value}} for name, value in wanted.items()]}
+
+
+def other_versions(tenant_id: str, export_config_id: str, files: Sequence[FileWrites[Write]]) -> Filter:
+    """Records of these files that are of another record set, or do not say of which: whether ``$nin`` finds these is not
+    documented."""
+    where = scope(tenant_id, export_config_id, parsed_directory_file_id=[file.key.file_id for file in files])
+    version: Filter = {"$nin": [file.record_set_hash for file in files]}
+    return {"$and": [*where["$and"], {"$or": [{"record_set_hash": {"$exists": False}}, {"record_set_hash": version}]}]}
 
 
 def search_filter(tenant_id: str, export_config_id: str, conditions: Sequence[Condition]) -> Filter:

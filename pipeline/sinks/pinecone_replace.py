@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations
-from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, scope, to_head
+from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices
 
@@ -77,7 +77,7 @@ class NamespaceWriter:
             named = {} if some is None else {"parsed_directory_file_id": some}
             where = scope(self.tenant_id, self.export_config_id, chunk_index=0, **named)
             async for page in self.store.pages(self.namespace, where, limit=page_size(self.dimension)):
-                found += [to_head(record.id, record.metadata or {}) for record in page]
+                found += [head for record in page if (head := to_head(record.metadata or {}))]
         return found
 
     async def upsert(self, writes: Sequence[Write]) -> None:
@@ -113,6 +113,14 @@ class NamespaceWriter:
 
     async def delete(self, ids: Sequence[str]) -> None:
         await self.store.delete(self.namespace, ids)
+
+    async def sweep(self, files: Sequence[FileWrites[Write]]) -> None:
+        """One request more for every 500 files: a version whose head is lost is told of by nothing that is read anyway.
+
+        The filter sees the new records, for which ``count_present`` has waited.
+        """
+        for some in slices(files, count=FILES_PER_REQUEST):
+            await self.store.delete_where(self.namespace, other_versions(self.tenant_id, self.export_config_id, some))
 
     async def remove(self, keys: Sequence[FileKey]) -> None:
         """Delete what the heads of these files name, then whatever else says that it is theirs."""

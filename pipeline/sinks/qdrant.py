@@ -33,9 +33,8 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import fitting_values, parse_filters
-from pipeline.sinks.generations import EMPTYING, FileWrites, replace_generations, to_snapshots
-from pipeline.sinks.qdrant_generations import QdrantGenerations, by_config, read_heads
-from pipeline.sinks.qdrant_layout import PointWrite
+from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
+from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
 from pipeline.sinks.qdrant_store import QdrantStore, RequestRefused, connection
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
@@ -148,17 +147,24 @@ class QdrantExporter(Exporter):
         ]
         needed = ["export_config_id", "parsed_directory_file_id", "record_set_hash", "metadata", layout.FILTER_FIELDS]
         async for records in self._store.pages("find metadata to fill in", models.Filter(must=own), needed):
-            operations = [self._fill(record.payload or {}) for record in records]
+            operations = [fill for record in records if (fill := self._fill(record.payload or {}))]
             for some in slices(operations, count=_OPERATIONS_PER_REQUEST):
                 await self._store.call("fill metadata fields", partial(self._update, operations=some))
 
-    def _fill(self, payload: Mapping[str, Any]) -> models.SetPayloadOperation:
-        """Sets the declared fields of one version of a file."""
-        values = {key: value for key, value in fitting_values(payload["metadata"], self._declared).items() if value is not None}
-        covered = sorted({*payload.get(layout.FILTER_FIELDS, ()), *self._declared})
-        where = layout.scope(self.context.tenant_id, payload["export_config_id"], [payload["parsed_directory_file_id"]])
-        version = models.Filter(must=[*where, layout.equals("record_set_hash", payload["record_set_hash"])])
-        changed = models.SetPayload(payload={**values, layout.FILTER_FIELDS: covered}, filter=version)
+    def _fill(self, payload: Mapping[str, Any]) -> models.SetPayloadOperation | None:
+        """Sets the declared fields of one version of a file; ``None`` for one that another program has altered."""
+        keys = ("export_config_id", "parsed_directory_file_id", "record_set_hash")
+        config, file_id, version = (payload.get(key) for key in keys)
+        if not (isinstance(config, str) and isinstance(file_id, str) and isinstance(version, str)):
+            return None
+        fitting = fitting_values(payload.get("metadata"), self._declared)
+        values = {key: value for key, value in fitting.items() if value is not None}
+        known = payload.get(layout.FILTER_FIELDS)
+        before = {key for key in known if isinstance(key, str)} if isinstance(known, list) else set()
+        covered = sorted({*before, *self._declared})
+        where = layout.scope(self.context.tenant_id, config, [file_id])
+        points = models.Filter(must=[*where, layout.equals("record_set_hash", version)])
+        changed = models.SetPayload(payload={**values, layout.FILTER_FIELDS: covered}, filter=points)
         return models.SetPayloadOperation(set_payload=changed)
 
     async def _update(self, client: Any, *, operations: Sequence[models.SetPayloadOperation]) -> None:
@@ -175,30 +181,18 @@ class QdrantExporter(Exporter):
         async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
             refused += unfit
             await replace_generations(replacing, encoded)
-            await self._sweep(encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)
         return ReplaceReport(records, size, tuple(refused))
-
-    async def _sweep(self, files: Sequence[FileWrites[PointWrite]]) -> None:
-        """Delete what no head told of: records whose chunk 0 was lost, or written by something else under these files' ids."""
-        names = (await self._store.limits()).names
-        for some in slices(files, count=names):
-            kept = models.Filter(must_not=[layout.one_of("record_set_hash", [file.record_set_hash for file in some])])
-            for (tenant_id, export_config_id), file_ids in by_config([file.key for file in some]).items():
-                await self._delete("delete stray records", [*layout.scope(tenant_id, export_config_id, file_ids), kept])
-
-    async def _delete(self, action: str, where: Sequence[models.Condition]) -> None:
-        selected = models.FilterSelector(filter=models.Filter(must=list(where)))
-        await self._store.call(action, lambda client: client.delete(self.collection, selected, wait=True))
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """Three requests for every 500 files: what a crash leaves between them has a marked chunk 0."""
         for file_ids in slices(parsed_directory_file_ids, count=(await self._store.limits()).names):
             where = layout.scope(self.context.tenant_id, export_config_id, file_ids)
             await self._mark_emptying([*where, layout.equals("chunk_index", 0)])
-            await self._delete("delete files", [*where, models.Filter(must_not=[layout.equals("chunk_index", 0)])])
-            await self._delete("delete files", where)
+            bodies = models.Filter(must=[*where], must_not=[layout.equals("chunk_index", 0)])
+            await self._store.delete_where("delete files", bodies)
+            await self._store.delete_where("delete files", models.Filter(must=[*where]))
 
     async def _mark_emptying(self, where: Sequence[models.Condition]) -> None:
         heads, marker = models.Filter(must=list(where)), {layout.PENDING: EMPTYING}
@@ -236,8 +230,9 @@ class QdrantExporter(Exporter):
         counts: dict[str, int] = {}
         async for records in self._store.pages("count records", models.Filter(must=list(where)), ["parsed_directory_file_id"]):
             for record in records:
-                file_id = (record.payload or {})["parsed_directory_file_id"]
-                counts[file_id] = counts.get(file_id, 0) + 1
+                file_id = (record.payload or {}).get("parsed_directory_file_id")
+                if isinstance(file_id, str):
+                    counts[file_id] = counts.get(file_id, 0) + 1
         return list(counts.items())
 
     async def _rows(self, where: models.Filter, page: int) -> list[models.Record]:

@@ -8,7 +8,7 @@ from typing import Final
 from qdrant_client import models
 
 from pipeline.sinks import qdrant_layout as layout
-from pipeline.sinks.generations import FileKey, Head
+from pipeline.sinks.generations import FileKey, FileWrites, Head
 from pipeline.sinks.qdrant_layout import PointWrite
 from pipeline.sinks.qdrant_store import Limits, QdrantStore
 from pipeline.sinks.slicing import slices
@@ -72,12 +72,20 @@ class QdrantGenerations:
         points = models.PointIdsList(points=list(ids))
         await self._store.call("delete old records", lambda client: client.delete(self._collection, points, wait=True))
 
+    async def sweep(self, files: Sequence[FileWrites[PointWrite]]) -> None:
+        for some in slices(files, count=self._limits.names):
+            kept = models.Filter(must_not=[layout.one_of("record_set_hash", [file.record_set_hash for file in some])])
+            for (tenant_id, export_config_id), file_ids in by_config([file.key for file in some]).items():
+                where = models.Filter(must=[*layout.scope(tenant_id, export_config_id, file_ids), kept])
+                await self._store.delete_where("delete stray records", where)
+
 
 async def read_heads(store: QdrantStore, tenant_id: str, where: Sequence[models.Condition]) -> AsyncIterator[list[Head]]:
     """Chunk 0 of every version of the files a scope holds, a page at a time."""
     heads = models.Filter(must=[*where, layout.equals("chunk_index", 0)])
     async for records in store.pages("list files", heads, [*layout.SNAPSHOT_KEYS, layout.PENDING]):
-        yield [layout.head(record.payload or {}, tenant_id) for record in records]
+        found = [layout.head(record.payload or {}, tenant_id) for record in records]
+        yield [head for head in found if head]
 
 
 def by_config(keys: Sequence[FileKey]) -> dict[tuple[str, str], list[str]]:

@@ -26,8 +26,9 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType, Snapshot
 from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, fields_of_file
-from pipeline.sinks.generations import FileKey, FileWrites, Head
+from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
+from pipeline.sinks.reading import to_array, to_vectors
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, chunk_ids, record_schema
 from pipeline.sinks.refusals import check_vectors
 
@@ -227,38 +228,22 @@ def _sizes(table: pa.Table, nodes: pa.Array, vector_sizes: npt.NDArray[np.int64]
 
 
 def decode(points: Sequence[models.Record | models.ScoredPoint], dimension: int, *, vectors: bool) -> pa.Table:
-    """Points as rows of ``record_schema``, without ``embedding`` unless they were read with their vectors.
-
-    A vector somebody has removed reads as NaN.
-    """
+    """Points as rows of ``record_schema``, without ``embedding`` unless they were read with their vectors."""
     schema = record_schema(dimension)
     held = [item for item in schema if vectors or item.name != "embedding"]
     payloads = [point.payload or {} for point in points]
     columns: dict[str, pa.Array] = {"id": pa.array([str(point.id) for point in points], pa.string())}
     for name in RECORD_KEYS:
-        columns[name] = _column([payload.get(name) for payload in payloads], schema.field(name).type)
+        columns[name] = to_array([payload.get(name) for payload in payloads], schema.field(name))
     if vectors:
-        absent = [np.nan] * dimension
-        found = [point.vector.get(VECTOR, absent) if isinstance(point.vector, dict) else absent for point in points]
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(pa.array(np.array(found, np.float32).reshape(-1)), dimension)
+        found = [point.vector.get(VECTOR) if isinstance(point.vector, dict) else None for point in points]
+        columns["embedding"] = to_vectors(found, dimension)
     return pa.table([columns[item.name] for item in held], schema=pa.schema(held))
 
 
-def _column(values: list[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(kind):
-        values = [value and datetime.fromisoformat(value) for value in values]
-    return pa.array(values, kind)
-
-
-def head(payload: Mapping[str, Any], tenant_id: str) -> Head:
+def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:
     """Chunk 0 of a version, from SNAPSHOT_KEYS and PENDING of its payload."""
-    modified = payload["source_modified_at"]
-    snapshot = Snapshot(
-        **{name: payload[name] for name in SNAPSHOT_KEYS if name != "source_modified_at"},
-        source_modified_at=modified and datetime.fromisoformat(modified),
-    )
-    key = FileKey(tenant_id, snapshot.export_config_id, snapshot.parsed_directory_file_id)
-    return Head(key, snapshot, payload.get(PENDING))
+    return read_head({**payload, "tenant_id": tenant_id}, payload.get(PENDING))
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> list[models.Condition]:

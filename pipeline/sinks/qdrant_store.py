@@ -220,6 +220,11 @@ class QdrantStore:
                 return
             offset = cast(models.ExtendedPointId, following)
 
+    async def delete_where(self, action: str, where: models.Filter) -> None:
+        """Delete the points a filter finds, and wait until they are gone."""
+        selected = models.FilterSelector(filter=where)
+        await self.call(action, lambda client: client.delete(self.collection, selected, wait=True))
+
     async def call(self, action: str, ask: Ask[T]) -> T:
         """The answer, asked for again while the server is busy (ten times in all) or out of reach (three times).
 

@@ -24,6 +24,7 @@ from pipeline.documents.arrow import ATTACHMENT_TYPE as ATTACHMENT_TYPE
 from pipeline.documents.arrow import CHUNK_FIELDS as CHUNK_FIELDS
 from pipeline.documents.models import Attachment, MetadataValue
 from pipeline.embedding.base import ModelIdentity
+from pipeline.sinks.reading import ALTERED_INTEGER, from_json
 
 RECORD_VERSION = "1"
 """Changes when the fields of a record, or what they mean, change: every file is then written again, none embedded."""
@@ -46,6 +47,13 @@ _FILE_KEY = ("tenant_id", "export_config_id", "parsed_directory_file_id")
 _AS_GIVEN = (*_FILE_KEY, "file_name", "content_fingerprint_hash", "source_modified_at")
 """What of a file's provenance its records have as it is."""
 _CHUNK_NAMES = [field.name for field in CHUNK_FIELDS]
+
+_ABSENT = {
+    field.name: ALTERED_INTEGER if pa.types.is_integer(field.type) else ""
+    for field in (*CHUNK_FIELDS, *_FILE_FIELDS, pa.field("record_set_hash", pa.string(), nullable=False))
+    if not field.nullable and not pa.types.is_nested(field.type)
+}
+"""What a ChunkRecord has of a field that another program has removed."""
 
 HASHED_FIELDS: tuple[str, ...] = tuple(f.name for f in (*CHUNK_FIELDS, *_FILE_FIELDS))
 """What ``record_set_hash`` covers: every field but ids, vectors and the hash itself."""
@@ -266,7 +274,7 @@ def group_files(table: pa.Table) -> Iterator[pa.Table]:
         return
     changed = np.zeros(ordered.num_rows - 1, bool)
     for name in _FILE_KEY:
-        codes = ordered[name].combine_chunks().dictionary_encode().indices.to_numpy()
+        codes = ordered[name].combine_chunks().dictionary_encode(null_encoding="encode").indices.to_numpy()
         changed |= codes[1:] != codes[:-1]
     starts = [0, *(np.flatnonzero(changed) + 1).tolist(), ordered.num_rows]
     for start, end in pairwise(starts):
@@ -300,17 +308,18 @@ def _checked_file(rows: pa.Table) -> FileRecords:
 
 
 def to_records(table: pa.Table) -> list[ChunkRecord]:
-    """Rows of ``record_schema`` (``embedding`` may be absent) as ChunkRecords."""
-    return [
-        ChunkRecord(
-            **{
-                **row,
-                "attachments": tuple(Attachment(**a) for a in row["attachments"]),
-                "metadata": json.loads(row["metadata"]),
-            }
-        )
-        for row in table.drop_columns([c for c in ("embedding",) if c in table.column_names]).to_pylist()
-    ]
+    """Rows of ``record_schema`` (``embedding`` may be absent) as ChunkRecords: of an altered one, what can still be read."""
+    rows = table.drop_columns([c for c in ("embedding",) if c in table.column_names]).to_pylist()
+    return [ChunkRecord(**_legible(row)) for row in rows]
+
+
+def _legible(row: dict[str, Any]) -> dict[str, Any]:
+    metadata = from_json(row["metadata"])
+    return {
+        **{name: _ABSENT[name] if value is None and name in _ABSENT else value for name, value in row.items()},
+        "attachments": tuple(Attachment(**found) for found in row["attachments"] or () if found),
+        "metadata": metadata if isinstance(metadata, dict) else {},
+    }
 
 
 def from_records(records: Sequence[ChunkRecord], embeddings: Sequence[Sequence[float]], dimension: int) -> pa.Table:

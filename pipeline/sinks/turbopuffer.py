@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
-from datetime import datetime
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
@@ -37,6 +36,7 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import fuse_hits
+from pipeline.sinks.generations import MOST_NAMED, read_head, to_snapshots
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
@@ -104,11 +104,9 @@ class TurbopufferExporter(Exporter):
         await self._fill_added_fields()
 
     async def _check_model(self) -> None:
-        query = {
-            "rank_by": ("id", "asc"),
-            "filters": ("embedding_model", "NotEq", self.context.model.fingerprint),
-            "limit": 1,
-        }
+        """A document without a model is one that another program has altered: the namespace's schema is ours."""
+        others = [("embedding_model", "NotEq", found) for found in (self.context.model.fingerprint, None)]
+        query = {"rank_by": ("id", "asc"), "filters": ("And", others), "limit": 1}
         if (await self._store.query("read the model", query))["rows"]:
             raise SinkConflict(
                 f"Turbopuffer namespace {self.namespace!r} holds vectors of another model than {self.context.model.name!r}; "
@@ -124,13 +122,15 @@ class TurbopufferExporter(Exporter):
             return
         lacking = ("Or", [("Not", (layout.FILTER_FIELDS, "ContainsAny", [key])) for key in self._declared])
         where = ("And", [("tenant_id", "Eq", self.context.tenant_id), ("chunk_index", "Eq", 0), lacking])
-        needed = ["export_config_id", "parsed_directory_file_id", "chunk_count", "record_set_hash", "metadata_json"]
-        wanted = [*needed, layout.FILTER_FIELDS, *self._declared]
+        wanted = [*layout.FILLED_BY, "metadata_json", layout.FILTER_FIELDS, *self._declared]
         async for rows in self._store.pages("find metadata to fill in", where, wanted):
-            fills = await asyncio.to_thread(lambda heads: [layout.fill(head, self._declared) for head in heads], rows)
+            fills = await asyncio.to_thread(self._fills, rows)
             for some in slices(fills, count=len(fills), size=_FILLED_PER_REQUEST, size_of=lambda item: item.count):
                 body = layout.fill_body(some, self.context.tenant_id, self._declared)
                 await self._store.write("fill metadata fields", body)
+
+    def _fills(self, heads: Sequence[Row]) -> list[layout.Fill]:
+        return [fill for head in heads if (fill := layout.fill(head, self._declared))]
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One atomic write for up to 500 files and about 32 MB; a larger file has a write of its own, of up to 512 MB."""
@@ -165,10 +165,14 @@ class TurbopufferExporter(Exporter):
         return ReplaceReport(sum(item.file.table.num_rows for item in files), len(body))
 
     async def _old_counts(self, files: Sequence[EncodedFile]) -> dict[str, int]:
-        """How many chunks stand behind each file's chunk 0 now, by the chunk's id, which no other tenant or config shares."""
+        """How many chunks stand behind each file's chunk 0 now, by the chunk's id, which no other tenant or config shares.
+
+        None behind one that another program has altered, or too many to name: the filter of the write takes these.
+        """
         ids = [layout.first_id(item.file) for item in files]
         pages = self._store.pages("read what is replaced", ("id", "In", ids), ["chunk_count"])
-        return {row["id"]: row["chunk_count"] async for rows in pages for row in rows}
+        counts = {row["id"]: row.get("chunk_count") async for rows in pages for row in rows}
+        return {found: count for found, count in counts.items() if isinstance(count, int) and count <= MOST_NAMED}
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """A delete by filter for every 500 files, again while it answers that documents remain (it takes 5 million)."""
@@ -184,12 +188,12 @@ class TurbopufferExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
         """One query for every 10,000 files, or for every 500 named ones."""
-        attributes = [field.name for field in fields(Snapshot)]
+        attributes = ["tenant_id", *(field.name for field in fields(Snapshot))]
         snapshots = []
         for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
             where = ("And", [self._scope(export_config_id, file_ids), ("chunk_index", "Eq", 0)])
             async for rows in self._store.pages("list snapshots", where, attributes):
-                snapshots += [_snapshot(row) for row in rows]
+                snapshots += [found for row in rows if (head := read_head(row, None)) for found in to_snapshots([head])]
         return snapshots
 
     async def fetch_records(
@@ -270,13 +274,6 @@ class TurbopufferExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _snapshot(row: Row) -> Snapshot:
-    values: dict[str, Any] = {field.name: row.get(field.name) for field in fields(Snapshot)}
-    if values["source_modified_at"] is not None:
-        values["source_modified_at"] = datetime.fromisoformat(values["source_modified_at"])
-    return Snapshot(**values)
 
 
 def _ordered(rows: Sequence[Row], dimension: int) -> pa.Table:

@@ -12,7 +12,6 @@ import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import chain, repeat
 from typing import Any, Final
 
@@ -24,6 +23,7 @@ from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
+from pipeline.sinks.reading import from_json, to_array, to_vectors
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, record_schema
 from pipeline.sinks.refusals import check_vectors
 
@@ -302,9 +302,18 @@ class Fill:
     values: Mapping[str, FieldValue]
 
 
-def fill(head: Row, declared: Mapping[str, MetadataType]) -> Fill:
-    """Declared fields as the metadata has them; where the records have them already, chunk 0 alone is told that they have."""
-    values = fitting_values(head["metadata_json"], declared)
+FILLED_BY: Final = ("export_config_id", "parsed_directory_file_id", "chunk_count", "record_set_hash")
+"""What of a chunk 0 says which records are filled."""
+
+
+def fill(head: Row, declared: Mapping[str, MetadataType]) -> Fill | None:
+    """Declared fields as the metadata has them; where the records have them already, chunk 0 alone is told that they have.
+
+    ``None`` for a file that another program has altered, which the next run replaces.
+    """
+    if any(head.get(name) is None for name in FILLED_BY):
+        return None
+    values = fitting_values(head.get("metadata_json"), declared)
     complete = all(head.get(key) == value for key, value in values.items())
     covered = sorted({*(head.get(FILTER_FIELDS) or ()), *declared})
     return Fill(head, 1 if complete else head["chunk_count"], {**values, FILTER_FIELDS: covered})
@@ -336,13 +345,8 @@ def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
 def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
     values: list[Any] = [row.get(attribute_name(field.name)) for row in rows]
     if field.name == "embedding":
-        flat = np.frombuffer(b"".join(base64.b64decode(value) for value in values), "<f4")
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.float32()), dimension)
-    if pa.types.is_timestamp(field.type):
-        values = [value and datetime.fromisoformat(value) for value in values]
-    elif pa.types.is_list(field.type):
-        values = [json.loads(value) for value in values]
-    return pa.array(values, field.type)
+        return to_vectors(values, dimension, lambda value: np.frombuffer(base64.b64decode(value), "<f4"))
+    return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:

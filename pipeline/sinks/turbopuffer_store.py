@@ -150,7 +150,8 @@ class TurbopufferStore:
         """How many documents have each value of an attribute, up to 10,000 values a page, in the order of the values."""
         last: str | None = None
         while True:
-            after: Filter = where if last is None else ("And", [where, (attribute, "Gt", last)])
+            following = (attribute, "NotEq", None) if last is None else (attribute, "Gt", last)
+            after: Filter = ("And", [where, following])
             query = {"aggregate_by": {"documents": ("Count",)}, "group_by": [attribute], "filters": after, "limit": MAX_LIMIT}
             try:
                 groups = (await self.query(action, query))["aggregation_groups"]

@@ -90,7 +90,10 @@ def _differences(sink: str, file_id: str, expected: pa.Table, held: pa.Table) ->
     wanted_at = {index: position for position, index in enumerate(wanted)}
     found: dict[int, list[tuple[int, Mapping[str, Any]]]] = defaultdict(list)
     for position, row in enumerate(held.select(_COMPARED).to_pylist()):
-        found[row["chunk_index"]].append((position, row))
+        if row["chunk_index"] is None:
+            yield Finding("altered_metadata", sink, file_id, None, "a record has no chunk_index")
+        else:
+            found[row["chunk_index"]].append((position, row))
     for index in sorted(wanted.keys() - found.keys()):
         yield Finding("missing_chunk", sink, file_id, index, f"chunk {index} of {len(wanted)} is missing")
     expected_directions, held_directions = _directions(expected), _directions(held)

@@ -223,7 +223,10 @@ class _SinkVectors:
         return found
 
     def _vectors(self, table: pa.Table) -> Mapping[bytes, npt.NDArray[np.float32]]:
+        """Those of records that another program has left a text and a vector."""
         model = self._export.embedder.identity
         rows = table.filter(pc.equal(table["embedding_model"], model.fingerprint))
+        rows = rows.filter(pc.and_(rows["content"].is_valid(), rows["context"].is_valid()))
         vectors = vector_matrix(rows["embedding"].combine_chunks(), model.dimension)
-        return {embedding_digest(text): vector for text, vector in zip(embedding_texts(rows), vectors, strict=True)}
+        found = zip(embedding_texts(rows), vectors, strict=True)
+        return {embedding_digest(text): vector for text, vector in found if np.isfinite(vector).all()}

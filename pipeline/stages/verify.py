@@ -16,7 +16,7 @@ import pyarrow as pa
 from pipeline.errors import SINK_ERRORS, SinkConflict
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
-from pipeline.sinks.generations import PENDING_PREFIX
+from pipeline.sinks.generations import PENDING_PREFIX, is_altered
 from pipeline.sinks.records import EMPTY_RECORD_SET, group_files, record_set_hash
 from pipeline.stages.export import Export
 from pipeline.stages.findings import Finding, FindingKind, compare_file
@@ -156,7 +156,9 @@ def _check_snapshot(
     exporter: Exporter, file_id: str, of_file: list[Snapshot], expected: _Expected, found: SinkVerification
 ) -> None:
     snapshot = next((s for s in of_file if s.record_set_hash.startswith(PENDING_PREFIX)), of_file[0])
-    if snapshot.record_set_hash.startswith(PENDING_PREFIX):
+    if is_altered(snapshot):
+        found.add("altered_metadata", file_id, "its first record lacks a field, or has one of another type")
+    elif snapshot.record_set_hash.startswith(PENDING_PREFIX):
         found.add("pending", file_id, "a replace was left half-way")
     elif len(of_file) > 1:
         found.add("duplicate", file_id, f"{len(of_file)} first chunks")

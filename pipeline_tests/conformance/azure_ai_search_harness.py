@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
+from pipeline.sinks.azure_layout import PENDING, attribute_name
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline_tests.conformance.harness import MODEL
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
@@ -31,6 +32,8 @@ class AzureAISearchUnderTest:
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
     emulator: AzureAISearchEmulator | None = None
+    holds_types: bool = True
+    always_there: Sequence[str] = ()
     indexes: set[str] = field(default_factory=set)
     """Every index it was asked to open."""
 
@@ -44,6 +47,17 @@ class AzureAISearchUnderTest:
 
     async def settle(self, exporter: Exporter) -> None:
         """A method that writes returns when searches show what it wrote."""
+
+    def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        assert self.emulator is not None
+        self.emulator.engine.settle()
+        indexes = self.emulator.engine.indexes.values()
+        stored = [document for index in indexes for document in (*index.stored.values(), *index.visible.values())]
+        address = (file_id, chunk_index)
+        found = [held for held in stored if (held["parsed_directory_file_id"], held["chunk_index"]) == address]
+        assert found
+        for document in found:
+            document[PENDING if field == "pending" else attribute_name(field)] = value
 
     def fresh_emulator(self) -> AzureAISearchEmulator:
         """The emulator, empty, whatever the last test left behind."""

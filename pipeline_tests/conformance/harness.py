@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -50,6 +50,10 @@ FIELDS: dict[str, MetadataType] = {
 }
 
 
+ALTERABLE = ("azure_ai_search", "mongodb", "pinecone", "qdrant", "turbopuffer")
+"""Sinks whose harness makes an AlterableSink."""
+
+
 class SinkUnderTest(Protocol):
     """One store and how to reach it."""
 
@@ -77,6 +81,20 @@ class SinkUnderTest(Protocol):
         ...
 
 
+class AlterableSink(SinkUnderTest, Protocol):
+    """A store that does not keep other programs from altering a record."""
+
+    holds_types: bool
+    """Whether a field can be removed but not be given a value of another type."""
+
+    always_there: Sequence[str]
+    """What cannot be altered, because the store holds no record without it or the sink has no such thing."""
+
+    def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        """Give a field of a record another value, or remove it (``None``), behind the sink's back; ``pending`` is its marker."""
+        ...
+
+
 HarnessFactory = Callable[[Path], AbstractContextManager[SinkUnderTest]]
 
 
@@ -84,6 +102,14 @@ def load_harness(name: str) -> HarnessFactory:
     module, _, attribute = HARNESSES[name].partition(":")
     factory: HarnessFactory = getattr(importlib.import_module(module), attribute)
     return factory
+
+
+def put(fields: MutableMapping[str, Any], name: str, value: object) -> None:
+    """Set a field, or remove it."""
+    if value is None:
+        fields.pop(name, None)
+    else:
+        fields[name] = value
 
 
 def unit_vectors(seed: str, count: int, dimension: int = MODEL.dimension) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymongo import MongoClient
 from pymongo.asynchronous.collection import AsyncCollection
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.mongodb import MongoDBExporter, MongoDBSettings
+from pipeline.sinks.mongodb_layout import field_name
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.emulators.atlas_search import AtlasSearch
 
@@ -40,6 +42,8 @@ class MongoDBUnderTest:
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
     secrets: Sequence[str] = (PASSWORD, "s3cret-p@ss", UNREACHABLE_URI)
+    holds_types: bool = False
+    always_there: Sequence[str] = ()
     collections: set[str] = field(default_factory=set)
     """Every collection it was asked to open."""
 
@@ -54,6 +58,18 @@ class MongoDBUnderTest:
     async def settle(self, exporter: Exporter) -> None:
         if self.search:
             self.search.catch_up()
+
+    def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        assert self.server is not None
+        name = field_name(field)
+        change = {"$unset": {name: ""}} if value is None else {"$set": {name: value}}
+        client: MongoClient[dict[str, Any]] = MongoClient(self.server.uri)
+        with client:
+            database = client[self.settings.database]
+            where = {"parsed_directory_file_id": file_id, "chunk_index": chunk_index}
+            names = database.list_collection_names()
+            changed = sum(database[collection].update_one(where, change).modified_count for collection in names)
+        assert changed == 1
 
 
 @contextmanager

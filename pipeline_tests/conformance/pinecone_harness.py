@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
+from pipeline_tests.conformance.harness import put
 from pipeline_tests.emulators.pinecone import PineconeEmulator
 
 
@@ -23,6 +24,8 @@ class PineconeUnderTest:
     emulator: PineconeEmulator | None = None
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = 40_960
+    holds_types: bool = False
+    always_there: Sequence[str] = ("embedding",)
     indexes: set[str] = field(default_factory=set)
 
     def make_exporter(self, context: SinkContext) -> Exporter:
@@ -38,6 +41,15 @@ class PineconeUnderTest:
             self.emulator.settle()
             return
         await exporter.optimize()
+
+    def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        assert self.emulator is not None
+        engines = [index.engine for index in self.emulator.indexes.values()]
+        records = [record for engine in engines for name in engine.namespaces for record in engine.settled(name).values()]
+        found = [record["metadata"] for record in records]
+        address = (file_id, float(chunk_index))
+        (metadata,) = [held for held in found if (held.get("parsed_directory_file_id"), held.get("chunk_index")) == address]
+        put(metadata, {"content": "_node_content", "metadata": "metadata_json"}.get(field, field), value)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
+from pipeline.sinks.qdrant_layout import PENDING
+from pipeline_tests.conformance.harness import put
 from pipeline_tests.emulators.qdrant import QdrantEmulator
 
 
@@ -21,6 +23,9 @@ class QdrantUnderTest:
     secrets: Sequence[str] = ()
     vector_tolerance: float = 1e-6
     max_content_bytes: int | None = None
+    emulator: QdrantEmulator | None = None
+    holds_types: bool = False
+    always_there: Sequence[str] = ()
 
     def make_exporter(self, context: SinkContext) -> Exporter:
         return QdrantExporter(self.settings, context)
@@ -31,6 +36,19 @@ class QdrantUnderTest:
     async def settle(self, exporter: Exporter) -> None:
         """Every write waits until it is applied."""
 
+    def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        assert self.emulator is not None
+        points = [point for collection in self.emulator.engine.collections.values() for point in collection.points.values()]
+        (point,) = [
+            point
+            for point in points
+            if (point.payload.get("parsed_directory_file_id"), point.payload.get("chunk_index")) == (file_id, chunk_index)
+        ]
+        if field == "embedding":
+            point.vectors.clear()
+        else:
+            put(point.payload, PENDING if field == "pending" else field, value)
+
 
 @contextmanager
 def qdrant(directory: Path) -> Iterator[QdrantUnderTest]:
@@ -38,7 +56,8 @@ def qdrant(directory: Path) -> Iterator[QdrantUnderTest]:
         patch.setenv("QDRANT_API_KEY", emulator.api_key)
         patch.delenv("QDRANT_URL", raising=False)
         unreachable = QdrantSettings(url="http://user:secret-word@127.0.0.1:9")
-        yield QdrantUnderTest(QdrantSettings(url=emulator.url), unreachable, (emulator.api_key, "secret-word"))
+        settings = QdrantSettings(url=emulator.url)
+        yield QdrantUnderTest(settings, unreachable, (emulator.api_key, "secret-word"), emulator=emulator)
 
 
 @contextmanager

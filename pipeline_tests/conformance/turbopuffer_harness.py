@@ -12,6 +12,7 @@ import pytest
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
+from pipeline.sinks.turbopuffer_layout import attribute_name
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 
@@ -22,6 +23,8 @@ class TurbopufferUnderTest:
     vector_tolerance: float = 0.0
     max_content_bytes: int | None = None
     emulator: TurbopufferEmulator | None = None
+    holds_types: bool = True
+    always_there: Sequence[str] = ("embedding", "pending")
     namespaces: set[str] = field(default_factory=set)
     """Every namespace it was asked to open."""
 
@@ -35,6 +38,14 @@ class TurbopufferUnderTest:
 
     async def settle(self, exporter: Exporter) -> None:
         """Every query sees every write."""
+
+    def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        assert self.emulator is not None
+        namespaces = self.emulator.engine.namespaces.values()
+        documents = [document for namespace in namespaces for document in namespace.documents.values()]
+        address = (file_id, chunk_index)
+        (found,) = [held for held in documents if (held["parsed_directory_file_id"], held["chunk_index"]) == address]
+        found[attribute_name(field)] = value
 
     def fresh_emulator(self) -> TurbopufferEmulator:
         """The emulator, empty, whatever the last test left behind."""

@@ -103,11 +103,20 @@ class ModelStore:
         await self._change(self._ids([write.id for write in heads]), lambda some: self._set_pending(some, None))
 
     async def delete(self, ids: Sequence[str]) -> None:
-        def apply(some: Sequence[str]) -> None:
-            for found in some:
-                self.records.pop(found, None)
+        await self._change(self._ids(ids), self._drop)
 
-        await self._change(self._ids(ids), apply)
+    async def sweep(self, files: Sequence[FileWrites[Write]]) -> None:
+        """Finds what is there when its turn has come."""
+        await self.turn()
+        kept = {file.key: file.generation for file in files}
+        self._changed(
+            [found for found, write in self.records.items() if kept.get(write.key, write.generation) != write.generation],
+            self._drop,
+        )
+
+    def _drop(self, ids: Sequence[str]) -> None:
+        for found in ids:
+            self.records.pop(found, None)
 
     def _ids(self, ids: Sequence[str]) -> Sequence[str]:
         assert 0 < len(ids) <= self.max_ids
@@ -120,6 +129,9 @@ class ModelStore:
 
     async def _change(self, items: Sequence[T], apply: Callable[[Sequence[T]], None]) -> None:
         await self.turn()
+        self._changed(items, apply)
+
+    def _changed(self, items: Sequence[T], apply: Callable[[Sequence[T]], None]) -> None:
         number = self.changes
         self.changes += 1
         self.largest = max(self.largest, len(items))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SinkUnavailable
-from pipeline.sinks.generations import FileKey, FileWrites, remove_generations, replace_generations
+from pipeline.sinks.generations import FileKey, FileWrites, Generation, remove_generations, replace_generations
 from pipeline_tests.sinks.generation_model import KEYS, Crash, Fault, ModelStore, Write, content, run, settle
 
 SIZES = (0, 1, 2, 6)
@@ -111,9 +112,9 @@ async def test_requests_grow_with_records_not_with_files() -> None:
     keys = [FileKey("prj", "cfg", f"dfl-{n}") for n in range(200)]
     store = ModelStore(max_records=500, max_bytes=10**6, max_ids=1000)
     await replace_generations(store, [content(key, "old", 3) for key in keys])
-    assert (store.reads, store.changes) == (1, 1 + 2 + 1)
+    assert (store.reads, store.changes) == (1, 1 + 2 + 1 + 1)
     await replace_generations(store, [content(key, "new", 3) for key in keys])
-    assert (store.reads, store.changes) == (2, 4 + 1 + 2 + 1 + 1)
+    assert (store.reads, store.changes) == (2, 5 + 1 + 2 + 1 + 1 + 1)
 
 
 async def test_every_upsert_carries_the_marked_head_of_what_it_writes() -> None:
@@ -130,6 +131,30 @@ async def test_every_upsert_carries_the_marked_head_of_what_it_writes() -> None:
     for writes in requests:
         heads = {write.generation for write in writes if write.pending}
         assert heads == {write.generation for write in writes}
+
+
+async def test_a_head_that_gives_another_count_costs_the_version_it_is_replaced_by_nothing() -> None:
+    store = ModelStore()
+    wanted = content(KEYS[0], "v", 5)
+    altered = Write(wanted.ids[0], KEYS[0], Generation(wanted.record_set_hash, 2), 0)
+    store.records[altered.id] = altered
+    assert await run(store, wanted)
+    store.assert_holds(wanted)
+
+
+async def test_records_no_head_tells_of_go_before_the_file_looks_finished() -> None:
+    old, new = content(KEYS[0], "old", 5), content(KEYS[0], "new", 2)
+    store = await _stored(old)
+    del store.records[old.ids[0]]
+
+    def watch() -> None:
+        left = store.held() & set(old.writes)
+        assert not left or store.snapshots()[KEYS[0].file_id].record_set_hash.startswith("pending:")
+
+    store.records[new.ids[0]] = replace(new.writes[0], pending=str(new.generation))
+    store.watch = watch
+    assert await run(store, new)
+    store.assert_holds(new)
 
 
 async def test_removing_deletes_every_generation_of_the_named_files_only() -> None:

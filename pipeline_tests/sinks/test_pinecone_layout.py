@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from pipeline.embedding.base import ModelIdentity
-from pipeline.errors import RecordRefused, SinkConflict
+from pipeline.errors import RecordRefused
 from pipeline.sinks import pinecone_layout as layout
 from pipeline.sinks.generations import Generation
 from pipeline.sinks.pinecone_layout import RecordKey, Write
@@ -175,11 +175,10 @@ def test_ids_longer_than_pinecone_holds_are_refused() -> None:
     assert len(encoded(make_file(["a"], file_id="d" * 469))[0].id) == 512
 
 
-def test_a_record_written_by_others_is_named() -> None:
-    with pytest.raises(SinkConflict, match="'stray'"):
-        layout.decode([("stray", {"text": "x"}, [0.0] * 16)], 16)
-    with pytest.raises(SinkConflict, match="'stray'"):
-        layout.to_head("stray", {"chunk_index": 0.0})
+def test_a_record_written_by_others_is_no_head_and_equals_nothing_we_write() -> None:
+    assert layout.to_head({"chunk_index": 0.0}) is None
+    (row,) = layout.decode([("stray", {"text": "x", "_node_content": "[]"}, [0.0] * 16)], 16).to_pylist()
+    assert {value for name, value in row.items() if name not in ("id", "embedding")} == {None}
 
 
 def test_an_empty_file_has_no_records() -> None:

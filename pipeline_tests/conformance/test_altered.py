@@ -1,0 +1,212 @@
+"""Stores that let any program alter a record: the file is named and mended, and costs no other file anything."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pipeline.sinks import backoff
+from pipeline.sinks.base import SearchRequest, SinkContext
+from pipeline.sinks.records import FileRecords
+from pipeline.stages.erase import erase
+from pipeline.stages.findings import compare_file
+from pipeline.stages.rebuild import rebuild_lake
+from pipeline.stages.repair import repair
+from pipeline.stages.verify import verify
+from pipeline_tests.conformance.harness import (
+    ALTERABLE,
+    FIELDS,
+    MODEL,
+    AlterableSink,
+    Bench,
+    load_harness,
+    matrix,
+    provisioned_bench,
+)
+from pipeline_tests.world import World, open_world
+
+ADDRESS = ("tenant_id", "export_config_id", "parsed_directory_file_id")
+REMOVED = (
+    *ADDRESS,
+    "chunk_count",
+    "chunk_index",
+    "content",
+    "attachments",
+    "content_fingerprint_hash",
+    "embedding",
+    "embedding_model",
+    "metadata",
+    "record_set_hash",
+    "source_modified_at",
+)
+OF_ANOTHER_TYPE: dict[str, Any] = {
+    "attachments": "x",
+    "chunk_count": "three",
+    "chunk_token_count": 1.5,
+    "content": 5,
+    "content_fingerprint_hash": 5,
+    "metadata": "{",
+    "page_range_start": "one",
+    "record_set_hash": 5,
+    "source_modified_at": "yesterday",
+}
+OTHER_VALUES: dict[str, Any] = {"chunk_count": 2, "pending": "garbage,more:garbage", "record_set_hash": "0" * 64}
+CHANGES: list[tuple[str, Any]] = [
+    *((name, None) for name in REMOVED),
+    *OF_ANOTHER_TYPE.items(),
+    *OTHER_VALUES.items(),
+    ("chunk_count", 10**12),
+]
+
+
+@pytest.fixture(scope="module", params=ALTERABLE)
+def sink(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[AlterableSink]:
+    with load_harness(request.param)(tmp_path_factory.mktemp(request.param)) as under_test:
+        yield cast(AlterableSink, under_test)
+
+
+@pytest.fixture
+async def bench(sink: AlterableSink) -> AsyncIterator[Bench]:
+    async with provisioned_bench(sink) as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def _no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
+
+
+def _changes(sink: AlterableSink) -> list[tuple[str, Any]]:
+    """What another program can do to a record of this store."""
+    possible = [(name, value) for name, value in CHANGES if name not in sink.always_there]
+    return [item for item in possible if not sink.holds_types or item not in OF_ANOTHER_TYPE.items()]
+
+
+async def _unnamed(bench: Bench, files: Iterable[FileRecords]) -> set[str]:
+    """Files of which neither their snapshots nor a comparison field by field tells that they were altered."""
+    snapshots, held = await bench.snapshots(), await bench.held()
+    same = {
+        file.file_id
+        for file in files
+        if file.file_id in snapshots and snapshots[file.file_id].record_set_hash == file.record_set_hash
+    }
+    return {
+        file.file_id
+        for file in files
+        if file.file_id in same and not compare_file("sink", file.file_id, file.table, held[file.file_id])
+    }
+
+
+@pytest.mark.parametrize("chunk_index", [0, 1])
+async def test_files_of_which_a_record_was_altered_are_named_replaced_and_deleted(
+    sink: AlterableSink, bench: Bench, chunk_index: int
+) -> None:
+    changes = {f"{name}={value} of {bench.config}": (name, value) for name, value in _changes(sink)}
+    files = [bench.file(file_id, 5) for file_id in changes]
+    neighbour = bench.file("dfl-neighbour")
+
+    async def alter(*names: str) -> None:
+        for file_id in names:
+            sink.alter(file_id, chunk_index, *changes[file_id])
+        await sink.settle(bench.exporter)
+
+    await bench.replace(*files, neighbour)
+    await alter(*changes)
+    harmless = {file_id for file_id, (name, _) in changes.items() if name == "pending" and chunk_index}
+    assert await _unnamed(bench, files) == harmless
+    request = SearchRequest(bench.config, vector=matrix(neighbour.table)[0], k=500)
+    assert (await bench.search(request))[0].record.parsed_directory_file_id == "dfl-neighbour"
+    neighbour = bench.file("dfl-neighbour", 2, version="v2")
+    await bench.replace(*files, neighbour)
+    await bench.assert_holds(*files, neighbour)
+
+    known = [file_id for file_id, (name, _) in changes.items() if name not in ADDRESS]
+    others = [file for file in files if file.file_id not in known]
+    shorter = [bench.file(file_id, 3, version="v2") for file_id in known]
+    await alter(*known)
+    await bench.replace(*shorter)
+    await bench.assert_holds(*shorter, *others, neighbour)
+
+    await alter(*known)
+    await bench.delete(*known)
+    await bench.assert_holds(*others, neighbour)
+
+
+@pytest.mark.parametrize("name", ["chunk_count", "export_config_id", "metadata", "record_set_hash", "tenant_id"])
+async def test_a_sink_with_an_altered_record_can_be_provisioned_for_another_field(
+    sink: AlterableSink, bench: Bench, name: str
+) -> None:
+    """As every command does that begins after a metadata field was declared."""
+    file_id = f"dfl-{bench.config}"
+    await bench.replace(bench.file(file_id, metadata={"added": "x"}), bench.file("dfl-2", metadata={"added": "x"}))
+    sink.alter(file_id, 0, name, None)
+    context = SinkContext(bench.tenant, MODEL, {**FIELDS, f"field {bench.config}"[:60]: "string"})
+    exporter = sink.make_exporter(context)
+    bench.opened.append(exporter)
+    await exporter.provision()
+    await exporter.list_scopes()
+    assert "dfl-2" in await bench.snapshots(exporter)
+
+
+async def test_a_version_without_its_first_record_is_swept_up_by_a_replace(sink: AlterableSink, bench: Bench) -> None:
+    file_id = f"dfl-{bench.config}"
+    await bench.replace(bench.file(file_id, 4))
+    sink.alter(file_id, 0, "chunk_index", 7)
+    assert await bench.snapshots() == {}
+    new = bench.file(file_id, 2, version="v2")
+    await bench.replace(new)
+    await bench.assert_holds(new)
+
+
+@pytest.fixture
+def world(sink: AlterableSink, tmp_path: Path) -> Iterator[tuple[World, str]]:
+    """With a sink of this store, and that sink's name."""
+    exporter = sink.make_exporter(SinkContext("any", MODEL))
+    settings = exporter.settings.model_dump(mode="json", exclude_defaults=True)
+    asyncio.run(exporter.close())
+    name = next(name for name in ALTERABLE if name.replace("_", "") in type(exporter).__module__.replace("_", ""))
+    with open_world(tmp_path, sinks={name: settings}) as opened:
+        for number in range(3):
+            opened.write(f"doc-{number}.md", f"# Document {number}\n\nThis is the body of document {number}.\n")
+        assert opened.sync().ok
+        yield opened, name
+
+
+def test_verify_names_it_repair_mends_it_alone_and_erase_proves_it_gone(sink: AlterableSink, world: tuple[World, str]) -> None:
+    opened, name = world
+    victim = opened.file_id("doc-0.md")
+    for deep in (False, True):
+        sink.alter(victim, 0, "record_set_hash", None)
+        found = asyncio.run(verify(opened.export, name, deep=deep)).findings
+        assert {finding.file_id for finding in found} == {victim}
+        assert any(finding.kind == "altered_metadata" for finding in found)
+        assert not deep or any("record_set_hash" in finding.detail for finding in found)
+        mended = asyncio.run(repair(opened.export, name, run_id="r1"))
+        assert (mended.ok, mended.replaced) == (True, [victim])
+
+    sink.alter(victim, 0, "content_fingerprint_hash", None)
+    for number in range(3):
+        opened.write(f"doc-{number}.md", f"# Document {number}\n\nNew words of document {number}.\n")
+    assert opened.sync().ok
+    assert asyncio.run(verify(opened.export, name, deep=True)).ok
+
+    sink.alter(victim, 0, "chunk_count", None)
+    assert asyncio.run(erase(opened.export, [victim], run_id="e1")).proved
+    assert opened.names(name) == {"doc-1.md", "doc-2.md"}
+
+
+def test_a_lost_lake_takes_no_vector_of_an_altered_record(sink: AlterableSink, world: tuple[World, str]) -> None:
+    opened, name = world
+    altered = [field for field in ("content", "embedding") if field not in sink.always_there]
+    for number, field in enumerate(altered):
+        sink.alter(opened.file_id(f"doc-{number}.md"), 0, field, None)
+    shutil.rmtree(opened.root / "home" / "lake")
+    rebuilt = asyncio.run(rebuild_lake(opened.export, run_id="r1"))
+    assert rebuilt.embedded.numbers["computed"] == len(altered)
+    assert len(asyncio.run(repair(opened.export, name, run_id="r2")).replaced) == len(altered)
+    assert asyncio.run(verify(opened.export, name, deep=True)).ok
