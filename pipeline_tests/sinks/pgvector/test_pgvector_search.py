@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -130,3 +131,15 @@ async def test_text_search_follows_the_configured_language(database: Database) -
     hits = await bench.search(SearchRequest(bench.config, mode="text", text="closing a gate"))
     assert [hit.record.chunk_index for hit in hits] == [0]
     await bench.close()
+
+
+@pytest.mark.parametrize(("text", "reason"), [("gauge " * 10_000, "at most 50,000 characters"), ("a " * 24_999, "more words")])
+@pytest.mark.parametrize("mode", ["text", "hybrid"])
+async def test_a_text_longer_than_postgresql_takes_is_the_callers_mistake(
+    bench: PgVectorBench, mode: Any, text: str, reason: str
+) -> None:
+    await bench.replace(bench.file("dfl-1", 2))
+    request = SearchRequest(bench.config, mode=mode, vector=unit_vectors("q", 1)[0], text="gauge " * 1_000)
+    assert len(await bench.search(request)) == 2
+    with pytest.raises(ValueError, match=reason):
+        await bench.search(replace(request, text=text))
