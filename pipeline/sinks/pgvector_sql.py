@@ -173,10 +173,14 @@ def scopes(layout: TableLayout) -> sql.Composed:
 
 
 def begin_search(ef_search: int) -> sql.Composed:
-    """How one transaction searches: all queries see one version, and go on in the index until filters let enough through."""
-    return sql.SQL("{}; SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.ef_search = {}").format(
-        sql.SQL(READ_ONE_VERSION), sql.Literal(ef_search)
-    )
+    """How one transaction searches: all queries see one version."""
+    return sql.SQL("{}; {}").format(sql.SQL(READ_ONE_VERSION), scan_index(ef_search))
+
+
+def scan_index(ef_search: int) -> sql.Composed:
+    """Until the transaction ends, searches go on in the vector index until filters have let enough through."""
+    template = "SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.ef_search = {}"
+    return sql.SQL(template).format(sql.Literal(ef_search))
 
 
 SEARCH_EXACTLY: Final = "SET LOCAL enable_indexscan = off"
