@@ -191,13 +191,14 @@ def nearest(layout: TableLayout, where: Where, vector: object, *, candidates: in
     """The ``k`` best records and their cosine similarity, best first.
 
     ``candidates`` come in the index's own order, which is approximate and may be of half precision; they are ranked by the
-    exact distance. ``+ 0`` keeps PostgreSQL from trusting the index's order (documented by the vendor of pgvector).
+    exact distance. ``+ 0`` keeps PostgreSQL from trusting the index's order (documented by the vendor of pgvector). Half floats
+    have no room for a query much longer or shorter than 1, and its length is nothing to the cosine.
     """
     columns = names(record_columns(layout.model.dimension, vectors=False))
     query = where.bind(vector)
     return sql.SQL(
         "WITH nearest AS MATERIALIZED (SELECT {columns}, embedding <=> {query}::vector AS distance FROM {table} "
-        "WHERE {where} ORDER BY {indexed} <=> {query}::{type} LIMIT {candidates}) "
+        "WHERE {where} ORDER BY {indexed} <=> l2_normalize({query}::vector)::{type} LIMIT {candidates}) "
         "SELECT {columns}, 1 - distance FROM nearest ORDER BY distance + 0 LIMIT {k}"
     ).format(
         columns=columns,

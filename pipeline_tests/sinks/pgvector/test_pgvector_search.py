@@ -43,9 +43,10 @@ async def test_wide_vectors_are_indexed_by_half_floats_and_ranked_by_whole_ones(
     await bench.assert_holds(*files)
     vectors = np.vstack([matrix(file.table) for file in files])
     vector = unit_vectors("q", 1, WIDE.dimension)[0]
-    hits = await bench.search(SearchRequest(bench.config, vector=vector, k=5))
     similarity = np.sort(vectors @ vector)[::-1][:5]
-    np.testing.assert_allclose([hit.score for hit in hits], similarity, atol=1e-6)
+    for length in (1, 1e-7, 1e7):
+        hits = await bench.search(SearchRequest(bench.config, vector=vector * np.float32(length), k=5))
+        np.testing.assert_allclose([hit.score for hit in hits], similarity, atol=1e-6)
     query, where = nearest_to(bench, vector)
     assert "halfvec" in bench.vector_index.definition.as_string(None)
     only_the_index = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"
