@@ -11,6 +11,7 @@ record without the key; the other operators never do. Order is defined for numbe
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -88,7 +89,7 @@ def _condition(key: str, kind: MetadataType, operator: str, written: Any) -> Con
 
 
 def _typed(value: Any, kind: MetadataType, where: str) -> FilterValue:
-    if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+    if kind == "float" and isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         value = float(value)
     if kind == "string" and isinstance(value, str):
         value.encode()  # a lone surrogate is no text: UnicodeEncodeError is a ValueError

@@ -100,35 +100,58 @@ def _pinecone(exporter: Any, export_config_id: str) -> NativeStore:
 
 
 def _postgres(exporter: Any, export_config_id: str) -> NativeStore | None:
-    """LlamaIndex's store writes a schema's name in lower case, so it finds no other."""
+    """LlamaIndex's store writes a schema's name in lower case, so it finds no other.
+
+    The vector index is searched as the sink searches it: it goes on until filters have let enough through, its order, which is
+    approximate, is put right, and when it gives up before, the search is exact.
+    """
     import psycopg
     from llama_index.vector_stores.postgres import PGVectorStore
-    from sqlalchemy import create_engine, text
+    from sqlalchemy import create_engine, event, select, text
     from sqlalchemy.ext.asyncio import create_async_engine
 
     from pipeline.sinks import pgvector_sql as statements
 
+    class Store(PGVectorStore):
+        def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+            found = super().query(query, **kwargs)
+            return found if len(found.ids) == query.similarity_top_k else super().query(query, **kwargs, exactly=True)
+
+    def customized(statement: Any, _: Any, *, where: str, k: int, exactly: bool = False, **__: Any) -> Any:
+        """``+ 0`` keeps PostgreSQL from using the index, and from trusting its order."""
+        found = statement.where(text(where))
+        if exactly:
+            found = found.order_by(None).order_by(found.selected_columns.distance.element + 0)
+        nearest = found.limit(k).subquery()
+        return select(nearest).order_by(nearest.c.distance + 0)
+
+    def prepare(query: VectorStoreQuery, conditions: Sequence[Condition]) -> tuple[VectorStoreQuery, dict[str, Any]]:
+        where = statements.filtered(statements.scope(exporter.context.tenant_id, export_config_id), conditions)
+        clause = _without_parameters(where.clause, where.parameters).replace(":", "\\:")
+        return query, {"where": clause, "k": query.similarity_top_k}
+
     settings, layout = exporter.settings, exporter.layout
     if settings.schema_name != settings.schema_name.lower():
         return None
-    dsn = os.environ[settings.dsn_env]
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
-    store = PGVectorStore(
+    url, dsn = "postgresql+psycopg://", os.environ[settings.dsn_env]
+    engine = create_engine(url, creator=lambda: psycopg.connect(dsn, prepare_threshold=None), pool_pre_ping=True)
+    async_engine = create_async_engine(
+        url, async_creator=lambda: psycopg.AsyncConnection.connect(dsn, prepare_threshold=None), pool_pre_ping=True
+    )
+    begin = statements.scan_index(settings.ef_search).as_string(None)
+    for connecting in (engine, async_engine.sync_engine):
+        event.listen(connecting, "begin", lambda connection: connection.exec_driver_sql(begin))
+    store = Store(
         table_name=layout.name.removeprefix("data_"),
         schema_name=settings.schema_name,
         embed_dim=exporter.context.model.dimension,
         use_jsonb=True,
         perform_setup=False,
         engine=engine,
-        async_engine=create_async_engine("postgresql+psycopg://", async_creator=lambda: psycopg.AsyncConnection.connect(dsn)),
-        customize_query_fn=lambda statement, _, **options: statement.where(text(options["where"])),
+        async_engine=async_engine,
+        customize_query_fn=customized,
     )
-
-    def render(conditions: Sequence[Condition]) -> str:
-        where = statements.filtered(statements.scope(exporter.context.tenant_id, export_config_id), conditions)
-        return _without_parameters(where.clause, where.parameters).replace(":", "\\:")
-
-    return NativeStore(store, _by_argument("where", render), close=engine.dispose)
+    return NativeStore(store, prepare, close=engine.dispose)
 
 
 def _without_parameters(clause: Any, parameters: Mapping[str, Any]) -> str:

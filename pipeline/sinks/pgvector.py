@@ -15,7 +15,7 @@ from typing import ClassVar, Final, cast
 
 import numpy as np
 import pyarrow as pa
-from psycopg import sql
+from psycopg import errors, sql
 from pydantic import Field
 
 from pipeline.errors import RecordRefused, SinkConflict
@@ -54,6 +54,8 @@ _LARGEST_EF_SEARCH: Final = 1000
 """Documented by the vendor."""
 
 _HYBRID_DEPTH: Final = 50
+_MAX_TEXT_CHARACTERS: Final = 50_000
+"""Of a search text. The server's time grows with the square of its words: about a second here, a minute at ten times that."""
 
 
 class PgVectorSettings(SinkSettings):
@@ -190,8 +192,13 @@ class PgVectorExporter(Exporter):
                 yield await asyncio.to_thread(codec.decode, rows, dimension)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
-        """Vector search by cosine, text search by words, hybrid by reciprocal rank fusion of the two."""
+        """Vector search by cosine, text search by words, hybrid by reciprocal rank fusion of the two.
+
+        Raises ValueError for a longer text than PostgreSQL takes.
+        """
         self.check_search(request)
+        if request.mode != "vector" and len(cast(str, request.text)) > _MAX_TEXT_CHARACTERS:
+            raise ValueError(f"the search text must have at most {_MAX_TEXT_CHARACTERS:,} characters; shorten it")
         conditions = parse_filters(request.filters, self.context.metadata_fields)
 
         def scope() -> statements.Where:
@@ -231,8 +238,12 @@ class PgVectorExporter(Exporter):
     async def _by_text(
         self, connection: Connection, where: statements.Where, request: SearchRequest, k: int
     ) -> list[tuple[codec.Row, float]]:
+        """The server parses words recursively, and its max_stack_depth may end that."""
         query = statements.matching(self.layout, where, cast(str, request.text), k)
-        return [(row[:-1], row[-1]) for row in await _rows(connection, query, where)]
+        try:
+            return [(row[:-1], row[-1]) for row in await _rows(connection, query, where)]
+        except errors.StatementTooComplex:
+            raise ValueError("the search text has more words than this PostgreSQL server takes; shorten it") from None
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> statements.Where:
         return statements.scope(self.context.tenant_id, export_config_id, file_ids)

@@ -6,9 +6,10 @@ What belongs here: SQL text. Names are composed as identifiers, values are alway
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from hashlib import blake2b
 from typing import Any, Final, LiteralString
 
@@ -21,6 +22,18 @@ from pipeline.sinks.pgvector_table import TableLayout, field_value, is_number, n
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 STAGING: Final = sql.Identifier("pg_temp", "indexport_staging")
 _COMPARISONS: Final[dict[str, LiteralString]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
+_INTEGERS_ARE_FLOATS: Final = 2.0**53
+"""All of them, up to here."""
+
+_DIGITS_OF_A_FLOAT: Final = 310
+"""The most before the point, and one behind it."""
+
+_LARGE: Final[dict[str, LiteralString]] = {
+    "gt": "(NOT {number} {at_most})",
+    "gte": "{number} {at_least}",
+    "lt": "(NOT {number} {at_least})",
+    "lte": "{number} {at_most}",
+}
 _SCOPE: Final = sql.SQL("tenant_id = %(tenant)s AND export_config_id = %(config)s")
 
 
@@ -70,10 +83,26 @@ def _positive(where: Where, condition: Condition) -> sql.Composed:
 
 
 def _compared_number(where: Where, condition: Condition, number: sql.Composable) -> sql.Composed:
-    if condition.operator in _COMPARISONS:
+    large = [value for value in condition.values if isinstance(value, float) and abs(value) >= _INTEGERS_ARE_FLOATS]
+    exact = [_exact(value) for value in condition.values if value not in large]
+    parts = [_compared_large(where, condition.operator, value, number) for value in large]
+    if exact and condition.operator in _COMPARISONS:
         operator = sql.SQL(_COMPARISONS[condition.operator])
-        return sql.SQL("{} {} {}::numeric").format(number, operator, where.bind(_exact(condition.values[0])))
-    return sql.SQL("{} = ANY({}::numeric[])").format(number, where.bind([_exact(value) for value in condition.values]))
+        parts.append(sql.SQL("{} {} {}::numeric").format(number, operator, where.bind(exact[0])))
+    elif exact:
+        parts.append(sql.SQL("{} = ANY({}::numeric[])").format(number, where.bind(exact)))
+    return sql.SQL(" OR ").join(parts)
+
+
+def _compared_large(where: Where, operator: str, value: float, number: sql.Composable) -> sql.Composed:
+    """The table may hold an integer that is no float: it counts as the nearest one, and as the even one of two."""
+    with localcontext(prec=_DIGITS_OF_A_FLOAT):
+        low, high = ((Decimal(value) + Decimal(math.nextafter(value, end))) / 2 for end in (-math.inf, math.inf))
+    is_even = value / math.ulp(value) % 2 == 0
+    at_least = sql.SQL(">= {}::numeric" if is_even else "> {}::numeric").format(where.bind(low))
+    at_most = sql.SQL("<= {}::numeric" if is_even else "< {}::numeric").format(where.bind(high))
+    template = _LARGE.get(operator, "({number} {at_least} AND {number} {at_most})")
+    return sql.SQL(template).format(number=number, at_least=at_least, at_most=at_most)
 
 
 def _exact(value: FilterValue) -> Decimal:
@@ -144,10 +173,14 @@ def scopes(layout: TableLayout) -> sql.Composed:
 
 
 def begin_search(ef_search: int) -> sql.Composed:
-    """How one transaction searches: all queries see one version, and go on in the index until filters let enough through."""
-    return sql.SQL("{}; SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.ef_search = {}").format(
-        sql.SQL(READ_ONE_VERSION), sql.Literal(ef_search)
-    )
+    """How one transaction searches: all queries see one version."""
+    return sql.SQL("{}; {}").format(sql.SQL(READ_ONE_VERSION), scan_index(ef_search))
+
+
+def scan_index(ef_search: int) -> sql.Composed:
+    """Until the transaction ends, searches go on in the vector index until filters have let enough through."""
+    template = "SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.ef_search = {}"
+    return sql.SQL(template).format(sql.Literal(ef_search))
 
 
 SEARCH_EXACTLY: Final = "SET LOCAL enable_indexscan = off"
@@ -158,13 +191,14 @@ def nearest(layout: TableLayout, where: Where, vector: object, *, candidates: in
     """The ``k`` best records and their cosine similarity, best first.
 
     ``candidates`` come in the index's own order, which is approximate and may be of half precision; they are ranked by the
-    exact distance. ``+ 0`` keeps PostgreSQL from trusting the index's order (documented by the vendor of pgvector).
+    exact distance. ``+ 0`` keeps PostgreSQL from trusting the index's order (documented by the vendor of pgvector). Half floats
+    have no room for a query much longer or shorter than 1, and its length is nothing to the cosine.
     """
     columns = names(record_columns(layout.model.dimension, vectors=False))
     query = where.bind(vector)
     return sql.SQL(
         "WITH nearest AS MATERIALIZED (SELECT {columns}, embedding <=> {query}::vector AS distance FROM {table} "
-        "WHERE {where} ORDER BY {indexed} <=> {query}::{type} LIMIT {candidates}) "
+        "WHERE {where} ORDER BY {indexed} <=> l2_normalize({query}::vector)::{type} LIMIT {candidates}) "
         "SELECT {columns}, 1 - distance FROM nearest ORDER BY distance + 0 LIMIT {k}"
     ).format(
         columns=columns,

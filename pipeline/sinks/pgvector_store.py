@@ -33,12 +33,9 @@ _ATTEMPTS: Final = 6
 _FIRST_WAIT: Final = 0.05
 _SCHEMES: Final = ("postgresql://", "postgres://")
 _NOT_RESOLVED: Final = "failed to resolve host"
-_TRANSIENT: Final = (
-    errors.SerializationFailure,
-    errors.DeadlockDetected,
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-)
+_TRANSIENT: Final = (errors.SerializationFailure, errors.DeadlockDetected)
+_ENDS_THE_CONNECTION: Final = ("FATAL", "PANIC")
+"""Severities; a connection survives an error of any other."""
 
 
 class ValueRefused(ValueError):
@@ -169,8 +166,9 @@ def _is_ambiguous(dsn: str) -> bool:
 
 
 def _is_transient(error: psycopg.Error) -> bool:
-    """An error the server did not send is a connection that broke, perhaps only the idle one we had kept."""
-    return isinstance(error, _TRANSIENT) or (isinstance(error, psycopg.OperationalError) and error.sqlstate is None)
+    """A connection that broke (its error has no state) or that the server ended was perhaps only the idle one we had kept."""
+    lost = error.sqlstate is None or error.diag.severity_nonlocalized in _ENDS_THE_CONNECTION
+    return isinstance(error, _TRANSIENT) or (isinstance(error, psycopg.OperationalError) and lost)
 
 
 def _shown(error: psycopg.Error) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import FIELDS, Bench, matrix, unit_vectors
 
 METADATA: list[dict[str, Any]] = [
     {"year": 2021, "rating": 4.5, "language": "de", "draft": False, "tags": ["river", "gauge"]},
@@ -66,17 +66,24 @@ def _holds(metadata: dict[str, Any], key: str, operator: str, operand: Any) -> b
     return bool({"gt": value > operand, "gte": value >= operand, "lt": value < operand, "lte": value <= operand}[operator])
 
 
+def _as_declared(key: str, value: Any) -> Any:
+    """A float field has an integer as the nearest float."""
+    if FIELDS.get(key) != "float":
+        return value
+    return [float(item) for item in value] if isinstance(value, list) else float(value)
+
+
 def expected_files(files: list[FileRecords], filters: dict[str, Any]) -> set[str]:
     """The same filters, evaluated here."""
     found = set()
     for file in files:
         fields = {
-            **file.provenance.metadata,
+            **{key: _as_declared(key, value) for key, value in file.provenance.metadata.items()},
             "file_name": file.provenance.file_name,
             "parsed_directory_file_id": file.file_id,
         }
         conditions = [
-            (key, operator, operand)
+            (key, operator, _as_declared(key, operand))
             for key, written in filters.items()
             for operator, operand in (written if isinstance(written, dict) else {"eq": written}).items()
         ]

@@ -23,9 +23,16 @@ HOSTILE = (
     "a\nb", "(", ")", "[]", "{}",
 )  # fmt: skip
 TEXTS = st.sampled_from(HOSTILE) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=12)
+LARGE = (
+    2**53 - 1, 2**53 + 1, -(2**53) - 1, 2**53 + 3, 2**54 + 2, -(2**54) - 6, 2**63 - 1, 2**63, 10**22 + 1, 10**30,
+)  # fmt: skip
+"""Integers, most of which are no floats: a float field has them as the nearest one, and the even one of two."""
+
 NUMBERS: dict[str, st.SearchStrategy[Any]] = {
     "year": st.sampled_from([0, -1, 2021, 2**53, -(2**53)]) | st.integers(-(2**53), 2**53),
-    "rating": st.sampled_from([0.0, -0.0, 0.5, 1e-7, 1e300, -4.5]) | st.floats(-1e300, 1e300, allow_subnormal=False),
+    "rating": st.sampled_from([0.0, -0.0, 0.5, 1e-7, 1e300, -4.5])
+    | st.floats(-1e300, 1e300, allow_subnormal=False)
+    | st.tuples(st.sampled_from(LARGE), st.integers(-3, 3)).map(sum),
 }
 
 
@@ -91,13 +98,14 @@ async def filled(sink: SinkUnderTest) -> AsyncIterator[Filled]:
 
 
 def _files(bench: Bench) -> list[FileRecords]:
-    numbers = [{"year": 2021, "rating": 0.5}, {"year": -1, "rating": -4.5}, {"year": 2**53, "rating": 1e-7}, {}]
+    usual = [{"year": 2021, "rating": 0.5}, {"year": -1, "rating": -4.5}, {"year": 2**53, "rating": 1e-7}, {}]
+    numbers: list[dict[str, Any]] = [*usual * 5, *({"rating": large} for large in LARGE)]
     return [
         bench.file(
             f"dfl-{n}",
             1,
             name=HOSTILE[-1 - n],
-            metadata={"language": text, "tags": [text, HOSTILE[n - 1]], "draft": n % 3 == 0, **numbers[n % 4]},
+            metadata={"language": text, "tags": [text, HOSTILE[n - 1]], "draft": n % 3 == 0, **numbers[n % len(numbers)]},
         )
         for n, text in enumerate(HOSTILE)
     ]

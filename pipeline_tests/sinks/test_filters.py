@@ -43,6 +43,7 @@ def test_values_have_exactly_the_declared_type() -> None:
         {"year": None},
         {"rating": float("nan")},
         {"rating": True},
+        {"rating": 10**400},
         {"language": 1},
         {"language": ["de"]},
         {"language": {"gt": "a"}},
@@ -66,7 +67,9 @@ def test_declared_values_are_null_where_missing() -> None:
     assert declared_values(metadata, FIELDS) == {"year": 1, "rating": 2.0, "language": None, "draft": None, "tags": ["a"]}
 
 
-@pytest.mark.parametrize("metadata", [{"year": "1"}, {"year": 2**63}, {"tags": "a"}, {"tags": ["a", 1]}, {"draft": 0}])
+@pytest.mark.parametrize(
+    "metadata", [{"year": "1"}, {"year": 2**63}, {"rating": -(10**400)}, {"tags": "a"}, {"tags": ["a", 1]}, {"draft": 0}]
+)
 def test_a_file_whose_metadata_does_not_fit_is_refused_by_name(metadata: dict[str, Any]) -> None:
     file = Bench(sink=None).file("dfl-1", metadata=metadata)  # type: ignore[arg-type] # only its builder of files is used
     with pytest.raises(RecordRefused, match=f"dfl-1.*{next(iter(metadata))}.*correct"):

@@ -172,6 +172,17 @@ async def test_a_connection_the_server_has_ended_is_replaced(bench: PgVectorBenc
     await bench.assert_holds(file)
 
 
+async def test_connections_the_server_has_ended_for_idleness_are_replaced(database: Database) -> None:
+    database.configure("idle_session_timeout = '1s'")
+    bench = await PgVectorBench(database).provisioned()
+    await asyncio.gather(*(bench.snapshots() for _ in range(10)))
+    wait_for_connections(database, at_most=0)
+    file = bench.file("dfl-1")
+    await bench.replace(file)
+    await bench.assert_holds(file)
+    await bench.close()
+
+
 @pytest.mark.parametrize("trouble", [psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure])
 async def test_a_transaction_in_anothers_way_is_done_again_but_not_for_ever(
     bench: PgVectorBench, trouble: type[psycopg.Error], monkeypatch: pytest.MonkeyPatch

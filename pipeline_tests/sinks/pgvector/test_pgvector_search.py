@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,10 @@ async def test_wide_vectors_are_indexed_by_half_floats_and_ranked_by_whole_ones(
     await bench.assert_holds(*files)
     vectors = np.vstack([matrix(file.table) for file in files])
     vector = unit_vectors("q", 1, WIDE.dimension)[0]
-    hits = await bench.search(SearchRequest(bench.config, vector=vector, k=5))
     similarity = np.sort(vectors @ vector)[::-1][:5]
-    np.testing.assert_allclose([hit.score for hit in hits], similarity, atol=1e-6)
+    for length in (1, 1e-7, 1e7):
+        hits = await bench.search(SearchRequest(bench.config, vector=vector * np.float32(length), k=5))
+        np.testing.assert_allclose([hit.score for hit in hits], similarity, atol=1e-6)
     query, where = nearest_to(bench, vector)
     assert "halfvec" in bench.vector_index.definition.as_string(None)
     only_the_index = "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off; SET LOCAL enable_bitmapscan = off"
@@ -130,3 +132,15 @@ async def test_text_search_follows_the_configured_language(database: Database) -
     hits = await bench.search(SearchRequest(bench.config, mode="text", text="closing a gate"))
     assert [hit.record.chunk_index for hit in hits] == [0]
     await bench.close()
+
+
+@pytest.mark.parametrize(("text", "reason"), [("gauge " * 10_000, "at most 50,000 characters"), ("a " * 24_999, "more words")])
+@pytest.mark.parametrize("mode", ["text", "hybrid"])
+async def test_a_text_longer_than_postgresql_takes_is_the_callers_mistake(
+    bench: PgVectorBench, mode: Any, text: str, reason: str
+) -> None:
+    await bench.replace(bench.file("dfl-1", 2))
+    request = SearchRequest(bench.config, mode=mode, vector=unit_vectors("q", 1)[0], text="gauge " * 1_000)
+    assert len(await bench.search(request)) == 2
+    with pytest.raises(ValueError, match=reason):
+        await bench.search(replace(request, text=text))
