@@ -49,8 +49,11 @@ _FILES_PER_COMMIT: Final = 500
 _BYTES_PER_COMMIT: Final = 64 * 2**20
 _BYTES_PER_FETCH: Final = 32 * 2**20
 _TEXT_BYTES_GUESSED: Final = 4096
-_REFINE_FACTOR: Final = 10
+REFINE_FACTOR: Final = 10
 """Candidates per result that are scored again with the exact vectors, once an ANN index exists."""
+
+_ALL_IF_NEEDED: Final = 0
+"""Partitions of an ANN index that are searched at most: beyond the nearest 20, only while there are too few results."""
 
 _HYBRID_DEPTH: Final = 50
 
@@ -249,7 +252,7 @@ class LanceDBExporter(Exporter):
 
     async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
         query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")
-        rows = await self._nearest(query.refine_factor(_REFINE_FACTOR), "_distance", k)
+        rows = await self._nearest(query.refine_factor(REFINE_FACTOR).maximum_nprobes(_ALL_IF_NEEDED), "_distance", k)
         similarity = np.clip(1.0 - rows["_distance"].to_numpy(), -1.0, 1.0).tolist()
         return self._hits(rows, similarity)
 
