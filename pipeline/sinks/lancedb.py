@@ -3,6 +3,9 @@
 What belongs here: talking to LanceDB. How the table lies on disk is ``lancedb_table``'s. Credentials of an object store are
 read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and its kin, documented by the vendor).
 
+Text search finds words as they are, in any language: nothing is stemmed, no word is too common. A table that an earlier version
+indexed for English gets that index anew at the end of its next run, and answers by the old one until then.
+
 ``lancedb`` takes seconds to import, so it is imported where it is used: first in a thread, when the database is opened.
 """
 
@@ -54,6 +57,15 @@ REFINE_FACTOR: Final = 10
 
 _ALL_IF_NEEDED: Final = 0
 """Partitions of an ANN index that are searched at most: beyond the nearest 20, only while there are too few results."""
+
+_WORDS: Final[Mapping[str, Any]] = {
+    "base_tokenizer": "icu",
+    "stem": False,
+    "remove_stop_words": False,
+    "max_token_length": 256,
+}
+"""Right for text of any language: Unicode word boundaries, nothing that knows English alone. Words are shorter than 256 bytes,
+as Lucene's are: nobody searches for what is longer, such as an image in base64."""
 
 _HYBRID_DEPTH: Final = 50
 
@@ -130,11 +142,19 @@ class LanceDBExporter(Exporter):
     async def _create_indexes(self, table: AsyncTable, *, replace: bool = False) -> None:
         from lancedb.index import FTS, BTree
 
-        wanted: dict[str, Any] = {"text": FTS(base_tokenizer="icu"), "parsed_directory_file_id": BTree()}
+        wanted: dict[str, Any] = {"text": FTS(**_WORDS), "parsed_directory_file_id": BTree()}
         held = {column for index in await table.list_indices() for column in index.columns}
         for column, config in wanted.items():
             if replace or column not in held:
                 await table.create_index(column, config=config, replace=replace)
+
+    async def _renew_text_index(self, table: AsyncTable) -> None:
+        """Replace one that has other words, as earlier versions made it; it answers until the new one does."""
+        from lancedb.index import FTS
+
+        held = [index.index_details for index in await table.list_indices() if "text" in index.columns]
+        if any(not _WORDS.items() <= (words or {}).items() for words in held):
+            await table.create_index("text", config=FTS(**_WORDS), replace=True)
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One commit, a merge, for up to 500 files and 64 MB: upserts by id, and deletes what these files had beyond it."""
@@ -273,6 +293,7 @@ class LanceDBExporter(Exporter):
         """Compact, bring the indexes up to date, build the vector index once it pays, and drop versions past their time."""
         table = await self._store.table()
         await self._store.commit("build the vector index", partial(self._create_vector_index, table))
+        await self._store.commit("rebuild the text index", partial(self._renew_text_index, table))
         await self._tidy(table, timedelta(minutes=self.settings.keep_versions_minutes))
 
     async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
