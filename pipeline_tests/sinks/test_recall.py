@@ -45,10 +45,10 @@ def _unit(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any
 
 
 def files_of(bench: Bench) -> list[FileRecords]:
-    return [_with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, seed=n + 1)) for n in range(FILES)]
+    return [with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, seed=n + 1)) for n in range(FILES)]
 
 
-def _with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
+def with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
     index = file.table.schema.get_field_index("embedding")
     return dataclasses.replace(file, table=file.table.set_column(index, file.table.schema.field(index), vector_column(vectors)))
 
@@ -82,8 +82,8 @@ async def test_lancedb_looks_into_further_partitions_where_the_nearest_hold_too_
     exporter = LanceDBExporter(LanceDBSettings(uri=str(tmp_path)), SinkContext("prj-1", MODEL))
     bench = Bench(LanceDBUnderTest(str(tmp_path)), model=MODEL, tenant="prj-1", opened=[exporter])
     await exporter.provision()
-    small = [_with_vectors(bench.file("dfl-small", 2 * K, config=c), clustered_vectors(2 * K, seed=99)) for c in ("a", "b")]
-    large = [_with_vectors(bench.file("dfl-large", 3 * CHUNKS, config="a"), clustered_vectors(3 * CHUNKS, seed=1))]
+    small = [with_vectors(bench.file("dfl-small", 2 * K, config=c), clustered_vectors(2 * K, seed=99)) for c in ("a", "b")]
+    large = [with_vectors(bench.file("dfl-large", 3 * CHUNKS, config="a"), clustered_vectors(3 * CHUNKS, seed=1))]
     await bench.replace(*small, *large)
     table = await (await lancedb.connect_async(str(tmp_path))).open_table(exporter.table_name)
     await table.create_index("vector", config=IvfRq(distance_type="cosine", num_partitions=60))
