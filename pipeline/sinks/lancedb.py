@@ -34,6 +34,7 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
@@ -133,11 +134,12 @@ class LanceDBExporter(Exporter):
         marks = [layout.filled_mark(key) for key in added]
         await self._store.commit("mark metadata fields", partial(table.update_field_metadata, *marks))
 
-    async def _rewrite(self, table: AsyncTable, records: pa.Table) -> None:
+    async def _rewrite(self, table: AsyncTable, rows: pa.Table) -> None:
         """Encode rows anew where nobody has replaced them since they were read."""
-        rows = await asyncio.to_thread(self._encode, records, await table.schema())
+        records = layout.decode(rows, self._dimension)
+        encoded = await asyncio.to_thread(self._encode, records, await table.schema())
         unchanged = "target.record_set_hash = source.record_set_hash"
-        await table.merge_insert("id").when_matched_update_all(where=unchanged).execute(rows)
+        await table.merge_insert("id").when_matched_update_all(where=unchanged).execute(encoded)
 
     async def _create_indexes(self, table: AsyncTable, *, replace: bool = False) -> None:
         from lancedb.index import FTS, BTree
@@ -236,19 +238,26 @@ class LanceDBExporter(Exporter):
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 32 MB (more only for a file that alone is larger), all of one version of the table."""
         async with self._store.pinned() as table:
+            schema = await self._store.call("read the schema", table.schema)
             for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
-                async for rows in self._whole_files(table, self._scope(export_config_id, wanted)):
-                    yield rows
+                async for rows in self._whole_files(table, self._scope(export_config_id, wanted), *layout.COPIES):
+                    yield await asyncio.to_thread(self._compared, rows, schema)
 
-    async def _whole_files(self, table: AsyncTable, where: str) -> AsyncIterator[pa.Table]:
-        """The records selected, all of a file together."""
-        columns = layout.record_columns(self._dimension, vectors=True)
+    def _compared(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+        """The records of rows, which show where their copies are altered."""
+        records = layout.decode(rows, self._dimension)
+        wanted = self._encode(readable(records), schema)
+        return show_altered(records, layout.altered_copies(rows, wanted))
+
+    async def _whole_files(self, table: AsyncTable, where: str, *copies: str) -> AsyncIterator[pa.Table]:
+        """The rows selected, all of a file together, with the columns of a record and these."""
+        columns = [*layout.record_columns(self._dimension, vectors=True), *copies]
         row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
         counts = await self._row_counts(table, where)
         for group in slices(counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes):
             named = layout.one_of("parsed_directory_file_id", [file_id for file_id, _ in group])
             rows = await self._store.read(table.query().where(f"({where}) AND {named}").select(columns))
-            yield await asyncio.to_thread(_ordered, layout.decode(rows, self._dimension))
+            yield await asyncio.to_thread(_ordered, rows)
 
     async def _row_counts(self, table: AsyncTable, where: str) -> list[tuple[str, int]]:
         """File ids with their numbers of rows, in the order the table holds them."""
@@ -358,5 +367,5 @@ def _snapshots(rows: pa.Table) -> list[Snapshot]:
     return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in names), strict=True)]
 
 
-def _ordered(records: pa.Table) -> pa.Table:
-    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+def _ordered(rows: pa.Table) -> pa.Table:
+    return rows.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
