@@ -177,7 +177,8 @@ class Exporter(ABC):
     ) -> AsyncIterator[pa.Table]:
         """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together.
 
-        Without the column ``embedding`` where ``holds_vectors`` is False.
+        Without the column ``embedding`` where ``holds_vectors`` is False. A sink that looks at the copies its filters read
+        names altered ones in the record's metadata (``copies.ALTERED``).
         """
 
     @abstractmethod

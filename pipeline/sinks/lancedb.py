@@ -3,6 +3,9 @@
 What belongs here: talking to LanceDB. How the table lies on disk is ``lancedb_table``'s. Credentials of an object store are
 read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and its kin, documented by the vendor).
 
+Text search finds words as they are, in any language: nothing is stemmed, no word is too common. A table that an earlier version
+indexed for English gets that index anew at the end of its next run, and answers by the old one until then.
+
 ``lancedb`` takes seconds to import, so it is imported where it is used: first in a thread, when the database is opened.
 """
 
@@ -31,6 +34,7 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
@@ -49,8 +53,20 @@ _FILES_PER_COMMIT: Final = 500
 _BYTES_PER_COMMIT: Final = 64 * 2**20
 _BYTES_PER_FETCH: Final = 32 * 2**20
 _TEXT_BYTES_GUESSED: Final = 4096
-_REFINE_FACTOR: Final = 10
+REFINE_FACTOR: Final = 10
 """Candidates per result that are scored again with the exact vectors, once an ANN index exists."""
+
+_ALL_IF_NEEDED: Final = 0
+"""Partitions of an ANN index that are searched at most: beyond the nearest 20, only while there are too few results."""
+
+_WORDS: Final[Mapping[str, Any]] = {
+    "base_tokenizer": "icu",
+    "stem": False,
+    "remove_stop_words": False,
+    "max_token_length": 256,
+}
+"""Right for text of any language: Unicode word boundaries, nothing that knows English alone. Words are shorter than 256 bytes,
+as Lucene's are: nobody searches for what is longer, such as an image in base64."""
 
 _HYBRID_DEPTH: Final = 50
 
@@ -118,20 +134,29 @@ class LanceDBExporter(Exporter):
         marks = [layout.filled_mark(key) for key in added]
         await self._store.commit("mark metadata fields", partial(table.update_field_metadata, *marks))
 
-    async def _rewrite(self, table: AsyncTable, records: pa.Table) -> None:
+    async def _rewrite(self, table: AsyncTable, rows: pa.Table) -> None:
         """Encode rows anew where nobody has replaced them since they were read."""
-        rows = await asyncio.to_thread(self._encode, records, await table.schema())
+        records = layout.decode(rows, self._dimension)
+        encoded = await asyncio.to_thread(self._encode, records, await table.schema())
         unchanged = "target.record_set_hash = source.record_set_hash"
-        await table.merge_insert("id").when_matched_update_all(where=unchanged).execute(rows)
+        await table.merge_insert("id").when_matched_update_all(where=unchanged).execute(encoded)
 
     async def _create_indexes(self, table: AsyncTable, *, replace: bool = False) -> None:
         from lancedb.index import FTS, BTree
 
-        wanted: dict[str, Any] = {"text": FTS(base_tokenizer="icu"), "parsed_directory_file_id": BTree()}
+        wanted: dict[str, Any] = {"text": FTS(**_WORDS), "parsed_directory_file_id": BTree()}
         held = {column for index in await table.list_indices() for column in index.columns}
         for column, config in wanted.items():
             if replace or column not in held:
                 await table.create_index(column, config=config, replace=replace)
+
+    async def _renew_text_index(self, table: AsyncTable) -> None:
+        """Replace one that has other words, as earlier versions made it; it answers until the new one does."""
+        from lancedb.index import FTS
+
+        held = [index.index_details for index in await table.list_indices() if "text" in index.columns]
+        if any(not _WORDS.items() <= (words or {}).items() for words in held):
+            await table.create_index("text", config=FTS(**_WORDS), replace=True)
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One commit, a merge, for up to 500 files and 64 MB: upserts by id, and deletes what these files had beyond it."""
@@ -213,19 +238,26 @@ class LanceDBExporter(Exporter):
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 32 MB (more only for a file that alone is larger), all of one version of the table."""
         async with self._store.pinned() as table:
+            schema = await self._store.call("read the schema", table.schema)
             for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
-                async for rows in self._whole_files(table, self._scope(export_config_id, wanted)):
-                    yield rows
+                async for rows in self._whole_files(table, self._scope(export_config_id, wanted), *layout.COPIES):
+                    yield await asyncio.to_thread(self._compared, rows, schema)
 
-    async def _whole_files(self, table: AsyncTable, where: str) -> AsyncIterator[pa.Table]:
-        """The records selected, all of a file together."""
-        columns = layout.record_columns(self._dimension, vectors=True)
+    def _compared(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+        """The records of rows, which show where their copies are altered."""
+        records = layout.decode(rows, self._dimension)
+        wanted = self._encode(readable(records), schema)
+        return show_altered(records, layout.altered_copies(rows, wanted))
+
+    async def _whole_files(self, table: AsyncTable, where: str, *copies: str) -> AsyncIterator[pa.Table]:
+        """The rows selected, all of a file together, with the columns of a record and these."""
+        columns = [*layout.record_columns(self._dimension, vectors=True), *copies]
         row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
         counts = await self._row_counts(table, where)
         for group in slices(counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes):
             named = layout.one_of("parsed_directory_file_id", [file_id for file_id, _ in group])
             rows = await self._store.read(table.query().where(f"({where}) AND {named}").select(columns))
-            yield await asyncio.to_thread(_ordered, layout.decode(rows, self._dimension))
+            yield await asyncio.to_thread(_ordered, rows)
 
     async def _row_counts(self, table: AsyncTable, where: str) -> list[tuple[str, int]]:
         """File ids with their numbers of rows, in the order the table holds them."""
@@ -249,7 +281,7 @@ class LanceDBExporter(Exporter):
 
     async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
         query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")
-        rows = await self._nearest(query.refine_factor(_REFINE_FACTOR), "_distance", k)
+        rows = await self._nearest(query.refine_factor(REFINE_FACTOR).maximum_nprobes(_ALL_IF_NEEDED), "_distance", k)
         similarity = np.clip(1.0 - rows["_distance"].to_numpy(), -1.0, 1.0).tolist()
         return self._hits(rows, similarity)
 
@@ -270,6 +302,7 @@ class LanceDBExporter(Exporter):
         """Compact, bring the indexes up to date, build the vector index once it pays, and drop versions past their time."""
         table = await self._store.table()
         await self._store.commit("build the vector index", partial(self._create_vector_index, table))
+        await self._store.commit("rebuild the text index", partial(self._renew_text_index, table))
         await self._tidy(table, timedelta(minutes=self.settings.keep_versions_minutes))
 
     async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
@@ -334,5 +367,5 @@ def _snapshots(rows: pa.Table) -> list[Snapshot]:
     return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in names), strict=True)]
 
 
-def _ordered(records: pa.Table) -> pa.Table:
-    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+def _ordered(rows: pa.Table) -> pa.Table:
+    return rows.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

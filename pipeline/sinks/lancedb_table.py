@@ -37,6 +37,9 @@ _FIELD_TYPES: Final[Mapping[MetadataType, pa.DataType]] = {
     "string_list": pa.list_(pa.string()),
 }
 _TYPE_NAMES: Final[Mapping[pa.DataType, MetadataType]] = {arrow: name for name, arrow in _FIELD_TYPES.items()}
+COPIES: Final = ("doc_id", "metadata")
+"""Columns beside those of a record, made from them."""
+
 _PRIMARY_KEY: Final = {b"lance-schema:unenforced-primary-key": b"true"}
 """Makes Lance detect two writers that insert the same id at the same time: one of them then starts again on top of the
 other. Without it both inserts would stay."""
@@ -154,6 +157,20 @@ def decode(rows: pa.Table, dimension: int) -> pa.Table:
     schema = record_schema(dimension)
     held = pa.schema([item for item in schema if column_name(item.name) in rows.column_names])
     return pa.table([rows[column_name(item.name)] for item in held], schema=held)
+
+
+def altered_copies(rows: pa.Table, wanted: pa.Table) -> dict[int, list[str]]:
+    """By row, which of COPIES and their fields hold something else than wanted. Fields not filled to the end are left out."""
+    unfilled = {f"metadata.{key}" for key in unfilled_in(wanted.schema, declared_in(wanted.schema))}
+    held, belongs = (table.select(COPIES).flatten() for table in (rows, wanted))
+    altered: dict[int, list[str]] = {}
+    for name in held.column_names:
+        if name in unfilled or held[name].equals(belongs[name]):
+            continue
+        for row, (one, other) in enumerate(zip(held[name].to_pylist(), belongs[name].to_pylist(), strict=True)):
+            if one != other:
+                altered.setdefault(row, []).append(name)
+    return altered
 
 
 def literal(value: FilterValue) -> str:

@@ -189,7 +189,7 @@ class PgVectorExporter(Exporter):
             cursor.itersize = max(1, _BYTES_PER_ROUND_TRIP // row_bytes)
             await cursor.execute(statements.records(self.layout, where), where.parameters)
             async for rows in _whole_files(cursor, file_column, _BYTES_PER_FETCH // row_bytes):
-                yield await asyncio.to_thread(codec.decode, rows, dimension)
+                yield await asyncio.to_thread(codec.decode_compared, rows, dimension)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Vector search by cosine, text search by words, hybrid by reciprocal rank fusion of the two.

@@ -6,13 +6,14 @@ What belongs here: the codec and what PostgreSQL's types have no room for.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import RecordRefused
+from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.llama_node import node_metadata
 from pipeline.sinks.records import FileRecords, canonical_json, record_schema
 
@@ -41,6 +42,32 @@ def decode(rows: Sequence[Row], dimension: int) -> pa.Table:
     held = pa.schema(list(schema)[: len(rows[0])]) if rows else schema
     columns = list(zip(*rows, strict=True)) or [()] * len(held)
     return pa.table([_array(item, values) for item, values in zip(held, columns, strict=True)], schema=held)
+
+
+def decode_compared(rows: Sequence[Row], dimension: int) -> pa.Table:
+    """Rows of ``written_columns``, ``metadata_`` as text; the records show where that is not what was written with them."""
+    records = decode([row[:-1] for row in rows], dimension)
+    belongs = node_metadata(readable(records), include_text=False)
+    altered = {}
+    for number, (row, wanted) in enumerate(zip(rows, belongs, strict=True)):
+        held, expected = _parsed(row[-1] or "null"), _parsed(canonical_json(wanted))
+        if _spelled(held) != _spelled(expected):
+            altered[number] = _differing(held if isinstance(held, dict) else {}, expected)
+    return show_altered(records, altered)
+
+
+def _differing(held: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    one, other = ({key: _spelled(value) for key, value in values.items()} for values in (held, expected))
+    return [f"metadata_.{key}" for key in one.keys() | other.keys() if one.get(key) != other.get(key)]
+
+
+def _number(text: str) -> float:
+    """jsonb spells 1e300 as an integer and knows no negative zero."""
+    return float(text) + 0.0
+
+
+_parsed: Final = json.JSONDecoder(parse_int=_number, parse_float=_number).decode
+_spelled: Final = json.JSONEncoder(sort_keys=True).encode
 
 
 def _array(item: pa.Field, values: Sequence[Any]) -> pa.Array:

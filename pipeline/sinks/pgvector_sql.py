@@ -161,8 +161,8 @@ def snapshots(layout: TableLayout, where: Where) -> sql.Composed:
 
 
 def records(layout: TableLayout, where: Where) -> sql.Composed:
-    """Whole records, file by file, in chunk order."""
-    template = "SELECT {} FROM {} WHERE {} ORDER BY parsed_directory_file_id, chunk_index"
+    """Whole records, each with its ``metadata_``, file by file, in chunk order."""
+    template = "SELECT {}, metadata_::text FROM {} WHERE {} ORDER BY parsed_directory_file_id, chunk_index"
     return sql.SQL(template).format(names(record_columns(layout.model.dimension)), layout.identifier, where.clause)
 
 

@@ -144,6 +144,28 @@ async def test_text_search_finds_words_at_once_and_forgets_deleted_ones(bench: B
     assert [hit.record.parsed_directory_file_id for hit in hits] == ["dfl-3"]
 
 
+SHA_256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+COMPOUND = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerk"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The IT department of the WHO", ["IT", "who", "the"]),
+        (f"its digest is {SHA_256}", [SHA_256]),
+        (f"im {COMPOUND} nichts", [COMPOUND.lower()]),
+        ("the universe of universities", ["universe", "universities"]),
+    ],
+)
+async def test_text_search_finds_every_word_as_it_is(bench: Bench, text: str, words: list[str]) -> None:
+    """None is too common or too long to be found, and none is found by another that is only like it."""
+    _require(bench, "text")
+    await bench.replace(bench.file("dfl-1", [text]))
+    for word in words:
+        assert len(await bench.search(SearchRequest(bench.config, mode="text", text=word))) == 1, word
+    assert await bench.search(SearchRequest(bench.config, mode="text", text="university digests")) == []
+
+
 @pytest.mark.parametrize("text", ["x' OR 1=1 --", '"', "\\", "a AND (b", "*", "the", "content:x~2^3"])
 async def test_any_text_can_be_searched_for(bench: Bench, text: str) -> None:
     _require(bench, "text")

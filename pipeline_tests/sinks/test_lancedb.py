@@ -14,6 +14,7 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import pytest
+from lancedb.index import FTS
 from lancedb.table import AsyncTable
 
 from pipeline.embedding.base import ModelIdentity
@@ -190,6 +191,47 @@ async def test_text_search_cuts_words_of_languages_without_spaces(bench: Bench) 
     await bench.replace(bench.file("dfl-1", ["水位計は故障しています", "別の段落"]))
     hits = await bench.search(SearchRequest(bench.config, mode="text", text="故障"))
     assert [hit.record.chunk_index for hit in hits] == [0]
+
+
+class TestATextIndexOfAnEarlierVersion:
+    """It drops English stop words and cuts English endings."""
+
+    @pytest.fixture
+    async def table(self, bench: Bench, tmp_path: Path) -> Any:
+        await bench.replace(bench.file("dfl-1", ["the IT department", "gauges"]))
+        table = await raw_table(tmp_path)
+        await table.create_index("text", config=FTS(base_tokenizer="icu"), replace=True)
+        assert await self._found(bench, "IT") == []
+        return table
+
+    async def _found(self, bench: Bench, text: str) -> list[int]:
+        hits = await bench.search(SearchRequest(bench.config, mode="text", text=text))
+        return [hit.record.chunk_index for hit in hits]
+
+    async def _index(self, table: Any) -> Any:
+        await table.checkout_latest()
+        [index] = [index for index in await table.list_indices() if "text" in index.columns]
+        return index
+
+    async def test_is_rebuilt_by_optimize_once(self, bench: Bench, table: Any) -> None:
+        await bench.open().provision()
+        assert await self._found(bench, "IT") == []
+        await bench.exporter.optimize()
+        assert await self._found(bench, "IT") == [0]
+        built = (await self._index(table)).index_uuid
+        await bench.exporter.optimize()
+        assert (await self._index(table)).index_uuid == built
+
+    async def test_answers_until_it_is_replaced_whoever_writes_and_rebuilds_meanwhile(self, bench: Bench, table: Any) -> None:
+        writers = [bench.open() for _ in range(3)]
+        rebuilding = asyncio.gather(*(writer.optimize() for writer in writers))
+        for number in range(10):
+            await bench.replace(bench.file("dfl-2", [f"the WHO {number}"], version=f"v{number}"))
+            assert await self._found(bench, "department") == [0]
+            assert await self._found(bench, "gauges") == [1]
+        await rebuilding
+        assert await self._found(bench, "WHO") == [0]
+        assert (await self._index(table)).index_details["stem"] is False
 
 
 async def test_a_vector_that_is_not_finite_is_refused_and_the_rest_is_written(bench: Bench) -> None:

@@ -10,6 +10,7 @@ import lancedb
 import numpy as np
 import numpy.typing as npt
 import pytest
+from lancedb.index import IvfRq
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.sinks import pgvector_sql as statements
@@ -44,10 +45,10 @@ def _unit(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any
 
 
 def files_of(bench: Bench) -> list[FileRecords]:
-    return [_with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, seed=n + 1)) for n in range(FILES)]
+    return [with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, seed=n + 1)) for n in range(FILES)]
 
 
-def _with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
+def with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
     index = file.table.schema.get_field_index("embedding")
     return dataclasses.replace(file, table=file.table.set_column(index, file.table.schema.field(index), vector_column(vectors)))
 
@@ -74,6 +75,25 @@ async def test_lancedb_finds_by_its_index_what_an_exact_search_finds(tmp_path: P
     table = await (await lancedb.connect_async(str(tmp_path))).open_table(exporter.table_name)
     assert "vector" in {column for index in await table.list_indices() for column in index.columns}
     assert await recall(bench, files) >= 0.98
+    await exporter.close()
+
+
+async def test_lancedb_looks_into_further_partitions_where_the_nearest_hold_too_few_that_match(tmp_path: Path) -> None:
+    exporter = LanceDBExporter(LanceDBSettings(uri=str(tmp_path)), SinkContext("prj-1", MODEL))
+    bench = Bench(LanceDBUnderTest(str(tmp_path)), model=MODEL, tenant="prj-1", opened=[exporter])
+    await exporter.provision()
+    small = [with_vectors(bench.file("dfl-small", 2 * K, config=c), clustered_vectors(2 * K, seed=99)) for c in ("a", "b")]
+    large = [with_vectors(bench.file("dfl-large", 3 * CHUNKS, config="a"), clustered_vectors(3 * CHUNKS, seed=1))]
+    await bench.replace(*small, *large)
+    table = await (await lancedb.connect_async(str(tmp_path))).open_table(exporter.table_name)
+    await table.create_index("vector", config=IvfRq(distance_type="cosine", num_partitions=60))
+    vectors = matrix(small[0].table)
+    for query in clustered_vectors(20, seed=0):
+        nearest = np.argsort(-(vectors @ query))[:K].tolist()
+        for config, filters in (("a", {"parsed_directory_file_id": "dfl-small"}), ("b", {})):
+            hits = await bench.search(SearchRequest(config, vector=query, k=K, filters=filters))
+            assert [hit.record.chunk_index for hit in hits] == nearest
+            np.testing.assert_allclose([hit.score for hit in hits], (vectors @ query)[nearest], atol=1e-3)
     await exporter.close()
 
 

@@ -50,6 +50,20 @@ def alter(world: World, where: str, values: Mapping[str, str], sink: str = "lanc
     _on_table(world, lambda table: table.update(where=where, updates_sql=dict(values)), sink)
 
 
+def alter_filtered(world: World, where: str, values: Mapping[str, Any]) -> None:
+    """Set fields of LanceDB's column ``metadata``, which filters read; ``None`` removes one."""
+
+    async def write(table: Any) -> None:
+        rows = await table.query().where(where).to_arrow()
+        position = rows.schema.get_field_index("metadata")
+        altered = [{**held, **values} for held in rows["metadata"].to_pylist()]
+        field = rows.schema.field("metadata")
+        rows = rows.set_column(position, field, pa.array(altered, field.type))
+        await table.merge_insert("id").when_matched_update_all().execute(rows)
+
+    _on_table(world, write, "lancedb")
+
+
 def duplicate_rows(world: World, file_id: str, values: Mapping[str, pa.Scalar], sink: str = "lancedb") -> None:
     """Add a copy of a file's first record under another id, with other values in some columns."""
 

@@ -14,11 +14,13 @@ import psycopg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from psycopg import sql
 
 from pipeline.errors import ConfigError, RecordRefused, SinkUnavailable
 from pipeline.sinks import pgvector, pgvector_rows, pgvector_store
 from pipeline.sinks import pgvector_sql as statements
 from pipeline.sinks.base import SearchRequest
+from pipeline.sinks.copies import ALTERED
 from pipeline.sinks.pgvector_store import Connection, PostgresStore
 from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
@@ -129,6 +131,50 @@ async def test_readers_see_one_version_of_a_file(bench: PgVectorBench) -> None:
         assert len(hits) == hits[0].record.chunk_count
     await writing
     assert seen <= {file.record_set_hash for file in versions}
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ("metadata_ - 'year' - '_node_content'", ["_node_content", "year"]),
+        ('metadata_ || \'{"year": 2025, "draft": 1}\'', ["draft", "year"]),
+        ("metadata_ || '{\"another\": null}'", ["another"]),
+    ],
+)
+async def test_a_record_shows_that_what_filters_read_beside_it_is_altered(
+    bench: PgVectorBench, database: Database, change: LiteralString, names: list[str]
+) -> None:
+    file, other = bench.file("dfl-1", 2, metadata={"year": 2024, "draft": True}), bench.file("dfl-2")
+    await bench.replace(file, other)
+    database.query(
+        "UPDATE {table} SET metadata_ = {change} WHERE parsed_directory_file_id = 'dfl-1' AND chunk_index = 1",
+        table=bench.table,
+        change=sql.SQL(change),
+    )
+    held = await bench.held()
+    altered = [f"metadata_.{name}" for name in names]
+    assert json.loads(held["dfl-1"]["metadata"][1].as_py()) == {"year": 2024, "draft": True, ALTERED: altered}
+    assert held["dfl-1"]["metadata"][0] == file.table["metadata"][0]
+    assert held["dfl-2"].equals(other.table)
+    await bench.replace(file)
+    await bench.assert_holds(file, other)
+
+
+@pytest.mark.parametrize("value", ["NULL", "'[]'", "'7'"])
+async def test_a_record_shows_that_nothing_that_filters_read_is_left(
+    bench: PgVectorBench, database: Database, value: LiteralString
+) -> None:
+    await bench.replace(bench.file("dfl-1", 1, metadata={}))
+    database.query("UPDATE {table} SET metadata_ = {value}", table=bench.table, value=sql.SQL(value))
+    (held,) = (await bench.held()).values()
+    assert "metadata_._node_content" in json.loads(held["metadata"][0].as_py())[ALTERED]
+
+
+async def test_numbers_that_jsonb_spells_otherwise_are_not_altered(bench: PgVectorBench) -> None:
+    values = [1e300, 1e-7, -0.0, 4.0, 2**53 + 1, 10**30, 0.1 + 0.2]
+    file = bench.file("dfl-1", 1, metadata={f"n{n}": value for n, value in enumerate(values)})
+    await bench.replace(file)
+    await bench.assert_holds(file)
 
 
 async def test_records_come_in_tables_of_bounded_size(bench: PgVectorBench, monkeypatch: pytest.MonkeyPatch) -> None:
