@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -127,17 +127,29 @@ class Export:
 
     def collection(self, held: SinkCollection, tenant_id: str) -> Exporter:
         """The exporter of any collection ever written, whether its sink and model are still the export's or not."""
-        given = dict(held.settings)
-        kind, name = given.pop("type"), held.sink
-        found = plug_in_class(kind) if ":" in kind else exporter_class(kind)
+        found, settings = self._sink_settings(held)
         identity = ModelIdentity(held.model, held.fingerprint, held.dimension)
         context = SinkContext(tenant_id, identity, self.settings.metadata_fields)
+        return found(settings, context) if issubclass(found, Exporter) else PlugInExporter(found, settings, context)
+
+    def _sink_settings(self, held: SinkCollection) -> tuple[type[Any], Any]:
+        """The class of an exporter and its settings with the defaults filled in. Raises ConfigError."""
+        given = dict(held.settings)
+        kind = given.pop("type")
+        found = plug_in_class(kind) if ":" in kind else exporter_class(kind)
         try:
-            if issubclass(found, Exporter):
-                return found(found.settings_type(**given), context)
-            return PlugInExporter(found, PlugInSettings(**given), context)
+            return found, (found.settings_type if issubclass(found, Exporter) else PlugInSettings)(**given)
         except ValidationError as error:
-            raise ConfigError(f"sink {name!r} of export {self.name!r}: {described(error)}") from error
+            raise ConfigError(f"sink {held.sink!r} of export {self.name!r}: {described(error)}") from error
+
+    def present_name(self, held: SinkCollection) -> str | None:
+        """Which sink of this export has, under another name than it had, the present model's records in this collection."""
+        for sink in self.settings.sinks:
+            now = self.held_in(sink)
+            same_kind = (now.slug, now.settings["type"]) == (held.slug, held.settings["type"])
+            if sink != held.sink and same_kind and self._sink_settings(now) == self._sink_settings(held):
+                return sink
+        return None
 
     def chunks_key(self, row: FileRow) -> str | None:
         """What the chunks of this file should have been made from; ``None`` without a payload."""
