@@ -86,6 +86,12 @@ class Export:
         """Digest of everything but the payload that decides a file's records: chunker, model, record schema."""
         return _digest(self.chunker, self.embedder.identity.fingerprint, RECORD_VERSION)
 
+    @cached_property
+    def failure_digest(self) -> str:
+        """Digest of all settings a file's failure may be due to: with what a sink may have refused it for."""
+        sinks, fields = sorted(self.settings.sinks.items()), sorted(self.settings.metadata_fields.items())
+        return _digest(self.settings_digest, repr(sinks), repr(fields))
+
     async def scope(self) -> tuple[str, str]:
         """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""
         state = self.ledger.state()
@@ -187,7 +193,7 @@ class Export:
             run_id=run_id,
             max_attempts=self.settings.detection.max_attempts,
             backoff=file_backoff,
-            settings_digest=self.settings_digest,
+            settings_digest=self.failure_digest,
         )
 
     def settle(self, file_ids: list[str], scope: tuple[str, str]) -> int:

@@ -106,9 +106,10 @@ def _sort(
     live_waves: Collection[str],
     now: float,
 ) -> None:
+    failing = row.status in ("failed", "parked")
     if row.status == "requested" and row.wave in live_waves:
         needs.in_flight.append(row.file_id)
-    elif row.status in ("failed", "parked") and row.settings_digest == export.settings_digest:
+    elif failing and row.settings_digest == export.failure_digest:
         if row.status == "parked":
             needs.parked.append(row.file_id)
         else:
@@ -117,11 +118,13 @@ def _sort(
         if row.record_set_hash is None:
             needs.new.append(row.file_id)
         else:
-            (needs.changed if row.settings_digest == export.settings_digest else needs.stale).append(row.file_id)
+            made_so = row.settings_digest in (export.settings_digest, export.failure_digest)
+            (needs.changed if made_so else needs.stale).append(row.file_id)
     else:
         current = row.records_key is not None and row.records_key == export.records_key(row, scope)
         for sink, lagging in needs.lagging.items():
-            if not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
+            # One that fails though it stands everywhere by now is compared, which says that it is done.
+            if failing or not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
                 lagging.append(row.file_id)
 
 

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 
 from pipeline.documents.tokens import EstimatedTokens
 from pipeline.embedding import constant
+from pipeline.errors import RecordRefused
 from pipeline.orchestration.liveness import command_run
+from pipeline.sinks.base import ReplaceReport
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.sinks.records import FileRecords
 from pipeline.stages.plan import make_plan
 from pipeline_tests.orchestration.test_sync import write_seven_files
 from pipeline_tests.world import World, open_world
@@ -84,3 +91,42 @@ def test_a_model_with_another_tokenizer_has_chunks_of_its_own_sizes(world: World
             count for record in world.held() for count in EstimatedTokens().count([record.context + record.content])
         }
         world.assert_settled()
+
+
+@pytest.mark.parametrize(
+    "remedy", [{"metadata_fields": {"year": "string"}, "sinks": {"lancedb": {"table_prefix": "v2"}}}, {"metadata_fields": {}}]
+)
+def test_a_file_parked_for_the_type_of_a_metadata_field_is_tried_again_when_that_is_corrected(
+    world: World, remedy: dict[str, Any]
+) -> None:
+    world.write("doc-0.md.meta.json", json.dumps({"year": "around 1900"}))
+    world.change(metadata_fields={"year": "integer"}, detection={"max_attempts": 1})
+    assert len(world.sync().needs.parked) == 1
+    assert len(world.sync().needs.parked) == 1
+    world.change(**remedy)
+    report = world.sync()
+    assert (report.ok, report.runs) == (True, 1)
+    world.assert_settled()
+
+
+def test_a_file_parked_for_a_sink_that_has_left_is_done_and_reaches_a_new_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {name: {"type": "lancedb", "uri": str(world.root / name)} for name in ("strict", "second", "third")}
+    replace_files = LanceDBExporter.replace_files
+
+    async def refuse_one(self: LanceDBExporter, files: Sequence[FileRecords]) -> ReplaceReport:
+        refused = [file for file in files if "strict" in str(self.settings) and file.provenance.file_name == "doc-0.md"]
+        done = await replace_files(self, [file for file in files if file not in refused])
+        return replace(done, refused=tuple(RecordRefused(file.file_id, "too large") for file in refused))
+
+    monkeypatch.setattr(LanceDBExporter, "replace_files", refuse_one)
+    world.change(sinks={name: places[name] for name in ("strict", "second")}, detection={"max_attempts": 1})
+    assert len(world.sync().needs.parked) == 1
+    world.change(sinks={"second": places["second"]})
+    assert world.sync().ok
+    assert world.export.ledger.files(failing=True) == {}
+    assert world.sync().runs == 0
+    world.change(sinks={name: places[name] for name in ("second", "third")})
+    assert world.sync().ok
+    world.assert_settled("third")
