@@ -178,8 +178,9 @@ def _arrange(
         delete_keys(instance, export.name, wanted)
         add_keys(instance, export.name, wanted)
         return list(contiguous_ranges(key_order(instance, export.name), wanted, detection.files_per_run)), None
-    since = waiting_since or time.time()
-    if time.time() - since >= detection.max_wait_seconds:
+    now = time.time()
+    since = min(waiting_since or now, now)  # one to come is of a clock that was ahead
+    if now - since >= detection.max_wait_seconds:
         return ranges[:MAX_RANGES], since
     full = [keys for keys in ranges if len(keys) >= detection.files_per_run]
     return full, since

@@ -219,20 +219,23 @@ _LOCAL_SINKS = ("lancedb", "storage_context")
 LEASE_SECONDS = 900.0
 """A run renews what it holds while it works; a holder that stays silent for longer has died with its machine."""
 
+LONGEST_FILE_WAIT, LONGEST_SINK_WAIT = 86_400.0, 1_800.0
+"""Seconds."""
+
 
 def file_backoff(attempts: int) -> float:
-    """Seconds to the next attempt of a poison file: one minute, doubling to at most a day, with jitter."""
-    return _backoff(attempts, 60.0, 86_400.0)
+    """Seconds to the next attempt of a poison file: one minute, doubling to a day at most, with jitter."""
+    return _backoff(attempts, 60.0, LONGEST_FILE_WAIT)
 
 
 def sink_backoff(attempts: int) -> float:
-    """Seconds to the next attempt of a sink, or the model, that is down: 30 s, doubling to at most 30 minutes, with jitter."""
-    return _backoff(attempts, 30.0, 1_800.0)
+    """Seconds to the next attempt of a sink, or the model, that is down: 30 s, doubling to 30 minutes at most, with jitter."""
+    return _backoff(attempts, 30.0, LONGEST_SINK_WAIT)
 
 
 def _backoff(attempts: int, first: float, most: float) -> float:
     doubled = first * 2.0 ** min(attempts - 1, 30)
-    return min(doubled, most) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    return min(doubled, most / 1.2) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
 
 
 @lru_cache(maxsize=8192)
