@@ -139,11 +139,11 @@ class Ledger:
         """A complete listing ended: what neither it nor a later one has shown is missing from now on. Answers how many are
         missing in all."""
         now = self._clock()
-        mine = schema.files.c.export == self.export
+        mine, since = schema.files.c.export == self.export, schema.files.c.missing_since
         with writing(self._engine, self.export) as connection:
             connection.execute(
                 sa.update(schema.files)
-                .where(mine, schema.files.c.listing_id < listing_id, schema.files.c.missing_since.is_(None))
+                .where(mine, schema.files.c.listing_id < listing_id, sa.or_(since.is_(None), since > now))  # or of a clock ahead
                 .values(missing_since=now)
             )
             upsert(connection, schema.exports, [{"export": self.export, "complete_at": now}])
@@ -360,10 +360,10 @@ class Ledger:
         with self._engine.connect() as connection:
             return [HistoryEvent(*row) for row in connection.execute(query.order_by(c.id))]
 
-    def count_removed(self, since: float) -> int:
-        """How many files were removed since a time, but for those that a person has erased."""
+    def count_removed(self, since: float, until: float) -> int:
+        """How many files were removed between two moments, but for those that a person has erased."""
         c, erased = schema.history.c, schema.tombstones.c
-        removed = sa.and_(c.export == self.export, c.event == "removed", c.at >= since)
+        removed = sa.and_(c.export == self.export, c.event == "removed", c.at.between(since, until))
         by_a_person = sa.select(erased.file_id).where(erased.export == self.export)
         query = sa.select(sa.func.count()).select_from(schema.history).where(removed, c.file_id.not_in(by_a_person))
         with self._engine.connect() as connection:

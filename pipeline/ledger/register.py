@@ -57,9 +57,9 @@ class Register:
             ).scalar()
         return found
 
-    def record_collection(self, held: SinkCollection) -> None:
+    def record_collection(self, held: SinkCollection) -> bool:
         """Note that a sink holds records of a model, and with which settings it is reached. Where those are others than before,
-        nothing that was recorded of the sink is taken for granted any more."""
+        nothing that was recorded of the sink is taken for granted any more. Answers whether any file is recorded of it."""
         settings = _kept(held)
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
         c, files = schema.collections.c, schema.file_sinks.c
@@ -69,6 +69,15 @@ class Register:
             if last is not None and json.loads(last) != settings:
                 connection.execute(sa.delete(schema.file_sinks).where(files.export == self._export, files.sink == held.sink))
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
+            mine = sa.and_(files.export == self._export, files.sink == held.sink, files.model == held.slug)
+            return connection.execute(sa.select(files.file_id).where(mine).limit(1)).first() is not None
+
+    def keep_only_of(self, present: Iterable[SinkCollection]) -> None:
+        """What is recorded of the files of any other collection than these is not taken for granted any more."""
+        c = schema.file_sinks.c
+        those = [sa.and_(c.sink == held.sink, c.model == held.slug) for held in present]
+        with writing(self._engine, self._export) as connection:
+            connection.execute(sa.delete(schema.file_sinks).where(c.export == self._export, sa.not_(sa.or_(sa.false(), *those))))
 
     def moved(self, present: Iterable[SinkCollection]) -> set[str]:
         """Those of these sinks whose settings are others than when they were last written to: they may point elsewhere."""
@@ -114,11 +123,16 @@ class Register:
 
     def adopt_orphans(self, found: Mapping[str, tuple[str, int]]) -> None:
         """Files a sink holds and no listing shows, by id with name and number of records: missing from now on, so that they
-        go the way of every removed file, with its grace period and its fuse."""
+        go the way of every removed file, with its grace period and its fuse. What has been listed meanwhile stays as it is."""
         orphan = {"export": self._export, "change_token": "", "listing_id": 0, "status": "done", "missing_since": self._clock()}
         rows = [{**orphan, "file_id": f, "display_name": name, "chunk_count": count} for f, (name, count) in found.items()]
+        c = schema.files.c
         with writing(self._engine, self._export) as connection:
-            upsert(connection, schema.files, rows)
+            there: set[str] = set()
+            for batch in batches(list(found)):
+                query = sa.select(c.file_id).where(c.export == self._export, c.file_id.in_(batch), c.status != "removed")
+                there |= set(connection.execute(query).scalars())
+            upsert(connection, schema.files, [row for row in rows if row["file_id"] not in there])
 
     def entomb(self, file_ids: Sequence[str], *, erased_at: float | None = None) -> None:
         """Files that no listing may bring back. Names are not kept."""

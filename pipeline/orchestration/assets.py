@@ -4,6 +4,7 @@ Every asset reads its partition keys once, fails on an empty or unexpected set, 
 that people can backfill any selection and Dagster never splits a run by policy.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
 from pipeline.stages.report import StageReport
 from pipeline.stages.settings import ExportSettings
+from pipeline.stages.sink_vectors import of_former_use
 from pipeline.stages.work import kept
 
 OWNERS = ["team:data-platform"]
@@ -134,7 +136,8 @@ def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
 def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
     async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
-            return await embed(export, keys, run_id=run_id)
+            held = await asyncio.to_thread(of_former_use, export)
+            return await embed(export, keys, run_id=run_id, held=held)
 
         return await _run(context, exports, settings, stage, "embeddings")
 

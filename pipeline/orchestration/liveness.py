@@ -13,7 +13,6 @@ import atexit
 import fcntl
 import os
 import re
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from dagster._core.executor.in_process import InProcessExecutor
 from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
 from dagster._core.storage.dagster_run import RunRecord
 
+from pipeline.clock import is_due
 from pipeline.home import Home
 from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED
 
@@ -129,8 +129,8 @@ def _never_launched(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     if not isinstance(instance.run_launcher, MarkingRunLauncher) or not os.access(_folder().parent, os.W_OK):
         return []
     records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
-    before = time.time() - _SPEECHLESS_SECONDS
-    return [r.dagster_run for r in records if PROCESS_TAG not in r.dagster_run.tags and r.update_timestamp.timestamp() < before]
+    unmarked = [record for record in records if PROCESS_TAG not in record.dagster_run.tags]
+    return [record.dagster_run for record in unmarked if is_due(record.update_timestamp.timestamp(), _SPEECHLESS_SECONDS)]
 
 
 def _is_dead(record: RunRecord, mark: str) -> bool:
@@ -139,7 +139,7 @@ def _is_dead(record: RunRecord, mark: str) -> bool:
     run = record.dagster_run
     if run.tags.get(LAUNCHER_TAG) != mark or run.status is dg.DagsterRunStatus.STARTING:
         return True
-    return EXPORT_TAG in run.tags and time.time() - (record.start_time or 0.0) > _SPEECHLESS_SECONDS
+    return EXPORT_TAG in run.tags and is_due(record.start_time or 0.0, _SPEECHLESS_SECONDS)
 
 
 def _mark_of_this_process() -> str | None:

@@ -4,13 +4,13 @@ import asyncio
 import hashlib
 import json
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from pipeline.clock import is_due
 from pipeline.errors import SourceUnavailable, Throttled
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
@@ -91,7 +91,7 @@ async def look(export: Export, *, cursor: str | None = None, complete: bool = Fa
 
 async def _sync_when_due(export: Export, every: int) -> None:
     state = await asyncio.to_thread(export.ledger.state)
-    if state.sync_requested_at is not None and time.time() - state.sync_requested_at < every:
+    if not is_due(state.sync_requested_at, every):
         return
     try:
         await refresh(export, wait=False)

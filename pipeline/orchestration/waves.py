@@ -37,6 +37,8 @@ from pipeline.stages.needs import Needs, needs_of
 SHARED_ASSETS = ("parsed_payloads", "chunks", "embeddings")
 MAX_RANGES = 8
 """More ranges than this cost more in run starts than moving the keys together does."""
+_KEYS_A_RUN = 100
+"""Keys that are moved, a transaction each, in the time one more run takes at least."""
 _MAX_RUNS = 50
 """Runs handed out at once; the next look hands out more."""
 
@@ -98,28 +100,26 @@ def dispatch(
     ingest = needs.ingest
     if not (ingest or needs.alone or any(needs.lagging.values())):
         return Dispatch(needs, (), removals, None, settled=not (running or removals), restoring=restoring)
-    order = _with_new_keys(instance, export.name, ingest + needs.alone)
-    ranges, waiting_since = _arrange(instance, export, ingest, order, quiet=quiet, waiting_since=waiting_since)
+    _add_new_keys(instance, export.name, ingest + needs.alone)
     wave = uuid.uuid4().hex
     lagging = needs.lagging
     up = None if len(lagging) == len(export.settings.sinks) else (*SHARED_ASSETS, *lagging)
-    runs = [RunSpec(tuple(keys), up, wave, "incremental") for keys in ranges]
-    runs += [RunSpec((key,), up, wave, "retry", alone=True) for key in needs.alone]
-    order = key_order(instance, export.name)
-    for sinks, files in _by_sinks(lagging).items():
-        runs += [
-            RunSpec(tuple(keys), sinks, wave, "sinks")
-            for keys in contiguous_ranges(order, files, export.settings.detection.files_per_run)
-        ]
+    alone = [RunSpec((key,), up, wave, "retry", alone=True) for key in needs.alone]
+    runs, waits = [], []
+    for assets, lane, files in ((up, "incremental", ingest), *((of, "sinks", f) for of, f in _by_sinks(lagging).items())):
+        ranges, since = _arrange(instance, export, files, quiet=quiet, waiting_since=waiting_since)
+        runs += [RunSpec(tuple(keys), assets, wave, lane) for keys in ranges]
+        waits += [since] if since is not None else []
+    runs = sorted(runs + alone, key=lambda run: run.lane == "sinks")
     runs = [run for run in runs if wanted(run)][:_MAX_RUNS]
     export.ledger.request(sorted({key for run in runs for key in run.keys}), wave)
-    return Dispatch(needs, tuple(runs), removals, waiting_since, restoring=restoring)
+    return Dispatch(needs, tuple(runs), removals, min(waits, default=None), restoring=restoring)
 
 
 def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, str]) -> bool:
     """Give every known file its partition key, and Dagster what it lacks of what stands; answers whether that is all."""
     rows = {file_id: row for file_id, row in export.ledger.files().items() if not row.is_leaving}
-    _with_new_keys(instance, export.name, list(rows))
+    _add_new_keys(instance, export.name, list(rows))
     return report_standing(instance, export, rows, scope, made_by="a run that a former instance knew")
 
 
@@ -149,37 +149,35 @@ def _mark_removals(export: Export, needs: Needs, running: bool) -> tuple[str, ..
     return tuple(file_id for file_id in going if file_id not in held)
 
 
-def _with_new_keys(instance: dg.DagsterInstance, export: str, wanted: Sequence[str]) -> list[str]:
-    order = key_order(instance, export)
-    have = set(order)
+def _add_new_keys(instance: dg.DagsterInstance, export: str, wanted: Sequence[str]) -> None:
+    have = set(key_order(instance, export))
     missing = [key for key in wanted if key not in have]
     if missing:
         add_keys(instance, export, missing)
-        order = key_order(instance, export)
-    return order
 
 
 def _arrange(
     instance: dg.DagsterInstance,
     export: Export,
     wanted: Sequence[str],
-    order: Sequence[str],
     *,
     quiet: bool,
     waiting_since: float | None,
 ) -> tuple[list[list[str]], float | None]:
-    """Contiguous ranges of the wanted keys: as they lie when there are few, else moved to the tail in a quiet moment."""
+    """Contiguous ranges of the wanted keys, and since when they wait: as they lie when there are few, or not many more than there
+    must be, else moved to the tail in a quiet moment."""
     detection = export.settings.detection
-    ranges = list(contiguous_ranges(order, wanted, detection.files_per_run))
+    ranges = list(contiguous_ranges(key_order(instance, export.name), wanted, detection.files_per_run))
     needed = -(-len(wanted) // detection.files_per_run)
-    if len(ranges) <= max(MAX_RANGES, needed):
+    if len(ranges) <= max(MAX_RANGES, needed) or len(wanted) > _KEYS_A_RUN * (len(ranges) - needed):
         return ranges, None
     if quiet:
         delete_keys(instance, export.name, wanted)
         add_keys(instance, export.name, wanted)
         return list(contiguous_ranges(key_order(instance, export.name), wanted, detection.files_per_run)), None
-    since = waiting_since or time.time()
-    if time.time() - since >= detection.max_wait_seconds:
+    now = time.time()
+    since = min(waiting_since or now, now)  # one to come is of a clock that was ahead
+    if now - since >= detection.max_wait_seconds:
         return ranges[:MAX_RANGES], since
     full = [keys for keys in ranges if len(keys) >= detection.files_per_run]
     return full, since

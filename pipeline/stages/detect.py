@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
+from pipeline.clock import is_due
 from pipeline.errors import ConfigError, IncompleteListing
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.llama_cloud.models import IndexState, ListingPage
@@ -151,7 +152,7 @@ def _wanted(
 
 
 def _reconcile_is_due(export: Export, state: ExportState) -> bool:
-    return time.time() - (state.complete_at or 0.0) >= export.settings.detection.reconcile_interval_seconds
+    return is_due(state.complete_at, export.settings.detection.reconcile_interval_seconds)
 
 
 def _awaits_evidence(row: FileRow, state: ExportState, now: float, grace: float) -> bool:

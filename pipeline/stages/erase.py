@@ -139,7 +139,8 @@ def _prove_at_home(export: Export, report: ErasureReport) -> None:
 async def retire(export: Export, *, model: str | None = None, sink: str | None = None) -> list[Retired]:
     """Remove what this export holds in an old model's collections, or in a sink that has left its settings.
 
-    A collection is dropped where the store can do that and nobody else's records are in it. Raises ConfigError for what is
+    A collection is dropped where the store can do that and nobody else's records are in it; one that a present sink has taken
+    over under another name is left as it is. Raises ConfigError for what is
     in use or unknown, SinkUnavailable.
     """
     chosen = await asyncio.to_thread(_retirable, export, model, sink)
@@ -162,6 +163,9 @@ def _retirable(export: Export, model: str | None, sink: str | None) -> list[Sink
 
 
 async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[str, str]]) -> Retired:
+    if present := export.present_name(held):
+        await asyncio.to_thread(export.ledger.register.forget_collection, held.sink, held.slug)
+        return Retired(held.sink, held.slug, 0, f"it is that of the sink {present!r} now; the former name alone is forgotten")
     files = 0
     for tenant_id, config in scopes:
         async with _opened(export, held, tenant_id) as exporter:

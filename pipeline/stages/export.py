@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import ValidationError
 
@@ -86,6 +86,12 @@ class Export:
         """Digest of everything but the payload that decides a file's records: chunker, model, record schema."""
         return _digest(self.chunker, self.embedder.identity.fingerprint, RECORD_VERSION)
 
+    @cached_property
+    def failure_digest(self) -> str:
+        """Digest of all settings a file's failure may be due to: with what a sink may have refused it for."""
+        sinks, fields = sorted(self.settings.sinks.items()), sorted(self.settings.metadata_fields.items())
+        return _digest(self.settings_digest, repr(sinks), repr(fields))
+
     async def scope(self) -> tuple[str, str]:
         """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""
         state = self.ledger.state()
@@ -127,17 +133,29 @@ class Export:
 
     def collection(self, held: SinkCollection, tenant_id: str) -> Exporter:
         """The exporter of any collection ever written, whether its sink and model are still the export's or not."""
-        given = dict(held.settings)
-        kind, name = given.pop("type"), held.sink
-        found = plug_in_class(kind) if ":" in kind else exporter_class(kind)
+        found, settings = self._sink_settings(held)
         identity = ModelIdentity(held.model, held.fingerprint, held.dimension)
         context = SinkContext(tenant_id, identity, self.settings.metadata_fields)
+        return found(settings, context) if issubclass(found, Exporter) else PlugInExporter(found, settings, context)
+
+    def _sink_settings(self, held: SinkCollection) -> tuple[type[Any], Any]:
+        """The class of an exporter and its settings with the defaults filled in. Raises ConfigError."""
+        given = dict(held.settings)
+        kind = given.pop("type")
+        found = plug_in_class(kind) if ":" in kind else exporter_class(kind)
         try:
-            if issubclass(found, Exporter):
-                return found(found.settings_type(**given), context)
-            return PlugInExporter(found, PlugInSettings(**given), context)
+            return found, (found.settings_type if issubclass(found, Exporter) else PlugInSettings)(**given)
         except ValidationError as error:
-            raise ConfigError(f"sink {name!r} of export {self.name!r}: {described(error)}") from error
+            raise ConfigError(f"sink {held.sink!r} of export {self.name!r}: {described(error)}") from error
+
+    def present_name(self, held: SinkCollection) -> str | None:
+        """Which sink of this export has, under another name than it had, the present model's records in this collection."""
+        for sink in self.settings.sinks:
+            now = self.held_in(sink)
+            same_kind = (now.slug, now.settings["type"]) == (held.slug, held.settings["type"])
+            if sink != held.sink and same_kind and self._sink_settings(now) == self._sink_settings(held):
+                return sink
+        return None
 
     def chunks_key(self, row: FileRow) -> str | None:
         """What the chunks of this file should have been made from; ``None`` without a payload."""
@@ -175,7 +193,7 @@ class Export:
             run_id=run_id,
             max_attempts=self.settings.detection.max_attempts,
             backoff=file_backoff,
-            settings_digest=self.settings_digest,
+            settings_digest=self.failure_digest,
         )
 
     def settle(self, file_ids: list[str], scope: tuple[str, str]) -> int:
@@ -201,20 +219,23 @@ _LOCAL_SINKS = ("lancedb", "storage_context")
 LEASE_SECONDS = 900.0
 """A run renews what it holds while it works; a holder that stays silent for longer has died with its machine."""
 
+LONGEST_FILE_WAIT, LONGEST_SINK_WAIT = 86_400.0, 1_800.0
+"""Seconds."""
+
 
 def file_backoff(attempts: int) -> float:
-    """Seconds to the next attempt of a poison file: one minute, doubling to at most a day, with jitter."""
-    return _backoff(attempts, 60.0, 86_400.0)
+    """Seconds to the next attempt of a poison file: one minute, doubling to a day at most, with jitter."""
+    return _backoff(attempts, 60.0, LONGEST_FILE_WAIT)
 
 
 def sink_backoff(attempts: int) -> float:
-    """Seconds to the next attempt of a sink, or the model, that is down: 30 s, doubling to at most 30 minutes, with jitter."""
-    return _backoff(attempts, 30.0, 1_800.0)
+    """Seconds to the next attempt of a sink, or the model, that is down: 30 s, doubling to 30 minutes at most, with jitter."""
+    return _backoff(attempts, 30.0, LONGEST_SINK_WAIT)
 
 
 def _backoff(attempts: int, first: float, most: float) -> float:
     doubled = first * 2.0 ** min(attempts - 1, 30)
-    return min(doubled, most) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
+    return min(doubled, most / 1.2) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter, not a secret
 
 
 @lru_cache(maxsize=8192)

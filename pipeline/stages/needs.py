@@ -9,9 +9,10 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from pipeline.clock import is_awaited
 from pipeline.lake.lake import DATASETS
 from pipeline.ledger.models import MODEL, FileRow
-from pipeline.stages.export import Export
+from pipeline.stages.export import LONGEST_FILE_WAIT, LONGEST_SINK_WAIT, Export
 
 
 @dataclass(slots=True)
@@ -72,9 +73,9 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     for row in rows.values():
         if row.missing_since is not None or row.is_leaving:
             continue
-        _sort(export, row, scope, needs, hashes, live_waves, now)
+        _sort(export, row, scope, needs, hashes, live_waves)
     _sort_missing(export, rows, needs, now)
-    down = {name for name, state in export.ledger.sink_states().items() if state.down_until and state.down_until > now}
+    down = {name for name, state in export.ledger.sink_states().items() if is_awaited(state.down_until, LONGEST_SINK_WAIT)}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
     needs.lagging = {sink: files for sink, files in needs.lagging.items() if sink not in down}
     if needs.unreachable:
@@ -104,24 +105,26 @@ def _sort(
     needs: Needs,
     hashes: Mapping[str, Mapping[str, str]],
     live_waves: Collection[str],
-    now: float,
 ) -> None:
+    failing = row.status in ("failed", "parked")
     if row.status == "requested" and row.wave in live_waves:
         needs.in_flight.append(row.file_id)
-    elif row.status in ("failed", "parked") and row.settings_digest == export.settings_digest:
+    elif failing and row.settings_digest == export.failure_digest:
         if row.status == "parked":
             needs.parked.append(row.file_id)
         else:
-            (needs.alone if (row.next_retry_at or 0.0) <= now else needs.backing_off).append(row.file_id)
+            (needs.backing_off if is_awaited(row.next_retry_at, LONGEST_FILE_WAIT) else needs.alone).append(row.file_id)
     elif not _vectors_are_current(export, row):
         if row.record_set_hash is None:
             needs.new.append(row.file_id)
         else:
-            (needs.changed if row.settings_digest == export.settings_digest else needs.stale).append(row.file_id)
+            made_so = row.settings_digest in (export.settings_digest, export.failure_digest)
+            (needs.changed if made_so else needs.stale).append(row.file_id)
     else:
         current = row.records_key is not None and row.records_key == export.records_key(row, scope)
         for sink, lagging in needs.lagging.items():
-            if not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
+            # One that fails though it stands everywhere by now is compared, which says that it is done.
+            if failing or not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
                 lagging.append(row.file_id)
 
 
@@ -149,10 +152,11 @@ def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now
             needs.removed.append(row.file_id)
         elif row.missing_since is not None:
             over = row.missing_since + removal.grace_period_seconds
-            proven = over <= now and state.complete_at is not None and state.complete_at >= over
+            proven = state.complete_at is not None and over <= state.complete_at <= now
             (ready if proven else needs.awaiting_grace).append(row.file_id)
     window = max(removal.grace_period_seconds, 3600)
-    recent = export.ledger.count_removed(now - window) + len(set(needs.removing) - export.ledger.register.tombstones().keys())
+    recent = export.ledger.count_removed(now - window, now + window)  # of a machine whose clock is ahead, but not for ever
+    recent += len(set(needs.removing) - export.ledger.register.tombstones().keys())
     known = len(rows) - len(needs.removed) - len(needs.removing) + recent
     over_the_fuse = len(ready) + recent > removal.most_deletes(known) and len(ready) > state.allowed_deletes
     (needs.awaiting_approval if over_the_fuse else needs.removable).extend(ready)

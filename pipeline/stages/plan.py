@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 
+from pipeline.ledger.models import MODEL
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import Detection, detect
 from pipeline.stages.embed import embed
@@ -19,7 +20,8 @@ from pipeline.stages.work import borrowed
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """``chunks`` and ``tokens`` are what would be embedded after reuse; ``reused`` chunks cost nothing."""
+    """``chunks`` and ``tokens`` are what would be embedded after reuse, also what waits for a model that is down, which a sync
+    tries; ``reused`` chunks cost nothing."""
 
     detection: Detection
     needs: Needs
@@ -34,7 +36,7 @@ async def make_plan(export: Export, *, run_id: str) -> Plan:
     detection = await detect(export, complete=True)
     scope = (detection.index.project_id, detection.index.export_config_id)
     needs = await asyncio.to_thread(needs_of, export, scope)
-    wanted = [*needs.ingest, *needs.alone]
+    wanted = [*needs.ingest, *needs.alone, *needs.unreachable.get(MODEL, ())]
     async with borrowed(export, run_id):
         fetched = await fetch(export, wanted, run_id=run_id)
         cut = await chunk(export, wanted, run_id=run_id)

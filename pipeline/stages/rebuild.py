@@ -7,29 +7,27 @@ vectors back from a sink.
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import SINK_ERRORS, IncompleteListing
 from pipeline.lake.lake import DATASETS, Dataset
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Snapshot
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
-from pipeline.stages.embed import embed, embedding_texts, vector_matrix
+from pipeline.stages.embed import embed
 from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import build_records, complete_snapshot, holds
+from pipeline.stages.orphans import adopt_orphans
 from pipeline.stages.report import StageReport
+from pipeline.stages.sink_vectors import SinkVectors
 from pipeline.stages.stamps import known_tables
 from pipeline.stages.tombstones import restore_tombstones
 from pipeline.stages.work import borrowed, groups_of, opened_sink
@@ -153,15 +151,7 @@ def _record_snapshots(export: Export, sink: str, listed: Sequence[Snapshot]) -> 
     }
     export.ledger.register.record_collection(export.held_in(sink))
     export.ledger.record_sink(sink, standing, export.embedder.identity.slug)
-    orphans = {file_id: snapshot for file_id, snapshot in snapshots.items() if file_id not in rows}
-    named = {file_id: (_name_in_lake(export, file_id), snapshot.chunk_count) for file_id, snapshot in orphans.items()}
-    export.ledger.register.adopt_orphans(named)
-    return len(standing), len(orphans)
-
-
-def _name_in_lake(export: Export, file_id: str) -> str:
-    provenance = (export.lake.metadata("parsed_payloads", file_id) or {}).get("provenance")
-    return str(json.loads(provenance)["file_name"]) if provenance else file_id
+    return len(standing), adopt_orphans(export, rows, listed)
 
 
 async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | None = None) -> LakeRebuild:
@@ -179,7 +169,7 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
     """Payload, chunks and vectors of these files as far as they are not current, with vectors these sinks hold."""
     fetched = await fetch(export, file_ids, run_id=run_id)
     cut = await chunk(export, file_ids, run_id=run_id)
-    embedded = await embed(export, file_ids, run_id=run_id, held=_SinkVectors(export, list(sinks)))
+    embedded = await embed(export, file_ids, run_id=run_id, held=SinkVectors(export, list(sinks)))
     return LakeRebuild(len(file_ids), fetched, cut, embedded)
 
 
@@ -199,34 +189,3 @@ def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) 
     export.ledger.update_files([{"file_id": row.file_id, "vectors_key": None} for row in gone["embeddings"]])
     export.ledger.vectors.replace(export.embedder.identity.slug, {row.file_id: [] for row in gone["embeddings"]})
     return sorted({row.file_id for lacking in gone.values() for row in lacking})
-
-
-class _SinkVectors:
-    """Vectors read back from the records of sinks, the first sink that has a text first."""
-
-    def __init__(self, export: Export, sinks: Sequence[str]) -> None:
-        self._export = export
-        self._sinks = sinks
-
-    async def __call__(self, file_ids: list[str]) -> dict[bytes, npt.NDArray[np.float32]]:
-        tenant_id, config = await self._export.scope()
-        found: dict[bytes, npt.NDArray[np.float32]] = {}
-        for sink in self._sinks:
-            try:
-                async with opened_sink(self._export, sink, tenant_id) as exporter:
-                    if not exporter.holds_vectors:
-                        continue
-                    async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
-                        found = {**await asyncio.to_thread(self._vectors, table), **found}
-            except SINK_ERRORS:
-                continue  # another sink may have them; what none has is embedded
-        return found
-
-    def _vectors(self, table: pa.Table) -> Mapping[bytes, npt.NDArray[np.float32]]:
-        """Those of records that another program has left a text and a vector."""
-        model = self._export.embedder.identity
-        rows = table.filter(pc.equal(table["embedding_model"], model.fingerprint))
-        rows = rows.filter(pc.and_(rows["content"].is_valid(), rows["context"].is_valid()))
-        vectors = vector_matrix(rows["embedding"].combine_chunks(), model.dimension)
-        found = zip(embedding_texts(rows), vectors, strict=True)
-        return {embedding_digest(text): vector for text, vector in found if np.isfinite(vector).all()}

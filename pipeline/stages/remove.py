@@ -59,6 +59,8 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     scopes = await export.scopes()
     doomed = [row.file_id for row in marked]
     down: dict[str, str] = {}
+    if doomed:
+        await asyncio.to_thread(_distrust_the_unreached, export)
     for sink in export.settings.sinks if doomed else ():
         try:
             for tenant_id, config in scopes:
@@ -75,3 +77,11 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     report.numbers["records"] = sum(row.chunk_count or 0 for row in marked)
     report.worked = len(doomed)
     return report.finish()
+
+
+def _distrust_the_unreached(export: Export) -> None:
+    """What the ledger says of former models' collections and of sinks that are not in the settings, or were elsewhere, is taken
+    back: when they return, they still hold what is removed now, and the first load looks for that."""
+    present = [export.held_in(sink) for sink in export.settings.sinks]
+    moved = export.ledger.register.moved(present)
+    export.ledger.register.keep_only_of([held for held in present if held.sink not in moved])

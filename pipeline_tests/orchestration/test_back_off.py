@@ -13,8 +13,10 @@ import pytest
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import EmbedderUnavailable, SinkUnavailable
 from pipeline.ledger.models import MODEL
+from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.waves import Dispatch, dispatch
 from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.stages.plan import make_plan
 from pipeline_tests.orchestration.test_sync import told
 from pipeline_tests.world import World, open_world
 
@@ -93,6 +95,8 @@ def test_a_model_that_is_down_backs_off_while_sinks_catch_up_and_a_person_tries_
         decided = looked(world)
         assert [(run.assets, len(run.keys)) for run in decided.runs] == [(("second",), 7)]
         assert decided.needs.unreachable == {MODEL: [world.file_id("new.md")]}
+        with command_run("plan") as run_id:
+            assert asyncio.run(make_plan(world.export, run_id=run_id)).chunks == 1, "a person's sync tries it"
         again = world.sync()
         assert (again.ok, again.runs) == (False, 2)
         assert "the embedding model is down, files it lacks: 1: quota used up" in told(world, again)

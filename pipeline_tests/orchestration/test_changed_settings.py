@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import json
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import pyarrow as pa
 import pytest
 
 from pipeline.documents.tokens import EstimatedTokens
 from pipeline.embedding import constant
+from pipeline.errors import RecordRefused
 from pipeline.orchestration.liveness import command_run
+from pipeline.sinks.base import ReplaceReport, Snapshot
+from pipeline.sinks.lancedb import LanceDBExporter
+from pipeline.sinks.records import FileRecords
 from pipeline.stages.plan import make_plan
+from pipeline.stages.remove import pending_removals
 from pipeline_tests.orchestration.test_sync import write_seven_files
 from pipeline_tests.world import World, open_world
 
@@ -84,3 +93,114 @@ def test_a_model_with_another_tokenizer_has_chunks_of_its_own_sizes(world: World
             count for record in world.held() for count in EstimatedTokens().count([record.context + record.content])
         }
         world.assert_settled()
+
+
+@pytest.mark.parametrize(
+    "remedy", [{"metadata_fields": {"year": "string"}, "sinks": {"lancedb": {"table_prefix": "v2"}}}, {"metadata_fields": {}}]
+)
+def test_a_file_parked_for_the_type_of_a_metadata_field_is_tried_again_when_that_is_corrected(
+    world: World, remedy: dict[str, Any]
+) -> None:
+    world.write("doc-0.md.meta.json", json.dumps({"year": "around 1900"}))
+    world.change(metadata_fields={"year": "integer"}, detection={"max_attempts": 1})
+    assert len(world.sync().needs.parked) == 1
+    assert len(world.sync().needs.parked) == 1
+    world.change(**remedy)
+    report = world.sync()
+    assert (report.ok, report.runs) == (True, 1)
+    world.assert_settled()
+
+
+def test_a_file_parked_for_a_sink_that_has_left_is_done_and_reaches_a_new_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {name: {"type": "lancedb", "uri": str(world.root / name)} for name in ("strict", "second", "third")}
+    replace_files = LanceDBExporter.replace_files
+
+    async def refuse_one(self: LanceDBExporter, files: Sequence[FileRecords]) -> ReplaceReport:
+        refused = [file for file in files if "strict" in str(self.settings) and file.provenance.file_name == "doc-0.md"]
+        done = await replace_files(self, [file for file in files if file not in refused])
+        return replace(done, refused=tuple(RecordRefused(file.file_id, "too large") for file in refused))
+
+    monkeypatch.setattr(LanceDBExporter, "replace_files", refuse_one)
+    world.change(sinks={name: places[name] for name in ("strict", "second")}, detection={"max_attempts": 1})
+    assert len(world.sync().needs.parked) == 1
+    world.change(sinks={"second": places["second"]})
+    assert world.sync().ok
+    assert world.export.ledger.files(failing=True) == {}
+    assert world.sync().runs == 0
+    world.change(sinks={name: places[name] for name in ("second", "third")})
+    assert world.sync().ok
+    world.assert_settled("third")
+
+
+ELSEWHERE: dict[str, dict[str, Any]] = {
+    "another model": {"embedding": {"provider": "constant", "constant_dimension": 64}},
+    "another sink": {"sinks": {"other": {"type": "lancedb", "table_prefix": "other"}}},
+    "another address": {"sinks": {"lancedb": {"table_prefix": "other"}}},
+}
+
+
+@pytest.mark.parametrize("away", ELSEWHERE)
+def test_a_file_removed_while_a_collection_was_not_in_use_leaves_it_when_it_is_again(world: World, away: str) -> None:
+    former = {"embedding": {"provider": "constant"}, "sinks": {"lancedb": {}}}
+    world.sync()
+    world.change(**ELSEWHERE[away])
+    assert world.sync().ok
+    gone = world.file_id("doc-0.md")
+    world.remove("doc-0.md")
+    assert world.sync().removed == [gone]
+    world.change(**former)
+    assert world.sync().ok
+    assert [removal.file_id for removal in pending_removals(world.export)] == [gone]
+    assert world.sync().removed == [gone]
+    world.assert_settled()
+    assert world.sync().runs == 0
+
+
+def test_a_collection_in_use_is_listed_whole_once_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = []
+    list_snapshots = LanceDBExporter.list_snapshots
+
+    async def listed(self: LanceDBExporter, **given: Any) -> list[Snapshot]:
+        whole.append(given.get("parsed_directory_file_ids") is None)
+        return await list_snapshots(self, **given)
+
+    monkeypatch.setattr(LanceDBExporter, "list_snapshots", listed)
+    world.change(detection={"files_per_run": 2})
+    assert world.sync().runs == 4
+    world.write("doc-1.md", "# Document 1\n\nEdited.\n")
+    assert world.sync().ok
+    assert whole.count(True) == 1
+
+
+def test_a_file_that_was_removed_just_before_its_former_collection_is_in_use_again_is_adopted_too(world: World) -> None:
+    world.sync()
+    ledger, row = world.export.ledger, world.export.ledger.files()[world.file_id("doc-0.md")]
+    ledger.update_files([{"file_id": row.file_id, "status": "removed"}])
+    ledger.register.adopt_orphans({row.file_id: (row.display_name, 1), world.file_id("doc-1.md"): ("doc-1.md", 1)})
+    assert [removal.file for removal in pending_removals(world.export)] == ["doc-0.md"]
+
+
+def test_a_model_used_before_takes_its_vectors_back_from_a_sink(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    fetch_records = LanceDBExporter.fetch_records
+
+    def fetched(self: LanceDBExporter, **given: Any) -> AsyncIterator[pa.Table]:
+        asked.append(sorted(given["parsed_directory_file_ids"]))
+        return fetch_records(self, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "fetch_records", fetched)
+        world.sync()
+        world.change(embedding={"provider": "constant", "constant_dimension": 64})
+        world.sync()
+        world.write("doc-0.md", "# Document 0\n\nEdited.\n")
+        world.write("new.md", "# New\n\nText.\n")
+        world.sync()
+        assert asked == []
+        world.change(embedding={"provider": "constant"})
+        assert world.sync().ok
+        assert asked == [sorted(world.export.ledger.files())]
+    assert world.numbers("embeddings")["computed"] == 2
+    world.assert_settled()

@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from pipeline.orchestration import waves
 from pipeline.orchestration.partitions import EXPORT_TAG, RANGE_END, RANGE_START, WAVE_TAG, key_order
 from pipeline.orchestration.sensors import look
 from pipeline.orchestration.waves import MAX_RANGES, Dispatch, dispatch
@@ -75,6 +76,33 @@ def test_scattered_changes_are_moved_together_in_a_quiet_moment(world: World) ->
     assert set(decided.runs[0].keys) == set(changed)
     assert set(key_order(world.instance, "default")[-len(changed) :]) == set(changed)
     assert len(key_order(world.instance, "default")) == FILES
+
+
+def test_scattered_files_that_a_sink_lacks_are_moved_together_too(world: World) -> None:
+    world.change(sinks={name: {"type": "lancedb", "uri": str(world.root / name)} for name in ("first", "second")})
+    world.sync()
+    order = key_order(world.instance, "default")
+    lacking = {"first": order[0::4], "second": order[2::4]}
+    for sink, files in lacking.items():
+        world.export.ledger.register.let_go(sink, files)
+    decided = decide(world)
+    assert {spec.assets: set(spec.keys) for spec in decided.runs} == {(sink,): set(files) for sink, files in lacking.items()}
+    assert len(decided.runs) == 2
+    order = key_order(world.instance, "default")
+    for spec in decided.runs:
+        start, end = order.index(spec.keys[0]), order.index(spec.keys[-1])
+        assert tuple(order[start : end + 1]) == spec.keys
+    assert world.sync().ok
+
+
+def test_a_sink_that_lacks_nearly_all_files_gets_them_as_they_lie(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waves, "_KEYS_A_RUN", 1)
+    world.change(detection={"files_per_run": 3})
+    world.sync()
+    before = key_order(world.instance, "default")
+    world.export.ledger.register.let_go("lancedb", [key for key in before if key not in before[10:30:4]])
+    assert len(decide(world).runs) > -(-35 // 3)
+    assert key_order(world.instance, "default") == before
 
 
 def test_scattered_changes_wait_while_a_range_is_under_way_and_the_order_is_left_alone(world: World) -> None:

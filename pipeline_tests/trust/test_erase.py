@@ -286,6 +286,22 @@ def test_a_sink_that_has_left_the_yaml_is_emptied_and_one_in_use_is_refused(worl
     world.assert_settled()
 
 
+def test_of_a_sink_that_was_renamed_the_former_name_is_forgotten_and_nothing_deleted(world: World) -> None:
+    old = world.export.embedder.identity.slug
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    assert world.sync().ok
+    world.change(sinks={"main": {"type": "lancedb", "table_prefix": "indexport"}})  # the default, now written out
+    assert world.sync().ok
+    found = {one.slug: one for one in retired(world, sink="lancedb")}
+    assert (found[old].files, found[old].kept) == (2, None)
+    [renamed] = [one for slug, one in found.items() if slug != old]
+    assert renamed.files == 0
+    assert "'main'" in str(renamed.kept)
+    assert {held.sink for held in world.export.ledger.register.collections()} == {"main"}
+    assert asyncio.run(verify(world.export, "main", deep=True)).ok
+    world.assert_settled("main")
+
+
 def test_what_would_go_is_named_with_what_it_waits_for_and_goes_once_approved_in_the_ui(world: World) -> None:
     for n in range(4):
         world.write(f"more-{n}.md", f"# More {n}\n\nText {n}.\n")
