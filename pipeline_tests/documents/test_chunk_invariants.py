@@ -31,6 +31,7 @@ class _GrowingTokens:
     """A counter whose counts do not add up: a text has more tokens than its parts together."""
 
     fingerprint = "growing"
+    default_max_tokens = 256
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [2 + len(text) // 3 + len(text) ** 2 // 4000 for text in texts]

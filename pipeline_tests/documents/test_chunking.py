@@ -239,18 +239,34 @@ def test_threads_that_share_a_counter_get_the_same_chunks(minilm_tokenizer: Toke
 
 def test_a_limit_above_the_models_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"chunking\.max_tokens is 512"):
-        token_limit(ChunkingSettings(max_tokens=512), 256)
+        token_limit(ChunkingSettings(max_tokens=512), EstimatedTokens(), 256)
 
 
 def test_an_overlap_of_half_the_limit_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"chunking\.overlap is 32"):
-        token_limit(ChunkingSettings(max_tokens=64, overlap=32), 256)
-    assert token_limit(ChunkingSettings(max_tokens=64, overlap=31), 256) == 64
+        token_limit(ChunkingSettings(max_tokens=64, overlap=32), EstimatedTokens(), 256)
+    assert token_limit(ChunkingSettings(max_tokens=64, overlap=31), EstimatedTokens(), 256) == 64
 
 
 def test_a_model_with_no_window_to_speak_of_is_refused() -> None:
     with pytest.raises(ConfigError, match="reads only 16 tokens"):
-        token_limit(ChunkingSettings(), 16)
+        token_limit(ChunkingSettings(), EstimatedTokens(), 16)
+
+
+def test_where_nothing_is_set_bytes_make_chunks_as_long_as_tokens_do(minilm: HuggingFaceTokens) -> None:
+    document = build_document([Page(1, prose(5000))])
+    by_bytes, by_tokens = (chunk_document(document, ChunkingSettings(), c, 8191) for c in (EstimatedTokens(), minilm))
+    assert 0.5 < len(by_bytes) / len(by_tokens) < 1.5
+    assert max(c.chunk_token_count for c in by_bytes) <= 1024
+    assert token_limit(ChunkingSettings(), EstimatedTokens(), 512) == 512
+
+
+def test_the_fingerprint_of_a_default_is_that_of_the_size_it_means() -> None:
+    def fingerprint(limit: int | None, model: int) -> str:
+        return chunker_fingerprint(ChunkingSettings(max_tokens=limit), EstimatedTokens(), model)
+
+    assert fingerprint(None, 8191) == fingerprint(1024, 8191) == fingerprint(None, 1024)
+    assert len({fingerprint(None, 8191), fingerprint(None, 512), fingerprint(256, 8191)}) == 3
 
 
 def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else(minilm: HuggingFaceTokens) -> None:
