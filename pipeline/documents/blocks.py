@@ -142,8 +142,10 @@ def _opening_fence(line: str, column: int) -> str | None:
 
 
 def _is_rule(line: str) -> bool:
+    if line.strip("-* \t\r\n"):
+        return False
     marks = "".join(line.split())
-    return len(marks) > 2 and marks[0] in "-*" and not marks.strip(marks[0])
+    return len(marks) > 2 and not marks.strip(marks[0])
 
 
 class _ListItems:

@@ -120,7 +120,7 @@ def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> l
     """Count the drafts and cut again what is over the limit although its parts' sizes add up to less."""
     mended: list[tuple[Draft, int]] = []
     for draft, count in _count(text, list(drafts), sizer):
-        mended.extend([(draft, count)] if count <= limit else _fit(text, draft, sizer, limit))
+        mended.extend([(draft, count)] if count <= limit else _fit(text, draft, count, sizer, limit))
     return mended
 
 
@@ -139,12 +139,13 @@ def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, l
     return joined
 
 
-def _fit(text: str, draft: Draft, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
-    """Pieces of a draft that are within the limit for certain; the context goes when not even a character fits beside it."""
+def _fit(text: str, draft: Draft, size: int, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
+    """Pieces of a draft of ``size`` tokens that are within the limit for certain; the context goes when not even a character fits
+    beside it."""
     for context in (draft.context, ""):
         room = limit - sizer.special_tokens
         while room > 0:
-            ranges = split_long(text, draft.start, draft.end, room, sizer, markdown=draft.markdown)
+            ranges = split_long(text, draft.start, draft.end, size, room, sizer, markdown=draft.markdown)
             pieces = list(_trim(text, (draft._replace(start=start, end=end, context=context) for start, end in ranges)))
             counted = _count(text, pieces, sizer)
             if all(count <= limit for _, count in counted):

@@ -208,6 +208,29 @@ def test_an_edit_in_one_endless_line_stays_in_its_neighbourhood(chunk: Chunk_) -
     assert statistics.median(changed) <= 6
 
 
+@pytest.mark.parametrize("tokens", ["minilm", "bytes"])
+@pytest.mark.parametrize("script", corpus.SCRIPTS)
+def test_a_word_put_into_one_endless_line_makes_few_new_chunks_and_cuts_no_word(
+    minilm: HuggingFaceTokens, script: str, tokens: str
+) -> None:
+    def chunk(text: str) -> list[Chunk]:
+        counter = minilm if tokens == "minilm" else EstimatedTokens()
+        return chunk_document(build_document([Page(1, text)]), ChunkingSettings(), counter, 8191)
+
+    rng = random.Random(6)
+    text = corpus.one_line(rng, script, 600)
+    chunks = chunk(text)
+    assert len(chunks) > 40
+    assert not any(text[c.chunk_start_char - 1 : c.chunk_start_char + 1].isalpha() for c in chunks[1:])
+    before = {c.embedding_text for c in chunks}
+    changed = []
+    for _ in range(9):
+        position = text.index(" ", rng.randrange(len(text) - 500))
+        changed.append(sum(c.embedding_text not in before for c in chunk(f"{text[:position]} {script}{text[position:]}")))
+    assert statistics.median(changed) <= 4
+    assert sorted(changed)[-2] <= 6
+
+
 @pytest.mark.parametrize(
     "table", [corpus.table(1500), corpus.html_table(1500, "").replace("</tr>", "</tr>\n")], ids=["pipes", "html"]
 )
