@@ -7,15 +7,14 @@ how much text stands before it, survives edits elsewhere; that is what keeps vec
 from __future__ import annotations
 
 import zlib
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
 
-_KEY_LENGTH = 64
 
-
-def content_key(text: str, start: int) -> int:
-    """A number that depends on nothing but the text right after ``start``."""
-    return zlib.crc32(text[start : start + _KEY_LENGTH].encode("utf-8", "surrogatepass"))
+def content_key(text: str, start: int, length: int = 64) -> int:
+    """A number of 32 bits that depends on nothing but the text right after ``start``: the less, the fewer an edit changes."""
+    return zlib.crc32(text[start : start + length].encode("utf-8", "surrogatepass"))
 
 
 def find_anchors(keys: Sequence[int], borders: Sequence[int], reach: int) -> list[int]:
@@ -37,6 +36,28 @@ def find_anchors(keys: Sequence[int], borders: Sequence[int], reach: int) -> lis
     for index in ascending:
         is_anchor[index] = is_anchor[index] and borders[-1] - borders[index] > reach
     return [index for index, value in enumerate(is_anchor) if value]
+
+
+def halve(keys: Sequence[int], borders: Sequence[int], longest: int) -> list[tuple[int, int]]:
+    """Partition one or more units into ranges ``[first, last)`` of at most ``longest``: cut in two where the key is smallest in
+    the middle half, and the halves again.
+
+    Unit i lies between ``borders[i]`` and ``borders[i + 1]``; one that is larger is a range of its own. An edit moves a cut only
+    where it makes another key the smallest.
+    """
+    ranges = []
+    pending = [(0, len(keys))]
+    while pending:
+        first, last = pending.pop()
+        size = borders[last] - borders[first]
+        if size <= longest or last - first == 1:
+            ranges.append((first, last))
+            continue
+        low = bisect_left(borders, borders[first] + size / 4, first + 1, last)
+        high = bisect_right(borders, borders[last] - size / 4, low, last)
+        middle = min(range(low, high), key=keys.__getitem__) if low < high else min(low, last - 1)
+        pending += [(middle, last), (first, middle)]
+    return ranges
 
 
 def pack(sizes: Sequence[int], rooms: Sequence[int], keys: Sequence[int], reach: int) -> list[tuple[int, int]]:

@@ -1,8 +1,16 @@
 """The block scan: where headings, fenced code, tables and paragraphs of a Markdown text lie.
 
-What belongs here: one pass over the lines, no more Markdown than the chunker needs. Rules are CommonMark's and GFM's but
-for three, because parsed pages are not always tidy: a setext heading has one line (a bare rule under running text is no
-heading), a table's delimiter row need not have as many cells as its header, and an HTML table reaches to its closing tag.
+What belongs here: one pass over the lines, no more Markdown than the chunker needs. Rules are CommonMark's and GFM's, where
+parsed pages are tidy enough for them:
+
+- A setext heading has one line (a bare rule under running text is no heading), and that line may be numbered like a list.
+- A table may be indented like code, and its delimiter row need not have as many cells as its header.
+- An HTML table reaches to its closing tag. HTML that is to be taken as it stands (comments, ``<pre>``) is code where it has
+  more lines than one and is closed; all other HTML is text.
+- A list item may interrupt a paragraph whatever its number, and without content.
+
+Not looked for, so that they are paragraphs: whatever stands in a block quote, indented code, headings on the line of a list
+item's marker or indented by four columns, lines that end with a bare carriage return.
 """
 
 from __future__ import annotations
@@ -15,9 +23,15 @@ from pipeline.documents.html_tables import HtmlTable, html_tables
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _SETEXT = re.compile(r" {0,3}(?:(=+)|-+)\s*")
+_NO_TITLE = re.compile(r" {0,3}(?:>|[-+*][ \t])|\|")
 _DEEPEST_LEVEL = 6
-_CODE_INDENT = "    "
+_INDENTED = re.compile(r" {4}| {0,3}\t")
+_TAB_STOP = 4
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})([^\n]*)")
+_LIST_ITEM = re.compile(r" {0,3}(?:[-+*]|\d{1,9}[.)])(?: {1,4}(?![ \r\n])| (?=[ \r\n])|[\r\n]|$)")
+_OPENING = frozenset("-+*0123456789`~")
+"""What list items and fences begin with."""
+_RAW_HTML = re.compile(r"<(!--|(?:pre|script|style|textarea)(?=[\s>]))", re.IGNORECASE)
 
 
 class BlockKind(Enum):
@@ -60,28 +74,36 @@ def scan_paragraphs(text: str) -> list[Block]:
 def scan_markdown(text: str) -> list[Block]:
     """Headings (ATX, setext), fenced code, tables, and paragraphs for all the rest."""
     scan = _Scan()
+    items = _ListItems()
     tables = html_tables(text)
+    raw_html = _RawHtml(text)
     end = 0
     while match := _LINE.match(text, end):
         line = match.group()
         start, end = match.span()
-        if scan.fence:
-            scan.continue_code(end, line)
+        if scan.fence and scan.continue_code(end, line):
             continue
-        first = line.lstrip(" ")[:1]
+        first = line.lstrip(" \t")[:1]
         if not first or (first.isspace() and line.isspace()):
             scan.close()
-        elif first == "#" and (atx := _atx_heading(line)):
+            continue
+        if first in _OPENING or (items.columns and (first in "#<" or not scan.is_paragraph)):
+            column = items.follow(line)
+            if ("```" in line or "~~~" in line) and (marks := _opening_fence(line, column)):
+                scan.open_code(start, end, marks, column)
+                continue
+        if first == "#" and (atx := _atx_heading(line)):
             scan.add_heading(start, end, *atx)
-        elif first in "`~" and (fence := _opening_fence(line)):
-            scan.open_code(start, end, fence)
-        elif first in "=-" and scan.has_one_line and (setext := _SETEXT.fullmatch(line)):
+        elif first in "=-" and scan.may_be_title and (setext := _SETEXT.fullmatch(line)):
             scan.turn_into_heading(end, 1 if setext[1] else 2)
         elif first in "|-:" and scan.may_be_table_header and _is_delimiter_row(line):
             scan.turn_into_table(end)
         elif first == "<" and (table := tables.get(tag := start + line.index("<"))):
             scan.add_html_table(tag, table)
             end = table.end
+        elif first == "<" and (raw_end := raw_html.end(start + line.index("<"), end)):
+            scan.add_code(start, raw_end)
+            end = raw_end
         else:
             scan.extend(start, end, line)
     scan.close()
@@ -92,7 +114,7 @@ def _atx_heading(line: str) -> tuple[int, str] | None:
     content = line.strip()
     rest = content.lstrip("#")
     level = len(content) - len(rest)
-    if level > _DEEPEST_LEVEL or line.startswith(_CODE_INDENT) or not (rest == "" or rest[0] in " \t"):
+    if level > _DEEPEST_LEVEL or _INDENTED.match(line) or not (rest == "" or rest[0] in " \t"):
         return None
     title = rest.strip()
     unclosed = title.rstrip("#")
@@ -111,11 +133,68 @@ def _is_delimiter_cell(cell: str) -> bool:
     return dashes != "" and dashes.strip("-") == ""
 
 
-def _opening_fence(line: str) -> str | None:
-    fence = _FENCE.match(line)
+def _opening_fence(line: str, column: int) -> str | None:
+    """Its marks, if one opens behind a column."""
+    fence = _FENCE.match(line.expandtabs(_TAB_STOP), column)
     if fence is None or (fence[1][0] == "`" and "`" in fence[2]):
         return None
     return fence[1]
+
+
+def _is_rule(line: str) -> bool:
+    if line.strip("-* \t\r\n"):
+        return False
+    marks = "".join(line.split())
+    return len(marks) > 2 and not marks.strip(marks[0])
+
+
+class _ListItems:
+    """The list items that are open: the columns their contents begin at, outermost first."""
+
+    def __init__(self) -> None:
+        self.columns: list[int] = []
+
+    def follow(self, line: str) -> int:
+        """Leave the items a line is outside of and enter those that begin in it.
+
+        Answers the column at which the innermost one's content begins.
+        """
+        columns = self.columns
+        spaced = line.expandtabs(_TAB_STOP)
+        column = 0
+        if columns:
+            indent = len(spaced) - len(spaced.lstrip(" "))
+            while columns and indent < columns[-1]:
+                columns.pop()
+            column = columns[-1] if columns else 0
+        item = _LIST_ITEM.match(spaced, column)
+        if item and _is_rule(line):
+            return column
+        while item:
+            column = item.end()
+            columns.append(column)
+            item = _LIST_ITEM.match(spaced, column)
+        return column
+
+
+class _RawHtml:
+    """Comments, and the elements whose content HTML takes as it stands."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._unclosed: set[str] = set()
+
+    def end(self, start: int, line_end: int) -> int | None:
+        """Where the one that opens at ``start`` and closes on a later line ends."""
+        opening = _RAW_HTML.match(self._text, start)
+        if opening is None or (name := opening[1].lower()) in self._unclosed:
+            return None
+        closing = re.compile("-->" if name == "!--" else f"</{name}>", re.IGNORECASE).search(self._text, opening.end())
+        if closing is None:
+            self._unclosed.add(name)
+        if closing is None or closing.end() <= line_end:
+            return None
+        return self._text.find("\n", closing.end()) + 1 or len(self._text)
 
 
 class _Scan:
@@ -124,6 +203,7 @@ class _Scan:
     def __init__(self) -> None:
         self.blocks: list[Block] = []
         self.fence = ""
+        self._fence_column = 0
         self._kind = BlockKind.PARAGRAPH
         self._start = self._end = 0
         self._last_start = 0
@@ -131,18 +211,23 @@ class _Scan:
         self._row_starts: list[int] = []
 
     @property
-    def has_one_line(self) -> bool:
-        """Whether the open block is a paragraph of one line, short enough for a title and not indented like code."""
+    def is_paragraph(self) -> bool:
+        """Whether the open block is one."""
+        return self._kind is BlockKind.PARAGRAPH and self._start < self._end
+
+    @property
+    def may_be_title(self) -> bool:
+        """Whether the open block is a paragraph of one line that is neither indented like code nor begins a list or a quote."""
         return (
-            self._kind is BlockKind.PARAGRAPH
-            and self._start < self._end
+            self.is_paragraph
             and self._start == self._last_start
-            and not self._last_line.startswith((_CODE_INDENT, "\t", "|"))
+            and not _INDENTED.match(self._last_line)
+            and not _NO_TITLE.match(self._last_line)
         )
 
     @property
     def may_be_table_header(self) -> bool:
-        return self._kind is BlockKind.PARAGRAPH and self._start < self._end and "|" in self._last_line
+        return self.is_paragraph and "|" in self._last_line
 
     def close(self) -> None:
         if self._start < self._end:
@@ -182,13 +267,26 @@ class _Scan:
         self.close()
         self.blocks.append(Block(BlockKind.TABLE, start, table.end, row_starts=table.row_starts))
 
-    def open_code(self, start: int, end: int, fence: str) -> None:
+    def add_code(self, start: int, end: int) -> None:
         self.close()
-        self._kind, self.fence = BlockKind.CODE, fence
+        self.blocks.append(Block(BlockKind.CODE, start, end))
+
+    def open_code(self, start: int, end: int, fence: str, column: int) -> None:
+        """A fence, in a list item whose content begins at ``column``."""
+        self.close()
+        self._kind, self.fence, self._fence_column = BlockKind.CODE, fence, column
         self._start, self._end = start, end
 
-    def continue_code(self, end: int, line: str) -> None:
+    def continue_code(self, end: int, line: str) -> bool:
+        """Whether the line belongs to the open code: its closing fence does, what is outside its list item ends it."""
+        if column := self._fence_column:
+            line = line.expandtabs(_TAB_STOP)
+            if line[:column].strip():
+                self.close()
+                return False
+            line = line[column:]
         self._end = end
         closing = line.strip()
-        if closing.startswith(self.fence) and not closing.strip(self.fence[0]) and not line.startswith(_CODE_INDENT):
+        if closing.startswith(self.fence) and not closing.strip(self.fence[0]) and not _INDENTED.match(line):
             self.close()
+        return True

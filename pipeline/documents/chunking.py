@@ -22,23 +22,22 @@ from pipeline.documents.splitting import TextSizer, split_long
 from pipeline.documents.tokens import TokenCounter
 from pipeline.errors import ConfigError
 
-CHUNKER_VERSION = "3"
+CHUNKER_VERSION = "4"
 """Goes up with every change to this package that may move a cut or change a context."""
 
-DEFAULT_MAX_TOKENS = 256
-"""Where nothing is set: long enough for a paragraph or two, short enough that a vector still means one thing."""
 _LEAST_TOKENS = 32
 _WORD_START = re.compile(r"(?<!\S)\S")
 _MARKS_ALONE = re.compile(r"[-*_=|:.+~#>`\s]{1,80}")
 
 
-def token_limit(settings: ChunkingSettings, model_max_tokens: int) -> int:
-    """What a chunk with its context may have, special tokens included: what is set, else 256 or the model's limit.
+def token_limit(settings: ChunkingSettings, tokens: TokenCounter, model_max_tokens: int) -> int:
+    """What a chunk with its context may have, special tokens included: what is set, else the counter's default or the model's
+    limit.
 
     Raises ConfigError when the setting is above the model's limit, the overlap takes half of it or more, or the model's
     window is too small for any context.
     """
-    limit = settings.max_tokens or min(DEFAULT_MAX_TOKENS, model_max_tokens)
+    limit = settings.max_tokens or min(tokens.default_max_tokens, model_max_tokens)
     if limit > model_max_tokens:
         raise ConfigError(
             f"chunking.max_tokens is {limit}, but the embedding model reads {model_max_tokens} tokens at most and would cut "
@@ -58,7 +57,7 @@ def chunker_fingerprint(settings: ChunkingSettings, tokens: TokenCounter, max_to
     """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit."""
     parts = {
         **settings.model_dump(mode="json"),
-        "max_tokens": token_limit(settings, max_tokens),
+        "max_tokens": token_limit(settings, tokens, max_tokens),
         "tokenizer": tokens.fingerprint,
         "chunker": CHUNKER_VERSION,
         "semantic-text-splitter": version("semantic-text-splitter"),
@@ -73,7 +72,7 @@ def chunk_document(document: Document, settings: ChunkingSettings, tokens: Token
     that do not fit the model.
     """
     text = document.text
-    limit = token_limit(settings, max_tokens)
+    limit = token_limit(settings, tokens, max_tokens)
     sizer = TextSizer(tokens)
     markdown = settings.strategy == "markdown"
     blocks = scan_markdown(text) if markdown else scan_paragraphs(text)
@@ -121,7 +120,7 @@ def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> l
     """Count the drafts and cut again what is over the limit although its parts' sizes add up to less."""
     mended: list[tuple[Draft, int]] = []
     for draft, count in _count(text, list(drafts), sizer):
-        mended.extend([(draft, count)] if count <= limit else _fit(text, draft, sizer, limit))
+        mended.extend([(draft, count)] if count <= limit else _fit(text, draft, count, sizer, limit))
     return mended
 
 
@@ -140,12 +139,13 @@ def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, l
     return joined
 
 
-def _fit(text: str, draft: Draft, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
-    """Pieces of a draft that are within the limit for certain; the context goes when not even a character fits beside it."""
+def _fit(text: str, draft: Draft, size: int, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
+    """Pieces of a draft of ``size`` tokens that are within the limit for certain; the context goes when not even a character fits
+    beside it."""
     for context in (draft.context, ""):
         room = limit - sizer.special_tokens
         while room > 0:
-            ranges = split_long(text, draft.start, draft.end, room, sizer, markdown=draft.markdown)
+            ranges = split_long(text, draft.start, draft.end, size, room, sizer, markdown=draft.markdown)
             pieces = list(_trim(text, (draft._replace(start=start, end=end, context=context) for start, end in ranges)))
             counted = _count(text, pieces, sizer)
             if all(count <= limit for _, count in counted):

@@ -109,7 +109,7 @@ class Drafter:
         """The block in pieces of at most ``room`` tokens."""
         markdown = self._markdown and self._blocks[block].kind is not BlockKind.CODE
         start, end = self._blocks[block].start, self._blocks[block].end
-        ranges = split_long(self._text, start, end, room, self._sizer, markdown=markdown)
+        ranges = split_long(self._text, start, end, self._size(block, block + 1), room, self._sizer, markdown=markdown)
         context, floor = self._context(block)[0], self._floors[block]
         return [Draft(*piece, context, floor, markdown=markdown) for piece in ranges]
 
@@ -135,7 +135,7 @@ class Drafter:
             if high - low > 1 or sizes[low] <= limit:
                 yield template._replace(start=start, end=end)
                 continue
-            pieces = split_long(self._text, start, end, limit, self._sizer, markdown=self._markdown)
+            pieces = split_long(self._text, start, end, sizes[low], limit, self._sizer, markdown=self._markdown)
             yield from (template._replace(start=piece_start, end=piece_end) for piece_start, piece_end in pieces)
 
     def _row_context(self, block: int, header: str) -> tuple[str, int]:

@@ -88,7 +88,8 @@ class ChunkingSettings(BaseModel):
     max_tokens: int | None = Field(
         default=None,
         ge=32,
-        description="Upper limit of a chunk with its context, special tokens included. Default: 256, or the model's lower limit.",
+        description="Upper limit of a chunk with its context, special tokens included. Default: 256 (1,024 where tokens are "
+        "bounded by bytes), or the model's lower limit.",
     )
     overlap: int = Field(default=0, ge=0, description="Tokens of the previous chunk repeated at the start of the next one.")
     strategy: Literal["markdown", "text"] = Field(

@@ -26,6 +26,11 @@ class TokenCounter(Protocol):
         """Names the tokenizer by its content, whatever library reads it; equal ones count alike."""
         ...
 
+    @property
+    def default_max_tokens(self) -> int:
+        """Of a chunk where nothing is set: a paragraph or two, short enough that a vector still means one thing."""
+        ...
+
     def count(self, texts: Sequence[str]) -> list[int]:
         """One count a text, in order."""
         ...
@@ -37,6 +42,8 @@ class HuggingFaceTokens:
     A tokenizer that never joins characters across white space (BERT's WordPiece family) is asked once a word instead of
     once an occurrence: the counts are the same, several times faster. Safe to share between threads.
     """
+
+    default_max_tokens = 256
 
     def __init__(self, tokenizer: Tokenizer, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -70,11 +77,12 @@ class EstimatedTokens:
     """An upper bound for endpoints that do not publish their tokenizer: the UTF-8 bytes of the text.
 
     A token of a byte-level BPE (every OpenAI embedding model) stands for at least one byte, so nothing counted this way
-    can be cut by the endpoint. English text has about four bytes a token: a chunk at the limit then uses about a quarter
-    of the model's window.
+    can be cut by the endpoint. English text has about four bytes a token: a chunk at the limit then has about a quarter as
+    many tokens, so the default limit is four times that of other counters.
     """
 
     fingerprint = "bytes"
+    default_max_tokens = 1_024
     _SPECIAL_TOKENS = 4
     """Room for the start, end and prefix tokens some servers add."""
 

@@ -69,6 +69,8 @@ class ConstantEmbedder:
 class _FileTokens:
     """A tokenizer's file, parsed at the first count: every command asks for the fingerprint, few count."""
 
+    default_max_tokens = HuggingFaceTokens.default_max_tokens
+
     def __init__(self, tokenizer: Path) -> None:
         self._tokenizer = tokenizer
         self.fingerprint = file_sha256(tokenizer)

@@ -8,6 +8,26 @@ from collections.abc import Sequence
 _SYLLABLES = ("ka", "lo", "mi", "ren", "tos", "ver", "dal", "pun", "gri", "sho", "el", "nar", "tiv", "qua", "bes", "om", "fli")
 
 
+SCRIPTS = {
+    "English": (["pump", "valve", "pressure", "before", "maintenance", "closed", "oil", "carefully"], ". "),
+    "quoted": (["pump", "valve", "pressure", "before", "maintenance", "closed", "oil", "carefully"], ".” "),
+    "transcript": (["pump", "valve", "pressure", "before", "maintenance", "closed", "oil", "carefully"], " "),
+    "list": (["pump", "valve", "pressure", "before", "maintenance", "closed", "oil", "carefully"], ", "),
+    "JSON": (['{"pump":', '"valve"},', '"closed":', "[120,", "7],", '"oil":', "9999,"], " "),
+    "Hindi": (["यह", "पंप", "सेवा", "वाल्व", "दबाव", "बंद", "करना", "चाहिए"], "। "),
+    "Urdu": (["یہ", "پمپ", "والو", "دباؤ", "بند", "کریں", "دوبارہ", "جانچ"], "۔ "),
+    "Arabic": (["المضخة", "الصمام", "المحرك", "الضغط", "الزيت", "قبل", "يجب"], "؟ "),
+    "Arabic clauses": (["المضخة", "الصمام", "المحرك", "الضغط", "الزيت", "قبل", "يجب"], "، "),
+    "Amharic": (["ፓምፕ", "ቫልቭ", "ግፊት", "ዘይት", "ዝጋ", "ጥገና", "በፊት"], "። "),
+}
+"""Words of scripts and kinds of text, and what ends a sentence in them."""
+
+
+def one_line(rng: random.Random, script: str, sentences: int) -> str:
+    vocabulary, end = SCRIPTS[script]
+    return end.join(" ".join(rng.choices(vocabulary, k=rng.randint(8, 20))) for _ in range(sentences)) + end
+
+
 def words(rng: random.Random, count: int) -> str:
     return " ".join("".join(rng.choices(_SYLLABLES, k=rng.randint(1, 3))) for _ in range(count))
 

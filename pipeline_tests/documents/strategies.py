@@ -15,6 +15,12 @@ _PROSE = _WORDS.map(" ".join)
 _HEADING = st.builds("{} {}".format, st.sampled_from(["#", "##", "###", "######"]), st.text("abc ", max_size=8) | _PROSE)
 _SETEXT = st.builds("{}\n{}".format, st.text("abc", min_size=1, max_size=9), st.sampled_from(["===", "---"]))
 _CODE = st.builds("```\n{}\n```".format, st.text("ab #|\n", max_size=60))
+_LIST = st.lists(
+    st.sampled_from(
+        ["- ", "1. ", "-\t", "  ", "\t", "a\n", "# a\n", "```\n", "    ~~~\n", "***\n", "<!--\n", "-->\n", "<pre>\n", "\n"]
+    ),
+    max_size=20,
+).map("".join)
 _ODD_TEXT = st.text(st.sampled_from(_ODD), max_size=80)
 _ANY_TEXT = st.text(max_size=30)
 _LONG = st.builds(lambda piece, times: piece * times, st.text(min_size=1, max_size=6), st.integers(20, 400))
@@ -52,6 +58,7 @@ bodies = st.builds(
         | _HEADING
         | _SETEXT
         | _CODE
+        | _LIST
         | _ODD_TEXT
         | _ANY_TEXT
         | _LONG

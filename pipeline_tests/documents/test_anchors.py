@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.documents.anchors import find_anchors, pack
+from pipeline.documents.anchors import find_anchors, halve, pack
 
 _UNITS = st.lists(st.tuples(st.integers(0, 9), st.integers(1, 40)), min_size=1, max_size=60)
 
@@ -35,6 +35,36 @@ def test_packing_partitions_the_units_and_only_a_lone_unit_exceeds_its_room(unit
     ranges = pack(sizes, [room] * len(units), [key for key, _ in units], 2 * room)
     assert [index for first, last in ranges for index in range(first, last)] == list(range(len(units)))
     assert all(last - first == 1 or sum(sizes[first:last]) <= room for first, last in ranges)
+
+
+@settings(max_examples=200, deadline=None)
+@given(units=_UNITS, longest=st.integers(1, 120))
+def test_halving_partitions_the_units_and_only_a_lone_unit_is_longer(units: list[tuple[int, int]], longest: int) -> None:
+    borders = [0, *accumulate(size for _, size in units)]
+    ranges = halve([key for key, _ in units], borders, longest)
+    assert [index for first, last in ranges for index in range(first, last)] == list(range(len(units)))
+    assert all(last - first == 1 or borders[last] - borders[first] <= longest for first, last in ranges)
+    if max(size for _, size in units) * 4 <= longest < borders[-1]:
+        assert all(borders[last] - borders[first] > longest / 4 - 1 for first, last in ranges)
+
+
+def test_halving_cuts_where_the_key_is_smallest_in_the_middle_half() -> None:
+    assert halve([1, 1, 5, 2, 5, 5, 5, 1], list(range(0, 90, 10)), 79) == [(0, 3), (3, 8)]
+    assert halve([5, 1], [0, 90, 100], 50) == [(0, 1), (1, 2)]
+    assert halve([5, 1, 1], [0, 10, 20, 100], 50) == [(0, 2), (2, 3)]
+
+
+def test_an_insertion_moves_few_of_the_halves_cuts() -> None:
+    rng = random.Random(5)
+    keys = [rng.getrandbits(32) for _ in range(4000)]
+    cuts = {keys[first] for first, _ in halve(keys, list(range(4001)), 40)}
+    moved = []
+    for _ in range(30):
+        position = rng.randrange(4000)
+        changed = [*keys[:position], rng.getrandbits(32), *keys[position:]]
+        moved.append(len(cuts ^ {changed[first] for first, _ in halve(changed, list(range(4002)), 40)}))
+    assert len(cuts) > 100
+    assert sorted(moved)[26] <= 4
 
 
 def test_a_sequence_of_a_few_chunks_has_no_anchors_and_is_packed_full() -> None:

@@ -6,6 +6,7 @@ import re
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.documents.blocks import BlockKind, scan_markdown, scan_paragraphs
 from pipeline_tests.documents.strategies import bodies
@@ -26,6 +27,12 @@ _H, _P, _C, _T = BlockKind.HEADING, BlockKind.PARAGRAPH, BlockKind.CODE, BlockKi
         ("#No space", None),
         ("####### Seven", None),
         ("    # Indented code", None),
+        ("\t# Indented code", None),
+        ("1. Numbered title\n---\n", (2, "1. Numbered title")),
+        ("*Title*\n---\n", (2, "*Title*")),
+        ("- item\n---\n", None),
+        ("* item\n===\n", None),
+        ("> quote\n---\n", None),
         ("two lines\nof text\n---\n", None),
         ("---\n", None),
     ],
@@ -58,6 +65,21 @@ def test_headings_are_commonmarks(line: str, heading: tuple[int, str] | None) ->
         ("<table>\n<tr>\n# H\n\n<table><tr></tr></table>", [_P, _H, _T]),
         ("<table>\n\nof contents\n\n</table>", [_P, _P, _P]),
         ("```\n<table><tr></tr></table>\n```", [_C]),
+        ("1. ```sh\n   # comment\n   ```\n\n# H", [_C, _H]),
+        ("- 2) ```sh\n     # comment\n     ```\n# H", [_C, _H]),
+        ("-\t~~~\n\t# comment\n\t~~~\n# H", [_C, _H]),
+        ("-  item\n\n   ```\n   # comment\n      ```\n# H", [_P, _C, _H]),
+        ("-  item\nthat goes on\n\n   ```\n   # comment\n    ```\n# H", [_P, _C, _H]),
+        ("- item\n\n      ```\n\n# H", [_P, _P, _H]),
+        ("- item\n  ```\n  # comment\n\n# H", [_P, _C, _H]),
+        ("- item\n\n# H\n\n    ```\n\n# H", [_P, _H, _P, _H]),
+        ("- - -\n\n    ```\n\n# H", [_P, _P, _H]),
+        ("```\n# comment\n    ```\n# comment", [_C]),
+        ("- item\n\n\t| a | b |\n\t|---|---|\n\t| 1 | 2 |\n", [_P, _T]),
+        ("text\n<!--\n# hidden\n--> \n# H", [_P, _C, _H]),
+        ("<PRE class='x'>\n# as it stands\n\n| a |\n|---|\n</pre>\n# H", [_C, _H]),
+        ("<!-- a -->\ntext\n<pre>a</pre>\ntext", [_P]),
+        ("<!-- a\n\n# H\n\n<pre>\n\n# H", [_P, _H, _P, _H]),
         ("an inline <table><tr></tr></table>", [_P]),
         (" \t\n\u3000\n", []),
         ("text\n   ", [_P]),
@@ -65,6 +87,32 @@ def test_headings_are_commonmarks(line: str, heading: tuple[int, str] | None) ->
 )
 def test_blocks_end_where_the_next_kind_begins(text: str, kinds: list[BlockKind]) -> None:
     assert [block.kind for block in scan_markdown(text)] == kinds
+
+
+_MARKERS = st.sampled_from(["- ", "*   ", "+ ", "1. ", "10)  ", "-\t", "1.\t"])
+_CODE_LINES = st.lists(st.sampled_from(["# comment", "| a | b |", "|---|---|", "- item", "  ```", "Title\n===", ""]), max_size=5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    markers=st.lists(_MARKERS, min_size=1, max_size=3),
+    opening=st.sampled_from(["", "text\n", "text\n\n", "text\nthat goes on\n"]),
+    code=_CODE_LINES,
+    to_the_right=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    closed=st.booleans(),
+)
+def test_code_in_a_list_item_leaves_what_follows_as_it_is(
+    markers: list[str], opening: str, code: list[str], to_the_right: tuple[int, int], closed: bool
+) -> None:
+    item = "".join(markers)
+    indent = " " * len(item.expandtabs(4))
+    inside = "".join(f"{indent}{line}\n" for text in code for line in text.split("\n"))
+    first, last = (" " * blanks for blanks in to_the_right)
+    fence = f"{indent}{first}~~~sh\n" if opening else "~~~sh\n"
+    item_text = f"{item}{opening}{fence}{inside}" + f"{indent}{last}~~~\n" * closed
+    blocks = scan_markdown(f"# Before\n\n{item_text}\n# After\n\n| a |\n|---|\n| 1 |\n")
+    assert [block.kind for block in blocks] == [_H, *[_P] * bool(opening), _C, _H, _T]
+    assert [block.title for block in blocks if block.kind is _H] == ["Before", "After"]
 
 
 def test_a_tables_rows_start_after_its_delimiter_row() -> None:

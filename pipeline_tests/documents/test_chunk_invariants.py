@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -14,6 +15,7 @@ from pipeline.documents.chunking import chunk_document
 from pipeline.documents.document import build_document
 from pipeline.documents.models import Attachment, Chunk, ChunkingSettings, Document, Page
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
+from pipeline_tests.documents import corpus
 from pipeline_tests.documents.strategies import file_attachments, page_lists
 
 _QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -31,6 +33,7 @@ class _GrowingTokens:
     """A counter whose counts do not add up: a text has more tokens than its parts together."""
 
     fingerprint = "growing"
+    default_max_tokens = 256
 
     def count(self, texts: Sequence[str]) -> list[int]:
         return [2 + len(text) // 3 + len(text) ** 2 // 4000 for text in texts]
@@ -99,6 +102,22 @@ def test_chunks_are_exact_complete_ordered_bounded_and_traceable(
     if not chosen.overlap:
         assert all(end <= start for end, start in zip(ends, starts[1:], strict=False))
     assert chunk_document(document, chosen, counter, 256) == chunks
+
+
+@_QUICK
+@given(
+    seed=st.integers(0, 10**6),
+    script=st.sampled_from(sorted(corpus.SCRIPTS)),
+    sentences=st.integers(1, 60),
+    limit=st.sampled_from([40, 64]),
+)
+def test_no_word_is_cut_in_two_where_there_is_white_space(
+    counter: TokenCounter, seed: int, script: str, sentences: int, limit: int
+) -> None:
+    text = corpus.one_line(random.Random(seed), script, sentences)
+    chunks = chunk_document(build_document([Page(1, text)]), ChunkingSettings(max_tokens=limit), counter, 256)
+    borders = {chunk.chunk_start_char for chunk in chunks[1:]}
+    assert not [text[border - 9 : border + 9] for border in borders if text[border - 1 : border + 1].isalpha()]
 
 
 @_QUICK

@@ -208,6 +208,29 @@ def test_an_edit_in_one_endless_line_stays_in_its_neighbourhood(chunk: Chunk_) -
     assert statistics.median(changed) <= 6
 
 
+@pytest.mark.parametrize("tokens", ["minilm", "bytes"])
+@pytest.mark.parametrize("script", corpus.SCRIPTS)
+def test_a_word_put_into_one_endless_line_makes_few_new_chunks_and_cuts_no_word(
+    minilm: HuggingFaceTokens, script: str, tokens: str
+) -> None:
+    def chunk(text: str) -> list[Chunk]:
+        counter = minilm if tokens == "minilm" else EstimatedTokens()
+        return chunk_document(build_document([Page(1, text)]), ChunkingSettings(), counter, 8191)
+
+    rng = random.Random(6)
+    text = corpus.one_line(rng, script, 600)
+    chunks = chunk(text)
+    assert len(chunks) > 40
+    assert not any(text[c.chunk_start_char - 1 : c.chunk_start_char + 1].isalpha() for c in chunks[1:])
+    before = {c.embedding_text for c in chunks}
+    changed = []
+    for _ in range(9):
+        position = text.index(" ", rng.randrange(len(text) - 500))
+        changed.append(sum(c.embedding_text not in before for c in chunk(f"{text[:position]} {script}{text[position:]}")))
+    assert statistics.median(changed) <= 4
+    assert sorted(changed)[-2] <= 6
+
+
 @pytest.mark.parametrize(
     "table", [corpus.table(1500), corpus.html_table(1500, "").replace("</tr>", "</tr>\n")], ids=["pipes", "html"]
 )
@@ -239,18 +262,34 @@ def test_threads_that_share_a_counter_get_the_same_chunks(minilm_tokenizer: Toke
 
 def test_a_limit_above_the_models_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"chunking\.max_tokens is 512"):
-        token_limit(ChunkingSettings(max_tokens=512), 256)
+        token_limit(ChunkingSettings(max_tokens=512), EstimatedTokens(), 256)
 
 
 def test_an_overlap_of_half_the_limit_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match=r"chunking\.overlap is 32"):
-        token_limit(ChunkingSettings(max_tokens=64, overlap=32), 256)
-    assert token_limit(ChunkingSettings(max_tokens=64, overlap=31), 256) == 64
+        token_limit(ChunkingSettings(max_tokens=64, overlap=32), EstimatedTokens(), 256)
+    assert token_limit(ChunkingSettings(max_tokens=64, overlap=31), EstimatedTokens(), 256) == 64
 
 
 def test_a_model_with_no_window_to_speak_of_is_refused() -> None:
     with pytest.raises(ConfigError, match="reads only 16 tokens"):
-        token_limit(ChunkingSettings(), 16)
+        token_limit(ChunkingSettings(), EstimatedTokens(), 16)
+
+
+def test_where_nothing_is_set_bytes_make_chunks_as_long_as_tokens_do(minilm: HuggingFaceTokens) -> None:
+    document = build_document([Page(1, prose(5000))])
+    by_bytes, by_tokens = (chunk_document(document, ChunkingSettings(), c, 8191) for c in (EstimatedTokens(), minilm))
+    assert 0.5 < len(by_bytes) / len(by_tokens) < 1.5
+    assert max(c.chunk_token_count for c in by_bytes) <= 1024
+    assert token_limit(ChunkingSettings(), EstimatedTokens(), 512) == 512
+
+
+def test_the_fingerprint_of_a_default_is_that_of_the_size_it_means() -> None:
+    def fingerprint(limit: int | None, model: int) -> str:
+        return chunker_fingerprint(ChunkingSettings(max_tokens=limit), EstimatedTokens(), model)
+
+    assert fingerprint(None, 8191) == fingerprint(1024, 8191) == fingerprint(None, 1024)
+    assert len({fingerprint(None, 8191), fingerprint(None, 512), fingerprint(256, 8191)}) == 3
 
 
 def test_the_fingerprint_moves_with_everything_that_moves_a_cut_and_nothing_else(minilm: HuggingFaceTokens) -> None:
