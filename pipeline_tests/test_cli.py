@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from httpx import Client
 from llama_cloud.resources.indexes import AsyncIndexesResource
 from typer.testing import CliRunner
 
@@ -86,7 +88,7 @@ def test_an_index_is_created_with_its_attachments_and_products_and_found_again(
         return await real(self, **given)
 
     monkeypatch.setattr(AsyncIndexesResource, "create", create)
-    with Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"}) as cloud:
+    with httpx.Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"}) as cloud:
         [first] = cloud.get("/api/v1/indexes").json()["items"]
         command = ["index", "create", first["source_directory_id"], "--name", "second"]
         options = ["--attachment", "items", "--attachment", "screenshots", "--product", "parse=cfg-PARSE_AGENTIC"]
@@ -205,6 +207,51 @@ def test_what_is_wrong_around_a_command_is_no_traceback(
     assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
     assert message in outcome.stderr
     assert "canary" not in outcome.stderr
+
+
+def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [*INDEXPORT, "dev", "--port", str(port), "--documents", str(tmp_path)]
+        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / "home"), "LLAMA_CLOUD_API_KEY": ""}
+        outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert f"127.0.0.1:{port}: Address already in use; choose another with --port" in outcome.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_is_to_be_copied_is_whole_and_has_the_port_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def serve_the_ui(port: int) -> int:
+        asked.append(port)
+        httpx.get(
+            f"{os.environ['LLAMA_CLOUD_BASE_URL']}/api/v1/indexes", headers={"Authorization": "Bearer local"}
+        ).raise_for_status()
+        return 0
+
+    monkeypatch.setattr("pipeline.orchestration.launcher.run_dagster_dev", serve_the_ui)
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LLAMA_CLOUD_API_KEY", raising=False)
+    documents = tmp_path / f"{'very ' * 20}long [documents]"
+    documents.mkdir()
+    outcome = CliRunner().invoke(app, ["dev", "--documents", str(documents), "--port", "0", "--cloud-port", "0"])
+    assert outcome.exit_code == 0, outcome.exception
+    (line,) = outcome.stderr.splitlines()
+    assert re.search(
+        rf"serves {re.escape(str(documents))}.* LLAMA_CLOUD_BASE_URL=http://127.0.0.1:[1-9]\d+ LLAMA_CLOUD_API_KEY=", line
+    )
+    assert asked[0] > 0
+
+
+def test_a_local_cloud_prints_the_port_it_has(tmp_path: Path) -> None:
+    command = [*INDEXPORT, "local-cloud", str(tmp_path), "--port", "0"]
+    environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / ".home")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        server.terminate()
+    assert re.fullmatch(r"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:[1-9]\d+ LLAMA_CLOUD_API_KEY=local\n", line)
 
 
 @pytest.mark.takes_long

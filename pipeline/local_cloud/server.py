@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from ipaddress import ip_address
 from types import TracebackType
 
@@ -22,10 +23,12 @@ _log = logging.getLogger(__name__)
 _STOP_SECONDS = 5
 
 
-def serve(settings: LocalCloudSettings) -> None:
-    """Serves until interrupted. Raises ``ConfigError`` if the address is taken or the settings cannot work."""
+def serve(settings: LocalCloudSettings, *, announce: Callable[[str], None]) -> None:
+    """Serves until interrupted; ``announce`` is told the URL. Raises ``ConfigError`` if the address is taken or the settings
+    cannot work."""
     with _listen(settings) as listener:
         cloud = open_cloud(settings)
+        announce(_url(listener))
         _log.info("serving %s at %s", settings.documents, _url(listener))
         _Server(app_over(lambda: cloud, settings)).run(sockets=[listener])
 
