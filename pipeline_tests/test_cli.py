@@ -194,7 +194,10 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         (["status"], {"INDEXPORT_LEDGER_URL": "postgresql+asyncpg://host/db"}, 2, "'asyncpg' is not installed"),
         (["status"], {"INDEXPORT_HOME": __file__}, 1, f"{__file__}: File exists"),
         (["removals"], {"INDEXPORT_HOME": __file__}, 1, "Not a directory"),
-        (["removals"], {"DAGSTER_HOME": "relative"}, 0, ""),
+        (["removals"], {"DAGSTER_HOME": "x/../relative"}, 0, ""),
+        (["removals"], {"INDEXPORT_HOME": "a?b"}, 2, "a?b/dagster: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
+        (["removals"], {"DAGSTER_HOME": "a%2Fb"}, 2, "a%2Fb: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
+        (["removals"], {"INDEXPORT_HOME": "100% 'ours' #1 +ü"}, 0, ""),
         (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
         (["local-cloud", "--port", "99999"], {}, 2, "65535"),
     ],
@@ -267,6 +270,14 @@ def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> N
     assert "Traceback" not in outcome.stderr
     assert "127.0.0.1:9" in outcome.stderr
     assert "llx-canary" not in outcome.stderr + outcome.stdout
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "a%2Fb", "a#b", "100%", "a b+c"])
+def test_a_ledger_is_in_its_home_whatever_that_is_called(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / name))
+    invoke("status")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "ledger.sqlite").is_file()
 
 
 def test_two_homes_never_touch_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
