@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -221,11 +222,13 @@ def records(
     wanted = None if file is None else file_ids_of(opened, file)
 
     async def show() -> None:
-        async for record in held(opened, sinks_of(opened, sink)[0], wanted):
-            if as_json:
-                sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
-            else:
-                out.print(f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}", markup=False)
+        async with aclosing(held(opened, sinks_of(opened, sink)[0], wanted)) as found:
+            async for record in found:
+                if as_json:
+                    sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
+                else:
+                    line = f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}"
+                    out.print(line, markup=False)
 
     await_now(show())
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from contextlib import aclosing
 from pathlib import Path
 
 from rich.console import Console
@@ -95,11 +96,12 @@ def _sync(out: Console, err: Console, export: Export) -> SyncReport:
 async def _headings(export: Export) -> list[str]:
     """A heading each of three of the user's own documents, as questions nobody had to write."""
     found: dict[str, str] = {}
-    async for record in records(export, next(iter(export.settings.sinks))):
-        lines = (record.context.strip() or record.content.strip()).splitlines()
-        found.setdefault(record.file_name, lines[0].rsplit(" > ", 1)[-1].lstrip("# ")[:80])
-        if len(found) == _QUESTIONS:
-            break
+    async with aclosing(records(export, next(iter(export.settings.sinks)))) as held:
+        async for record in held:
+            lines = (record.context.strip() or record.content.strip()).splitlines()
+            found.setdefault(record.file_name, lines[0].rsplit(" > ", 1)[-1].lstrip("# ")[:80])
+            if len(found) == _QUESTIONS:
+                break
     return list(found.values())
 
 

@@ -163,6 +163,16 @@ def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
     assert len(invoke("history", f"{'very ' * 20}long.md").splitlines()) == 2
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough_is_no_traceback(folder: Path, options: list[str]) -> None:
+    invoke("sync", "--refresh")
+    reading, writing = os.pipe()
+    os.close(reading)
+    outcome = subprocess.run([*INDEXPORT, "records", *options], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (outcome.returncode, outcome.stderr) == (1, "")
+
+
 def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
     name = f"report [final] [/a] {'very ' * 20}long.md"
     outcome = subprocess.run(

@@ -9,7 +9,8 @@ read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and its kin, 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -214,10 +215,11 @@ class LanceDBExporter(Exporter):
         """Tables of about 32 MB (more only for a file that alone is larger), all of one version of the table."""
         async with self._store.pinned() as table:
             for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
-                async for rows in self._whole_files(table, self._scope(export_config_id, wanted)):
-                    yield rows
+                async with aclosing(self._whole_files(table, self._scope(export_config_id, wanted))) as found:
+                    async for rows in found:
+                        yield rows
 
-    async def _whole_files(self, table: AsyncTable, where: str) -> AsyncIterator[pa.Table]:
+    async def _whole_files(self, table: AsyncTable, where: str) -> AsyncGenerator[pa.Table, None]:
         """The records selected, all of a file together."""
         columns = layout.record_columns(self._dimension, vectors=True)
         row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
