@@ -9,11 +9,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from pipeline.cli_common import err, out
+from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.local_cloud.server import RunningLocalCloud
@@ -38,6 +40,7 @@ def local_cloud(
     from pipeline.local_cloud.server import serve
     from pipeline.local_cloud.settings import LocalCloudSettings
 
+    _check_folder(documents, "local-cloud")
     settings = LocalCloudSettings(documents=documents, state_dir=Home.from_environment().local_cloud, port=port)
     serve(settings, announce=lambda url: _to_be_copied(_variables(url)))
 
@@ -78,11 +81,19 @@ def cloud_over(documents: str | None, *, port: int = 0) -> Iterator[RunningLocal
     if documents is None:
         yield None
         return
+    _check_folder(documents, "--documents")
     from pipeline.home import Home
     from pipeline.local_cloud.environment import local_cloud_environment
 
     with local_cloud_environment(documents, Home.from_environment().local_cloud, port=port) as cloud:
         yield cloud
+
+
+def _check_folder(documents: str, given_to: str) -> None:
+    """Raises ConfigError where that is no folder of this machine and no URL; what a URL names is known when it is listed."""
+    is_url = "://" in documents or "::" in documents
+    if not (documents and (is_url or Path(documents).expanduser().is_dir())):
+        raise ConfigError(f"{given_to}: {documents!r} is no folder; give it a folder of documents or an fsspec URL")
 
 
 def _variables(url: str) -> str:

@@ -210,6 +210,11 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         (["removals"], {"INDEXPORT_HOME": "100% 'ours' #1 +ü"}, 0, ""),
         (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
         (["local-cloud", "--port", "99999"], {}, 2, "65535"),
+        (["local-cloud", ""], {}, 2, "local-cloud: '' is no folder"),
+        (["sync", "--documents", ""], {}, 2, "--documents: '' is no folder"),
+        (["sync", "--documents", "/nope"], {}, 2, "--documents: '/nope' is no folder"),
+        (["plan", "--documents", __file__], {}, 2, f"--documents: {__file__!r} is no folder"),
+        (["dev", "--documents", "", "--port", "0"], {"LLAMA_CLOUD_API_KEY": ""}, 2, "--documents: '' is no folder"),
     ],
 )
 def test_what_is_wrong_around_a_command_is_no_traceback(

@@ -36,7 +36,7 @@ def serve(settings: LocalCloudSettings, *, announce: Callable[[str], None]) -> N
 class RunningLocalCloud:
     """A server in a background thread, on a free port unless one is set, for as long as the ``with`` block lasts.
 
-    Entering raises ``ConfigError`` if the address is taken or the settings cannot work.
+    Entering raises ``ConfigError`` if the address is taken or the settings cannot work, ``SourceUnavailable`` on a full disk.
     """
 
     def __init__(self, settings: LocalCloudSettings, *, faults: Faults | None = None, clock: Clock = utc_now) -> None:
@@ -60,7 +60,7 @@ class RunningLocalCloud:
         listener = _listen(self._settings)
         try:
             cloud = open_cloud(self._settings, self._clock, self._faults)
-        except ConfigError:
+        except BaseException:
             listener.close()
             raise
         self._running = _Running(_Server(app_over(lambda: cloud, self._settings)), listener)
