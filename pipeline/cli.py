@@ -24,6 +24,7 @@ from pipeline.cli_common import (
     SinkOption,
     await_now,
     err,
+    escape_what_the_output_cannot_show,
     ever_known,
     fail,
     file_ids_of,
@@ -65,6 +66,7 @@ class Attachment(StrEnum):
 def main() -> None:
     """Run the command line; known errors become one line and an exit code."""
     look_for_garbage_less()
+    escape_what_the_output_cannot_show()
     try:
         app()
     except ConfigError as error:
@@ -76,7 +78,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = error.filename or os.environ.get("INDEXPORT_HOME") or ".indexport"
+        where = error.filename or f"standard output, or {os.environ.get('INDEXPORT_HOME') or '.indexport'}"
         fail("error", f"{where}: {error.strerror}; check its space and rights")
         sys.exit(1)
 

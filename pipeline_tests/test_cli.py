@@ -173,6 +173,28 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(folder: Path, options: li
     assert (outcome.returncode, outcome.stderr) == (1, "")
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+def test_a_terminal_that_has_not_every_letter_gets_the_rest_escaped(folder: Path, encoding: str) -> None:
+    text = "# Boats\n\nЛодка → “réd” 🛶."
+    (folder / "boats.md").write_text(text)
+    invoke("sync", "--refresh")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for options in ([], ["--json"]):
+        command = [*INDEXPORT, "records", "--file", "boats.md", *options]
+        outcome = subprocess.run(command, capture_output=True, env=environment)
+        assert (outcome.returncode, outcome.stderr) == (0, b"")
+        assert rb"\u2192 \u201cr" in outcome.stdout
+    assert json.loads(outcome.stdout.decode(encoding))["content"] == text
+
+
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
+        outcome = subprocess.run([*INDEXPORT, "status"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    told = f"error: standard output, or {tmp_path}: No space left on device; check its space and rights\n"
+    assert (outcome.returncode, outcome.stderr) == (1, told)
+
+
 def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
     name = f"report [final] [/a] {'very ' * 20}long.md"
     outcome = subprocess.run(
