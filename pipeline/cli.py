@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +24,7 @@ from pipeline.cli_common import (
     SinkOption,
     await_now,
     err,
+    escape_what_the_output_cannot_show,
     ever_known,
     fail,
     file_ids_of,
@@ -33,6 +33,7 @@ from pipeline.cli_common import (
     out,
     sinks_of,
 )
+from pipeline.cli_local import DocumentsOption, cloud_over, local_app
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
 from pipeline.interpreter import look_for_garbage_less
@@ -43,14 +44,8 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="LlamaCloud indexes in databases you own.")
 index_app = typer.Typer(no_args_is_help=True, help="The LlamaCloud index itself.")
 app.add_typer(index_app, name="index")
+app.add_typer(local_app)
 app.add_typer(trust_app)
-
-LOCAL_CLOUD_PORT = 8800
-
-DocumentsOption = Annotated[
-    str | None,
-    typer.Option("--documents", help="A folder or fsspec URL to serve through a local LlamaCloud for this command."),
-]
 
 
 class Mode(StrEnum):
@@ -71,6 +66,7 @@ class Attachment(StrEnum):
 def main() -> None:
     """Run the command line; known errors become one line and an exit code."""
     look_for_garbage_less()
+    escape_what_the_output_cannot_show()
     try:
         app()
     except ConfigError as error:
@@ -82,7 +78,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        where = error.filename or os.environ.get("INDEXPORT_HOME") or ".indexport"
+        where = error.filename or f"standard output, or {os.environ.get('INDEXPORT_HOME') or '.indexport'}"
         fail("error", f"{where}: {error.strerror}; check its space and rights")
         sys.exit(1)
 
@@ -101,7 +97,7 @@ def sync(
     from pipeline.orchestration.launcher import sync as run_sync
     from pipeline.stages.detect import refresh, wait_until_ready
 
-    with _cloud(documents):
+    with cloud_over(documents):
         opened = open_export(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
@@ -129,7 +125,7 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
     from pipeline.stages.detect import wait_until_ready
     from pipeline.stages.plan import make_plan
 
-    with _cloud(documents):
+    with cloud_over(documents):
         opened = open_export(export)
         if documents:
             await_now(wait_until_ready(opened))
@@ -228,11 +224,13 @@ def records(
     wanted = None if file is None else file_ids_of(opened, file)
 
     async def show() -> None:
-        async for record in held(opened, sinks_of(opened, sink)[0], wanted):
-            if as_json:
-                sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
-            else:
-                out.print(f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}", markup=False)
+        async with aclosing(held(opened, sinks_of(opened, sink)[0], wanted)) as found:
+            async for record in found:
+                if as_json:
+                    sys.stdout.write(json.dumps(record_json(record), ensure_ascii=False) + "\n")
+                else:
+                    line = f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}"
+                    out.print(line, markup=False)
 
     await_now(show())
 
@@ -261,48 +259,6 @@ def release(files: list[str], export: ExportOption = "default") -> None:
     opened.ledger.register.lift(erased)
     found = [file_id for name in files if name not in erased for file_id in file_ids_of(opened, name)]
     out.print(f"{opened.ledger.release(found) + len(erased)} files released")
-
-
-@app.command("local-cloud")
-def local_cloud(
-    documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.")] = "samples",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1.")] = LOCAL_CLOUD_PORT,
-) -> None:
-    """Serve a folder of documents the way LlamaCloud would."""
-    from pipeline.home import Home
-    from pipeline.local_cloud.server import serve
-    from pipeline.local_cloud.settings import LocalCloudSettings
-
-    err.print(_local_cloud_variables(port))
-    serve(LocalCloudSettings(documents=documents, state_dir=Home.from_environment().local_cloud, port=port))
-
-
-@app.command()
-def demo(
-    documents: Annotated[str | None, typer.Option("--documents", help="Your own folder instead of the samples.")] = None,
-) -> None:
-    """The whole journey on this machine: sync, search with citations, edit, sync again."""
-    from pipeline.demo import run_demo
-
-    run_demo(out, err, documents)
-
-
-@app.command()
-def dev(
-    documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.")] = "samples",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Dagster UI.")] = 3000,
-    cloud_port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the local cloud.")] = LOCAL_CLOUD_PORT,
-) -> None:
-    """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
-    from pipeline.orchestration.launcher import run_dagster_dev
-
-    real = bool(os.environ.get("LLAMA_CLOUD_API_KEY"))
-    with _cloud(None if real else documents, port=cloud_port):
-        if not real:
-            err.print(
-                f"A local LlamaCloud serves {documents}. After an edit: {_local_cloud_variables(cloud_port)} indexport index sync"
-            )
-        sys.exit(run_dagster_dev(port))
 
 
 @index_app.command("create")
@@ -367,23 +323,6 @@ def index_status(export: ExportOption = "default", as_json: JsonOption = False) 
         out.print(f"{index.name} ({index.index_id}): {index.status}{syncing}{message}", markup=False)
     if index.status == "failed":
         raise typer.Exit(1)
-
-
-@contextmanager
-def _cloud(documents: str | None, *, port: int = 0) -> Iterator[None]:
-    """A local cloud over these documents, which it takes in at once, for the time of a command; nothing without them."""
-    if documents is None:
-        yield
-        return
-    from pipeline.home import Home
-    from pipeline.local_cloud.environment import local_cloud_environment
-
-    with local_cloud_environment(documents, Home.from_environment().local_cloud, port=port):
-        yield
-
-
-def _local_cloud_variables(port: int) -> str:
-    return f"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:{port} LLAMA_CLOUD_API_KEY=local"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,10 @@ What belongs here: no commands. Imports of the pipeline are inside functions, so
 from __future__ import annotations
 
 import asyncio
+import codecs
+import io
 import json
+import sys
 from collections.abc import Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +36,19 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 def fail(label: str, text: str) -> None:
     """One line on stderr, as it is: names of files may look like markup."""
     err.print(Text.assemble((f"{label}:", "red"), " ", text), highlight=False, soft_wrap=True)
+
+
+def escape_what_the_output_cannot_show() -> None:
+    """What stdout's encoding has no bytes for is written as JSON escapes it: what is JSON stays so."""
+    codecs.register_error("json_escapes", _json_escapes)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="json_escapes")
+
+
+def _json_escapes(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def open_export(name: str) -> Any:

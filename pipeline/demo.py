@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+from contextlib import aclosing
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 
 from pipeline.cli_output import SyncView, print_hits, print_sync
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IndexportError
 from pipeline.home import Home, packaged
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.launcher import SyncReport, open_instance, sync
@@ -45,7 +46,7 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
     Raises ConfigError for a missing folder, and where the demo's own folder may hold what is not the demo's.
     """
     home = Home(Home.from_environment().root / "demo")
-    if documents is not None and not Path(documents).is_dir():
+    if documents is not None and not (documents and Path(documents).is_dir()):
         raise ConfigError(f"{documents!r} is no folder; give --documents (make demo DOCS=...) a folder of documents")
     if documents is not None and Path(documents).resolve().is_relative_to(home.root):
         raise ConfigError(f"{documents!r} is in {home.root}, which every demo begins anew; give --documents a folder elsewhere")
@@ -53,7 +54,7 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
     os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
     folder = Path(documents) if documents else home.root / "documents"
     if documents is None:
-        shutil.copytree(SAMPLES, folder)
+        _copy_samples(folder)
     with local_cloud_environment(str(folder), home.local_cloud):
         export = Export(_SETTINGS, home)
         out.rule(f"1. A local LlamaCloud parses {escape(str(folder))}; one Dagster run exports it")
@@ -79,6 +80,14 @@ def _empty(root: Path) -> None:
     marker.touch()
 
 
+def _copy_samples(folder: Path) -> None:
+    """Raises IndexportError naming the first file that cannot be written, of many that most often fail for one reason."""
+    try:
+        shutil.copytree(SAMPLES, folder)
+    except shutil.Error as error:
+        raise IndexportError(f"{folder}: {error.args[0][0][2]}; check its space and rights") from error
+
+
 def _sync(out: Console, err: Console, export: Export) -> SyncReport:
     asyncio.run(refresh(export))
     with SyncView(err) as view, open_instance(export.home) as instance:
@@ -95,11 +104,12 @@ def _sync(out: Console, err: Console, export: Export) -> SyncReport:
 async def _headings(export: Export) -> list[str]:
     """A heading each of three of the user's own documents, as questions nobody had to write."""
     found: dict[str, str] = {}
-    async for record in records(export, next(iter(export.settings.sinks))):
-        lines = (record.context.strip() or record.content.strip()).splitlines()
-        found.setdefault(record.file_name, lines[0].rsplit(" > ", 1)[-1].lstrip("# ")[:80])
-        if len(found) == _QUESTIONS:
-            break
+    async with aclosing(records(export, next(iter(export.settings.sinks)))) as held:
+        async for record in held:
+            lines = (record.context.strip() or record.content.strip()).splitlines()
+            found.setdefault(record.file_name, lines[0].rsplit(" > ", 1)[-1].lstrip("# ")[:80])
+            if len(found) == _QUESTIONS:
+                break
     return list(found.values())
 
 

@@ -40,7 +40,7 @@ class Home:
     @property
     def ledger_url(self) -> str:
         """A SQLAlchemy URL; ``INDEXPORT_LEDGER_URL`` moves it to PostgreSQL when several machines share it."""
-        return os.environ.get("INDEXPORT_LEDGER_URL") or f"sqlite:///{self.root / 'ledger.sqlite'}"
+        return os.environ.get("INDEXPORT_LEDGER_URL") or _sqlite_url(self.root / "ledger.sqlite")
 
     def sink_uri(self, sink: str) -> str:
         """The folder of a sink that needs no server; ``INDEXPORT_<SINK>_URI`` moves it to an object store."""
@@ -50,3 +50,10 @@ class Home:
     def local_cloud(self) -> Path:
         """State of the LlamaCloud stand-in."""
         return self.root / "local_cloud"
+
+
+def _sqlite_url(path: Path) -> str:
+    """The URL of a file, whatever in its path would mean something else in a URL."""
+    from sqlalchemy import URL  # not for those who only want paths
+
+    return URL.create("sqlite", database=str(path)).render_as_string()

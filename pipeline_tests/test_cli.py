@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from httpx import Client
 from llama_cloud.resources.indexes import AsyncIndexesResource
 from typer.testing import CliRunner
 
@@ -86,7 +88,7 @@ def test_an_index_is_created_with_its_attachments_and_products_and_found_again(
         return await real(self, **given)
 
     monkeypatch.setattr(AsyncIndexesResource, "create", create)
-    with Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"}) as cloud:
+    with httpx.Client(base_url=os.environ["LLAMA_CLOUD_BASE_URL"], headers={"Authorization": "Bearer local"}) as cloud:
         [first] = cloud.get("/api/v1/indexes").json()["items"]
         command = ["index", "create", first["source_directory_id"], "--name", "second"]
         options = ["--attachment", "items", "--attachment", "screenshots", "--product", "parse=cfg-PARSE_AGENTIC"]
@@ -161,6 +163,38 @@ def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
     assert len(invoke("history", f"{'very ' * 20}long.md").splitlines()) == 2
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_that_has_seen_enough_is_no_traceback(folder: Path, options: list[str]) -> None:
+    invoke("sync", "--refresh")
+    reading, writing = os.pipe()
+    os.close(reading)
+    outcome = subprocess.run([*INDEXPORT, "records", *options], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (outcome.returncode, outcome.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
+def test_a_terminal_that_has_not_every_letter_gets_the_rest_escaped(folder: Path, encoding: str) -> None:
+    text = "# Boats\n\nЛодка → “réd” 🛶."
+    (folder / "boats.md").write_text(text)
+    invoke("sync", "--refresh")
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    for options in ([], ["--json"]):
+        command = [*INDEXPORT, "records", "--file", "boats.md", *options]
+        outcome = subprocess.run(command, capture_output=True, env=environment)
+        assert (outcome.returncode, outcome.stderr) == (0, b"")
+        assert rb"\u2192 \u201cr" in outcome.stdout
+    assert json.loads(outcome.stdout.decode(encoding))["content"] == text
+
+
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
+        outcome = subprocess.run([*INDEXPORT, "status"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    told = f"error: standard output, or {tmp_path}: No space left on device; check its space and rights\n"
+    assert (outcome.returncode, outcome.stderr) == (1, told)
+
+
 def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
     name = f"report [final] [/a] {'very ' * 20}long.md"
     outcome = subprocess.run(
@@ -192,9 +226,17 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         (["status"], {"INDEXPORT_LEDGER_URL": "postgresql+asyncpg://host/db"}, 2, "'asyncpg' is not installed"),
         (["status"], {"INDEXPORT_HOME": __file__}, 1, f"{__file__}: File exists"),
         (["removals"], {"INDEXPORT_HOME": __file__}, 1, "Not a directory"),
-        (["removals"], {"DAGSTER_HOME": "relative"}, 0, ""),
+        (["removals"], {"DAGSTER_HOME": "x/../relative"}, 0, ""),
+        (["removals"], {"INDEXPORT_HOME": "a?b"}, 2, "a?b/dagster: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
+        (["removals"], {"DAGSTER_HOME": "a%2Fb"}, 2, "a%2Fb: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
+        (["removals"], {"INDEXPORT_HOME": "100% 'ours' #1 +ü"}, 0, ""),
         (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
         (["local-cloud", "--port", "99999"], {}, 2, "65535"),
+        (["local-cloud", ""], {}, 2, "local-cloud: '' is no folder"),
+        (["sync", "--documents", ""], {}, 2, "--documents: '' is no folder"),
+        (["sync", "--documents", "/nope"], {}, 2, "--documents: '/nope' is no folder"),
+        (["plan", "--documents", __file__], {}, 2, f"--documents: {__file__!r} is no folder"),
+        (["dev", "--documents", "", "--port", "0"], {"LLAMA_CLOUD_API_KEY": ""}, 2, "--documents: '' is no folder"),
     ],
 )
 def test_what_is_wrong_around_a_command_is_no_traceback(
@@ -205,6 +247,51 @@ def test_what_is_wrong_around_a_command_is_no_traceback(
     assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
     assert message in outcome.stderr
     assert "canary" not in outcome.stderr
+
+
+def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [*INDEXPORT, "dev", "--port", str(port), "--documents", str(tmp_path)]
+        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / "home"), "LLAMA_CLOUD_API_KEY": ""}
+        outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert f"127.0.0.1:{port}: Address already in use; choose another with --port" in outcome.stderr
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_is_to_be_copied_is_whole_and_has_the_port_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def serve_the_ui(port: int) -> int:
+        asked.append(port)
+        httpx.get(
+            f"{os.environ['LLAMA_CLOUD_BASE_URL']}/api/v1/indexes", headers={"Authorization": "Bearer local"}
+        ).raise_for_status()
+        return 0
+
+    monkeypatch.setattr("pipeline.orchestration.launcher.run_dagster_dev", serve_the_ui)
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("LLAMA_CLOUD_API_KEY", raising=False)
+    documents = tmp_path / f"{'very ' * 20}long [documents]"
+    documents.mkdir()
+    outcome = CliRunner().invoke(app, ["dev", "--documents", str(documents), "--port", "0", "--cloud-port", "0"])
+    assert outcome.exit_code == 0, outcome.exception
+    (line,) = outcome.stderr.splitlines()
+    assert re.search(
+        rf"serves {re.escape(str(documents))}.* LLAMA_CLOUD_BASE_URL=http://127.0.0.1:[1-9]\d+ LLAMA_CLOUD_API_KEY=", line
+    )
+    assert asked[0] > 0
+
+
+def test_a_local_cloud_prints_the_port_it_has(tmp_path: Path) -> None:
+    command = [*INDEXPORT, "local-cloud", str(tmp_path), "--port", "0"]
+    environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / ".home")}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        line = server.stderr.readline()
+        server.terminate()
+    assert re.fullmatch(r"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:[1-9]\d+ LLAMA_CLOUD_API_KEY=local\n", line)
 
 
 @pytest.mark.takes_long
@@ -220,6 +307,14 @@ def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> N
     assert "Traceback" not in outcome.stderr
     assert "127.0.0.1:9" in outcome.stderr
     assert "llx-canary" not in outcome.stderr + outcome.stdout
+
+
+@pytest.mark.parametrize("name", ["a?b", "a%41b", "a%2Fb", "a#b", "100%", "a b+c"])
+def test_a_ledger_is_in_its_home_whatever_that_is_called(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / name))
+    invoke("status")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name / "ledger.sqlite").is_file()
 
 
 def test_two_homes_never_touch_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from rich.console import Console
 
 import pipeline.demo
 from pipeline.demo import run_demo
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, IndexportError
 from pipeline.home import Home
 
 
@@ -28,9 +29,9 @@ def _stops_before_the_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.chdir(tmp_path)
 
 
-def demo(documents: Path | None = None) -> None:
+def demo(documents: Path | str | None = None) -> None:
     """The demo, up to where it would start the local cloud."""
-    run_demo(Console(quiet=True), Console(quiet=True), str(documents) if documents else None)
+    run_demo(Console(quiet=True), Console(quiet=True), None if documents is None else str(documents))
 
 
 def test_an_empty_variable_is_a_home_of_the_default_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -68,3 +69,22 @@ def test_the_folder_of_the_last_demo_is_begun_anew(monkeypatch: pytest.MonkeyPat
     with pytest.raises(_Begun):
         demo()
     assert not left.exists()
+
+
+@pytest.mark.parametrize("documents", ["", "/nope", __file__])
+def test_what_is_no_folder_is_refused_before_anything_goes(tmp_path: Path, documents: str) -> None:
+    with pytest.raises(_Begun):
+        demo()
+    with pytest.raises(ConfigError, match="is no folder"):
+        demo(documents)
+    assert (tmp_path / "home" / "demo" / "documents").is_dir()
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(source: Path, target: Path) -> None:
+        raise shutil.Error([(str(source), str(target), f"[Errno 28] No space left on device: {target}")] * 20)
+
+    monkeypatch.setattr(shutil, "copytree", full)
+    with pytest.raises(IndexportError, match=rf"{tmp_path}/home/demo/documents: .*No space left on device") as told:
+        demo()
+    assert len(str(told.value)) < 500

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+from collections.abc import Callable
 from ipaddress import ip_address
 from types import TracebackType
 
@@ -22,10 +23,12 @@ _log = logging.getLogger(__name__)
 _STOP_SECONDS = 5
 
 
-def serve(settings: LocalCloudSettings) -> None:
-    """Serves until interrupted. Raises ``ConfigError`` if the address is taken or the settings cannot work."""
+def serve(settings: LocalCloudSettings, *, announce: Callable[[str], None]) -> None:
+    """Serves until interrupted; ``announce`` is told the URL. Raises ``ConfigError`` if the address is taken or the settings
+    cannot work."""
     with _listen(settings) as listener:
         cloud = open_cloud(settings)
+        announce(_url(listener))
         _log.info("serving %s at %s", cloud.folder.shown, _url(listener))
         _Server(app_over(lambda: cloud, settings)).run(sockets=[listener])
 
@@ -33,7 +36,7 @@ def serve(settings: LocalCloudSettings) -> None:
 class RunningLocalCloud:
     """A server in a background thread, on a free port unless one is set, for as long as the ``with`` block lasts.
 
-    Entering raises ``ConfigError`` if the address is taken or the settings cannot work.
+    Entering raises ``ConfigError`` if the address is taken or the settings cannot work, ``SourceUnavailable`` on a full disk.
     """
 
     def __init__(self, settings: LocalCloudSettings, *, faults: Faults | None = None, clock: Clock = utc_now) -> None:
@@ -57,7 +60,7 @@ class RunningLocalCloud:
         listener = _listen(self._settings)
         try:
             cloud = open_cloud(self._settings, self._clock, self._faults)
-        except ConfigError:
+        except BaseException:
             listener.close()
             raise
         self._running = _Running(_Server(app_over(lambda: cloud, self._settings)), listener)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceUnavailable
 
 Row = sqlite3.Row
 
@@ -108,7 +108,8 @@ class State:
     """Owns the database under ``folder``. Readers never wait: the journal is write-ahead."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ``ConfigError`` if the folder cannot be written, is used by another server, or is of another version."""
+        """Raises ``ConfigError`` if the folder is used by another server or is of another version, ``SourceUnavailable`` if it
+        cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.sqlite3"
         self._lock_connection = _lock_folder(folder)
@@ -144,11 +145,15 @@ class State:
             self._writer.execute("COMMIT")
 
     def secret(self, name: str) -> bytes:
-        """A random key made on first use and kept."""
-        with self.transaction() as write:
-            write.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (name, secrets.token_bytes(32)))
-            value: bytes = write.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()[0]
-            return value
+        """A random key made on first use and kept. Raises ``SourceUnavailable``, and closes everything, if it cannot be."""
+        try:
+            with self.transaction() as write:
+                write.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (name, secrets.token_bytes(32)))
+                value: bytes = write.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()[0]
+                return value
+        except sqlite3.OperationalError as error:
+            self.close()
+            raise _unusable(self._path.parent, error) from error
 
     def close(self) -> None:
         """Closes every connection and frees the folder. Call it when no thread uses the state any more."""
@@ -195,5 +200,5 @@ def _lock_folder(folder: Path) -> sqlite3.Connection:
     return connection
 
 
-def _unusable(folder: Path, error: sqlite3.OperationalError) -> ConfigError:
-    return ConfigError(f"the local server cannot keep its state in {folder}: {error}; check its space and its rights")
+def _unusable(folder: Path, error: sqlite3.OperationalError) -> SourceUnavailable:
+    return SourceUnavailable(f"the local server cannot keep its state in {folder}: {error}; check its space and its rights")

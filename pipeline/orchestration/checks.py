@@ -40,7 +40,7 @@ def _index_is_healthy(settings: ExportSettings) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=asset_key(settings, DIRECTORY_FILES),
         name=INDEX_CHECK,
-        description="The index has not failed; a failure carries LlamaCloud's own message.",
+        description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known.",
     )
     def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
         state = exports.open(settings, context.instance).ledger.state()

@@ -10,6 +10,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,7 +28,7 @@ from dagster_shared.error import SerializableErrorInfo
 
 import pipeline.errors
 from pipeline.components.index_export import export_definitions
-from pipeline.errors import DISK_ERRORS, InstanceUnavailable, SyncFailed
+from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
 from pipeline.orchestration.assets import asset_key
@@ -242,6 +243,19 @@ def _reason(step: str | None, error: SerializableErrorInfo) -> str:
     place = _PLACE.search(error.stack[-1]) if error.stack else None
     where = f" in {place[1]}:{place[2]}" if place else ""
     return f"{step}: {error.cls_name}{where}; its words are in the run's log (`indexport dev`)"
+
+
+def free_port(port: int) -> int:
+    """This port of 127.0.0.1 or, for 0, any that nobody listens on. Raises ConfigError where it is taken."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: what has ended is in nobody's way
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ConfigError(
+                f"the Dagster UI cannot listen on 127.0.0.1:{port}: {error.strerror}; choose another with --port"
+            ) from error
+        return int(probe.getsockname()[1])
 
 
 def run_dagster_dev(port: int) -> int:

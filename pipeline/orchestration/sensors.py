@@ -65,9 +65,11 @@ def directory_changes(
             "waiting_since": decided.waiting_since,
             "restoring": decided.restoring,
             "failing": _digest(failing, loaded_at),
+            "look": detection.look,
         }
         context.update_cursor(json.dumps(left))
-        observed = detection.new or detection.changed or detection.status_changed or detection.look == "complete"
+        emptied = detection.look == "empty" != cursor.get("look")
+        observed = detection.new or detection.changed or detection.status_changed or emptied or detection.look == "complete"
         requests = [_request(settings, spec) for spec in decided.runs]
         requests += [_removal(settings, decided.removals)] if decided.removals else []
         if decided.settled:
@@ -152,10 +154,14 @@ def _events(
         dg.AssetCheckEvaluation(
             asset_key=key,
             check_name=INDEX_CHECK,
-            passed=detection.look != "failed",
-            metadata=index_metadata(detection.index.status, detection.index.error_message),
+            passed=detection.look not in ("failed", "empty"),
+            metadata=index_metadata(detection.index.status, detection.index.error_message) | _emptiness(detection),
         ),
     ]
+
+
+def _emptiness(detection: Detection) -> dict[str, Any]:
+    return {"directory": detection.unread} if detection.look == "empty" else {}
 
 
 def _digest(failing: Mapping[str, FileRow], loaded_at: float | None) -> str:

@@ -24,9 +24,10 @@ from dagster._core.storage.runs import SqliteRunStorage
 from dagster._core.storage.sqlite import create_db_conn_string
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
+from pipeline.errors import ConfigError
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
 from pipeline.orchestration.remembered_schema import RememberedSchema
@@ -108,6 +109,12 @@ class BatchingSqliteStorage(DagsterSqliteStorage):
     """Configured like the stock class, in the same files: either can read what the other wrote."""
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:
+        """Raises ConfigError for a folder that Dagster, which writes its path into URLs as it is, would take for another."""
+        url = create_db_conn_string(base_dir, "runs")
+        if make_url(url).database != url.removeprefix("sqlite:///"):
+            raise ConfigError(
+                f"Dagster cannot keep its databases in {base_dir}: set DAGSTER_HOME, or INDEXPORT_HOME, to a path without ? and %"
+            )
         with _in_turn(Path(base_dir)):
             super().__init__(base_dir, inst_data)
         history = Path(base_dir) / "history"

@@ -12,7 +12,8 @@ indexed for English gets that index anew at the end of its next run, and answers
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -240,8 +241,10 @@ class LanceDBExporter(Exporter):
         async with self._store.pinned() as table:
             schema = await self._store.call("read the schema", table.schema)
             for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
-                async for rows in self._whole_files(table, self._scope(export_config_id, wanted), *layout.COPIES):
-                    yield await asyncio.to_thread(self._compared, rows, schema)
+                where = self._scope(export_config_id, wanted)
+                async with aclosing(self._whole_files(table, where, *layout.COPIES)) as found:
+                    async for rows in found:
+                        yield await asyncio.to_thread(self._compared, rows, schema)
 
     def _compared(self, rows: pa.Table, schema: pa.Schema) -> pa.Table:
         """The records of rows, which show where their copies are altered."""
@@ -249,7 +252,7 @@ class LanceDBExporter(Exporter):
         wanted = self._encode(readable(records), schema)
         return show_altered(records, layout.altered_copies(rows, wanted))
 
-    async def _whole_files(self, table: AsyncTable, where: str, *copies: str) -> AsyncIterator[pa.Table]:
+    async def _whole_files(self, table: AsyncTable, where: str, *copies: str) -> AsyncGenerator[pa.Table, None]:
         """The rows selected, all of a file together, with the columns of a record and these."""
         columns = [*layout.record_columns(self._dimension, vectors=True), *copies]
         row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED

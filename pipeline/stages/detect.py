@@ -31,13 +31,19 @@ _REFETCH_PART = 100
 _SYNC_SECONDS = 6 * 3600.0
 """A first sync parses the whole directory."""
 
-Look = Literal["unchanged", "building", "failed", "incomplete", "incremental", "complete"]
+_EMPTY = (
+    "the listing is empty while {files} known, so nothing is deleted: bring the documents back (is their folder mounted, is it "
+    "the right index?) or, if they are to go, `indexport erase` them"
+)
+
+Look = Literal["unchanged", "building", "failed", "incomplete", "empty", "incremental", "complete"]
 
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What one look at the index found. ``cursor`` resumes a listing that ran out of time; ``None`` when there is none.
-    ``unread`` is why the directory was not read whole; ``None`` when it was, or has not moved since."""
+    """What one look at the index found; ``empty`` is nothing, while files are known. ``cursor`` resumes a listing that ran out of
+    time; ``None`` when there is none. ``unread`` is why the directory was not read whole; ``None`` when it was, or has not moved
+    since."""
 
     look: Look
     index: IndexState
@@ -186,6 +192,10 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
                 return Detection("incomplete", index, new, changed, cursor=listing.cursor(), unread=unread)
     except IncompleteListing as error:
         return Detection("incomplete", index, new, changed, unread=str(error))
+    if listing.since is None and not listing.seen and (known := await asyncio.to_thread(_staying, export)):
+        # The next look lists everything again, however long the index stays as it is.
+        await asyncio.to_thread(export.ledger.update_state, change_key=None, listed_at=None)
+        return Detection("empty", index, unread=_EMPTY.format(files="1 file is" if known == 1 else f"{known} files are"))
     after = await source.get_index()
     same = after.change_key == index.change_key
     steady = same and index.settled
@@ -197,6 +207,11 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
     missing = await asyncio.to_thread(export.ledger.complete_listing, listing.listing_id)
     await asyncio.to_thread(export.lake.sweep, older_than=LEASE_SECONDS)
     return Detection("complete", index, new, changed, missing)
+
+
+def _staying(export: Export) -> int:
+    """How many files are known that nobody has erased or removed."""
+    return sum(not row.is_leaving for row in export.ledger.files().values())
 
 
 def _moment(seconds: float | None) -> datetime | None:

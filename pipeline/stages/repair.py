@@ -145,7 +145,7 @@ async def _deletable(export: Export, orphans: list[str], allow_deletes: int) -> 
     except SourceUnavailable as error:
         return sure, dict.fromkeys(unproven, f"no listing proves it gone: {error}")
     if detection.look != "complete":
-        return sure, dict.fromkeys(unproven, f"no listing proves it gone: the index is {detection.look}")
+        return sure, dict.fromkeys(unproven, f"no listing proves it gone: {detection.unread or f'the index is {detection.look}'}")
     rows = await asyncio.to_thread(export.ledger.files)
     gone = [file_id for file_id in unproven if file_id not in rows or rows[file_id].status == "removed"]
     kept = dict.fromkeys(set(unproven) - set(gone), "the directory has it now")

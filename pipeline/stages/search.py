@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
@@ -23,10 +23,15 @@ async def search(
         return await exporter.search(SearchRequest(config, mode, vector, None if mode == "vector" else text, k, filters or {}))
 
 
-async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncIterator[ChunkRecord]:
-    """Every record a sink holds of this export, or of some of its files."""
+async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncGenerator[ChunkRecord, None]:
+    """Every record a sink holds of this export, or of some of its files. Who stops before the end closes it (``aclosing``)."""
     tenant_id, config = await export.scope()
     async with opened_sink(export, sink, tenant_id) as exporter:
-        async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
-            for record in to_records(table):
-                yield record
+        tables = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
+        try:
+            async for table in tables:
+                for record in to_records(table):
+                    yield record
+        finally:
+            if isinstance(tables, AsyncGenerator):
+                await tables.aclose()  # while the exporter is open

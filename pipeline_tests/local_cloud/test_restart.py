@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -10,12 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.local_cloud import parsing
 from pipeline.local_cloud.cloud import open_cloud
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.parsed import ParsedDocument
 from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline.local_cloud.state import State
 from pipeline_tests.local_cloud.harness import Harness, metadata, running
 
 
@@ -50,6 +52,26 @@ def test_starting_syncs_what_changed_meanwhile(documents: Path, state_dir: Path)
     (documents / "later.md").write_text("written while the server was off")
     with running(documents, state_dir) as cloud:
         assert cloud.texts()["later.md"] == ["written while the server was off"]
+
+
+def test_a_state_that_can_be_written_no_more_is_told_and_is_not_a_wrong_setting(
+    documents: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(documents, state_dir):
+        pass
+    real = State._connect
+
+    def read_only(self: State) -> sqlite3.Connection:
+        connection = real(self)
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "_connect", read_only)
+        with pytest.raises(SourceUnavailable, match=r"cannot keep its state in .*readonly"):
+            open_cloud(LocalCloudSettings(documents=str(documents), state_dir=state_dir))
+    with running(documents, state_dir):
+        pass
 
 
 def test_a_deleted_first_index_does_not_come_back(documents: Path, state_dir: Path) -> None:
@@ -93,6 +115,7 @@ from pathlib import Path
 from pipeline.local_cloud import sync
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline.local_cloud.state import State
 from pipeline_tests.local_cloud.harness import until
 
 def die(*_arguments):

@@ -126,7 +126,8 @@ def test_serve_runs_until_it_is_interrupted(documents: Path, state_dir: Path) ->
     code = (
         "from pathlib import Path; from pipeline.local_cloud.server import serve;"
         "from pipeline.local_cloud.settings import LocalCloudSettings;"
-        f"serve(LocalCloudSettings(documents={str(documents)!r}, state_dir=Path({str(state_dir)!r}), port={port}))"
+        f"settings = LocalCloudSettings(documents={str(documents)!r}, state_dir=Path({str(state_dir)!r}), port={port});"
+        "serve(settings, announce=print)"
     )
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})

@@ -14,6 +14,7 @@ import pytest
 from pipeline.components.index_export import export_definitions
 from pipeline.llama_cloud.api import CloudApi
 from pipeline.llama_cloud.indexes import IndexClient
+from pipeline.orchestration.checks import INDEX_CHECK
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline.stages.detect import refresh
 from pipeline_tests.world import World, open_world
@@ -49,7 +50,7 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert kinds == {dg.AssetObservation, dg.AssetCheckEvaluation}
     left = json.loads(cursor or "{}")
     assert len(left.pop("failing")) == 16
-    assert left == {"listing": None, "waiting_since": None, "restoring": False}
+    assert left == {"listing": None, "waiting_since": None, "restoring": False, "look": "complete"}
 
 
 def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(
@@ -95,6 +96,22 @@ def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> Non
     assert answer.run_requests is not None
     assert [request.job_name for request in answer.run_requests] == ["default_removal"]
     assert answer.run_requests[0].run_config == {"ops": {"default_remove_files": {"config": {"file_ids": [file_id]}}}}
+
+
+def test_an_empty_listing_while_files_are_known_is_one_failed_check_until_they_are_back(world: World) -> None:
+    world.sync()
+    world.faults(hidden_files=["*"])
+    world.refresh()
+    first, cursor = tick(world)
+    second, cursor = tick(world, cursor)
+    world.faults()
+    third, _ = tick(world, cursor)
+    found = []
+    for answer in (first, second, third):
+        assert isinstance(answer, dg.SensorResult)
+        found.append([e for e in answer.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == INDEX_CHECK])
+    assert [[check.passed for check in checks] for checks in found] == [[False], [], [True]]
+    assert "while 5 files are known" in str(found[0][0].metadata["directory"].value)
 
 
 def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) -> None:

@@ -173,12 +173,17 @@ def test_more_deletes_than_the_fuse_lets_through_wait_for_approval(world: World)
     assert world.names() == {"doc-5.md", "long.md"}
 
 
-def test_an_empty_listing_deletes_nothing(world: World) -> None:
+def test_an_empty_listing_deletes_nothing_and_is_no_success(world: World) -> None:
     world.sync()
     world.faults(hidden_files=["*"])
     report = world.sync()
     assert report.removed == []
     assert len(world.names()) == 7
+    assert not report.ok
+    assert "the listing is empty while 7 files are known" in sync_summary(report)["unread"]
+    assert "indexport erase" in told(world, report)
+    world.faults()
+    assert world.sync().ok
 
 
 @pytest.mark.usefixtures("impatient_sdk")

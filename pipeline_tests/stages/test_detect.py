@@ -14,6 +14,7 @@ from pipeline.errors import SourceUnavailable
 from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.stages.detect import detect
+from pipeline.stages.erase import erase
 from pipeline_tests.world import World, open_world
 
 
@@ -44,6 +45,32 @@ def test_an_unfinished_listing_makes_nothing_missing(world: World) -> None:
     world.faults(page_size_cap=2)
     asyncio.run(detect(world.export, budget_seconds=0))
     assert all(row.missing_since is None for row in world.export.ledger.files().values())
+
+
+def test_an_empty_listing_is_told_at_every_look_until_files_are_back(world: World) -> None:
+    asyncio.run(detect(world.export))
+    world.faults(hidden_files=["*"])
+    world.refresh()
+    for _ in range(2):
+        found = asyncio.run(detect(world.export))
+        assert found.look == "empty"
+        assert "while 5 files are known" in (found.unread or "")
+    assert all(row.missing_since is None for row in world.export.ledger.files().values())
+    world.faults()
+    found = asyncio.run(detect(world.export))
+    assert (found.look, found.unread) == ("complete", None)
+
+
+def test_an_empty_listing_after_all_files_were_erased_is_right(world: World) -> None:
+    asyncio.run(detect(world.export))
+    assert asyncio.run(erase(world.export, list(world.export.ledger.files()), run_id="r")).proved
+    world.faults(hidden_files=["*"])
+    assert asyncio.run(detect(world.export, complete=True)).unread is None
+
+
+def test_a_directory_that_has_never_held_a_file_is_read_whole(world: World) -> None:
+    world.faults(hidden_files=["*"])
+    assert asyncio.run(detect(world.export)).unread is None
 
 
 def test_a_cursor_of_an_older_state_of_the_index_is_dropped(world: World) -> None:
