@@ -1,7 +1,8 @@
 """From blocks to drafts of chunks: where to cut and what context each piece needs.
 
-What belongs here: the structural part of chunking. Nothing here is final: sizes are sums of block sizes, which come close
-to the size of the whole; the chunker counts what it gets and mends what does not fit.
+What belongs here: the structural part of chunking. Nothing here is final: sizes are sums of what blocks add, which are the
+size of the whole or a little more with every tokenizer that joins white space with what is behind it; the chunker counts what
+it gets and mends what does not fit.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Drafter:
         self._room = room
         self._markdown = markdown
         self._outline = Outline(blocks)
-        self._ends = [0, *accumulate(sizer.sizes([text[block.start : block.end] for block in blocks]))]
+        self._ends = [0, *accumulate(sizer.sizes(_additions(text, [(block.start, block.end) for block in blocks])))]
         self._floors = _floors(blocks)
         self._contexts: dict[tuple[str, ...], tuple[str, int]] = {(): ("", 0)}
 
@@ -59,7 +60,7 @@ class Drafter:
         path = self._outline.paths[block]
         if path not in self._contexts:
             context = heading_context(path, int(self._room * _MOST_PATH), self._sizer.sizes)
-            self._contexts[path] = context, self._sizer.sizes([context])[0] if context else 0
+            self._contexts[path] = context, self._sizer.context_size(context) if context else 0
         return self._contexts[path]
 
     def _room_at(self, block: int) -> int:
@@ -120,7 +121,7 @@ class Drafter:
         header = self._text[table.start : borders[0]].rstrip() + "\n"
         context, room = self._row_context(body, header)
         units = [(self._blocks[first].start, borders[0]), *pairwise(borders)]
-        sizes = self._sizer.sizes([self._text[slice(*unit)] for unit in units])
+        sizes = self._sizer.sizes(_additions(self._text, units))
         ranges = pack(
             sizes=sizes,
             rooms=[self._room_at(first), *[room] * (len(units) - 1)],
@@ -141,13 +142,19 @@ class Drafter:
     def _row_context(self, block: int, header: str) -> tuple[str, int]:
         """Heading path and table header, as much as may be repeated, and the room they leave for rows."""
         path, path_size = self._context(block)
-        header_size = self._sizer.sizes([header])[0]
+        header_size = self._sizer.context_size(header)
         limit = int(self._room * _MOST_TABLE_HEADER)
         if header_size > limit:
             return path, self._room - path_size
         if path_size + header_size > limit:
             return header, self._room - header_size
         return path + header, self._room - path_size - header_size
+
+
+def _additions(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """What each span adds to those before it: with the white space between them, which tokenizers join with what is behind it."""
+    ends = [start + len(text[start:end].rstrip()) for start, end in spans]
+    return [text[first:last] for first, last in pairwise([spans[0][0], *ends])] if spans else []
 
 
 def _floors(blocks: Sequence[Block]) -> list[int]:

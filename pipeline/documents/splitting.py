@@ -47,6 +47,11 @@ class TextSizer:
             for count, text in zip(self.tokens.count(texts), texts, strict=True)
         ]
 
+    def context_size(self, context: str) -> int:
+        """What a context adds to the text behind it."""
+        alone, together = self.sizes([".", context + "."])
+        return together - alone
+
     def size_up_to(self, limit: int, text: str) -> int:
         """The size of ``text``, or something above ``limit`` without the cost of counting."""
         by_characters = len(text) // _MOST_CHARS_PER_TOKEN

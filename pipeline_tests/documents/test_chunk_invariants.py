@@ -104,6 +104,30 @@ def test_chunks_are_exact_complete_ordered_bounded_and_traceable(
     assert chunk_document(document, chosen, counter, 256) == chunks
 
 
+@pytest.mark.parametrize("counter", ["byte-level", "estimated"], indirect=True)
+@pytest.mark.parametrize("kind", ["pipes", "html"])
+def test_a_table_that_just_fits_or_just_does_not_never_loses_its_header(counter: TokenCounter, kind: str) -> None:
+    table = corpus.table(4) if kind == "pipes" else corpus.html_table(2, "\n  ")
+    chosen = ChunkingSettings(max_tokens=counter.count([table])[0] + 60)
+    for blanks in ("\n\n", "\n \n\n\n"):
+        for length in range(130):
+            blocks = [
+                "# Handbook",
+                "About it. " * 60,
+                "## Stock",
+                "x" * length + " follows.",
+                table,
+                "## Next",
+                "y" * 90,
+                "z" * 90,
+            ]
+            document = build_document([Page(1, blanks.join(blocks))])
+            chunks = chunk_document(document, chosen, counter, 8191)
+            rows = [chunk for chunk in chunks if "ships from" in chunk.content]
+            assert rows
+            assert not [chunk for chunk in rows if "Remark" not in chunk.embedding_text]
+
+
 @_QUICK
 @given(
     seed=st.integers(0, 10**6),
