@@ -88,7 +88,7 @@ def sync(
     export: ExportOption = "default",
     documents: DocumentsOption = None,
     ask: Annotated[bool, typer.Option("--refresh", help="Ask LlamaCloud to sync the index first, and wait.")] = False,
-    allow_deletes: Annotated[int, typer.Option(help="Approve up to this many deletes beyond the fuse.")] = 0,
+    allow_deletes: Annotated[int, typer.Option(min=0, help="Approve up to this many deletes beyond the fuse.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """One shot, for cron and CI: detect, materialize, remove."""
@@ -207,6 +207,8 @@ def search(
         out.print_json(data=[{"score": hit.score, **record_json(hit.record)} for hit in hits])
         return
     print_hits(out, hits)
+    if not hits:
+        err.print("nothing found")
 
 
 @app.command()

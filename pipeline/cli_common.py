@@ -111,6 +111,9 @@ def filters_of(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:
         try:
             value = json.loads(text)
         except json.JSONDecodeError:
+            if text.startswith(("{", "[")):
+                quoted = f"{key}={json.dumps(text, ensure_ascii=False)}"
+                raise ConfigError(f"filter {condition!r}: that is no JSON; a text that begins so is quoted: {quoted}") from None
             value = text
         operations = value if isinstance(value, dict) else {"eq": value}
         if not separator or not operations:

@@ -59,7 +59,7 @@ def repair(
     export: ExportOption = "default",
     sink: EverySinkOption = None,
     shallow: Annotated[bool, typer.Option("--shallow", help="Trust snapshots instead of reading every record.")] = False,
-    allow_deletes: Annotated[int, typer.Option(help="Approve up to this many deletes beyond the fuse.")] = 0,
+    allow_deletes: Annotated[int, typer.Option(min=0, help="Approve up to this many deletes beyond the fuse.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Replace the files that differ, and no other, from the lake; ends with a verification."""

@@ -128,6 +128,8 @@ def test_conditions_on_one_key_hold_together(folder: Path) -> None:
         (["file_name=a.md", "file_name=b.md"], "'file_name': eq is given twice"),
         (["file_name={}"], "key=value"),
         (["file_name"], "key=value"),
+        (['file_name={"gte"'], "is no JSON"),
+        (["file_name=[draft].md"], 'file_name="[draft].md"'),
         (["team=x"], "declare it in the export's metadata_fields"),
     ],
 )
@@ -137,6 +139,13 @@ def test_a_condition_that_says_nothing_or_too_much_is_refused(folder: Path, cond
     outcome = CliRunner().invoke(app, ["search", "x", *where])
     assert isinstance(outcome.exception, ConfigError)
     assert message in str(outcome.exception)
+
+
+def test_a_search_that_finds_nothing_says_so_beside_the_results(folder: Path) -> None:
+    invoke("sync", "--refresh")
+    for options, told in ((["--mode", "text"], "nothing found\n"), (["--mode", "text", "--json"], "")):
+        outcome = CliRunner().invoke(app, ["search", "zeppelin", *options])
+        assert (outcome.exit_code, outcome.stderr) == (0, told)
 
 
 def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
@@ -232,6 +241,8 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         (["removals"], {"INDEXPORT_HOME": "100% 'ours' #1 +ü"}, 0, ""),
         (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
         (["local-cloud", "--port", "99999"], {}, 2, "65535"),
+        (["sync", "--allow-deletes", "-1"], {}, 2, "--allow-deletes'"),
+        (["repair", "--allow-deletes", "-1"], {}, 2, "--allow-deletes'"),
         (["local-cloud", ""], {}, 2, "local-cloud: '' is no folder"),
         (["sync", "--documents", ""], {}, 2, "--documents: '' is no folder"),
         (["sync", "--documents", "/nope"], {}, 2, "--documents: '/nope' is no folder"),

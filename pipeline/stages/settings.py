@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from pipeline.llama_cloud.settings import LlamaCloudSettings
 from pipeline.sinks.base import MetadataType
 
 _COMPONENT = "pipeline.components.IndexExport"
+_MISSPELT = 0.9
+"""How alike a component's type is to ours, of 1, when it is meant to be ours."""
 _OTHER_ASSETS = ("directory_files", *DATASETS)
 """Assets of every export, beside which every sink is one."""
 _QUOTED = re.compile(r"'[^'\s]{4,}'")
@@ -126,6 +129,8 @@ def _export_in(path: Path) -> ExportSettings | None:
     if not isinstance(document.get("type", ""), str):
         raise ValueError("type: the path of a component's class")
     if document.get("type") != _COMPONENT:
+        if get_close_matches(document.get("type", ""), [_COMPONENT], cutoff=_MISSPELT):
+            raise ValueError(f"type: misspelt; an export's is {_COMPONENT}")
         return None
     if not isinstance(document.get("attributes"), dict):
         raise ValueError("attributes: a mapping of settings with at least a name")

@@ -36,6 +36,8 @@ def write(root: Path, text: str, name: str = "x") -> Path:
         ("- a\n- b\n", "a mapping"),
         ("canary\n", "a mapping"),
         ("type: 5\n", "type"),
+        ("type: pipeline.components.IndexExprot\nattributes: {name: canary}\n", "type: .*pipeline.components.IndexExport"),
+        ("type: pipelines.component.IndexExport\nattributes: {name: canary}\n", "type: .*pipeline.components.IndexExport"),
         (TYPE + "attributes: {name: a, sinks: {}}\n", "sinks: .*at least one"),
         (TYPE + "attributes: {name: a, sinks: {x: {type: 5}}}\n", "sinks: .*'x': its type"),
         (TYPE + "attributes: {name: a, sinks: {chunks: {type: lancedb}}}\n", "sinks: .*'chunks'"),
