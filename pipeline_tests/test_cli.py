@@ -301,7 +301,7 @@ def test_a_local_cloud_prints_the_port_it_has(tmp_path: Path) -> None:
     with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as server:
         assert server.stderr is not None
         line = server.stderr.readline()
-        server.terminate()
+        server.kill()  # also where signals to stop are ignored
     assert re.fullmatch(r"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:[1-9]\d+ LLAMA_CLOUD_API_KEY=local\n", line)
 
 
