@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 
 def content_key(text: str, start: int, length: int = 64) -> int:
@@ -17,7 +17,7 @@ def content_key(text: str, start: int, length: int = 64) -> int:
     return zlib.crc32(text[start : start + length].encode("utf-8", "surrogatepass"))
 
 
-def find_anchors(keys: Sequence[int], borders: Sequence[int], reach: int) -> list[int]:
+def find_anchors(keys: Sequence[int], borders: Sequence[float], reach: float) -> list[int]:
     """Indices whose key is the smallest within ``reach`` on both sides; of equal keys the first counts.
 
     Unit i lies between ``borders[i]`` and ``borders[i + 1]``, in any measure. Nothing within reach of either end is an
@@ -38,15 +38,15 @@ def find_anchors(keys: Sequence[int], borders: Sequence[int], reach: int) -> lis
     return [index for index, value in enumerate(is_anchor) if value]
 
 
-def halve(keys: Sequence[int], borders: Sequence[int], longest: int) -> list[tuple[int, int]]:
-    """Partition one or more units into ranges ``[first, last)`` of at most ``longest``: cut in two where the key is smallest in
-    the middle half, and the halves again.
+def halve(keys: Sequence[int], borders: Sequence[float], longest: float) -> list[tuple[int, int]]:
+    """Partition one or more units into ranges ``[first, last)`` of at most ``longest``: cut at anchors, then in two where the key
+    is smallest in the middle half of what lies between them, and the halves again.
 
     Unit i lies between ``borders[i]`` and ``borders[i + 1]``; one that is larger is a range of its own. An edit moves a cut only
-    where it makes another key the smallest.
+    where it makes another key the smallest, and never one far beyond the anchors around it.
     """
     ranges = []
-    pending = [(0, len(keys))]
+    pending = list(pairwise([0, *find_anchors(keys, borders, longest), len(keys)]))[::-1]
     while pending:
         first, last = pending.pop()
         size = borders[last] - borders[first]

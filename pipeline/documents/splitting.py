@@ -6,11 +6,9 @@ What belongs here: sizes in tokens, content-chosen segments of a long block, and
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import accumulate, pairwise
-from math import ceil
-from typing import NamedTuple
 
 from semantic_text_splitter import MarkdownSplitter, TextSplitter
 
@@ -22,6 +20,7 @@ _SENTENCE_END = re.compile(rf"\n\s*|[.!?…؟۔։]{_CLOSING}[ \t]+|[。．！？
 _WORD_END = re.compile(r"\S(?=\s)")
 _KEY_LENGTH = 32
 _LARGER_THAN_KEYS = 1 << 32
+_CHARS_PER_TOKEN = 4
 _MOST_CHARS_PER_TOKEN = 16
 _LONGEST_SEGMENT_IN_CHUNKS = 5
 _MOST_CHARS_PER_TOKEN_IN_SEGMENT = 6
@@ -88,37 +87,38 @@ def _segments(text: str, start: int, end: int, size: int, room: int, sizer: Text
     if size <= longest and end - start <= most_chars:
         yield start, end
         return
-    units = _units(text, start, end, room, sizer)
-    starts = [*(unit.start for unit in units), end]
-    borders = [0, *accumulate(unit.size for unit in units)]
-    for first, last in halve([unit.key for unit in units], borders, longest):
+    sentences = [start, *_ends(_SENTENCE_END, text, start, end)]
+    borders = _borders(text, start, end, room, sizer)
+    starts: list[int] = []
+    keys: list[int] = []
+    for first, last in pairwise([*sentences, end]):
+        starts.append(first)
+        keys.append(content_key(text, first, _KEY_LENGTH))
+        if borders(last) - borders(first) > room:
+            words = _ends(_WORD_END, text, first, last)
+            starts += words
+            keys += [_LARGER_THAN_KEYS + content_key(text, word, _KEY_LENGTH) for word in words]
+    starts.append(end)
+    for first, last in halve(keys, [borders(position) for position in starts], longest):
         begin, stop = starts[first], starts[last]
         yield from ((position, min(position + most_chars, stop)) for position in range(begin, stop, most_chars))
 
 
-class _Unit(NamedTuple):
-    start: int
-    size: int
-    key: int
+def _ends(pattern: re.Pattern[str], text: str, start: int, end: int) -> list[int]:
+    return [match.end() for match in pattern.finditer(text, start, end) if match.end() < end]
 
 
-def _units(text: str, start: int, end: int, room: int, sizer: TextSizer) -> list[_Unit]:
-    """Lines and sentences, or the words of those that are longer than a chunk; no word's key is as small as a sentence's."""
-    units = []
-    sentences = _cut(_SENTENCE_END, text, start, end, sizer)
-    for sentence, stop in zip(sentences, [*(unit.start for unit in sentences[1:]), end], strict=True):
-        if sentence.size <= room:
-            units.append(sentence)
-            continue
-        first, *others = _cut(_WORD_END, text, sentence.start, stop, sizer)
-        units += [first._replace(key=sentence.key), *(word._replace(key=_LARGER_THAN_KEYS + word.key) for word in others)]
-    return units
-
-
-def _cut(ends: re.Pattern[str], text: str, start: int, end: int, sizer: TextSizer) -> list[_Unit]:
-    starts = [start, *(match.end() for match in ends.finditer(text, start, end) if match.end() < end)]
-    texts = [text[first:last] for first, last in pairwise([*starts, end])]
-    return [
-        _Unit(first, max(size, ceil(len(unit) / _MOST_CHARS_PER_TOKEN_IN_SEGMENT)), content_key(text, first, _KEY_LENGTH))
-        for first, unit, size in zip(starts, texts, sizer.sizes(texts), strict=True)
+def _borders(text: str, start: int, end: int, room: int, sizer: TextSizer) -> Callable[[int], float]:
+    """About the size of the text up to a position: counted a chunk's worth of characters at a time, and evenly in between."""
+    step = _CHARS_PER_TOKEN * room
+    texts = [text[position : min(position + step, end)] for position in range(start, end, step)]
+    sizes = [
+        max(size, len(part) / _MOST_CHARS_PER_TOKEN_IN_SEGMENT) for part, size in zip(texts, sizer.sizes(texts), strict=True)
     ]
+    totals = [0, *accumulate(sizes)]
+
+    def border(position: int) -> float:
+        index, rest = divmod(position - start, step)
+        return totals[index] + (sizes[index] * rest / len(texts[index]) if rest else 0)
+
+    return border
