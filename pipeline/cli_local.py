@@ -16,6 +16,7 @@ import typer
 
 from pipeline.cli_common import err, out
 from pipeline.errors import ConfigError
+from pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
     from pipeline.local_cloud.server import RunningLocalCloud
@@ -71,7 +72,7 @@ def dev(
     with cloud_over(None if real else documents, port=cloud_port) as cloud:
         if cloud:
             hint = f"{_variables(cloud.base_url)} indexport index sync"
-            _to_be_copied(f"A local LlamaCloud serves {documents}. After an edit: {hint}")
+            _to_be_copied(f"A local LlamaCloud serves {without_secrets(documents)}. After an edit: {hint}")
         sys.exit(run_dagster_dev(ui_port))
 
 
