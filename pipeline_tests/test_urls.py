@@ -13,6 +13,8 @@ from pipeline.urls import without_secrets
         ("https://bob:secret@host:1/a/b?sig=secret#part", "https://host:1/a/b"),
         ("sftp://bob@host", "sftp://host"),
         ("https://bob:s@cret@host", "https://host"),
+        ("s3://bob:sec#ret@host/a", "s3://host/a"),
+        ("s3://bob:sec?ret@host/a", "s3://host/a"),
         ("simplecache::http://bob:secret@host/a", "simplecache::http://host/a"),
         ("401, url='http://bob:secret@host/a?k=secret', and ftp://x:secret@y", "401, url='http://host/a', and ftp://y"),
         ("s3://bucket/a@b/c", "s3://bucket/a@b/c"),
