@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
     from lancedb import AsyncConnection
@@ -152,8 +152,7 @@ class LanceStore:
     @property
     def _shown_uri(self) -> str:
         """The address without what may be a secret."""
-        parts = urlsplit(self._uri)
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else self._uri
+        return without_secrets(self._uri)
 
     def close_table(self) -> None:
         if self._table is not None:

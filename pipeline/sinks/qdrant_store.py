@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
 
 import httpx
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
@@ -25,6 +24,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
+from pipeline.urls import without_secrets
 
 URL: Final = "QDRANT_URL"
 API_KEY: Final = "QDRANT_API_KEY"
@@ -90,8 +90,7 @@ class _Server:
         self._url = url
         self._timeout_seconds = timeout_seconds
         self._client: AsyncQdrantClient | None = None
-        parts = urlsplit(url or "")
-        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self.shown = without_secrets(url or "")
 
     async def client(self) -> AsyncQdrantClient:
         if not self._url:

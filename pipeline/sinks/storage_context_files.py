@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import fsspec
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.urls import without_secrets
 
 _DRIVER_ERRORS: Final = {
     "aiohttp": "ClientError",
@@ -49,9 +49,8 @@ class FolderStore:
     """One folder, made when first written to."""
 
     def __init__(self, uri: str) -> None:
-        parts = urlsplit(uri)
         self._uri = uri
-        self.shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}" if parts.netloc else uri
+        self.shown = without_secrets(uri)
 
     @cached_property
     def _opened(self) -> tuple[Any, str]:

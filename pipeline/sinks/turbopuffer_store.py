@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.turbopuffer_layout import Filter, Row
+from pipeline.urls import without_secrets
 
 API_KEY: Final = "TURBOPUFFER_API_KEY"
 MAX_LIMIT: Final = 10_000
@@ -33,7 +33,6 @@ _BUSY: Final = frozenset({202, 408, 409, 429, 500, 502, 503, 504})
 
 _REFUSED: Final = frozenset({400, 413, 422})
 _SHOWN_MESSAGE: Final = 300
-_USER_INFO: Final = re.compile(r"//[^/@\s]*@")
 
 Ask = Callable[[turbopuffer.AsyncTurbopuffer], Awaitable[httpx2.Response]]
 
@@ -64,7 +63,7 @@ class TurbopufferStore:
                     api_key=key, region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
                 )
             except turbopuffer.TurbopufferError as error:
-                told = _USER_INFO.sub("//", str(error))
+                told = without_secrets(str(error))
                 raise ConfigError(
                     f"Turbopuffer cannot be used: {told}. It needs {API_KEY} and either the region or the base_url "
                     "(settings, or TURBOPUFFER_REGION and TURBOPUFFER_BASE_URL)"
