@@ -31,6 +31,7 @@ from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, IndexMissin
 from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.base import (
     Exporter,
+    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -226,7 +227,7 @@ class AzureAISearchExporter(Exporter):
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 8 MB (more only for a file that alone is larger)."""
         dimension = self.context.model.dimension
-        select = record_attributes(vectors=True)
+        select = documents.compared_attributes(self._declared)
         limit = max(2, min(MAX_PAGE, _BYTES_PER_PAGE // (dimension * _JSON_BYTES_PER_DIMENSION + _TEXT_BYTES_GUESSED)))
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             held: list[Row] = []
@@ -236,9 +237,9 @@ class AzureAISearchExporter(Exporter):
                 whole = [row for row in held if documents.file_number(row) != unfinished]
                 if whole:
                     held = held[len(whole) :]
-                    yield await asyncio.to_thread(_ordered, whole, dimension)
+                    yield await asyncio.to_thread(_ordered, whole, dimension, self._declared)
             if held:
-                yield await asyncio.to_thread(_ordered, held, dimension)
+                yield await asyncio.to_thread(_ordered, held, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> str:
         return scope(self.context.tenant_id, export_config_id, file_ids)
@@ -322,6 +323,6 @@ def _merge(document_id: str, values: Mapping[str, FieldValue]) -> Action:
     return Action(document_id, f'{{"@search.action":"merge","id":"{document_id}",{canonical_json(dict(values))[1:-1]}}}'.encode())
 
 
-def _ordered(rows: Sequence[Row], dimension: int) -> pa.Table:
-    records = documents.decode(rows, dimension, vectors=True)
+def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    records = documents.decode_compared(rows, dimension, declared)
     return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

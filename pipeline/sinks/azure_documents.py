@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name
+from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name, record_attributes
 from pipeline.sinks.base import MetadataType
+from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.filters import FieldValue, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
-from pipeline.sinks.llama_node import node_metadata
+from pipeline.sinks.llama_node import node_metadata, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_array, to_vectors
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, chunk_ids, json_string, record_schema, ref_doc_id
 from pipeline.sinks.refusals import check_vectors
@@ -117,12 +118,17 @@ def _documents(file: FileRecords, key: FileKey, values: Mapping[str, FieldValue]
         attribute_name(name): _json_values(table[name]) for name in table.column_names if name in _CHUNK_NAMES or name == "id"
     }
     columns[SORT_KEY] = [str(number | index) for index in indices]
-    columns["metadata"] = [json_string(canonical_json(node)) for node in node_metadata(table, include_text=False)]
+    columns["metadata"] = list(map(json_string, _node_jsons(table)))
     columns["embedding"] = _json_vectors(table["embedding"])
     shared = _members(_shared(table, key, values), after=True)
     names = list(columns)
     rows = zip(*columns.values(), strict=True)
     return [Document(found, _members(zip(names, row, strict=True)) + shared) for found, row in zip(ids, rows, strict=True)]
+
+
+def _node_jsons(table: pa.Table) -> list[str]:
+    """LlamaIndex's metadata of every row, as the JSON that its own store keeps it in."""
+    return [canonical_json(node) for node in node_metadata(table, include_text=False)]
 
 
 def _shared(table: pa.Table, key: FileKey, values: Mapping[str, FieldValue]) -> list[tuple[str, str]]:
@@ -186,3 +192,18 @@ def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
     if field.name == "embedding":
         return to_vectors(values, dimension)
     return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
+
+
+def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
+    """The fields ``decode_compared`` reads."""
+    return [*record_attributes(vectors=True), "metadata", "doc_id", FILTER_FIELDS, *map(field_name, declared)]
+
+
+def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    """``decode`` with vectors of documents with ``compared_attributes``; the records show which of their copies are altered."""
+    records = decode(rows, dimension, vectors=True)
+    sound = readable(records)
+    fields = filled_fields(sound, rows, declared, FILTER_FIELDS, field_name)
+    nodes = zip(_node_jsons(sound), ref_doc_ids(sound).to_pylist(), strict=True)
+    belongs = [{**own, "metadata": node, "doc_id": document} for own, (node, document) in zip(fields, nodes, strict=True)]
+    return compare(records, rows, belongs)

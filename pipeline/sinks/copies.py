@@ -6,11 +6,13 @@ What belongs here: how a record that is read back shows that its copies are not 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
-from typing import Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
 import pyarrow as pa
 
+from pipeline.sinks.base import MetadataType
+from pipeline.sinks.filters import FieldValue, fitting_values
 from pipeline.sinks.records import canonical_json
 
 ALTERED: Final = "altered copies"
@@ -24,6 +26,35 @@ def readable(records: pa.Table) -> pa.Table:
     return _with_metadata(records, [text if text in sound else "{}" for text in texts])
 
 
+def compare(records: pa.Table, held: Sequence[Mapping[str, Any]], belongs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The records, which show what of that which belongs beside them is held otherwise; a copy without a value is not held."""
+    altered = {}
+    for row, (values, wanted) in enumerate(zip(held, belongs, strict=True)):
+        names = [name for name, value in wanted.items() if not _same(values.get(name), value)]
+        if names:
+            altered[row] = names
+    return show_altered(records, altered)
+
+
+def filled_fields(
+    records: pa.Table,
+    held: Sequence[Mapping[str, Any]],
+    declared: Mapping[str, MetadataType],
+    written_for: str,
+    name_of: Callable[[str], str] = str,
+) -> list[dict[str, FieldValue]]:
+    """Of every record the declared fields as filters find them, by the name the store has for them. Without those declared
+    since and not filled in yet: what a record was written for is in its field ``written_for``."""
+    fitting = {text: fitting_values(text, declared) for text in set(records["metadata"].to_pylist())}
+    found = []
+    for text, values in zip(records["metadata"].to_pylist(), held, strict=True):
+        known = values.get(written_for)
+        keys = known if isinstance(known, list) else []
+        named = ((key, name_of(key), value) for key, value in fitting[text].items())
+        found.append({name: value for key, name, value in named if key in keys or values.get(name) is not None})
+    return found
+
+
 def show_altered(records: pa.Table, altered: Mapping[int, Iterable[str]]) -> pa.Table:
     """The records, those in these rows with the names of their altered copies added to their metadata."""
     if not altered:
@@ -32,6 +63,13 @@ def show_altered(records: pa.Table, altered: Mapping[int, Iterable[str]]) -> pa.
     for row, names in altered.items():
         texts[row] = canonical_json({**json.loads(texts[row]), ALTERED: sorted(names)})
     return _with_metadata(records, texts)
+
+
+def _same(held: Any, wanted: Any) -> bool:
+    """Numbers by value, as some stores hold all of them as floats; true is not 1."""
+    if held in (None, []) or wanted in (None, []):
+        return held in (None, []) and wanted in (None, [])
+    return bool(held == wanted) and isinstance(held, bool) is isinstance(wanted, bool)
 
 
 def _is_metadata(text: str | None) -> bool:

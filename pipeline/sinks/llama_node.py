@@ -74,6 +74,15 @@ def node_contents(table: pa.Table, *, include_text: bool) -> pa.StringArray:
     return _contents(table, _files_of(table), include_text)
 
 
+def node_copies(table: pa.Table) -> list[dict[str, Any]]:
+    """NODE_KEYS of every row, the text in ``_node_content`` too."""
+    documents, contents = ref_doc_ids(table).to_pylist(), node_contents(table, include_text=True).to_pylist()
+    return [
+        dict(zip(NODE_KEYS, (content, NODE_TYPE, document, document, document), strict=True))
+        for content, document in zip(contents, documents, strict=True)
+    ]
+
+
 def node_metadata(table: pa.Table, *, include_text: bool) -> list[dict[str, Any]]:
     """``flat_metadata`` with ``_node_content``, too."""
     files = _files_of(table)

@@ -37,7 +37,16 @@ from pipeline.sinks.base import (
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.generations import FileKey, FileWrites, to_snapshots
-from pipeline.sinks.mongodb_layout import HEAD_FIELDS, Document, Write, decode, encode_file, projection, scope, to_head
+from pipeline.sinks.mongodb_layout import (
+    HEAD_FIELDS,
+    Document,
+    Write,
+    compared_projection,
+    decode_compared,
+    encode_file,
+    scope,
+    to_head,
+)
 from pipeline.sinks.mongodb_replace import FILES_PER_REQUEST, MongoWriter
 from pipeline.sinks.mongodb_search import MAX_RESULTS, MongoSearch
 from pipeline.sinks.mongodb_store import MongoStore
@@ -149,7 +158,8 @@ class MongoDBExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 32 MB, or of one file that alone is larger; one query for all files or for every 1,000 named ones."""
-        collection = await self._store.collection(self.context.model)
+        model = self.context.model
+        collection = await self._store.collection(model)
         order = [("parsed_directory_file_id", ASCENDING), ("chunk_index", ASCENDING)]
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             selected = scope(self.context.tenant_id, export_config_id, file_ids)
@@ -157,12 +167,12 @@ class MongoDBExporter(Exporter):
                 "read records",
                 collection,
                 selected,
-                projection=projection(vectors=True),
+                projection=compared_projection(),
                 sort=order,
                 batch_size=_RECORDS_PER_BATCH,
             )
             async for documents in _whole_files(batches):
-                yield await asyncio.to_thread(decode, documents, self.context.model.dimension)
+                yield await asyncio.to_thread(decode_compared, documents, model.dimension, self.context.metadata_fields)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Vector search by cosine, text search by BM25, hybrid by reciprocal rank fusion of the two.

@@ -24,6 +24,7 @@ from bson.raw_bson import RawBSONDocument
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.copies import compare, readable
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
 from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
@@ -153,6 +154,19 @@ def decode(documents: Sequence[Mapping[str, Any]], dimension: int, *, vectors: b
         values = [document.get(field_name(item.name)) for document in documents]
         columns.append(to_vectors(values, dimension, _unpacked) if item.name == "embedding" else to_array(values, item))
     return pa.table(columns, schema=schema)
+
+
+def compared_projection() -> dict[str, Any]:
+    """The fields ``decode_compared`` reads."""
+    return {**projection(vectors=True), "metadata": 1}
+
+
+def decode_compared(documents: Sequence[Mapping[str, Any]], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    """``decode`` of documents of ``compared_projection``; the records show which of their copies are altered."""
+    records = decode(documents, dimension)
+    held = [found if isinstance(found := document.get("metadata"), dict) else {} for document in documents]
+    absent: Document = dict.fromkeys(declared)
+    return compare(records, held, [{**absent, **wanted} for wanted in _node_fields(readable(records), declared)])
 
 
 def _unpacked(vector: Any) -> npt.NDArray[np.float32]:

@@ -186,7 +186,7 @@ class PineconeExporter(Exporter):
 
     def _table(self, records: Sequence[Vector]) -> pa.Table:
         found = [(record.id, record.metadata or {}, record.values) for record in records]
-        return layout.decode(found, self.context.model.dimension)
+        return layout.decode_compared(found, self.context.model.dimension, self.context.metadata_fields)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """The nearest records by cosine. Raises ValueError for more results than Pinecone answers with."""

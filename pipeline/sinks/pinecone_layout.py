@@ -26,10 +26,11 @@ from pinecone import Vector
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, RecordRefused
 from pipeline.sinks.base import MetadataType
+from pipeline.sinks.copies import compare, readable
 from pipeline.sinks.decimals import short_decimals
-from pipeline.sinks.filters import Condition, FieldValue, fields_of_file
+from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
-from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, ref_doc_ids
+from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_array, to_vectors
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, record_schema, ref_doc_id
 from pipeline.sinks.refusals import check_vectors
@@ -258,6 +259,24 @@ def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: 
         for item in schema
     ]
     return pa.table(columns, schema=schema)
+
+
+def decode_compared(
+    records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, declared: Mapping[str, MetadataType]
+) -> pa.Table:
+    """``decode`` with vectors; the records show which of their copies are altered."""
+    table = decode(records, dimension)
+    sound = readable(table)
+    texts = sound["metadata"].to_pylist()
+    own = {text: _own_fields(text, declared) for text in set(texts)}
+    belongs = [{**own[text], **node} for text, node in zip(texts, node_copies(sound), strict=True)]
+    return compare(table, [metadata for _, metadata, _ in records], belongs)
+
+
+def _own_fields(metadata_json: str, declared: Mapping[str, MetadataType]) -> Metadata:
+    """Of a file's own metadata what a record has beside its fields, also where it was written before a field was declared."""
+    fitting = {key: value for key, value in fitting_values(metadata_json, declared).items() if value is not None}
+    return {**dict.fromkeys(declared), **_storable(json.loads(metadata_json), {}), **fitting}
 
 
 def _row(record_id: str, metadata: Metadata) -> dict[str, Any]:

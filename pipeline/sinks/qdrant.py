@@ -24,6 +24,7 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import (
     Exporter,
+    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -223,7 +224,7 @@ class QdrantExporter(Exporter):
                 where = layout.scope(self.context.tenant_id, export_config_id, [file_id for file_id, _ in group])
                 rows = await self._rows(models.Filter(must=where), max(1, _BYTES_PER_PAGE // row_bytes))
                 if rows:
-                    yield await asyncio.to_thread(_ordered, rows, self._dimension)
+                    yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
 
     async def _row_counts(self, where: Sequence[models.Condition]) -> list[tuple[str, int]]:
         """File ids with their numbers of points."""
@@ -236,7 +237,7 @@ class QdrantExporter(Exporter):
         return list(counts.items())
 
     async def _rows(self, where: models.Filter, page: int) -> list[models.Record]:
-        pages = self._store.pages("read records", where, layout.RECORD_KEYS, vectors=True, limit=page)
+        pages = self._store.pages("read records", where, layout.compared_keys(self._declared), vectors=True, limit=page)
         return [record async for records in pages for record in records]
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
@@ -267,6 +268,6 @@ class QdrantExporter(Exporter):
         await self._store.close()
 
 
-def _ordered(points: Sequence[models.Record], dimension: int) -> pa.Table:
-    rows = layout.decode(points, dimension, vectors=True)
+def _ordered(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    rows = layout.decode_compared(points, dimension, declared)
     return rows.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

@@ -24,10 +24,11 @@ from qdrant_client import models
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
-from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
+from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import to_array, to_vectors
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, chunk_ids, record_schema
 from pipeline.sinks.refusals import check_vectors
@@ -239,6 +240,20 @@ def decode(points: Sequence[models.Record | models.ScoredPoint], dimension: int,
         found = [point.vector.get(VECTOR) if isinstance(point.vector, dict) else None for point in points]
         columns["embedding"] = to_vectors(found, dimension)
     return pa.table([columns[item.name] for item in held], schema=pa.schema(held))
+
+
+def compared_keys(declared: Mapping[str, MetadataType]) -> list[str]:
+    """What of a payload ``decode_compared`` reads."""
+    return [*RECORD_KEYS, *NODE_KEYS, FILTER_FIELDS, *declared]
+
+
+def decode_compared(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    """``decode`` with vectors of points with ``compared_keys``; the records show which of their copies are altered."""
+    records, held = decode(points, dimension, vectors=True), [point.payload or {} for point in points]
+    sound = readable(records)
+    fields_ = filled_fields(sound, held, declared, FILTER_FIELDS)
+    nodes = node_copies(sound)
+    return compare(records, held, [{**own, **node} for own, node in zip(fields_, nodes, strict=True)])
 
 
 def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:

@@ -13,7 +13,7 @@ version, whatever the others wrote between its read and its write.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar, Final, cast
@@ -26,6 +26,7 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks.base import (
     Exporter,
+    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -204,7 +205,7 @@ class TurbopufferExporter(Exporter):
         Files are found by counting documents, not by their chunk 0, so that what has lost it shows too.
         """
         dimension = self.context.model.dimension
-        attributes = layout.record_attributes(vectors=True)
+        attributes = layout.compared_attributes(self._declared)
         page = max(1, min(MAX_LIMIT, _BYTES_PER_PAGE // (dimension * 4 + _TEXT_BYTES_GUESSED)))
         for wanted in named_slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
             where = self._scope(export_config_id, wanted)
@@ -214,7 +215,7 @@ class TurbopufferExporter(Exporter):
                     pages = self._store.pages("read records", files, attributes, limit=page)
                     rows = [row async for some in pages for row in some]
                     if rows:
-                        yield await asyncio.to_thread(_ordered, rows, dimension)
+                        yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
         return layout.scope(self.context.tenant_id, export_config_id, file_ids)
@@ -276,6 +277,6 @@ class TurbopufferExporter(Exporter):
         await self._store.close()
 
 
-def _ordered(rows: Sequence[Row], dimension: int) -> pa.Table:
-    records = layout.decode(rows, dimension, vectors=True)
+def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    records = layout.decode_compared(rows, dimension, declared)
     return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])

@@ -21,8 +21,9 @@ import pyarrow as pa
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType
+from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
-from pipeline.sinks.llama_node import NODE_TYPE, node_contents, ref_doc_ids
+from pipeline.sinks.llama_node import NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_array, to_vectors
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, record_schema
 from pipeline.sinks.refusals import check_vectors
@@ -77,6 +78,7 @@ _TEXT_SEARCH: Final = {
 }
 """Right for text of any language: Unicode word boundaries, nothing that knows English alone."""
 
+_NODE_ATTRIBUTES: Final = ("doc_id", "_node_content", "_node_type")
 _GROWS_WITH_CHUNKS: Final = frozenset({"text", "_node_content", "attachments"})
 _ANOTHER: Final = "choose another namespace_prefix, or delete the namespace if nothing needs it"
 
@@ -102,7 +104,7 @@ def _fixed_schema(model: ModelIdentity) -> dict[str, Any]:
         if name not in schema:
             schema[name] = {"type": _attribute_type(field.type), "filterable": name in _FILTERABLE}
     schema["text"]["full_text_search"] = _TEXT_SEARCH
-    for name in ("doc_id", "_node_content", "_node_type"):
+    for name in _NODE_ATTRIBUTES:
         schema[name] = {"type": "string", "filterable": name in _FILTERABLE}
     return schema
 
@@ -347,6 +349,20 @@ def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
     if field.name == "embedding":
         return to_vectors(values, dimension, lambda value: np.frombuffer(base64.b64decode(value), "<f4"))
     return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
+
+
+def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
+    """The attributes ``decode_compared`` reads."""
+    return [*record_attributes(vectors=True), *_NODE_ATTRIBUTES, FILTER_FIELDS, *declared]
+
+
+def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
+    """``decode`` with vectors of documents with ``compared_attributes``; the records show which of their copies are altered."""
+    records = decode(rows, dimension, vectors=True)
+    sound = readable(records)
+    fields = filled_fields(sound, rows, declared, FILTER_FIELDS)
+    nodes = [{name: node[name] for name in _NODE_ATTRIBUTES} for node in node_copies(sound)]
+    return compare(records, rows, [{**own, **node} for own, node in zip(fields, nodes, strict=True)])
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
-from pipeline.sinks.azure_layout import PENDING, attribute_name
+from pipeline.sinks.azure_layout import PENDING, attribute_name, field_name
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline_tests.conformance.harness import MODEL
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
@@ -49,6 +49,12 @@ class AzureAISearchUnderTest:
         """A method that writes returns when searches show what it wrote."""
 
     def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        self._put(file_id, chunk_index, PENDING if field == "pending" else attribute_name(field), value)
+
+    def alter_copy(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
+        self._put(file_id, chunk_index, "metadata" if name == "_node_content" else field_name(name), value)
+
+    def _put(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
         assert self.emulator is not None
         self.emulator.engine.settle()
         indexes = self.emulator.engine.indexes.values()
@@ -57,7 +63,7 @@ class AzureAISearchUnderTest:
         found = [held for held in stored if (held["parsed_directory_file_id"], held["chunk_index"]) == address]
         assert found
         for document in found:
-            document[PENDING if field == "pending" else attribute_name(field)] = value
+            document[name] = value
 
     def fresh_emulator(self) -> AzureAISearchEmulator:
         """The emulator, empty, whatever the last test left behind."""

@@ -94,6 +94,10 @@ class AlterableSink(SinkUnderTest, Protocol):
         """Give a field of a record another value, or remove it (``None``), behind the sink's back; ``pending`` is its marker."""
         ...
 
+    def alter_copy(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
+        """The same for a declared metadata field as filters find it, and for LlamaIndex's ``_node_content``."""
+        ...
+
 
 HarnessFactory = Callable[[Path], AbstractContextManager[SinkUnderTest]]
 

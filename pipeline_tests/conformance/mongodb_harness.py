@@ -60,8 +60,13 @@ class MongoDBUnderTest:
             self.search.catch_up()
 
     def alter(self, file_id: str, chunk_index: int, field: str, value: object) -> None:
+        self._set(file_id, chunk_index, field_name(field), value)
+
+    def alter_copy(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
+        self._set(file_id, chunk_index, f"metadata.{name}", value)
+
+    def _set(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
         assert self.server is not None
-        name = field_name(field)
         change = {"$unset": {name: ""}} if value is None else {"$set": {name: value}}
         client: MongoClient[dict[str, Any]] = MongoClient(self.server.uri)
         with client:

@@ -51,6 +51,9 @@ class PineconeUnderTest:
         (metadata,) = [held for held in found if (held.get("parsed_directory_file_id"), held.get("chunk_index")) == address]
         put(metadata, {"content": "_node_content", "metadata": "metadata_json"}.get(field, field), value)
 
+    def alter_copy(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
+        self.alter(file_id, chunk_index, name, value)
+
 
 @contextmanager
 def emulated_pinecone() -> Iterator[PineconeUnderTest]:

@@ -49,6 +49,9 @@ class QdrantUnderTest:
         else:
             put(point.payload, PENDING if field == "pending" else field, value)
 
+    def alter_copy(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
+        self.alter(file_id, chunk_index, name, value)
+
 
 @contextmanager
 def qdrant(directory: Path) -> Iterator[QdrantUnderTest]:

@@ -163,6 +163,48 @@ async def test_a_version_without_its_first_record_is_swept_up_by_a_replace(sink:
     await bench.assert_holds(new)
 
 
+OWN_METADATA: dict[str, Any] = {"year": 2024, "rating": 4, "language": "en", "draft": True, "tags": ["a", "b"]}
+
+
+@pytest.mark.parametrize("chunk_index", [0, 2])
+async def test_what_filters_and_llama_index_read_beside_a_record_is_compared_with_it(
+    sink: AlterableSink, bench: Bench, chunk_index: int
+) -> None:
+    others = {"year": 1999, "rating": 4.5, "language": "de", "draft": False, "tags": ["a"], "_node_content": "{}"}
+    taken = [(name, value) for name, other in others.items() for value in (None, other)]
+    changes = {f"{name}={value} of {bench.config}": (name, value) for name, value in taken}
+    files = [bench.file(file_id, metadata=OWN_METADATA) for file_id in changes]
+    lacking, neighbour = bench.file(f"added to {bench.config}", metadata={}), bench.file("dfl-neighbour", metadata=OWN_METADATA)
+    await bench.replace(*files, lacking, neighbour)
+    await bench.assert_holds(*files, lacking, neighbour)
+
+    for file_id, change in {**changes, lacking.file_id: ("language", "en")}.items():
+        sink.alter_copy(file_id, chunk_index, *change)
+    await sink.settle(bench.exporter)
+    held = await bench.held()
+    for file in (*files, lacking):
+        found = compare_file("sink", file.file_id, file.table, held[file.file_id])
+        assert {finding.chunk_index for finding in found} == {chunk_index}, file.file_id
+    assert not compare_file("sink", "dfl-neighbour", neighbour.table, held["dfl-neighbour"])
+
+    await bench.replace(*files, lacking)
+    await bench.assert_holds(*files, lacking, neighbour)
+
+
+async def test_fields_declared_since_and_of_another_type_are_no_alteration(sink: AlterableSink) -> None:
+    old = Bench(sink, fields={})
+    new = Bench(sink, tenant=old.tenant, config=old.config)
+    files = [old.file("dfl-fitting", metadata=OWN_METADATA), old.file("dfl-not", metadata={"language": 5, "year": "2024"})]
+    try:
+        await old.open().provision()
+        await old.replace(*files)
+        await new.open().provision()
+        await new.assert_holds(*files)
+    finally:
+        for exporter in (*old.opened, *new.opened):
+            await exporter.close()
+
+
 @pytest.fixture
 def world(sink: AlterableSink, tmp_path: Path) -> Iterator[tuple[World, str]]:
     """With a sink of this store, and that sink's name."""

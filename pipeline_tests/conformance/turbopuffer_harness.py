@@ -47,6 +47,9 @@ class TurbopufferUnderTest:
         (found,) = [held for held in documents if (held["parsed_directory_file_id"], held["chunk_index"]) == address]
         found[attribute_name(field)] = value
 
+    def alter_copy(self, file_id: str, chunk_index: int, name: str, value: object) -> None:
+        self.alter(file_id, chunk_index, name, value)
+
     def fresh_emulator(self) -> TurbopufferEmulator:
         """The emulator, empty, whatever the last test left behind."""
         assert self.emulator is not None
