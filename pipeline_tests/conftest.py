@@ -15,11 +15,14 @@ import llama_cloud._base_client
 import pytest
 import sqlalchemy as sa
 from dagster._core.storage.event_log import InMemoryEventLogStorage
-from dagster._core.storage.event_log.schema import SqlEventLogStorageMetadata
+from dagster._core.storage.event_log.schema import AssetKeyTable, SqlEventLogStorageMetadata
 from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection, Engine
 
+from pipeline.components.index_export import export_definitions
 from pipeline.interpreter import look_for_garbage_less
+from pipeline.orchestration import launcher
+from pipeline.stages.settings import ExportSettings
 
 pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_line")
 
@@ -78,6 +81,20 @@ def _instances_in_memory_are_cheap() -> Iterator[None]:
             patch.setattr(f"{memory.format(storage)}.create_engine", _SharingEngines())
         patch.setattr(InMemoryEventLogStorage, "_connect", held)
         patch.setattr(InMemoryEventLogStorage, "has_table", lambda _storage, name: name in SqlEventLogStorageMetadata.tables)
+        patch.setattr(
+            InMemoryEventLogStorage,
+            "_has_asset_key_col_on_connection",
+            lambda _storage, _connection, name: name in AssetKeyTable.columns,
+        )
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _definitions_are_made_once() -> Iterator[None]:
+    """As in a process that carries out run after run."""
+    made = cache(lambda settings_json: export_definitions(ExportSettings.model_validate_json(settings_json)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(launcher, "export_definitions", lambda settings: made(settings.model_dump_json()))
         yield
 
 
