@@ -41,10 +41,6 @@ class PayloadError(FileError):
     """The parsed payload is missing, too large, not JSON or of an unknown shape."""
 
 
-class EmptyEmbeddingError(FileError):
-    """The model answered with a vector that is empty, of the wrong size or not finite for a chunk of this file."""
-
-
 class RecordRefused(FileError):
     """A sink cannot hold a record of this file (a documented limit, a type it has no room for)."""
 
