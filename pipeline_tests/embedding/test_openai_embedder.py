@@ -298,8 +298,11 @@ def test_tokens_are_counted_with_the_models_own_tokenizer_when_its_file_is_given
         embedder(endpoint, tokenizer_file=tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("url", ["api.openai.com", "ftp://x/v1", "https://user:pass@x/v1", "https://x/v1?key=1"])
-def test_a_base_url_with_secrets_or_without_a_scheme_is_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    ["api.openai.com", "ftp://x/v1", "https://user:pass@x/v1", "https://x/v1?key=1", "http://x:114343/v1", "http://☃.net/v1"],
+)
+def test_a_base_url_with_secrets_or_that_no_client_can_be_asked_for_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="base_url") as caught:
         OpenAISettings(base_url=url)
     assert "pass" not in str(caught.value)
