@@ -181,6 +181,7 @@ def repeated_index(request: Body) -> Answer:
         (200, {}),
         (200, []),
         (200, b"not json"),
+        (200, b"[" * 100_000),
         (200, {"data": [{"index": 0}, {"index": 1}]}),
         (200, {"data": [{"index": [0], "embedding": [1, 2, 3]}, {"index": None, "embedding": [1, 2, 3]}]}),
         (200, {"data": [{"index": 0, "embedding": "*"}, {"index": 1, "embedding": "*"}]}),
@@ -313,4 +314,5 @@ def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after({"retry-after": "1.5"}) == 1.5
     assert 55 < (retry_after({"retry-after": in_a_minute}) or 0) <= 60
     assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": "Fri, 01 Jan 99999999999999999999 00:00:00 GMT"}) is None
     assert retry_after({}) is None
