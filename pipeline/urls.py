@@ -1,4 +1,4 @@
-"""Addresses as people may see them."""
+"""Addresses: as people may see them, and whether a client can be asked for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,20 @@ import re
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 """Also with a ``?`` or ``#`` in the password, which should be percent-encoded there."""
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+_HIGHEST_PORT = 65535
 
 
 def without_secrets(text: str) -> str:
     """``text``, whose URLs have lost what may be a secret: user, password and query."""
     return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def is_http_url(text: str) -> bool:
+    """Whether a client can be asked for ``text``: http or https, a host that can be looked up, a port that exists."""
+    import httpx  # Slow, and no business of those who only show addresses.
+
+    try:
+        url = httpx.URL(text)
+        return url.scheme in ("http", "https") and url.host != "" and (url.port or 0) <= _HIGHEST_PORT
+    except (httpx.InvalidURL, UnicodeError):  # The latter for a host that is said to be IDNA (xn--) and is not.
+        return False

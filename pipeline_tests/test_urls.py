@@ -1,10 +1,10 @@
-"""Addresses as people may see them."""
+"""Addresses: as people may see them, and whether a client can be asked for them."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.urls import without_secrets
+from pipeline.urls import is_http_url, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,28 @@ from pipeline.urls import without_secrets
 )
 def test_an_address_is_shown_without_its_user_password_and_query(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    "url", ["https://host", "http://127.0.0.1:65535/v1", "https://[::1]:1", "https://größe.example", "http://a_b/c"]
+)
+def test_an_address_a_client_can_be_asked_for(url: str) -> None:
+    assert is_http_url(url)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "host",
+        "ftp://host",
+        "https://",
+        "http://host:port",
+        "http://127.0.0.1:114343/v1",
+        "https://[::1",
+        "https://\N{SNOWMAN}.example",
+        "https://xn--a.example",
+    ],
+)
+def test_an_address_no_client_can_be_asked_for(url: str) -> None:
+    assert not is_http_url(url)

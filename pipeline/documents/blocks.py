@@ -8,6 +8,7 @@ parsed pages are tidy enough for them:
 - An HTML table reaches to its closing tag. HTML that is to be taken as it stands (comments, ``<pre>``) is code where it has
   more lines than one and is closed; all other HTML is text.
 - A list item may interrupt a paragraph whatever its number, and without content.
+- A rule is a paragraph of its own only where it begins one, and not at the very start, where dashes open front matter.
 
 Not looked for, so that they are paragraphs: whatever stands in a block quote, indented code, headings on the line of a list
 item's marker or indented by four columns, lines that end with a bare carriage return.
@@ -23,7 +24,7 @@ from pipeline.documents.html_tables import HtmlTable, html_tables
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _SETEXT = re.compile(r" {0,3}(?:(=+)|-+)\s*")
-_NO_TITLE = re.compile(r" {0,3}(?:>|[-+*][ \t])|\|")
+_NO_TITLE = re.compile(r" {0,3}(?:>|[-+*][ \t])|\||-{3,}\s*$")
 _DEEPEST_LEVEL = 6
 _INDENTED = re.compile(r" {4}| {0,3}\t")
 _TAB_STOP = 4
@@ -104,6 +105,8 @@ def scan_markdown(text: str) -> list[Block]:
         elif first == "<" and (raw_end := raw_html.end(start + line.index("<"), end)):
             scan.add_code(start, raw_end)
             end = raw_end
+        elif first in "-*_" and not scan.is_open and (start or not line.startswith("---")) and _is_rule(line):
+            scan.add_rule(start, end)
         else:
             scan.extend(start, end, line)
     scan.close()
@@ -142,7 +145,7 @@ def _opening_fence(line: str, column: int) -> str | None:
 
 
 def _is_rule(line: str) -> bool:
-    if line.strip("-* \t\r\n"):
+    if line.strip("-*_ \t\r\n"):
         return False
     marks = "".join(line.split())
     return len(marks) > 2 and not marks.strip(marks[0])
@@ -211,9 +214,13 @@ class _Scan:
         self._row_starts: list[int] = []
 
     @property
+    def is_open(self) -> bool:
+        return self._start < self._end
+
+    @property
     def is_paragraph(self) -> bool:
         """Whether the open block is one."""
-        return self._kind is BlockKind.PARAGRAPH and self._start < self._end
+        return self._kind is BlockKind.PARAGRAPH and self.is_open
 
     @property
     def may_be_title(self) -> bool:
@@ -230,7 +237,7 @@ class _Scan:
         return self.is_paragraph and "|" in self._last_line
 
     def close(self) -> None:
-        if self._start < self._end:
+        if self.is_open:
             self.blocks.append(Block(self._kind, self._start, self._end, row_starts=tuple(self._row_starts)))
         self._kind = BlockKind.PARAGRAPH
         self._start = self._end = 0
@@ -262,6 +269,9 @@ class _Scan:
             self.blocks.append(Block(BlockKind.PARAGRAPH, self._start, header_start))
         self._kind = BlockKind.TABLE
         self._start, self._end = header_start, end
+
+    def add_rule(self, start: int, end: int) -> None:
+        self.blocks.append(Block(BlockKind.PARAGRAPH, start, end))
 
     def add_html_table(self, start: int, table: HtmlTable) -> None:
         self.close()

@@ -49,6 +49,8 @@ def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hi
     another vector size included). ``secret`` is removed from what the server said.
     """
     answer = _json(response)
+    if isinstance(answer, list) and len(answer) == 1:  # As Google wraps its errors.
+        answer = answer[0]
     body: Mapping[str, Any] = answer if isinstance(answer, Mapping) else {}
     if response.status_code != 200 or body.get("error"):
         _refuse(response, body, key_hint=key_hint, secret=secret)
@@ -67,14 +69,14 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
         pass
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, OverflowError):
         return None
 
 
 def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         if response.status_code == 200:
             raise TryAgain("the answer is not JSON") from None
         return {}

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
 
+from pipeline.urls import is_http_url
+
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 OPENAI_URL = "https://api.openai.com/v1"
 
@@ -46,9 +48,9 @@ class OpenAISettings(_Settings):
     @field_validator("base_url")
     @classmethod
     def _plain_http_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not is_http_url(url):
             raise ValueError("must be an http(s) URL such as https://api.openai.com/v1")
+        parts = urlsplit(url)
         if "@" in parts.netloc or parts.query or parts.fragment:
             raise ValueError("must hold no credentials, query or fragment; name the key's variable in api_key_env")
         return url.rstrip("/")

@@ -31,7 +31,7 @@ from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
 from pipeline.tls import ssl_context, tls_problem
-from pipeline.urls import without_secrets
+from pipeline.urls import is_http_url, without_secrets
 
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
@@ -90,8 +90,10 @@ class CloudApi:
         self.once = self.client.with_options(max_retries=0)
         self.project_id = project_id
         url = httpx.URL(str(self.client.base_url))
-        if url.scheme not in {"http", "https"} or not url.host:
-            raise ConfigError("LLAMA_CLOUD_BASE_URL must start with https:// (or http://) and name a host")
+        if not is_http_url(str(url)):
+            raise ConfigError(
+                "LLAMA_CLOUD_BASE_URL must start with https:// (or http://) and name a host, and a port below 65536"
+            )
         self.host = url.host
         self.is_local = is_loopback(url.host)
         if requests_per_second is not None and not self.is_local:  # This machine's own server is nobody's to spare.

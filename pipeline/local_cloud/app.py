@@ -1,4 +1,4 @@
-"""The application: settings in, FastAPI out."""
+"""The application: its parts and settings in, FastAPI out."""
 
 from __future__ import annotations
 
@@ -18,9 +18,7 @@ from pipeline.local_cloud import (
     routes_files,
     routes_indexes,
 )
-from pipeline.local_cloud.cloud import Cloud, open_cloud
-from pipeline.local_cloud.faults import Faults
-from pipeline.local_cloud.identity import Clock, utc_now
+from pipeline.local_cloud.cloud import Cloud
 from pipeline.local_cloud.indexes import ensure_first_index
 from pipeline.local_cloud.middleware import BearerAuth, RequestFaults
 from pipeline.local_cloud.settings import LocalCloudSettings
@@ -29,16 +27,11 @@ from pipeline.local_cloud.sync_runner import SyncRunner
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def create_app(settings: LocalCloudSettings, *, faults: Faults | None = None, clock: Clock = utc_now) -> FastAPI:
-    """A LlamaCloud-compatible application. Its state is opened when it starts and closed when it stops.
+def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings, address: str) -> FastAPI:
+    """A LlamaCloud-compatible application over parts that ``open_parts`` gives at start-up; it closes them when it stops.
 
-    Start-up raises ``ConfigError`` for a folder that cannot be opened or a state directory in use.
+    ``address`` is the IP address it is reached at.
     """
-    return app_over(lambda: open_cloud(settings, clock, faults), settings)
-
-
-def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings) -> FastAPI:
-    """The application over parts that ``open_parts`` gives at start-up; it closes them when it stops."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -55,7 +48,7 @@ def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings) -> F
     app = FastAPI(title="Indexport local cloud", lifespan=lifespan, openapi_url=None)
     app.add_middleware(RequestFaults)
     app.add_middleware(BearerAuth, api_key=settings.api_key.get_secret_value())
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_names(settings.host), www_redirect=False)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=_names(settings.host, address), www_redirect=False)
     # Downloads first: their paths are more specific than those of files.
     for module in (routes_downloads, routes_directories, routes_directory_files, routes_files, routes_indexes):
         app.include_router(module.router)
@@ -64,15 +57,13 @@ def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings) -> F
     return app
 
 
-def _names(host: str) -> list[str]:
-    """What a server that listens on ``host`` may be called. On this machine alone the key is no secret (``local``), so that a web
-    page must not become its equal by giving 127.0.0.1 a name of its own; what others reach, they know by any name."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return [*_LOOPBACK_NAMES, host]
-    shown = f"[{host}]" if address.version == 6 else host
-    return [*_LOOPBACK_NAMES, shown] if address.is_loopback else ["*"]
+def _names(host: str, address: str) -> list[str]:
+    """What a server may be called that was told to listen on ``host``, which is ``address``. On this machine alone the key is no
+    secret (``local``), so that a web page must not become its equal by giving 127.0.0.1 a name of its own; what others reach,
+    they know by any name."""
+    if not ip_address(address).is_loopback:
+        return ["*"]
+    return [*_LOOPBACK_NAMES, *(f"[{name}]" if ":" in name else name for name in (host.lower(), address))]
 
 
 def _start(cloud: Cloud, syncs: SyncRunner) -> None:

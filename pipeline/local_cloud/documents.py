@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -255,7 +256,10 @@ def _local_entry(found: os.stat_result) -> _Entry:
     changed = max(found.st_mtime, found.st_ctime)
     settled = time.time() - changed > _SETTLED_SECONDS
     stamp = f"{found.st_size}:{found.st_mtime_ns}:{found.st_ctime_ns}:{found.st_ino}" if settled else None
-    return _Entry(found.st_size, datetime.fromtimestamp(found.st_mtime, UTC), stamp)
+    modified: datetime | None = None
+    with suppress(ValueError, OverflowError, OSError):  # Some filesystems hold times outside the years 1 to 9999.
+        modified = datetime.fromtimestamp(found.st_mtime, UTC)
+    return _Entry(found.st_size, modified, stamp)
 
 
 def _moment(value: object) -> datetime | None:

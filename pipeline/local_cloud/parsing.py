@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, Tag
 from markdownify import MarkdownConverter
 
 from pipeline.local_cloud.blobs import read_compressed, write_compressed
@@ -18,7 +18,30 @@ from pipeline.local_cloud.pdf import parse_pdf
 
 
 class _HtmlConverter(MarkdownConverter):
-    """Body only: the title in the head repeats the first heading."""
+    """Body only: the title in the head repeats the first heading.
+
+    A long list takes no longer an item than a short one: the base class counts what stands before every item anew.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(heading_style="ATX", table_infer_header=True)
+        self._numbers: dict[int, int] = {}
+        """Of the next item, by the identity of its ``<ol>``."""
+
+    def convert_li(self, item: Tag, text: str, parent_tags: Set[str]) -> str:
+        if item.parent is not None and item.parent.name == "ol":
+            item = self._alone(item.parent)
+        converted: str = super().convert_li(item, text, parent_tags)  # type: ignore[misc]  # not in its stubs
+        return converted
+
+    def _alone(self, numbered: Tag) -> Tag:
+        """An item to convert instead of the next one of a list: the only one of a list that starts with its number."""
+        start = str(numbered.get("start") or "")
+        number = self._numbers.get(id(numbered)) or (int(start) if start.isnumeric() else 1)
+        self._numbers[id(numbered)] = number + 1
+        item = Tag(name="li")
+        Tag(name="ol", attrs={"start": str(number)}).append(item)
+        return item
 
     def convert_head(self, *_element_and_text: object, **_context: object) -> str:
         return ""
@@ -32,9 +55,8 @@ def parse_text(content: bytes) -> ParsedDocument:
 
 def parse_html(content: bytes) -> ParsedDocument:
     """HTML as Markdown on one page."""
-    converter = _HtmlConverter(heading_style="ATX", table_infer_header=True)
     try:
-        text: str = converter.convert_soup(BeautifulSoup(content, "html.parser"))
+        text: str = _HtmlConverter().convert_soup(BeautifulSoup(content, "html.parser"))
     except RecursionError as error:
         raise DocumentRefused("HTML is nested too deeply") from error
     return _pages([text.strip()])

@@ -30,7 +30,7 @@ def serve(settings: LocalCloudSettings, *, announce: Callable[[str], None]) -> N
         cloud = open_cloud(settings)
         announce(_url(listener))
         _log.info("serving %s at %s", cloud.folder.shown, _url(listener))
-        _Server(app_over(lambda: cloud, settings)).run(sockets=[listener])
+        _Server(app_over(lambda: cloud, settings, _address(listener))).run(sockets=[listener])
 
 
 class RunningLocalCloud:
@@ -63,7 +63,7 @@ class RunningLocalCloud:
         except BaseException:
             listener.close()
             raise
-        self._running = _Running(_Server(app_over(lambda: cloud, self._settings)), listener)
+        self._running = _Running(_Server(app_over(lambda: cloud, self._settings, _address(listener))), listener)
         self._running.start()
         return self
 
@@ -124,13 +124,14 @@ def _listen(settings: LocalCloudSettings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another port") from error
-    if not _is_loopback(listener):
+    if not ip_address(_address(listener)).is_loopback:
         _log.warning("listening on %s: other machines can reach the documents with the API key", settings.host)
     return listener
 
 
-def _is_loopback(listener: socket.socket) -> bool:
-    return ip_address(listener.getsockname()[0]).is_loopback
+def _address(listener: socket.socket) -> str:
+    address: str = listener.getsockname()[0]
+    return address
 
 
 def _url(listener: socket.socket) -> str:

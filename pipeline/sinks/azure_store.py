@@ -27,6 +27,7 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.azure_documents import MAX_REQUEST_BYTES, Row
 from pipeline.sinks.azure_layout import SORT_KEY, Definition
 from pipeline.sinks.backoff import backoff, wait
+from pipeline.urls import is_http_url
 
 ENDPOINT: Final = "AZURE_SEARCH_ENDPOINT"
 API_KEY: Final = "AZURE_SEARCH_API_KEY"
@@ -90,9 +91,9 @@ class AzureStore:
         if self._client is None:
             endpoint = self._endpoint or os.environ.get(ENDPOINT, "")
             key = read_key(API_KEY)
-            parts = urlsplit(endpoint)
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if not is_http_url(endpoint):
                 raise ConfigError(f"Azure AI Search has no address: set {ENDPOINT}, or the sink's endpoint, to https://host")
+            parts = urlsplit(endpoint)
             if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
                 raise ConfigError(f"Azure AI Search at {_shown(endpoint)} would get its key unencrypted; use https")
             if not key:

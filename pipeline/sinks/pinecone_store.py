@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from time import monotonic
 from typing import Any, Final, TypeVar
 
 import pinecone
@@ -24,6 +25,7 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.pinecone_layout import METRIC, Filter, Metadata, Write, index_tags
+from pipeline.urls import is_http_url
 
 T = TypeVar("T")
 
@@ -83,7 +85,7 @@ class PineconeStore:
 
         Raises SinkConflict when it exists and is not ours or does not fit, SinkUnavailable when it does not become ready.
         """
-        deadline = _now() + timeout_seconds
+        deadline = monotonic() + timeout_seconds
         attempt = 0
         while True:
             attempt += 1
@@ -97,7 +99,7 @@ class PineconeStore:
                 if found.status.ready:
                     return
                 state = found.status.state
-            if state in ("InitializationFailed", "Terminating", "Disabled") or _now() > deadline:
+            if state in ("InitializationFailed", "Terminating", "Disabled") or monotonic() > deadline:
                 raise SinkUnavailable(
                     f"Pinecone index {self.name!r} is {state} and does not become ready; look at it in the console"
                 )
@@ -157,6 +159,8 @@ class PineconeStore:
                 self._client = AsyncPinecone(api_key=key, host=self._controller_host, timeout=self._request_seconds)
             except pinecone.PineconeError as error:
                 raise ConfigError(f"Pinecone cannot be used: {self._shown(str(error))}") from None
+        if not is_http_url(self._client.config.host):
+            raise ConfigError(f"Pinecone's control plane has no http(s) URL; correct controller_host, or {CONTROLLER_HOST}")
         return self._client
 
     async def _opened(self) -> AsyncIndex:
@@ -299,10 +303,10 @@ class PineconeStore:
         target = self._committed.get(namespace)
         if target is None or self._seen.get(namespace, -1) >= target:
             return
-        deadline = _now() + self._freshness_seconds
+        deadline = monotonic() + self._freshness_seconds
         attempt = 0
         while not await self._has_seen(namespace, target):
-            if _now() > deadline:
+            if monotonic() > deadline:
                 raise SinkUnavailable(
                     f"Pinecone index {self.name!r} has not made its own writes readable for {self._freshness_seconds:g} s; "
                     "try again later, or raise freshness_seconds"
@@ -394,7 +398,3 @@ def _position(answer: Any, names: Sequence[str]) -> int | None:
     headers = answer.response_info.raw_headers if answer.response_info else {}
     values = [headers[name] for name in names if name in headers]
     return next((int(value) for value in values if value.isdecimal()), None)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()

@@ -62,7 +62,7 @@ class TurbopufferStore:
                 self._client = turbopuffer.AsyncTurbopuffer(
                     api_key=key, region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
                 )
-            except turbopuffer.TurbopufferError as error:
+            except (turbopuffer.TurbopufferError, httpx2.InvalidURL) as error:
                 told = without_secrets(str(error))
                 raise ConfigError(
                     f"Turbopuffer cannot be used: {told}. It needs {API_KEY} and either the region or the base_url "

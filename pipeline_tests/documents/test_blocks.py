@@ -35,6 +35,9 @@ _H, _P, _C, _T = BlockKind.HEADING, BlockKind.PARAGRAPH, BlockKind.CODE, BlockKi
         ("> quote\n---\n", None),
         ("two lines\nof text\n---\n", None),
         ("---\n", None),
+        ("---\n---\n", None),
+        ("---\ntitle: of front matter\n---\n", None),
+        ("text\n***\nTitle\n---\n", None),
     ],
 )
 def test_headings_are_commonmarks(line: str, heading: tuple[int, str] | None) -> None:
@@ -43,6 +46,16 @@ def test_headings_are_commonmarks(line: str, heading: tuple[int, str] | None) ->
     assert (block.kind is _H) == (heading is not None)
     if heading:
         assert (block.level, block.title) == heading
+
+
+@pytest.mark.parametrize(
+    "before", ["***\n", "* * *\n", "___\n", " - - -\r\n", "text\n\n---\n", "# Before\n---\n", "- item\n\n***\n"]
+)
+@pytest.mark.parametrize("underline", ["===", "---"])
+def test_a_title_may_stand_right_under_a_rule(before: str, underline: str) -> None:
+    text = f"{before}Title\n{underline}\ntext"
+    [*_, rule, heading, paragraph] = scan_markdown(text)
+    assert (rule.kind, heading.kind, heading.title, paragraph.kind) == (_P, _H, "Title", _P)
 
 
 @pytest.mark.parametrize(

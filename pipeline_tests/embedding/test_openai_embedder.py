@@ -181,6 +181,7 @@ def repeated_index(request: Body) -> Answer:
         (200, {}),
         (200, []),
         (200, b"not json"),
+        (200, b"[" * 100_000),
         (200, {"data": [{"index": 0}, {"index": 1}]}),
         (200, {"data": [{"index": [0], "embedding": [1, 2, 3]}, {"index": None, "embedding": [1, 2, 3]}]}),
         (200, {"data": [{"index": 0, "embedding": "*"}, {"index": 1, "embedding": "*"}]}),
@@ -298,8 +299,11 @@ def test_tokens_are_counted_with_the_models_own_tokenizer_when_its_file_is_given
         embedder(endpoint, tokenizer_file=tmp_path / "bad.json")
 
 
-@pytest.mark.parametrize("url", ["api.openai.com", "ftp://x/v1", "https://user:pass@x/v1", "https://x/v1?key=1"])
-def test_a_base_url_with_secrets_or_without_a_scheme_is_refused(url: str) -> None:
+@pytest.mark.parametrize(
+    "url",
+    ["api.openai.com", "ftp://x/v1", "https://user:pass@x/v1", "https://x/v1?key=1", "http://x:114343/v1", "http://☃.net/v1"],
+)
+def test_a_base_url_with_secrets_or_that_no_client_can_be_asked_for_is_refused(url: str) -> None:
     with pytest.raises(ValidationError, match="base_url") as caught:
         OpenAISettings(base_url=url)
     assert "pass" not in str(caught.value)
@@ -310,4 +314,5 @@ def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
     assert retry_after({"retry-after": "1.5"}) == 1.5
     assert 55 < (retry_after({"retry-after": in_a_minute}) or 0) <= 60
     assert retry_after({"retry-after": "soon"}) is None
+    assert retry_after({"retry-after": "Fri, 01 Jan 99999999999999999999 00:00:00 GMT"}) is None
     assert retry_after({}) is None

@@ -24,6 +24,7 @@ def knows_only(*encodings: str | None, status: int, refusal: Any) -> Callable[[B
         ("float", 400, {"error": {"message": "encoding_format must be float"}}),
         ("float", 422, {"detail": [{"loc": ["body", "encoding_format"], "msg": "Input should be 'float'"}]}),
         (None, 400, {"error": {"message": "UnsupportedParamsError: vertex_ai does not support 'encoding_format'"}}),
+        (None, 400, [{"error": {"code": 400, "message": 'Unknown name "encoding_format": Cannot find field.'}}]),
     ],
 )
 async def test_a_server_is_asked_for_the_encoding_it_takes_from_then_on(
@@ -54,6 +55,7 @@ def refuses(text: str, answer: Answer) -> Callable[[Body], Answer]:
             (400, {"object": "error", "message": "maximum context length is 512 tokens", "code": 400}),
             "HTTP 400: maximum context length is 512 tokens",
         ),
+        ((400, [{"error": {"code": 400, "message": "input is too long"}}]), "HTTP 400: input is too long"),
     ],
 )
 async def test_a_text_the_endpoint_refuses_costs_no_other_and_has_its_reason(

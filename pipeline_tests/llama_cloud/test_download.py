@@ -161,6 +161,7 @@ async def test_an_answer_that_will_not_change_is_not_tried_again() -> None:
         ("soon", 1.5, 2),
         (None, 1.5, 2),
         (format_datetime(datetime(2020, 1, 1, tzinfo=UTC)), 1.5, 2),
+        ("Fri, 01 Jan 99999999999999999999 00:00:00 GMT", 1.5, 2),
     ],
 )
 async def test_pauses_follow_the_server_within_limits(

@@ -36,7 +36,9 @@ def test_a_key_no_header_can_hold_is_refused_without_showing_it(key: str) -> Non
     assert "ret" not in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://host:port", "http://"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://x", "http://host:port", "http://", "http://host:114343", "http://xn--a"]
+)
 def test_a_base_url_that_is_none_names_the_variable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", url)
     with pytest.raises(ConfigError, match="LLAMA_CLOUD_BASE_URL"):

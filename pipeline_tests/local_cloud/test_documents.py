@@ -68,6 +68,19 @@ def test_a_recent_file_has_no_stamp_and_a_settled_one_keeps_it(tmp_path: Path, m
     assert folder.scan()[0].stamp not in (None, stamp)
 
 
+@pytest.mark.parametrize("moment", [253_402_300_800, -62_135_596_801, 2**62])
+def test_a_file_of_a_time_no_calendar_has_is_a_document_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """As tmpfs, XFS and ZFS hold it; others cut it short."""
+    (tmp_path / "odd.md").write_text("x")
+    found = (tmp_path / "odd.md").stat()
+    odd = os.stat_result((*found[:8], moment, int(found.st_ctime)), {"st_mtime": float(moment), "st_ctime": found.st_ctime})
+    monkeypatch.setattr(Path, "stat", lambda _path, **_options: odd)
+    (document,) = DocumentFolder(str(tmp_path), {}).scan()
+    assert (document.path, document.modified_at) == ("odd.md", None)
+
+
 def test_a_missing_folder_is_unavailable_not_empty(tmp_path: Path) -> None:
     with pytest.raises(DocumentsUnavailable, match="does not exist"):
         DocumentFolder(str(tmp_path / "nowhere"), {}).scan()

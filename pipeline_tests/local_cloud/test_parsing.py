@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from liteparse import AnnotationRect, LayoutBlock, LayoutCell
+from markdownify import markdownify
 from reportlab.pdfgen.canvas import Canvas
 
 from pipeline.local_cloud.layout import block_items
@@ -65,6 +67,29 @@ def test_html_becomes_markdown_without_scripts_and_styles() -> None:
 def test_html_in_another_encoding_is_read_as_it_says() -> None:
     page = '<html><head><meta charset="iso-8859-1"></head><body><p>Sæby</p></body></html>'
     assert _texts(parse_html(page.encode("iso-8859-1"))) == ["Sæby"]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "<ol><li>one</li><li></li><li>three</li></ol><ol><li>one</li></ol>",
+        "<ol start=9><li>nine<p>more</p></li>\n<li>ten<p>more</p></li></ol>",
+        "<ol start=x> <li>one</li> text <b>bold</b> <li>two</li></ol>",
+        "<ol><li>one<ol><li>deep</li><li>deeper<ul><li>dot</li></ul></li></ol></li><li>two<ol><li>new</li></ol></li></ol>",
+        "<ul><li>dot<ol><li>one</li><li>two<ul><li>dash</li></ul></li></ol></li></ul>",
+        "<ol><div><li>apart</li></div><li>one</li></ol><li>alone</li>",
+        "<ol><li>never<li>closed<li>at all",
+    ],
+)
+def test_lists_of_html_are_numbered_as_markdownify_numbers_them(page: str) -> None:
+    assert _texts(parse_html(page.encode())) == [markdownify(page).strip()]
+
+
+def test_a_long_html_list_is_numbered_as_fast_as_a_short_one() -> None:
+    started = time.process_time()
+    (text,) = _texts(parse_html(b"<ol>" + b"<li>reference</li>" * 10_000 + b"</ol>"))
+    assert text.endswith("\n10000. reference")
+    assert time.process_time() - started < 5
 
 
 def test_html_without_end_is_refused_not_fatal() -> None:

@@ -102,10 +102,14 @@ def test_a_web_page_cannot_reach_it_under_a_name_of_its_own(cloud: Harness, host
     assert httpx.get(url, headers={**bearer(cloud.server.api_key), "Host": host}).status_code == status
 
 
-@pytest.mark.parametrize("host", ["::1", "localhost", "127.0.0.2"])
-def test_it_answers_under_the_address_it_is_told_to_listen_on(documents: Path, state_dir: Path, host: str) -> None:
+@pytest.mark.parametrize("host", ["::1", "LocalHost", "127.0.0.2", "127.2"])
+def test_it_answers_under_the_address_it_announces_and_the_one_it_is_told_to_listen_on(
+    documents: Path, state_dir: Path, host: str
+) -> None:
     with running(documents, state_dir, host=host) as cloud:
         assert cloud.client.indexes.list().items
+        given = f"[{host}]" if ":" in host else host
+        assert httpx.get(cloud.server.base_url, headers={"Host": given}).status_code == 401
         assert httpx.get(cloud.server.base_url, headers={"Host": "evil.example"}).status_code == 400
 
 

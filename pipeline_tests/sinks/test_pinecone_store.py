@@ -364,6 +364,18 @@ async def test_a_missing_key_is_a_setting_to_correct(
         await exporter.provision()
 
 
+@pytest.mark.parametrize("host", ["http://127.0.0.1:114343", "secret@host:port", "https://[::1"])
+async def test_an_address_that_is_none_is_a_setting_to_correct(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("PINECONE_CONTROLLER_HOST", host)
+    monkeypatch.setenv("PINECONE_API_KEY", "a-key")
+    exporter = PineconeExporter(PineconeSettings(), CONTEXT)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="controller_host, or PINECONE_CONTROLLER_HOST") as caught:
+            await exporter.provision()
+        assert "secret" not in str(caught.value)
+    await exporter.close()
+
+
 async def test_an_address_where_something_else_answers_is_unavailable(emulator: PineconeEmulator) -> None:
     lost = PineconeExporter(PineconeSettings(controller_host=f"{emulator.url}/elsewhere"), CONTEXT)
     with pytest.raises(SinkUnavailable):

@@ -110,6 +110,7 @@ async def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     [
         ({}, {"region": "gcp-us-central1"}, "TURBOPUFFER_API_KEY"),
         ({"TURBOPUFFER_API_KEY": "k-secret"}, {}, "TURBOPUFFER_REGION"),
+        ({"TURBOPUFFER_API_KEY": "k-secret"}, {"base_url": "http://host:port"}, "TURBOPUFFER_BASE_URL"),
         (
             {"TURBOPUFFER_API_KEY": "k-secret", "TURBOPUFFER_REGION": "r"},
             {"base_url": "http://k-secret@127.0.0.1:9"},

@@ -108,6 +108,7 @@ async def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     ("endpoint", "environment", "told"),
     [
         (None, {"AZURE_SEARCH_API_KEY": "k-secret"}, "set AZURE_SEARCH_ENDPOINT"),
+        ("https://[::1", {"AZURE_SEARCH_API_KEY": "k-secret"}, "set AZURE_SEARCH_ENDPOINT"),
         ("search.windows.net", {"AZURE_SEARCH_API_KEY": "k-secret"}, "https://host"),
         ("http://example.org", {"AZURE_SEARCH_API_KEY": "k-secret"}, "unencrypted; use https"),
         ("https://k-secret@example.org", {}, "set AZURE_SEARCH_API_KEY to an admin key of https://example.org"),
