@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, LiteralString
 
@@ -19,9 +21,12 @@ from psycopg import sql
 from pipeline.errors import ConfigError, RecordRefused, SinkUnavailable
 from pipeline.sinks import pgvector, pgvector_rows, pgvector_store
 from pipeline.sinks import pgvector_sql as statements
-from pipeline.sinks.base import SearchRequest
+from pipeline.sinks.base import SearchMode, SearchRequest
 from pipeline.sinks.copies import ALTERED
+from pipeline.sinks.generations import is_altered
 from pipeline.sinks.pgvector_store import Connection, PostgresStore
+from pipeline.sinks.records import CHUNK_FIELDS, build_file_records
+from pipeline.stages.findings import compare_file
 from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
@@ -168,6 +173,51 @@ async def test_a_record_shows_that_nothing_that_filters_read_is_left(
     database.query("UPDATE {table} SET metadata_ = {value}", table=bench.table, value=sql.SQL(value))
     (held,) = (await bench.held()).values()
     assert "metadata_._node_content" in json.loads(held["metadata"][0].as_py())[ALTERED]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        *(("attachments", value) for value in ("'5'", "'\"x\"'", "'[5, null]'", "'{}'", "'[{\"source_id\": 5}]'")),
+        *(("source_modified_at", value) for value in ("'infinity'", "'-infinity'", "'0044-01-01 BC'", "'10000-01-01'")),
+        ("embedding", "NULL"),
+    ],
+)
+async def test_a_value_that_no_record_can_have_is_named_and_costs_no_other_file_anything(
+    bench: PgVectorBench, database: Database, column: str, value: LiteralString
+) -> None:
+    timed, untimed, other = bench.file("dfl-1", 1), bench.file("dfl-2", 2), bench.file("dfl-3")
+    await bench.replace(timed, untimed, other)
+    database.query(
+        "UPDATE {table} SET {column} = {value} WHERE parsed_directory_file_id < 'dfl-3'",
+        table=bench.table,
+        column=sql.Identifier(column),
+        value=sql.SQL(value),
+    )
+    held, snapshots = await bench.held(), await bench.snapshots()
+    for file in (timed, untimed):
+        assert compare_file("pgvector", file.file_id, file.table, held[file.file_id])
+        assert is_altered(snapshots[file.file_id]) == (column == "source_modified_at")
+    assert held["dfl-3"].equals(other.table)
+    modes: tuple[SearchMode, ...] = ("vector", "text", "hybrid")
+    for mode in modes:
+        hits = await bench.search(SearchRequest(bench.config, mode, text="river gauge", vector=matrix(other.table)[0], k=50))
+        assert len(hits) == (3 if (column, mode) == ("embedding", "vector") else 6)
+    await bench.replace(timed, untimed)
+    await bench.assert_holds(timed, untimed, other)
+
+
+async def test_a_time_before_the_first_year_of_the_servers_zone_is_held(bench: PgVectorBench, database: Database) -> None:
+    database.configure("timezone = 'America/Los_Angeles'")
+    made = bench.file("dfl-1", 1)
+    file = build_file_records(
+        replace(made.provenance, source_modified_at=datetime(1, 1, 1, 1, tzinfo=UTC)),
+        made.table.select([field.name for field in CHUNK_FIELDS]),
+        made.table["embedding"].combine_chunks(),
+        bench.model,
+    )
+    await bench.replace(file)
+    await bench.assert_holds(file, exporter=bench.open())
 
 
 async def test_numbers_that_jsonb_spells_otherwise_are_not_altered(bench: PgVectorBench) -> None:
