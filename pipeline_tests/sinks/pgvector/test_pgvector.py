@@ -207,6 +207,19 @@ async def test_a_value_that_no_record_can_have_is_named_and_costs_no_other_file_
     await bench.assert_holds(timed, untimed, other)
 
 
+@pytest.mark.parametrize("deleted", [[], ["dfl-1"]])
+async def test_records_that_name_no_file_leave_with_the_next_delete_of_their_config(
+    bench: PgVectorBench, database: Database, deleted: list[str]
+) -> None:
+    kept, elsewhere = bench.file("dfl-3"), bench.file("dfl-1", config=f"{bench.config}-b")
+    await bench.replace(bench.file("dfl-2"), kept, elsewhere)
+    change: LiteralString = "UPDATE {table} SET parsed_directory_file_id = NULL WHERE parsed_directory_file_id = 'dfl-2'"
+    database.query(change, table=bench.table)
+    await bench.delete(*deleted)
+    await bench.assert_holds(kept)
+    await bench.assert_holds(elsewhere, config=f"{bench.config}-b")
+
+
 async def test_a_time_before_the_first_year_of_the_servers_zone_is_held(bench: PgVectorBench, database: Database) -> None:
     database.configure("timezone = 'America/Los_Angeles'")
     made = bench.file("dfl-1", 1)
