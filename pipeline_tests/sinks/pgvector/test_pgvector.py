@@ -21,12 +21,10 @@ from psycopg import sql
 from pipeline.errors import ConfigError, RecordRefused, SinkUnavailable
 from pipeline.sinks import pgvector, pgvector_rows, pgvector_store
 from pipeline.sinks import pgvector_sql as statements
-from pipeline.sinks.base import SearchMode, SearchRequest
+from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.copies import ALTERED
-from pipeline.sinks.generations import is_altered
 from pipeline.sinks.pgvector_store import Connection, PostgresStore
 from pipeline.sinks.records import CHUNK_FIELDS, build_file_records
-from pipeline.stages.findings import compare_file
 from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
@@ -173,51 +171,6 @@ async def test_a_record_shows_that_nothing_that_filters_read_is_left(
     database.query("UPDATE {table} SET metadata_ = {value}", table=bench.table, value=sql.SQL(value))
     (held,) = (await bench.held()).values()
     assert "metadata_._node_content" in json.loads(held["metadata"][0].as_py())[ALTERED]
-
-
-@pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        *(("attachments", value) for value in ("'5'", "'\"x\"'", "'[5, null]'", "'{}'", "'[{\"source_id\": 5}]'")),
-        *(("source_modified_at", value) for value in ("'infinity'", "'-infinity'", "'0044-01-01 BC'", "'10000-01-01'")),
-        ("embedding", "NULL"),
-    ],
-)
-async def test_a_value_that_no_record_can_have_is_named_and_costs_no_other_file_anything(
-    bench: PgVectorBench, database: Database, column: str, value: LiteralString
-) -> None:
-    timed, untimed, other = bench.file("dfl-1", 1), bench.file("dfl-2", 2), bench.file("dfl-3")
-    await bench.replace(timed, untimed, other)
-    database.query(
-        "UPDATE {table} SET {column} = {value} WHERE parsed_directory_file_id < 'dfl-3'",
-        table=bench.table,
-        column=sql.Identifier(column),
-        value=sql.SQL(value),
-    )
-    held, snapshots = await bench.held(), await bench.snapshots()
-    for file in (timed, untimed):
-        assert compare_file("pgvector", file.file_id, file.table, held[file.file_id])
-        assert is_altered(snapshots[file.file_id]) == (column == "source_modified_at")
-    assert held["dfl-3"].equals(other.table)
-    modes: tuple[SearchMode, ...] = ("vector", "text", "hybrid")
-    for mode in modes:
-        hits = await bench.search(SearchRequest(bench.config, mode, text="river gauge", vector=matrix(other.table)[0], k=50))
-        assert len(hits) == (3 if (column, mode) == ("embedding", "vector") else 6)
-    await bench.replace(timed, untimed)
-    await bench.assert_holds(timed, untimed, other)
-
-
-@pytest.mark.parametrize("deleted", [[], ["dfl-1"]])
-async def test_records_that_name_no_file_leave_with_the_next_delete_of_their_config(
-    bench: PgVectorBench, database: Database, deleted: list[str]
-) -> None:
-    kept, elsewhere = bench.file("dfl-3"), bench.file("dfl-1", config=f"{bench.config}-b")
-    await bench.replace(bench.file("dfl-2"), kept, elsewhere)
-    change: LiteralString = "UPDATE {table} SET parsed_directory_file_id = NULL WHERE parsed_directory_file_id = 'dfl-2'"
-    database.query(change, table=bench.table)
-    await bench.delete(*deleted)
-    await bench.assert_holds(kept)
-    await bench.assert_holds(elsewhere, config=f"{bench.config}-b")
 
 
 async def test_a_time_before_the_first_year_of_the_servers_zone_is_held(bench: PgVectorBench, database: Database) -> None:
