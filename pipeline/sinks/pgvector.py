@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import replace
-from datetime import UTC
+from dataclasses import fields
+from datetime import UTC, datetime
 from functools import partial
 from typing import ClassVar, Final, cast
 
@@ -34,8 +34,10 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.generations import read_head, to_snapshots
 from pipeline.sinks.pgvector_store import Connection, PostgresStore, ValueRefused
 from pipeline.sinks.pgvector_table import TableLayout, written_columns
+from pipeline.sinks.reading import ALTERED_INSTANT
 from pipeline.sinks.records import FileRecords, record_schema, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import one_ahead, slices
@@ -47,6 +49,7 @@ _BYTES_PER_TRANSACTION: Final = 32 * 2**20
 _BYTES_PER_FETCH: Final = 32 * 2**20
 _BYTES_PER_ROUND_TRIP: Final = 4 * 2**20
 _TEXT_BYTES_GUESSED: Final = 4096
+_SNAPSHOT_COLUMNS: Final = [item.name for item in fields(Snapshot)]
 _RERANKED: Final = 4
 """Candidates per result that an index of half precision must find, to be ranked by the exact vectors."""
 
@@ -159,13 +162,14 @@ class PgVectorExporter(Exporter):
         await connection.execute(statements.LOCK_FILES, [keys])
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_TRANSACTION):
+        """Records that do not say which file they are of, as another program may have left them, go with any delete."""
+        for file_ids in [*slices(parsed_directory_file_ids, count=_FILES_PER_TRANSACTION)] or [[]]:
             await self._store.run("delete files", partial(self._delete, export_config_id, file_ids))
 
     async def _delete(self, export_config_id: str, file_ids: Sequence[str], connection: Connection) -> None:
         await self._lock(connection, [(export_config_id, file_id) for file_id in file_ids])
-        where = self._scope(export_config_id, file_ids)
-        await connection.execute(statements.delete(self.layout, where), where.parameters)
+        for where in (self._scope(export_config_id, file_ids), statements.nameless(self.context.tenant_id, export_config_id)):
+            await connection.execute(statements.delete(self.layout, where), where.parameters)
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
@@ -175,7 +179,7 @@ class PgVectorExporter(Exporter):
 
         query = statements.snapshots(self.layout, where)
         rows = await self._store.run("list snapshots", lambda connection: _rows(connection, query, where))
-        return [_snapshot(row) for row in rows]
+        return [snapshot for row in rows for snapshot in _snapshots(row, self.context.tenant_id)]
 
     async def fetch_records(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
@@ -310,8 +314,14 @@ async def _whole_files(cursor: AsyncIterable[codec.Row], file_column: int, at_le
         yield held
 
 
-def _snapshot(row: codec.Row) -> Snapshot:
-    """The server answers in the session's time zone."""
-    found = Snapshot(*row)
-    modified = found.source_modified_at
-    return replace(found, source_modified_at=modified.astimezone(UTC)) if modified else found
+def _snapshots(row: codec.Row, tenant_id: str) -> list[Snapshot]:
+    """The snapshot a first record gives; none where it does not say which file it is of."""
+    values = dict(zip(_SNAPSHOT_COLUMNS, row, strict=True), tenant_id=tenant_id)
+    values["source_modified_at"] = _in_utc(values["source_modified_at"])
+    head = read_head(values, marker=None)
+    return to_snapshots([head] if head else [])
+
+
+def _in_utc(modified: datetime | None) -> datetime | None:
+    found = modified and modified.replace(tzinfo=UTC)
+    return ALTERED_INSTANT if found == ALTERED_INSTANT else found

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipeline.errors import RecordRefused
 from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.llama_node import node_metadata
+from pipeline.sinks.reading import to_array
 from pipeline.sinks.records import FileRecords, canonical_json, record_schema
 
 Row = tuple[Any, ...]
@@ -71,9 +72,14 @@ _spelled: Final = json.JSONEncoder(sort_keys=True).encode
 
 
 def _array(item: pa.Field, values: Sequence[Any]) -> pa.Array:
+    """The table's types leave another program nothing to put there but nulls, and JSON that is no list of attachments."""
+    if item.name == "attachments":
+        return to_array(values, item)
     if item.name != "embedding":
         return pa.array(values, item.type)
-    flat = np.concatenate([value.to_numpy() for value in values]) if values else np.empty(0, np.float32)
+    absent = np.full(item.type.list_size, np.nan, np.float32)
+    vectors = [absent if value is None else value.to_numpy() for value in values]
+    flat = np.concatenate(vectors) if vectors else np.empty(0, np.float32)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), item.type.list_size)
 
 

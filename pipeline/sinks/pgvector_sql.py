@@ -18,6 +18,7 @@ from psycopg import sql
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.filters import Condition, FilterValue
 from pipeline.sinks.pgvector_table import TableLayout, field_value, is_number, names, record_columns, written_columns
+from pipeline.sinks.reading import ALTERED_INSTANT
 
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 STAGING: Final = sql.Identifier("pg_temp", "indexport_staging")
@@ -34,6 +35,12 @@ _LARGE: Final[dict[str, LiteralString]] = {
     "lt": "(NOT {number} {at_least})",
     "lte": "{number} {at_most}",
 }
+_INSTANT: Final = sql.SQL(
+    "CASE WHEN {0} BETWEEN '0001-01-01T00:00:00Z' AND '9999-12-31T23:59:59.999999Z' THEN {0} AT TIME ZONE 'UTC' "
+    "WHEN {0} IS NOT NULL THEN {1} END"
+).format(sql.Identifier("source_modified_at"), sql.Literal(ALTERED_INSTANT.replace(tzinfo=None)))
+"""In UTC, without saying so. A session's zone can move it out of the years a datetime has, which infinity is beyond anyway."""
+
 _SCOPE: Final = sql.SQL("tenant_id = %(tenant)s AND export_config_id = %(config)s")
 
 
@@ -59,6 +66,13 @@ def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None 
     where = Where([_SCOPE], {"tenant": tenant_id, "config": export_config_id})
     if file_ids is not None:
         where.parts.append(sql.SQL("parsed_directory_file_id = ANY({}::text[])").format(where.bind(list(file_ids))))
+    return where
+
+
+def nameless(tenant_id: str, export_config_id: str) -> Where:
+    """Rows of one config of one tenant that do not say which file they are of."""
+    where = scope(tenant_id, export_config_id)
+    where.parts.append(sql.SQL("parsed_directory_file_id IS NULL"))
     return where
 
 
@@ -154,8 +168,17 @@ def delete(layout: TableLayout, where: Where) -> sql.Composed:
     return sql.SQL("DELETE FROM {} WHERE {}").format(layout.identifier, where.clause)
 
 
+def _readable(columns: Iterable[str]) -> sql.Composed:
+    """The columns' values as Python can hold them all."""
+    return sql.SQL(", ").join(_INSTANT if name == "source_modified_at" else sql.Identifier(name) for name in columns)
+
+
+def _readable_record(dimension: int, *, vectors: bool) -> sql.Composed:
+    return _readable(column.name for column in record_columns(dimension, vectors=vectors))
+
+
 def snapshots(layout: TableLayout, where: Where) -> sql.Composed:
-    columns = sql.SQL(", ").join(sql.Identifier(item.name) for item in fields(Snapshot))
+    columns = _readable(item.name for item in fields(Snapshot))
     template = "SELECT {} FROM {} WHERE chunk_index = 0 AND {}"
     return sql.SQL(template).format(columns, layout.identifier, where.clause)
 
@@ -163,7 +186,8 @@ def snapshots(layout: TableLayout, where: Where) -> sql.Composed:
 def records(layout: TableLayout, where: Where) -> sql.Composed:
     """Whole records, each with its ``metadata_``, file by file, in chunk order."""
     template = "SELECT {}, metadata_::text FROM {} WHERE {} ORDER BY parsed_directory_file_id, chunk_index"
-    return sql.SQL(template).format(names(record_columns(layout.model.dimension)), layout.identifier, where.clause)
+    columns = _readable_record(layout.model.dimension, vectors=True)
+    return sql.SQL(template).format(columns, layout.identifier, where.clause)
 
 
 def scopes(layout: TableLayout) -> sql.Composed:
@@ -192,16 +216,18 @@ def nearest(layout: TableLayout, where: Where, vector: object, *, candidates: in
 
     ``candidates`` come in the index's own order, which is approximate and may be of half precision; they are ranked by the
     exact distance. ``+ 0`` keeps PostgreSQL from trusting the index's order (documented by the vendor of pgvector). Half floats
-    have no room for a query much longer or shorter than 1, and its length is nothing to the cosine.
+    have no room for a query much longer or shorter than 1, and its length is nothing to the cosine. Where another program has
+    removed a record's vector, there is no distance.
     """
     columns = names(record_columns(layout.model.dimension, vectors=False))
     query = where.bind(vector)
     return sql.SQL(
         "WITH nearest AS MATERIALIZED (SELECT {columns}, embedding <=> {query}::vector AS distance FROM {table} "
         "WHERE {where} ORDER BY {indexed} <=> l2_normalize({query}::vector)::{type} LIMIT {candidates}) "
-        "SELECT {columns}, 1 - distance FROM nearest ORDER BY distance + 0 LIMIT {k}"
+        "SELECT {readable}, 1 - distance FROM nearest WHERE distance IS NOT NULL ORDER BY distance + 0 LIMIT {k}"
     ).format(
         columns=columns,
+        readable=_readable_record(layout.model.dimension, vectors=False),
         table=layout.identifier,
         where=where.clause,
         indexed=layout.vector_expression,
@@ -221,7 +247,7 @@ def matching(layout: TableLayout, where: Where, text: str, k: int) -> sql.Compos
         "SELECT {columns}, ts_rank(text_search_tsv, {words}, 1) AS rank FROM {table} "
         "WHERE {where} AND text_search_tsv @@ {words} ORDER BY rank DESC, node_id LIMIT {k}"
     ).format(
-        columns=names(record_columns(layout.model.dimension, vectors=False)),
+        columns=_readable_record(layout.model.dimension, vectors=False),
         words=words,
         table=layout.identifier,
         where=where.clause,

@@ -59,10 +59,14 @@ class Column:
         return sql.SQL("{} {}{}{}").format(sql.Identifier(self.name), self.type, collation, constraint)
 
 
+def column_name(record_field: str) -> str:
+    return _RENAMED.get(record_field, record_field)
+
+
 def record_columns(dimension: int, *, vectors: bool = True) -> list[Column]:
     """The columns of a record's fields, in the order of ``record_schema``; ``embedding`` comes last or not at all."""
     fields = [item for item in record_schema(dimension) if vectors or item.name != "embedding"]
-    return [Column(_RENAMED.get(item.name, item.name), *_types(item.type)) for item in fields]
+    return [Column(column_name(item.name), *_types(item.type)) for item in fields]
 
 
 def written_columns(dimension: int) -> list[Column]:

@@ -50,7 +50,7 @@ FIELDS: dict[str, MetadataType] = {
 }
 
 
-ALTERABLE = ("azure_ai_search", "mongodb", "pinecone", "qdrant", "turbopuffer")
+ALTERABLE = ("azure_ai_search", "mongodb", "pgvector", "pinecone", "qdrant", "turbopuffer")
 """Sinks whose harness makes an AlterableSink."""
 
 

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import time
+from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any, LiteralString
 
@@ -22,6 +24,7 @@ from pipeline.sinks import pgvector_sql as statements
 from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.copies import ALTERED
 from pipeline.sinks.pgvector_store import Connection, PostgresStore
+from pipeline.sinks.records import CHUNK_FIELDS, build_file_records
 from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
@@ -168,6 +171,19 @@ async def test_a_record_shows_that_nothing_that_filters_read_is_left(
     database.query("UPDATE {table} SET metadata_ = {value}", table=bench.table, value=sql.SQL(value))
     (held,) = (await bench.held()).values()
     assert "metadata_._node_content" in json.loads(held["metadata"][0].as_py())[ALTERED]
+
+
+async def test_a_time_before_the_first_year_of_the_servers_zone_is_held(bench: PgVectorBench, database: Database) -> None:
+    database.configure("timezone = 'America/Los_Angeles'")
+    made = bench.file("dfl-1", 1)
+    file = build_file_records(
+        replace(made.provenance, source_modified_at=datetime(1, 1, 1, 1, tzinfo=UTC)),
+        made.table.select([field.name for field in CHUNK_FIELDS]),
+        made.table["embedding"].combine_chunks(),
+        bench.model,
+    )
+    await bench.replace(file)
+    await bench.assert_holds(file, exporter=bench.open())
 
 
 async def test_numbers_that_jsonb_spells_otherwise_are_not_altered(bench: PgVectorBench) -> None:
