@@ -91,6 +91,8 @@ def dispatch(
     note_what_stands(instance, export, scope)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
+    if needs.standing:
+        export.settle(needs.standing, scope)
     restoring = restore and not _restored(instance, export, scope)
     quiet = is_quiet(instance, export.name)
     if quiet and needs.removed:

@@ -59,6 +59,20 @@ def test_a_file_is_not_asked_for_again_while_a_run_carries_its_wave(world: World
     assert sum(len(spec.keys) for spec in healed.runs) == FILES
 
 
+def test_a_file_that_stands_is_done_once_no_run_carries_its_wave_and_not_before(world: World) -> None:
+    world.sync()
+    ledger = world.export.ledger
+    stands = sorted(ledger.files())[0]
+    ledger.request([stands], "wave")
+    tags = {EXPORT_TAG: "default", WAVE_TAG: "wave"}
+    launched = create_run_for_test(world.instance, status=dg.DagsterRunStatus.NOT_STARTED, tags=tags)
+    assert decide(world).needs.in_flight == [stands]
+    assert ledger.files()[stands].status == "requested"
+    world.instance.delete_run(launched.run_id)
+    assert decide(world).settled
+    assert ledger.files()[stands].status == "done"
+
+
 def scatter(world: World) -> list[str]:
     """Edit every third file: more ranges than are worth a run each."""
     world.sync()
