@@ -99,16 +99,15 @@ def dispatch(
         delete_keys(instance, export.name, needs.removed)
         export.ledger.forget(needs.removed, run_id=None)
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
-    ingest = needs.ingest
-    if not (ingest or needs.alone or any(needs.lagging.values())):
+    if not needs.wanted:
         return Dispatch(needs, (), removals, None, settled=not (running or removals), restoring=restoring)
-    _add_new_keys(instance, export.name, ingest + needs.alone)
+    _add_new_keys(instance, export.name, needs.wanted)
     wave = uuid.uuid4().hex
     lagging = needs.lagging
     up = None if len(lagging) == len(export.settings.sinks) else (*SHARED_ASSETS, *lagging)
     alone = [RunSpec((key,), up, wave, "retry", alone=True) for key in needs.alone]
     runs, waits = [], []
-    for assets, lane, files in ((up, "incremental", ingest), *((of, "sinks", f) for of, f in _by_sinks(lagging).items())):
+    for assets, lane, files in ((up, "incremental", needs.ingest), *((of, "sinks", f) for of, f in _by_sinks(lagging).items())):
         ranges, since = _arrange(instance, export, files, quiet=quiet, waiting_since=waiting_since)
         runs += [RunSpec(tuple(keys), assets, wave, lane) for keys in ranges]
         waits += [since] if since is not None else []

@@ -52,9 +52,14 @@ class Needs:
         return [*self.changed, *self.stale, *self.new]
 
     @property
+    def wanted(self) -> list[str]:
+        """The files that can be worked on now."""
+        return [*self.ingest, *self.alone, *_of_any_sink(self.lagging)]
+
+    @property
     def due(self) -> list[str]:
         """The files for which something can be done now."""
-        return [*self.ingest, *self.alone, *self.removable, *self.removing, *_of_any_sink(self.lagging)]
+        return [*self.wanted, *self.removable, *self.removing]
 
     @property
     def without_a_sink(self) -> list[str]:

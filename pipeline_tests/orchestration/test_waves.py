@@ -109,6 +109,28 @@ def test_scattered_files_that_a_sink_lacks_are_moved_together_too(world: World) 
     assert world.sync().ok
 
 
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_look_that_dies_while_it_moves_keys_is_healed_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch, lacking: bool
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    changed = scatter(world)
+    if lacking:
+        world.sync()
+        changed = key_order(world.instance, "default")[::3]
+        world.export.ledger.register.let_go("lancedb", changed)
+    with monkeypatch.context() as patched:
+        patched.setattr(waves, "add_keys", die)
+        with pytest.raises(KeyboardInterrupt):
+            decide(world)
+    assert len(key_order(world.instance, "default")) == FILES - len(changed)
+    [spec] = decide(world).runs
+    assert set(spec.keys) == set(changed)
+    assert len(key_order(world.instance, "default")) == FILES
+
+
 def test_a_sink_that_lacks_nearly_all_files_gets_them_as_they_lie(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waves, "_KEYS_A_RUN", 1)
     world.change(detection={"files_per_run": 3})
