@@ -98,6 +98,8 @@ def dispatch(
     if quiet and needs.removed:
         delete_keys(instance, export.name, needs.removed)
         export.ledger.forget(needs.removed, run_id=None)
+    if quiet and restore:
+        _drop_keys_of_erased_files(instance, export)
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
     if not needs.wanted:
         return Dispatch(needs, (), removals, None, settled=not (running or removals), restoring=restoring)
@@ -122,6 +124,12 @@ def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, st
     rows = {file_id: row for file_id, row in export.ledger.files().items() if not row.is_leaving}
     _add_new_keys(instance, export.name, list(rows))
     return report_standing(instance, export, rows, scope, made_by="a run that a former instance knew")
+
+
+def _drop_keys_of_erased_files(instance: dg.DagsterInstance, export: Export) -> None:
+    """Of those that were erased before the loss of the ledger, which knows their tombstones alone since."""
+    erased = export.ledger.register.tombstones().keys() & key_order(instance, export.name)
+    delete_keys(instance, export.name, erased - export.ledger.files(erased).keys())
 
 
 def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:

@@ -220,6 +220,7 @@ def test_a_tombstone_outlives_the_ledger(world: World) -> None:
     assert asyncio.run(rebuild_ledger(world.export)).tombstones == 1
     assert world.sync().ok
     assert world.names() == {"other.md"}
+    world.assert_no_partition_is_behind()
 
 
 def test_a_tombstone_outlives_a_move_to_another_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
