@@ -273,9 +273,9 @@ class Ledger:
         self.log(events, run_id=run_id)
 
     def record_done(self, file_ids: Sequence[str], settings_digest: str) -> None:
-        """Mark files whose records stand in every sink."""
+        """Mark files whose records stand in every sink; not those that somebody is removing by now."""
         done: dict[str, Any] = {"status": "done", "attempts": 0, "next_retry_at": None, "last_error": None}
-        self._set(file_ids, **done, settings_digest=settings_digest)
+        self._set(file_ids, schema.files.c.status.not_in(LEAVING), **done, settings_digest=settings_digest)
 
     def refetched(self, metadata: Mapping[str, str]) -> None:
         """Files were fetched again with this metadata, by file id; one whose metadata has moved meanwhile is still to be."""

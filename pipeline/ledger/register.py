@@ -49,12 +49,13 @@ class Register:
             return [(tenant_id, config) for tenant_id, config in connection.execute(query.order_by(*c))]
 
     def last_change(self) -> float | None:
-        """When a file of any sink was last loaded; ``None`` before the first one."""
+        """When a file of any sink was last loaded; ``None`` before the first one. A time to come, which was written by a clock
+        that was ahead and would hide all later loads, counts while there is no other."""
         c = schema.file_sinks.c
+        last = sa.func.max(sa.case((c.updated_at <= self._clock(), c.updated_at)))
+        query = sa.select(sa.func.coalesce(last, sa.func.max(c.updated_at))).where(c.export == self._export)
         with self._engine.connect() as connection:
-            found: float | None = connection.execute(
-                sa.select(sa.func.max(c.updated_at)).where(c.export == self._export)
-            ).scalar()
+            found: float | None = connection.execute(query).scalar()
         return found
 
     def record_collection(self, held: SinkCollection) -> bool:

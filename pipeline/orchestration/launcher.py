@@ -124,6 +124,7 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
     removing: set[str] = set()
     restoring = True
+    settled = False
 
     def is_fresh(spec: RunSpec) -> bool:
         return any((key, spec.assets) not in tried for key in spec.keys)
@@ -133,6 +134,7 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
         while True:
             decided = dispatch(instance, export, scope, restore=restoring, wanted=is_fresh)
             restoring = decided.restoring
+            settled |= bool(decided.needs.standing)
             removals = tuple(file_id for file_id in decided.removals if file_id not in removing)
             if not (decided.runs or removals or restoring):
                 break
@@ -144,7 +146,7 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
                 removing |= set(removals)
                 _remove(removal, removals, settings, instance, report, mark)
     report.ingested = list(dict.fromkeys(report.ingested))
-    if report.runs:
+    if report.runs or settled:
         instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)
     return report

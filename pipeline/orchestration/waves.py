@@ -91,22 +91,25 @@ def dispatch(
     note_what_stands(instance, export, scope)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
+    if needs.standing:
+        export.settle(needs.standing, scope)
     restoring = restore and not _restored(instance, export, scope)
     quiet = is_quiet(instance, export.name)
     if quiet and needs.removed:
         delete_keys(instance, export.name, needs.removed)
         export.ledger.forget(needs.removed, run_id=None)
+    if quiet and restore:
+        _drop_keys_of_erased_files(instance, export)
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
-    ingest = needs.ingest
-    if not (ingest or needs.alone or any(needs.lagging.values())):
+    if not needs.wanted:
         return Dispatch(needs, (), removals, None, settled=not (running or removals), restoring=restoring)
-    _add_new_keys(instance, export.name, ingest + needs.alone)
+    _add_new_keys(instance, export.name, needs.wanted)
     wave = uuid.uuid4().hex
     lagging = needs.lagging
     up = None if len(lagging) == len(export.settings.sinks) else (*SHARED_ASSETS, *lagging)
     alone = [RunSpec((key,), up, wave, "retry", alone=True) for key in needs.alone]
     runs, waits = [], []
-    for assets, lane, files in ((up, "incremental", ingest), *((of, "sinks", f) for of, f in _by_sinks(lagging).items())):
+    for assets, lane, files in ((up, "incremental", needs.ingest), *((of, "sinks", f) for of, f in _by_sinks(lagging).items())):
         ranges, since = _arrange(instance, export, files, quiet=quiet, waiting_since=waiting_since)
         runs += [RunSpec(tuple(keys), assets, wave, lane) for keys in ranges]
         waits += [since] if since is not None else []
@@ -121,6 +124,12 @@ def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, st
     rows = {file_id: row for file_id, row in export.ledger.files().items() if not row.is_leaving}
     _add_new_keys(instance, export.name, list(rows))
     return report_standing(instance, export, rows, scope, made_by="a run that a former instance knew")
+
+
+def _drop_keys_of_erased_files(instance: dg.DagsterInstance, export: Export) -> None:
+    """Of those that were erased before the loss of the ledger, which knows their tombstones alone since."""
+    erased = export.ledger.register.tombstones().keys() & key_order(instance, export.name)
+    delete_keys(instance, export.name, erased - export.ledger.files(erased).keys())
 
 
 def _by_sinks(lagging: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:

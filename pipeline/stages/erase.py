@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import groupby
 
 from pipeline.errors import SINK_ERRORS, ConfigError, SinkConflict
 from pipeline.lake.lake import DATASETS
@@ -70,7 +71,8 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
         scopes = await export.scopes()
         for held in await asyncio.to_thread(_collections, export):
             for scope in scopes:
-                place = f"{held.sink} ({held.slug})" if scope == scopes[0] else f"{held.sink} ({held.slug}, former {scope[1]})"
+                former = [] if scope == scopes[0] else [f"former {scope[1]}"]
+                place = f"{held.sink} ({', '.join([held.slug, *_set_up(export, held), *former])})"
                 await _erase_from(export, held, place, scope, free, report)
         if not report.problems:
             await asyncio.to_thread(export.ledger.record_removed, free, run_id=run_id)
@@ -94,13 +96,31 @@ def _claim(export: Export, report: ErasureReport, run_id: str) -> list[str]:
 
 
 def _collections(export: Export) -> list[SinkCollection]:
-    """Every collection this export has written and not retired; those of present sinks are reached by present settings."""
+    """Every collection this export has written and not retired, those of one sink and model next to each other."""
     present = {sink: export.held_in(sink) for sink in export.settings.sinks}
-    known = {(held.sink, held.slug): held for held in present.values()}
+    known = list(present.values())
     for held in export.ledger.register.collections():
         now = present.get(held.sink)
-        known.setdefault((held.sink, held.slug), replace(held, settings=now.settings) if now else held)
-    return list(known.values())
+        if now is None:
+            known.append(held)
+        elif held.slug != now.slug:
+            known += _places(export, held, now)
+    return known
+
+
+def _places(export: Export, held: SinkCollection, now: SinkCollection) -> list[SinkCollection]:
+    """A former model's collection as its sink was set up when it was written and, since nobody can tell whether the store has
+    moved with all it holds, as it is set up ``now``. Of a plug-in's settings those of now alone are known."""
+    here = replace(held, settings=now.settings)
+    if held.settings["type"] != now.settings["type"]:
+        return [held]
+    return [here] if ":" in str(held.settings["type"]) or export.is_set_up_alike(held, here) else [held, here]
+
+
+def _set_up(export: Export, held: SinkCollection) -> list[str]:
+    """What tells a collection of a present sink from the one where that sink is now."""
+    other = held.sink in export.settings.sinks and held.settings != export.held_in(held.sink).settings
+    return ["as it was set up before"] if other else []
 
 
 async def _erase_from(
@@ -145,7 +165,11 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
     """
     chosen = await asyncio.to_thread(_retirable, export, model, sink)
     scopes = await export.scopes()
-    return [await _retire(export, held, scopes) for held in chosen]
+    retired = []
+    for (of_sink, slug), places in groupby(chosen, lambda held: (held.sink, held.slug)):
+        retired += [await _retire(export, held, scopes) for held in places]
+        await asyncio.to_thread(export.ledger.register.forget_collection, of_sink, slug)
+    return retired
 
 
 def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:
@@ -164,7 +188,6 @@ def _retirable(export: Export, model: str | None, sink: str | None) -> list[Sink
 
 async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[str, str]]) -> Retired:
     if present := export.present_name(held):
-        await asyncio.to_thread(export.ledger.register.forget_collection, held.sink, held.slug)
         return Retired(held.sink, held.slug, 0, f"it is that of the sink {present!r} now; the former name alone is forgotten")
     files = 0
     for tenant_id, config in scopes:
@@ -175,7 +198,6 @@ async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[s
         files += len(file_ids)
     async with _opened(export, held, scopes[0][0]) as exporter:
         kept = await _drop_if_empty(exporter, scopes)
-    await asyncio.to_thread(export.ledger.register.forget_collection, held.sink, held.slug)
     return Retired(held.sink, held.slug, files, kept)
 
 
@@ -198,6 +220,7 @@ def _opened(export: Export, held: SinkCollection, tenant_id: str) -> AbstractAsy
 
 
 def _exporter(export: Export, held: SinkCollection, tenant_id: str) -> Exporter:
-    if ":" in str(held.settings["type"]) and held.sink not in export.settings.sinks:
+    kind = str(held.settings["type"])
+    if ":" in kind and (held.sink not in export.settings.sinks or export.held_in(held.sink).settings["type"] != kind):
         raise ConfigError(f"the settings of the plugged-in sink {held.sink!r} are not kept; put it back into the export's YAML")
     return export.collection(held, tenant_id)

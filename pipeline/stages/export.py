@@ -152,10 +152,16 @@ class Export:
         """Which sink of this export has, under another name than it had, the present model's records in this collection."""
         for sink in self.settings.sinks:
             now = self.held_in(sink)
-            same_kind = (now.slug, now.settings["type"]) == (held.slug, held.settings["type"])
-            if sink != held.sink and same_kind and self._sink_settings(now) == self._sink_settings(held):
+            if sink != held.sink and now.slug == held.slug and self.is_set_up_alike(now, held):
                 return sink
         return None
+
+    def is_set_up_alike(self, one: SinkCollection, other: SinkCollection) -> bool:
+        """Whether the sinks of two collections have the same type and settings, with the defaults filled in."""
+        try:
+            return one.settings["type"] == other.settings["type"] and self._sink_settings(one) == self._sink_settings(other)
+        except ConfigError:  # settings of a former version: whoever opens them is told
+            return False
 
     def chunks_key(self, row: FileRow) -> str | None:
         """What the chunks of this file should have been made from; ``None`` without a payload."""

@@ -15,7 +15,7 @@ from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_record_sets
 from pipeline.stages.export import Export, sink_backoff
-from pipeline.stages.orphans import adopt_from_former_use
+from pipeline.stages.orphans import take_into_use
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import begin, groups_of, opened_sink
@@ -30,8 +30,7 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
     scope = await export.scope()
     try:
         async with opened_sink(export, sink, scope[0]) as exporter:
-            if not await asyncio.to_thread(export.ledger.register.record_collection, export.held_in(sink)):
-                await adopt_from_former_use(export, exporter, scope[1])
+            await take_into_use(export, sink, exporter, scope[1])
             await _load(export, sink, exporter, scope, rows, report)
             await exporter.optimize()
     except SINK_ERRORS as error:

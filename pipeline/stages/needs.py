@@ -40,6 +40,8 @@ class Needs:
     """Marked for removal by an earlier look."""
     blocked: list[str] = field(default_factory=list)
     """To be removed, and held by no sink but those that are down and back off."""
+    standing: list[str] = field(default_factory=list)
+    """Asked for and in no live wave, though nothing is left to do for them; not noted as done yet."""
     removed: list[str] = field(default_factory=list)
     """Gone from every sink; their partition keys can go too."""
     approved_nothing: bool = False
@@ -50,9 +52,14 @@ class Needs:
         return [*self.changed, *self.stale, *self.new]
 
     @property
+    def wanted(self) -> list[str]:
+        """The files that can be worked on now."""
+        return [*self.ingest, *self.alone, *_of_any_sink(self.lagging)]
+
+    @property
     def due(self) -> list[str]:
         """The files for which something can be done now."""
-        return [*self.ingest, *self.alone, *self.removable, *self.removing, *_of_any_sink(self.lagging)]
+        return [*self.wanted, *self.removable, *self.removing]
 
     @property
     def without_a_sink(self) -> list[str]:
@@ -122,10 +129,16 @@ def _sort(
             (needs.changed if made_so else needs.stale).append(row.file_id)
     else:
         current = row.records_key is not None and row.records_key == export.records_key(row, scope)
-        for sink, lagging in needs.lagging.items():
-            # One that fails though it stands everywhere by now is compared, which says that it is done.
-            if failing or not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash):
-                lagging.append(row.file_id)
+        # One that fails though it stands everywhere by now is compared, which says that it is done.
+        lagging = [
+            files
+            for sink, files in needs.lagging.items()
+            if failing or not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash)
+        ]
+        for files in lagging:
+            files.append(row.file_id)
+        if not lagging and row.status != "done":
+            needs.standing.append(row.file_id)
 
 
 def _hold_back(needs: Needs, held: Collection[str]) -> None:

@@ -11,9 +11,11 @@ from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.stages.export import Export
 
 
-async def adopt_from_former_use(export: Export, exporter: Exporter, config: str) -> None:
-    """Adopt the orphans of a collection before the first load into it, or the first since another model had its turn or the
-    sink was elsewhere or not in the settings: what was removed meanwhile stands there still."""
+async def take_into_use(export: Export, sink: str, exporter: Exporter, config: str) -> None:
+    """Register a sink's collection before anything is written to it. At the first time, or the first since another model had
+    its turn or the sink was elsewhere or not in the settings, adopt its orphans: what was removed meanwhile stands there."""
+    if await asyncio.to_thread(export.ledger.register.record_collection, export.held_in(sink)):
+        return
     listed = await exporter.list_snapshots(export_config_id=config)
     if listed:
         rows = await asyncio.to_thread(export.ledger.files, {snapshot.parsed_directory_file_id for snapshot in listed})

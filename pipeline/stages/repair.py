@@ -12,6 +12,7 @@ from pipeline.stages.detect import detect
 from pipeline.stages.export import Export
 from pipeline.stages.findings import FindingKind
 from pipeline.stages.load import build_records
+from pipeline.stages.orphans import take_into_use
 from pipeline.stages.rebuild import forget_lost, make_again
 from pipeline.stages.remove import delete_from
 from pipeline.stages.report import StageReport
@@ -72,11 +73,12 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
     held = await asyncio.to_thread(export.claim, differing, run_id)
     ready = await _current_rows(export, held, scope, report, run_id)
     async with opened_sink(export, sink, scope[0]) as exporter:
-        for group in groups_of(ready):
-            await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
         doomed, report.kept = await _deletable(export, orphans, allow_deletes) if orphans else ([], {})
         if doomed:
             await _delete_orphans(export, sink, exporter, scope[1], doomed, report, run_id)
+        await take_into_use(export, sink, exporter, scope[1])
+        for group in groups_of(ready):
+            await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
         await exporter.optimize()
     await asyncio.to_thread(export.settle, held, scope)
     await asyncio.to_thread(export.ledger.drop_leases, run_id)

@@ -204,6 +204,13 @@ def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> N
     assert rows["b"].status == "removed"
 
 
+def test_a_file_that_is_being_removed_by_now_is_not_done(ledger: Ledger) -> None:
+    ledger.record_listing([listed("a"), listed("b"), listed("c")], 1)
+    ledger.update_files([{"file_id": "a", "status": "removing"}, {"file_id": "b", "status": "removed"}])
+    ledger.record_done(["a", "b", "c"], "digest")
+    assert [row.status for row in ledger.files().values()] == ["removing", "removed", "done"]
+
+
 def test_what_was_decided_of_a_file_before_it_was_listed_again_is_not_done(ledger: Ledger) -> None:
     ledger.record_listing([listed("a"), listed("b")], 1)
     ledger.record_listing([listed("b")], 2)

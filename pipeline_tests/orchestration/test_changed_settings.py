@@ -22,7 +22,8 @@ from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
 from pipeline.stages.plan import make_plan
 from pipeline.stages.remove import pending_removals
-from pipeline_tests.orchestration.test_sync import write_seven_files
+from pipeline_tests.orchestration.test_removals import take_down
+from pipeline_tests.orchestration.test_sync import files_check_passed, write_seven_files
 from pipeline_tests.world import World, open_world
 
 
@@ -132,6 +133,39 @@ def test_a_file_parked_for_a_sink_that_has_left_is_done_and_reaches_a_new_one(
     world.change(sinks={name: places[name] for name in ("second", "third")})
     assert world.sync().ok
     world.assert_settled("third")
+
+
+def test_files_that_a_sink_which_has_left_never_held_are_done(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.sync().ok
+    with monkeypatch.context() as patched:
+        take_down(world, patched, "second")
+        world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+        assert not world.sync().ok
+    world.change(sinks={"lancedb": {}})
+    report = world.sync()
+    assert (report.ok, report.runs) == (True, 0)
+    assert {row.status for row in world.export.ledger.files().values()} == {"done"}
+    world.assert_no_partition_is_behind()
+
+
+def test_a_file_that_was_tried_again_while_a_sink_was_down_fails_no_more_once_that_has_left(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.faults(payloads={"doc-0.md": "not_json"})
+    world.sync()
+    assert not files_check_passed(world)
+    world.faults()
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
+    with monkeypatch.context() as patched:
+        take_down(world, patched, "second")
+        world.sync()
+    [failing] = world.export.ledger.files(failing=True).values()
+    assert failing.status == "requested"
+    world.change(sinks={"lancedb": {}})
+    assert world.sync().ok
+    assert world.export.ledger.files(failing=True) == {}
+    assert files_check_passed(world)
+    world.assert_settled()
 
 
 ELSEWHERE: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from pipeline.orchestration import sensors
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START, key_order
 from pipeline.stages.detect import detect
 from pipeline.stages.needs import Needs, needs_of
-from pipeline_tests.orchestration.test_sensor import tick
+from pipeline_tests.orchestration.test_sensor import left_behind, tick
 from pipeline_tests.orchestration.test_waves import decide
 from pipeline_tests.world import World, open_world
 
@@ -99,6 +99,22 @@ def test_what_was_removed_does_not_count_for_the_fuse_for_ever(world: World, mon
         ledger.log([(f"dfl-{n}", "removed", {}) for n in range(20)], run_id=None)
     world.remove("doc-00.md")
     assert len(world.sync().removed) == 1
+
+
+def test_the_check_of_failing_files_is_told_after_later_loads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = world.export.ledger
+    held = ledger.sink_hashes()["lancedb"]
+    for loaded in (held, dict([*held.items()][:1])):
+        with monkeypatch.context() as patched:
+            patched.setattr(ledger, "_clock", lambda: time.time() + YEARS)
+            ledger.record_sink("lancedb", loaded, world.export.embedder.identity.slug)
+        _, cursor = tick(world)
+        world.write("doc-01.md", f"# Edited\n\nText {len(loaded)}.\n")
+        assert world.sync().ok
+        answer, cursor = tick(world, cursor)
+        assert left_behind(answer) == [set()]
+        answer, _ = tick(world, cursor)
+        assert left_behind(answer) == []
 
 
 def test_scattered_changes_wait_no_longer_than_others(world: World) -> None:

@@ -297,26 +297,28 @@ def test_a_file_that_keeps_failing_is_retried_alone_as_a_failed_partition_and_th
         world.assert_settled()
 
 
-def test_the_check_of_failing_files_is_right_after_every_sync(world: World) -> None:
-    def passed() -> bool:
-        key = dg.AssetCheckKey(dg.AssetKey(["default", "parsed_payloads"]), "no_file_is_left_behind")
-        (told,) = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
-        assert told.event is not None
-        assert told.event.dagster_event is not None
-        return told.event.dagster_event.asset_check_evaluation_data.passed
+def files_check_passed(world: World) -> bool:
+    """What Dagster shows of the check of failing files."""
+    key = dg.AssetCheckKey(dg.AssetKey(["default", "parsed_payloads"]), "no_file_is_left_behind")
+    (told,) = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
+    assert told.event is not None
+    assert told.event.dagster_event is not None
+    return told.event.dagster_event.asset_check_evaluation_data.passed
 
+
+def test_the_check_of_failing_files_is_right_after_every_sync(world: World) -> None:
     world.sync()
-    assert passed()
+    assert files_check_passed(world)
     world.write("bad.md", "# Bad\n\nText.\n")
     world.faults(payloads={"bad.md": "not_json"})
     world.sync()
-    assert not passed()
+    assert not files_check_passed(world)
     world.write("doc-0.md", "# Document 0\n\nEdited.\n")
     world.sync()
-    assert not passed()
+    assert not files_check_passed(world)
     world.remove("bad.md")
     world.sync()
-    assert passed()
+    assert files_check_passed(world)
 
 
 def test_a_file_that_is_not_stored_yet_waits_without_harm(world: World) -> None:

@@ -59,6 +59,20 @@ def test_a_file_is_not_asked_for_again_while_a_run_carries_its_wave(world: World
     assert sum(len(spec.keys) for spec in healed.runs) == FILES
 
 
+def test_a_file_that_stands_is_done_once_no_run_carries_its_wave_and_not_before(world: World) -> None:
+    world.sync()
+    ledger = world.export.ledger
+    stands = sorted(ledger.files())[0]
+    ledger.request([stands], "wave")
+    tags = {EXPORT_TAG: "default", WAVE_TAG: "wave"}
+    launched = create_run_for_test(world.instance, status=dg.DagsterRunStatus.NOT_STARTED, tags=tags)
+    assert decide(world).needs.in_flight == [stands]
+    assert ledger.files()[stands].status == "requested"
+    world.instance.delete_run(launched.run_id)
+    assert decide(world).settled
+    assert ledger.files()[stands].status == "done"
+
+
 def scatter(world: World) -> list[str]:
     """Edit every third file: more ranges than are worth a run each."""
     world.sync()
@@ -93,6 +107,28 @@ def test_scattered_files_that_a_sink_lacks_are_moved_together_too(world: World) 
         start, end = order.index(spec.keys[0]), order.index(spec.keys[-1])
         assert tuple(order[start : end + 1]) == spec.keys
     assert world.sync().ok
+
+
+@pytest.mark.parametrize("lacking", [True, False])
+def test_a_look_that_dies_while_it_moves_keys_is_healed_by_the_next(
+    world: World, monkeypatch: pytest.MonkeyPatch, lacking: bool
+) -> None:
+    def die(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    changed = scatter(world)
+    if lacking:
+        world.sync()
+        changed = key_order(world.instance, "default")[::3]
+        world.export.ledger.register.let_go("lancedb", changed)
+    with monkeypatch.context() as patched:
+        patched.setattr(waves, "add_keys", die)
+        with pytest.raises(KeyboardInterrupt):
+            decide(world)
+    assert len(key_order(world.instance, "default")) == FILES - len(changed)
+    [spec] = decide(world).runs
+    assert set(spec.keys) == set(changed)
+    assert len(key_order(world.instance, "default")) == FILES
 
 
 def test_a_sink_that_lacks_nearly_all_files_gets_them_as_they_lie(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

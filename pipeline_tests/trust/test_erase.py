@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.components.index_export import export_definitions
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.resources import _open
 from pipeline.stages.chunk import chunk
@@ -148,6 +148,60 @@ def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
 
 
+def move_with_another_model(world: World, uri: Path) -> str:
+    """The sink is set up elsewhere, and another model is used, in one edit; answers the former model."""
+    old = world.export.embedder.identity.slug
+    world.change(sinks={"lancedb": {"uri": str(uri)}}, embedding={"provider": "constant", "constant_dimension": 64})
+    assert world.sync().ok
+    return old
+
+
+@pytest.mark.parametrize("along", [False, True])
+def test_a_former_models_collection_is_erased_and_retired_where_it_was_written_and_where_its_sink_is_now(
+    world: World, along: bool
+) -> None:
+    before, now = world.root / "home" / "lancedb", world.root / "elsewhere"
+    if along:
+        before.rename(now)
+    old = move_with_another_model(world, now)
+    report = wipe(world, world.file_id("patient.md"))
+    assert report.proved
+    assert [proof.place for proof in report.proofs if old in proof.place] == [
+        f"lancedb ({old}, as it was set up before)",
+        f"lancedb ({old})",
+    ]
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus") == files_with(now, b"Quirinus") == []
+    assert sorted(one.files for one in retired(world, model=old)) == [0, 1]
+    assert not [path for place in (before, now) for path in place.glob(f"*{old}*")]
+    assert old not in {held.slug for held in world.export.ledger.register.collections()}
+
+
+def test_a_former_model_is_neither_proved_gone_nor_forgotten_while_the_place_it_was_written_to_does_not_answer(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = world.export.held_in("lancedb")
+    old = move_with_another_model(world, world.root / "elsewhere")
+    with monkeypatch.context() as patched:
+        take_down(world, patched, "home")
+        report = wipe(world, world.file_id("patient.md"))
+        assert [problem.partition(":")[0] for problem in report.problems] == [f"lancedb ({old}, as it was set up before)"]
+        assert not report.proved
+        with pytest.raises(SinkUnavailable):
+            retired(world, model=old)
+    assert before in world.export.ledger.register.collections()
+    assert wipe(world, world.file_id("patient.md")).proved
+
+
+def test_a_former_model_of_a_sink_that_is_of_another_kind_now_is_erased_where_it_was_written(world: World) -> None:
+    old = world.export.embedder.identity.slug
+    world.change(sinks={"lancedb": {"type": "storage_context"}}, embedding={"provider": "constant", "constant_dimension": 64})
+    assert world.sync().ok
+    report = wipe(world, world.file_id("patient.md"))
+    assert report.proved
+    assert [proof.place for proof in report.proofs if old in proof.place] == [f"lancedb ({old}, as it was set up before)"]
+    assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
+
+
 def test_a_file_that_was_removed_before_is_erased_from_an_old_models_collection_too(world: World) -> None:
     file_id = world.file_id("patient.md")
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
@@ -166,6 +220,7 @@ def test_a_tombstone_outlives_the_ledger(world: World) -> None:
     assert asyncio.run(rebuild_ledger(world.export)).tombstones == 1
     assert world.sync().ok
     assert world.names() == {"other.md"}
+    world.assert_no_partition_is_behind()
 
 
 def test_a_tombstone_outlives_a_move_to_another_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

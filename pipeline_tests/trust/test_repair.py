@@ -17,6 +17,7 @@ from pipeline.errors import SinkUnavailable
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
+from pipeline.stages.erase import erase, retire
 from pipeline.stages.repair import RepairReport, repair
 from pipeline_tests.trust.damage import alter, drop_rows, duplicate_rows
 from pipeline_tests.world import World, open_world
@@ -151,6 +152,41 @@ def test_too_many_orphans_wait_for_approval(tmp_path: Path) -> None:
         assert "--allow-deletes 3" in report.kept["dfl-0"]
         assert mend(world, allow_deletes=3).ok
         assert world.export.ledger.state().allowed_deletes == 0
+
+
+def fill_by_repair(world: World, sink: str) -> RepairReport:
+    """Put a sink into the settings and let a repair be the first to write to it."""
+    world.change(sinks={"lancedb": {}, sink: {"type": "lancedb", "uri": str(world.root / sink)}})
+    return asyncio.run(repair(world.export, sink, run_id="repair-test"))
+
+
+def test_a_sink_that_a_repair_was_the_first_to_fill_is_erased_from_and_retired_once_it_has_left(world: World) -> None:
+    assert fill_by_repair(world, "second").ok
+    assert world.sync().runs == 0
+    world.change(sinks={"lancedb": {}})
+    report = asyncio.run(erase(world.export, [world.file_id("doc-0.md")], run_id="erase-test"))
+    assert report.proved
+    assert {proof.place.split(" ")[0] for proof in report.proofs} == {"lancedb", "second", "lake", "vector"}
+    assert [(one.sink, one.files) for one in asyncio.run(retire(world.export, sink="second"))] == [("second", 3)]
+
+
+@pytest.mark.parametrize("proven", [True, False])
+def test_what_was_removed_while_a_sink_was_not_in_use_goes_when_a_repair_uses_it_again(world: World, proven: bool) -> None:
+    assert fill_by_repair(world, "second").ok
+    world.change(sinks={"lancedb": {}})
+    gone = world.file_id("doc-0.md")
+    world.remove("doc-0.md")
+    world.write("doc-1.md", "# Document 1\n\nEdited meanwhile.\n")
+    assert world.sync().removed == [gone]
+    if not proven:
+        world.faults(hidden_files=["*"])
+    report = fill_by_repair(world, "second")
+    assert report.deleted == ([gone] if proven else [])
+    assert ("no listing proves it gone" in report.kept.get(gone, "")) is not proven
+    world.faults()
+    for _ in range(2):
+        assert world.sync().ok
+    world.assert_settled("second")
 
 
 def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(world: World, embedded: list[str]) -> None:
