@@ -125,7 +125,7 @@ def read_head(values: Mapping[str, Any], marker: object, key_type: type[FileKey]
     count = max(0, whole(values.get("chunk_count")) or 0) if "record_set_hash" in texts else 0
     modified = instant(values.get("source_modified_at"))
     entries = [marker if isinstance(marker, str) else ALTERED] if marker else []
-    if len(texts) < len(names) or not count or modified == ALTERED_INSTANT:
+    if len(texts) < len(names) or not count or modified is ALTERED_INSTANT:
         entries.insert(0, ALTERED)
     snapshot = Snapshot(
         parsed_directory_file_id=file_id,
