@@ -164,10 +164,11 @@ class AzureWriter:
     async def mark(self, ids: Sequence[str], marker: str) -> None:
         await self._merge("mark records", ids, f'"{PENDING}":{json_string(marker)}')
 
-    async def clear_pending(self, heads: Sequence[Document]) -> None:
+    async def clear_pending(self, heads: Sequence[Document]) -> int:
         ids = [head.id for head in heads]
-        await self._merge("unmark records", ids, f'"{PENDING}":null')
+        gone = await self._merge("unmark records", ids, f'"{PENDING}":null')
         self._expect("unmarked", ids)
+        return len(ids) - len(gone)
 
     async def _merge(self, action: str, ids: Sequence[str], members: str) -> set[str]:
         """Set fields of those of these documents that exist; which do not."""
