@@ -88,6 +88,10 @@ class MongoWriter:
             await self._delete({**selected, "chunk_index": {"$gt": 0}})
             await self._delete(selected)
 
+    async def remove_nameless(self, export_config_id: str) -> None:
+        """Delete the records of a config that say of no file."""
+        await self._delete({**scope(self._tenant_id, export_config_id), "parsed_directory_file_id": None})
+
     def size_of(self, write: Write) -> int:
         return write.size
 

@@ -161,6 +161,9 @@ class PgVectorExporter(Exporter):
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_TRANSACTION):
             await self._store.run("delete files", partial(self._delete, export_config_id, file_ids))
+        nameless = statements.without_file(self.context.tenant_id, export_config_id)
+        query = statements.delete(self.layout, nameless)
+        await self._store.run("delete files", lambda connection: connection.execute(query, nameless.parameters))
 
     async def _delete(self, export_config_id: str, file_ids: Sequence[str], connection: Connection) -> None:
         await self._lock(connection, [(export_config_id, file_id) for file_id in file_ids])

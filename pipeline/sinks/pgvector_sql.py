@@ -62,6 +62,13 @@ def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None 
     return where
 
 
+def without_file(tenant_id: str, export_config_id: str) -> Where:
+    """Rows of a config whose file id another program has removed."""
+    where = scope(tenant_id, export_config_id)
+    where.parts.append(sql.SQL("parsed_directory_file_id IS NULL"))
+    return where
+
+
 def filtered(where: Where, conditions: Iterable[Condition]) -> Where:
     """``where`` and every condition; a value of another type than the declared one counts as none."""
     for condition in conditions:

@@ -140,10 +140,11 @@ class PineconeExporter(Exporter):
         return ReplaceReport(len(sizes), sum(sizes))
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """By computed ids, heads last; then by a filter, for records that no head names."""
+        """By computed ids, heads last; then by a filter, for records that no head names, and by one for no file's."""
         writer = self._writer(export_config_id)
         for file_ids in slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             await writer.remove([RecordKey(self.context.tenant_id, export_config_id, file_id) for file_id in file_ids])
+        await writer.remove_nameless()
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations
-from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head
+from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head, without_file
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices
 
@@ -141,3 +141,7 @@ class NamespaceWriter:
         await self.store.see_own_writes(self.namespace)
         where = scope(self.tenant_id, self.export_config_id, parsed_directory_file_id=[key.file_id for key in keys])
         await self.store.delete_where(self.namespace, where)
+
+    async def remove_nameless(self) -> None:
+        """Delete the records that say of no file."""
+        await self.store.delete_where(self.namespace, without_file(self.tenant_id, self.export_config_id))

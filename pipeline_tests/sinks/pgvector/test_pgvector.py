@@ -170,6 +170,17 @@ async def test_a_record_shows_that_nothing_that_filters_read_is_left(
     assert "metadata_._node_content" in json.loads(held["metadata"][0].as_py())[ALTERED]
 
 
+async def test_rows_that_name_no_file_are_shown_and_leave_with_a_delete(bench: PgVectorBench, database: Database) -> None:
+    file, foreign, kept = bench.file("dfl-1"), bench.file("dfl-2", config=f"{bench.config}-b"), bench.file("dfl-3")
+    await bench.replace(file, foreign, kept)
+    change = "UPDATE {table} SET parsed_directory_file_id = NULL WHERE parsed_directory_file_id <> 'dfl-3' AND chunk_index = 1"
+    database.query(change, table=bench.table)
+    assert [held.num_rows for held in (await bench.held()).values()] == [2, 3, 1]
+    await bench.delete("dfl-1")
+    await bench.assert_holds(kept)
+    assert [held.num_rows for held in (await bench.held(config=f"{bench.config}-b")).values()] == [2, 1]
+
+
 async def test_numbers_that_jsonb_spells_otherwise_are_not_altered(bench: PgVectorBench) -> None:
     values = [1e300, 1e-7, -0.0, 4.0, 2**53 + 1, 10**30, 0.1 + 0.2]
     file = bench.file("dfl-1", 1, metadata={f"n{n}": value for n, value in enumerate(values)})
