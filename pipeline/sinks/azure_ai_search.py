@@ -208,6 +208,7 @@ class AzureAISearchExporter(Exporter):
                     for file_id in dict.fromkeys(parsed_directory_file_ids)
                 ]
             )
+            await self._writer.remove_nameless(export_config_id)
         except IndexMissing:
             return
 

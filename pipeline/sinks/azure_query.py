@@ -58,6 +58,11 @@ def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None 
     return whole if file_ids is None else f"{whole} and {one_of('parsed_directory_file_id', file_ids)}"
 
 
+def without_file(tenant_id: str, export_config_id: str) -> str:
+    """Documents of a config whose file id another program has removed."""
+    return f"{scope(tenant_id, export_config_id)} and parsed_directory_file_id eq null"
+
+
 def render(condition: Condition) -> str:
     """A condition as a filter. Negations are the opposites of the positives, so they hold for null and for empty lists."""
     name = field_name(condition.field) if condition.is_metadata else condition.field

@@ -17,7 +17,7 @@ from typing import Final, Literal
 from pipeline.errors import IndexportError, RecordRefused, SinkUnavailable
 from pipeline.sinks.azure_documents import HEAD_FIELDS, Document, to_head
 from pipeline.sinks.azure_layout import PENDING
-from pipeline.sinks.azure_query import one_of, scope
+from pipeline.sinks.azure_query import one_of, scope, without_file
 from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, Failure
 from pipeline.sinks.backoff import backoff
 from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations, replace_generations
@@ -127,8 +127,15 @@ class AzureWriter:
             await remove_generations(self, some)
             await self.settle()
             for config, file_ids in _by_config(some).items():
-                pages = self._store.pages("find what is left", scope(self._tenant_id, config, file_ids), ["id"])
-                await self._delete_all([row["id"] async for rows in pages for row in rows])
+                await self._delete_found(scope(self._tenant_id, config, file_ids))
+
+    async def remove_nameless(self, export_config_id: str) -> None:
+        """Delete the records of a config that say of no file."""
+        await self._delete_found(without_file(self._tenant_id, export_config_id))
+
+    async def _delete_found(self, where: str) -> None:
+        pages = self._store.pages("find what is left", where, ["id"])
+        await self._delete_all([row["id"] async for rows in pages for row in rows])
 
     async def _delete_all(self, ids: Sequence[str]) -> None:
         await each(slices(ids, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
@@ -164,10 +171,11 @@ class AzureWriter:
     async def mark(self, ids: Sequence[str], marker: str) -> None:
         await self._merge("mark records", ids, f'"{PENDING}":{json_string(marker)}')
 
-    async def clear_pending(self, heads: Sequence[Document]) -> None:
+    async def clear_pending(self, heads: Sequence[Document]) -> int:
         ids = [head.id for head in heads]
-        await self._merge("unmark records", ids, f'"{PENDING}":null')
+        gone = await self._merge("unmark records", ids, f'"{PENDING}":null')
         self._expect("unmarked", ids)
+        return len(ids) - len(gone)
 
     async def _merge(self, action: str, ids: Sequence[str], members: str) -> set[str]:
         """Set fields of those of these documents that exist; which do not."""

@@ -159,7 +159,11 @@ class Exporter(ABC):
 
     @abstractmethod
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """Remove every record of these files, whatever wrote them; a missing file is no error."""
+        """Remove every record of these files, whatever wrote them; a missing file is no error.
+
+        With them goes every record of this tenant and config whose file id another program has removed: it may be of any file,
+        and nothing else would ever find it.
+        """
 
     async def delete_file(self, *, parsed_directory_file_id: str, export_config_id: str) -> None:
         """``delete_files`` of one file."""
@@ -176,6 +180,8 @@ class Exporter(ABC):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
         """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together.
+
+        Without named files also what ``delete_files`` removes for want of a file id, with null for it.
 
         Without the column ``embedding`` where ``holds_vectors`` is False. A sink that looks at the copies its filters read
         names altered ones in the record's metadata (``copies.ALTERED``).

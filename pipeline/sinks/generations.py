@@ -12,7 +12,7 @@ version is its *head*. A replace is five rounds, each finished before the next o
 3. count the new records;
 4. delete the other generations by their computed ids (a head knows its chunk count), never by a search that may lag, with
    their heads in every request; then sweep up what no head has told of;
-5. clear the marker.
+5. clear the marker; where a head is gone by now, another run has deleted the version, and all begins anew.
 
 A reader sees the old version, both, or the new one; never less than the old one. A file with a marked head or with two heads
 never looks finished, so whatever a crash left behind is found and made good by the next replace: it writes everything,
@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Protocol, TypeVar
 
@@ -125,7 +125,7 @@ def read_head(values: Mapping[str, Any], marker: object, key_type: type[FileKey]
     count = max(0, whole(values.get("chunk_count")) or 0) if "record_set_hash" in texts else 0
     modified = instant(values.get("source_modified_at"))
     entries = [marker if isinstance(marker, str) else ALTERED] if marker else []
-    if len(texts) < len(names) or not count or modified == ALTERED_INSTANT:
+    if len(texts) < len(names) or not count or modified is ALTERED_INSTANT:
         entries.insert(0, ALTERED)
     snapshot = Snapshot(
         parsed_directory_file_id=file_id,
@@ -231,8 +231,8 @@ class GenerationStore(Protocol[W]):
         """
         ...
 
-    async def clear_pending(self, heads: Sequence[W]) -> None:
-        """Remove ``pending`` from these records, written before without it, where they exist."""
+    async def clear_pending(self, heads: Sequence[W]) -> int:
+        """Remove ``pending`` from these records, written before without it, where they exist; how many do."""
         ...
 
     async def delete(self, ids: Sequence[str]) -> None:
@@ -261,7 +261,10 @@ async def replace_generations(store: GenerationStore[W], files: Sequence[FileWri
 
 
 async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) -> bool:
-    """One attempt; False, with every old version still in place, when records just written are gone again."""
+    """One attempt; False when records just written are gone again, with every old version still in place unless it is heads.
+
+    Of runs that delete each other's versions, the one that deletes last finds its own head gone when it looks after that.
+    """
     if not files:
         return True
     held = _by_file(await store.read_heads([file.key for file in files]))
@@ -273,17 +276,14 @@ async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) ->
     bodies = [(plan.head, plan.writes[1:]) for plan in plans if len(plan.writes) > 1]
     requests = _headed(bodies, store.max_records, store.max_bytes, store.size_of)
     await each(requests, store.upsert, concurrency=store.concurrency)
-    if not await _complete(store, [found for plan in plans for found in plan.ids]):
+    if not await _all_there(store, [found for plan in plans for found in plan.ids], store.count_present):
         return False
     stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
     await each(
         _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0), store.delete, concurrency=store.concurrency
     )
     await store.sweep(files)
-    await each(
-        slices([plan.writes[0] for plan in plans], count=store.max_ids), store.clear_pending, concurrency=store.concurrency
-    )
-    return True
+    return await _all_there(store, [plan.writes[0] for plan in plans], store.clear_pending)
 
 
 async def remove_generations(store: GenerationStore[W], keys: Sequence[FileKey]) -> None:
@@ -331,16 +331,15 @@ def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head])
     return _Plan(file.key, file.ids, file.writes, head, stale)
 
 
-async def _complete(store: GenerationStore[W], ids: Sequence[str]) -> bool:
-    """Whether all these records are there; only another run on the same files can have deleted one."""
-    missing = 0
+async def _all_there(store: GenerationStore[W], items: Sequence[T], count: Callable[[list[T]], Awaitable[int]]) -> bool:
+    """Whether ``count`` finds all of these records; only another run on the same files can have deleted one."""
+    found: list[int] = []
 
-    async def count(some: list[str]) -> None:
-        nonlocal missing
-        missing += len(some) - await store.count_present(some)
+    async def note(some: list[T]) -> None:
+        found.append(await count(some))
 
-    await each(slices(ids, count=store.max_ids), count, concurrency=store.concurrency)
-    return not missing
+    await each(slices(items, count=store.max_ids), note, concurrency=store.concurrency)
+    return sum(found) >= len(items)
 
 
 async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:

@@ -151,6 +151,8 @@ class SinkVectorStore(BasePydanticVectorStore):
             operations[operator] = self._value(item)
         if query.doc_ids:
             operations = written.setdefault("parsed_directory_file_id", {})
+            if "in" in operations:
+                raise ValueError("filter on 'parsed_directory_file_id': 'in' is given twice, as a filter and as doc_ids")
             operations["in"] = [self._file_id(ref_doc_id) for ref_doc_id in query.doc_ids]
         return dict(written)
 

@@ -137,9 +137,10 @@ class MongoDBExporter(Exporter):
         return MongoWriter(self._store, await self._store.collection(self.context.model), self.context.tenant_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """Three requests for every 1,000 files."""
+        """Three requests for every 1,000 files, and one for what is no file's."""
         writer = await self._writer()
         await writer.remove([FileKey(self.context.tenant_id, export_config_id, name) for name in parsed_directory_file_ids])
+        await writer.remove_nameless(export_config_id)
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

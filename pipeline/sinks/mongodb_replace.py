@@ -88,6 +88,10 @@ class MongoWriter:
             await self._delete({**selected, "chunk_index": {"$gt": 0}})
             await self._delete(selected)
 
+    async def remove_nameless(self, export_config_id: str) -> None:
+        """Delete the records of a config that say of no file."""
+        await self._delete({**scope(self._tenant_id, export_config_id), "parsed_directory_file_id": None})
+
     def size_of(self, write: Write) -> int:
         return write.size
 
@@ -113,8 +117,8 @@ class MongoWriter:
     async def count_present(self, ids: Sequence[str]) -> int:
         return await self._store.call("count records", lambda: self._collection.count_documents(self._with_ids(ids)))
 
-    async def clear_pending(self, heads: Sequence[Write]) -> None:
-        await self._update(self._with_ids([head.id for head in heads]), {"$unset": {PENDING: ""}})
+    async def clear_pending(self, heads: Sequence[Write]) -> int:
+        return await self._update(self._with_ids([head.id for head in heads]), {"$unset": {PENDING: ""}})
 
     async def delete(self, ids: Sequence[str]) -> None:
         await self._delete(self._with_ids(ids))
@@ -127,8 +131,9 @@ class MongoWriter:
     def _with_ids(self, ids: Sequence[str]) -> Document:
         return {"_id": {"$in": list(ids)}, "tenant_id": self._tenant_id}
 
-    async def _update(self, selected: Document, change: Document) -> None:
-        await self._store.call("mark records", lambda: self._collection.update_many(selected, change))
+    async def _update(self, selected: Document, change: Document) -> int:
+        """How many documents were selected."""
+        return (await self._store.call("mark records", lambda: self._collection.update_many(selected, change))).matched_count
 
     async def _delete(self, selected: Document) -> None:
         await self._store.call("delete records", lambda: self._collection.delete_many(selected))

@@ -163,13 +163,16 @@ class PgVectorExporter(Exporter):
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """Records that do not say which file they are of, as another program may have left them, go with any delete."""
-        for file_ids in [*slices(parsed_directory_file_ids, count=_FILES_PER_TRANSACTION)] or [[]]:
+        for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_TRANSACTION):
             await self._store.run("delete files", partial(self._delete, export_config_id, file_ids))
+        nameless = statements.without_file(self.context.tenant_id, export_config_id)
+        query = statements.delete(self.layout, nameless)
+        await self._store.run("delete files", lambda connection: connection.execute(query, nameless.parameters))
 
     async def _delete(self, export_config_id: str, file_ids: Sequence[str], connection: Connection) -> None:
         await self._lock(connection, [(export_config_id, file_id) for file_id in file_ids])
-        for where in (self._scope(export_config_id, file_ids), statements.nameless(self.context.tenant_id, export_config_id)):
-            await connection.execute(statements.delete(self.layout, where), where.parameters)
+        where = self._scope(export_config_id, file_ids)
+        await connection.execute(statements.delete(self.layout, where), where.parameters)
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

@@ -69,8 +69,8 @@ def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None 
     return where
 
 
-def nameless(tenant_id: str, export_config_id: str) -> Where:
-    """Rows of one config of one tenant that do not say which file they are of."""
+def without_file(tenant_id: str, export_config_id: str) -> Where:
+    """Rows of a config whose file id another program has removed."""
     where = scope(tenant_id, export_config_id)
     where.parts.append(sql.SQL("parsed_directory_file_id IS NULL"))
     return where

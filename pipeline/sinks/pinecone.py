@@ -28,7 +28,7 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.generations import FileWrites, replace_generations, to_snapshots
 from pipeline.sinks.pinecone_layout import Metadata, RecordKey, Write
-from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, NamespaceWriter, page_size
+from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, NamespaceWriter, page_size
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
 from pipeline.sinks.records import FileRecords, ref_doc_id, to_records
 from pipeline.sinks.refusals import encode_all
@@ -44,9 +44,6 @@ _BATCHES_AT_ONCE: Final = 2
 
 _K_WITH_METADATA: Final = 80
 """So many of the largest records fit in the 4 MB of a query's answer."""
-
-_IDS_IN_A_URL: Final = 40
-"""Ids of records to fetch travel in the request's address."""
 
 _FETCHES_AT_ONCE: Final = 8
 
@@ -143,10 +140,11 @@ class PineconeExporter(Exporter):
         return ReplaceReport(len(sizes), sum(sizes))
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """By computed ids, heads last; then by a filter, for records that no head names."""
+        """By computed ids, heads last; then by a filter, for records that no head names, and by one for no file's."""
         writer = self._writer(export_config_id)
         for file_ids in slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             await writer.remove([RecordKey(self.context.tenant_id, export_config_id, file_id) for file_id in file_ids])
+        await writer.remove_nameless()
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
@@ -213,7 +211,7 @@ class PineconeExporter(Exporter):
             found = await self._store.fetch(namespace, some)
             held.update({record_id: record.metadata or {} for record_id, record in found.items()})
 
-        await each(slices(ids, count=_IDS_IN_A_URL), read, concurrency=_FETCHES_AT_ONCE)
+        await each(slices(ids, count=IDS_IN_A_URL), read, concurrency=_FETCHES_AT_ONCE)
         return held
 
     def _hits(self, scores: Mapping[str, float], held: Mapping[str, Metadata]) -> list[SearchHit]:

@@ -305,6 +305,11 @@ def scope(tenant_id: str, export_config_id: str, **also: object) -> Filter:
     return {"$and": [{name: {"$in" if isinstance(value, list) else "$eq": value}} for name, value in wanted.items()]}
 
 
+def without_file(tenant_id: str, export_config_id: str) -> Filter:
+    """Records of a config whose file id another program has removed."""
+    return {"$and": [*scope(tenant_id, export_config_id)["$and"], {"parsed_directory_file_id": {"$exists": False}}]}
+
+
 def other_versions(tenant_id: str, export_config_id: str, files: Sequence[FileWrites[Write]]) -> Filter:
     """Records of these files that are of another record set, or do not say of which: whether ``$nin`` finds these is not
     documented."""

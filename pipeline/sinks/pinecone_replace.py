@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations
-from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head
+from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head, without_file
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices
 
@@ -19,6 +19,9 @@ FILES_PER_REQUEST: Final = 500
 
 MAX_REQUEST_BYTES: Final = 2_000_000
 """Of one upsert; documented by the vendor as 2 MB."""
+
+IDS_IN_A_URL: Final = 40
+"""Ids of records to fetch travel in the request's address."""
 
 _ENVELOPE_BYTES: Final = 1_000
 _MAX_RESULT_BYTES: Final = 4_000_000
@@ -91,11 +94,21 @@ class NamespaceWriter:
         await self.store.see_own_writes(self.namespace)
         return len(ids)
 
-    async def clear_pending(self, heads: Sequence[Write]) -> None:
+    async def clear_pending(self, heads: Sequence[Write]) -> int:
         """All at once by a filter, and one by one where it has not found them all: its reads may lag."""
+        found = 0
         for some in slices(heads, count=FILES_PER_REQUEST):
-            if len(some) == 1 or await self._clear_found(some) < len(some):
-                await self._set_pending([head.id for head in some], "")
+            if len(some) > 1 and await self._clear_found(some) >= len(some):
+                found += len(some)
+            else:
+                found += await self._clear([head.id for head in some])
+        return found
+
+    async def _clear(self, ids: Sequence[str]) -> int:
+        """The answer to an update does not say whether the record exists. What is waited for here, the next read finds done."""
+        await self._set_pending(ids, "")
+        await self.store.see_own_writes(self.namespace)
+        return sum([len(await self.store.fetch(self.namespace, some)) for some in slices(ids, count=IDS_IN_A_URL)])
 
     async def _clear_found(self, heads: Sequence[Write]) -> int:
         """How many of these a filter has found and cleared."""
@@ -128,3 +141,7 @@ class NamespaceWriter:
         await self.store.see_own_writes(self.namespace)
         where = scope(self.tenant_id, self.export_config_id, parsed_directory_file_id=[key.file_id for key in keys])
         await self.store.delete_where(self.namespace, where)
+
+    async def remove_nameless(self) -> None:
+        """Delete the records that say of no file."""
+        await self.store.delete_where(self.namespace, without_file(self.tenant_id, self.export_config_id))

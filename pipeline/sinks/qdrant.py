@@ -187,13 +187,14 @@ class QdrantExporter(Exporter):
         return ReplaceReport(records, size, tuple(refused))
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """Three requests for every 500 files: what a crash leaves between them has a marked chunk 0."""
+        """Three requests for every 500 files: what a crash leaves between them has a marked chunk 0. And one for no file's."""
         for file_ids in slices(parsed_directory_file_ids, count=(await self._store.limits()).names):
             where = layout.scope(self.context.tenant_id, export_config_id, file_ids)
             await self._mark_emptying([*where, layout.equals("chunk_index", 0)])
             bodies = models.Filter(must=[*where], must_not=[layout.equals("chunk_index", 0)])
             await self._store.delete_where("delete files", bodies)
             await self._store.delete_where("delete files", models.Filter(must=[*where]))
+        await self._store.delete_where("delete files", layout.without_file(self.context.tenant_id, export_config_id))
 
     async def _mark_emptying(self, where: Sequence[models.Condition]) -> None:
         heads, marker = models.Filter(must=list(where)), {layout.PENDING: EMPTYING}
@@ -218,13 +219,17 @@ class QdrantExporter(Exporter):
         """
         names = (await self._store.limits()).names
         row_bytes = self._dimension * 4 + _TEXT_BYTES_GUESSED
+        page = max(1, _BYTES_PER_PAGE // row_bytes)
         for wanted in named_slices(parsed_directory_file_ids, count=names):
             counts = await self._row_counts(layout.scope(self.context.tenant_id, export_config_id, wanted))
             for group in slices(counts, count=names, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes):
                 where = layout.scope(self.context.tenant_id, export_config_id, [file_id for file_id, _ in group])
-                rows = await self._rows(models.Filter(must=where), max(1, _BYTES_PER_PAGE // row_bytes))
+                rows = [row async for rows in self._rows(models.Filter(must=where), page) for row in rows]
                 if rows:
                     yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
+        if parsed_directory_file_ids is None:
+            async for rows in self._rows(layout.without_file(self.context.tenant_id, export_config_id), page):
+                yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
 
     async def _row_counts(self, where: Sequence[models.Condition]) -> list[tuple[str, int]]:
         """File ids with their numbers of points."""
@@ -236,9 +241,8 @@ class QdrantExporter(Exporter):
                     counts[file_id] = counts.get(file_id, 0) + 1
         return list(counts.items())
 
-    async def _rows(self, where: models.Filter, page: int) -> list[models.Record]:
-        pages = self._store.pages("read records", where, layout.compared_keys(self._declared), vectors=True, limit=page)
-        return [record async for records in pages for record in records]
+    def _rows(self, where: models.Filter, page: int) -> AsyncIterator[list[models.Record]]:
+        return self._store.pages("read records", where, layout.compared_keys(self._declared), vectors=True, limit=page)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Vector search by cosine."""

@@ -64,9 +64,12 @@ class QdrantGenerations:
         where, payload = layout.having_ids(ids), {layout.PENDING: marker}
         await self._store.call("mark files", lambda client: client.set_payload(self._collection, payload, where, wait=True))
 
-    async def clear_pending(self, heads: Sequence[PointWrite]) -> None:
-        where, keys = layout.having_ids([write.id for write in heads]), [layout.PENDING]
+    async def clear_pending(self, heads: Sequence[PointWrite]) -> int:
+        """One request more than to clear, whose answer does not say how many it has found."""
+        ids = [write.id for write in heads]
+        where, keys = layout.having_ids(ids), [layout.PENDING]
         await self._store.call("finish files", lambda client: client.delete_payload(self._collection, keys, where, wait=True))
+        return await self.count_present(ids)
 
     async def delete(self, ids: Sequence[str]) -> None:
         points = models.PointIdsList(points=list(ids))

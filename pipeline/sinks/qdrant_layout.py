@@ -267,6 +267,12 @@ def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None 
     return found if file_ids is None else [*found, one_of("parsed_directory_file_id", file_ids)]
 
 
+def without_file(tenant_id: str, export_config_id: str) -> models.Filter:
+    """Points of a config whose file id another program has removed."""
+    absent = models.IsEmptyCondition(is_empty=models.PayloadField(key="parsed_directory_file_id"))
+    return models.Filter(must=[*scope(tenant_id, export_config_id), absent])
+
+
 def equals(key: str, value: str | int) -> models.FieldCondition:
     return models.FieldCondition(key=json_path(key), match=models.MatchValue(value=value))
 

@@ -176,9 +176,11 @@ class TurbopufferExporter(Exporter):
         return {found: count for found, count in counts.items() if isinstance(count, int) and count <= MOST_NAMED}
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """A delete by filter for every 500 files, again while it answers that documents remain (it takes 5 million)."""
-        for file_ids in slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
-            body = layout.delete_body(layout.scope(self.context.tenant_id, export_config_id, file_ids))
+        """A delete by filter for every 500 files and for no file's, again while documents remain (it takes 5 million)."""
+        named = slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST)
+        found = [self._scope(export_config_id, file_ids) for file_ids in named]
+        for where in (*found, layout.without_file(self.context.tenant_id, export_config_id)):
+            body = layout.delete_body(where)
             try:
                 while (await self._store.write("delete files", body)).get("rows_remaining"):
                     pass
@@ -216,6 +218,10 @@ class TurbopufferExporter(Exporter):
                     rows = [row async for some in pages for row in some]
                     if rows:
                         yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
+        if parsed_directory_file_ids is None:
+            nameless = layout.without_file(self.context.tenant_id, export_config_id)
+            async for rows in self._store.pages("read records", nameless, attributes, limit=page):
+                yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
         return layout.scope(self.context.tenant_id, export_config_id, file_ids)

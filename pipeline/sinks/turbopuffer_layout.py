@@ -373,6 +373,11 @@ def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None 
     return ("And", conditions)
 
 
+def without_file(tenant_id: str, export_config_id: str) -> Filter:
+    """Documents of a config whose file id another program has removed."""
+    return ("And", [scope(tenant_id, export_config_id), ("parsed_directory_file_id", "Eq", None)])
+
+
 def render(condition: Condition) -> Filter:
     """A condition as a filter. Negations hold for null too, as ``Not`` does; ``Lt`` and ``Lte`` would, so they say otherwise."""
     name, operator = condition.field, condition.operator

@@ -67,7 +67,8 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
     findings = report.after.findings
     differing = sorted({f.file_id for f in findings if f.file_id is not None and f.kind not in _BEYOND_REPAIR})
     orphans = sorted({f.file_id for f in findings if f.file_id is not None and f.kind == "orphan_file"})
-    if not (differing or orphans):
+    nameless = any(f.file_id is None and f.kind == "orphan_file" for f in findings)
+    if not (differing or orphans or nameless):
         return
     scope = await export.scope()
     held = await asyncio.to_thread(export.claim, differing, run_id)
@@ -79,6 +80,8 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
         await take_into_use(export, sink, exporter, scope[1])
         for group in groups_of(ready):
             await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
+        if nameless:  # records of this export that say of no file: no listing has anything to say of them
+            await exporter.delete_files(parsed_directory_file_ids=[], export_config_id=scope[1])
         await exporter.optimize()
     await asyncio.to_thread(export.settle, held, scope)
     await asyncio.to_thread(export.ledger.drop_leases, run_id)

@@ -213,8 +213,8 @@ def _compare(
     for file_id, table in held.items():
         wanted = expected.get(file_id)
         if wanted is None:
-            detail = f"{table.num_rows} records of a file the directory does not have"
-            findings.append(Finding("orphan_file", sink, file_id, None, detail))
+            whose = "of a file the directory does not have" if file_id is not None else "that name no file"
+            findings.append(Finding("orphan_file", sink, file_id, None, f"{table.num_rows} records {whose}"))
         elif wanted.row is not None:
             findings += _compare_with_lake(export, sink, scope, wanted.row, lake.get(file_id), table)
         elif wanted.record_set_hash not in (None, record_set_hash(table)):

@@ -182,8 +182,9 @@ class Bench:
         config: str | None = None,
         tenant: str | None = None,
         model: ModelIdentity | None = None,
+        modified: datetime = datetime(2026, 3, 4, 5, 6, 7, 89_000, tzinfo=UTC),
     ) -> FileRecords:
-        """A file's records; the same arguments make the same bytes."""
+        """A file's records; the same arguments make the same bytes. ``modified`` counts for an odd number of texts alone."""
         model = model or self.model
         if isinstance(texts, int):
             texts = [f"{version} of section {index} in {file_id}: the river gauge is read" for index in range(texts)]
@@ -193,7 +194,7 @@ class Bench:
             parsed_directory_file_id=file_id,
             file_name=f"{file_id}.pdf" if name is None else name,
             content_fingerprint_hash=sha256("\0".join(texts).encode()).hexdigest(),
-            source_modified_at=datetime(2026, 3, 4, 5, 6, 7, 89_000, tzinfo=UTC) if len(texts) % 2 else None,
+            source_modified_at=modified if len(texts) % 2 else None,
             metadata={"pages": 3, "note": None} if metadata is None else metadata,
         )
         vectors = unit_vectors(f"{file_id}/{version}/{model.fingerprint}", len(texts), model.dimension)

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from pipeline.sinks import backoff
-from pipeline.sinks.base import SearchRequest, SinkContext
+from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.records import FileRecords
 from pipeline.stages.erase import erase
 from pipeline.stages.findings import compare_file
@@ -125,16 +125,16 @@ async def test_files_of_which_a_record_was_altered_are_named_replaced_and_delete
     await bench.replace(*files, neighbour)
     await bench.assert_holds(*files, neighbour)
 
-    known = [file_id for file_id, (name, _) in changes.items() if name not in ADDRESS]
+    known = [file_id for file_id, (name, _) in changes.items() if name not in ADDRESS]  # of the rest nothing tells any more
     others = [file for file in files if file.file_id not in known]
     shorter = [bench.file(file_id, 3, version="v2") for file_id in known]
     await alter(*known)
     await bench.replace(*shorter)
     await bench.assert_holds(*shorter, *others, neighbour)
 
-    await alter(*known)
-    await bench.delete(*known)
-    await bench.assert_holds(*others, neighbour)
+    await alter(*changes)
+    await bench.delete(*changes)
+    await bench.assert_holds(neighbour)
 
 
 @pytest.mark.parametrize("name", ["chunk_count", "export_config_id", "metadata", "record_set_hash", "tenant_id"])
@@ -161,6 +161,42 @@ async def test_a_version_without_its_first_record_is_swept_up_by_a_replace(sink:
     new = bench.file(file_id, 2, version="v2")
     await bench.replace(new)
     await bench.assert_holds(new)
+
+
+@pytest.mark.parametrize("chunk_index", [0, 1])
+async def test_records_that_name_no_file_are_shown_and_leave_with_the_next_delete_of_their_config(
+    sink: AlterableSink, bench: Bench, chunk_index: int
+) -> None:
+    mine, gone, neighbour = (bench.file(f"{name} of {bench.config}") for name in ("mine", "gone", "neighbour"))
+    config, tenant = f"{bench.config}-b", f"{bench.tenant}-b"
+    foreign = [bench.file(f"{name} of {bench.config}", config=config, tenant=tenant) for name in ("foreign", "whole")]
+    stranger = bench.open(tenant=tenant)
+    beside = bench.file(f"beside of {bench.config}", config=config)
+    await stranger.replace_files(foreign)
+    await bench.replace(mine, gone, neighbour, beside)
+    for file in (gone, foreign[0], beside):
+        sink.alter(file.file_id, chunk_index, "parsed_directory_file_id", None)
+    await sink.settle(bench.exporter)
+    assert await _nameless(bench) == 1
+
+    await bench.delete(gone.file_id)
+    await bench.assert_holds(mine, neighbour)
+    found = await bench.search(SearchRequest(bench.config, vector=matrix(gone.table)[chunk_index], k=100))
+    assert {hit.record.parsed_directory_file_id for hit in found} == {mine.file_id, neighbour.file_id}
+
+    sink.alter(mine.file_id, chunk_index, "parsed_directory_file_id", None)
+    await sink.settle(bench.exporter)
+    mine = bench.file(mine.file_id, 2, version="v2")
+    await bench.replace(mine)
+    await bench.delete()
+    await bench.assert_holds(mine, neighbour)
+    assert [await _nameless(bench, config=config), await _nameless(bench, stranger, config)] == [1, 1]
+
+
+async def _nameless(bench: Bench, exporter: Exporter | None = None, config: str | None = None) -> int:
+    """Records without the name of a file."""
+    tables = (exporter or bench.exporter).fetch_records(export_config_id=config or bench.config)
+    return sum([table["parsed_directory_file_id"].null_count async for table in tables])
 
 
 OWN_METADATA: dict[str, Any] = {"year": 2024, "rating": 4, "language": "en", "draft": True, "tags": ["a", "b"]}
@@ -240,6 +276,25 @@ def test_verify_names_it_repair_mends_it_alone_and_erase_proves_it_gone(sink: Al
     sink.alter(victim, 0, "chunk_count", None)
     assert asyncio.run(erase(opened.export, [victim], run_id="e1")).proved
     assert opened.names(name) == {"doc-1.md", "doc-2.md"}
+
+
+def test_records_that_name_no_file_are_found_and_repaired_and_erased(sink: AlterableSink, world: tuple[World, str]) -> None:
+    opened, name = world
+    ids = [opened.file_id(f"doc-{number}.md") for number in range(3)]
+    sink.alter(ids[0], 0, "parsed_directory_file_id", None)
+    found = asyncio.run(verify(opened.export, name, deep=True)).findings
+    assert {(finding.kind, finding.file_id) for finding in found} == {("missing_file", ids[0]), ("orphan_file", None)}
+    assert asyncio.run(repair(opened.export, name, run_id="r1")).ok
+
+    sink.alter(ids[1], 0, "parsed_directory_file_id", None)
+    opened.write("doc-1.md", "# Document 1\n\nNew words of document 1.\n")
+    assert opened.sync().ok
+    assert asyncio.run(repair(opened.export, name, run_id="r2")).ok
+
+    sink.alter(ids[2], 0, "parsed_directory_file_id", None)
+    assert asyncio.run(erase(opened.export, [ids[2]], run_id="e1")).proved
+    assert asyncio.run(verify(opened.export, name, deep=True)).ok
+    assert opened.names(name) == {"doc-0.md", "doc-1.md"}
 
 
 def test_a_lost_lake_takes_no_vector_of_an_altered_record(sink: AlterableSink, world: tuple[World, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -72,6 +73,13 @@ async def test_the_ids_are_those_the_sink_says_it_gives(bench: Bench) -> None:
     version = file.record_set_hash if bench.exporter.ids_by_version else None
     expected = chunk_ids(bench.tenant, bench.config, "dfl-1", range(4), version)
     assert (await bench.held())["dfl-1"]["id"].to_pylist() == expected
+
+
+async def test_a_file_of_the_year_one_is_held_like_any_other(bench: Bench) -> None:
+    """What some programs say where they know no time."""
+    file = bench.file("dfl-1", modified=datetime.min.replace(tzinfo=UTC))
+    await bench.replace(file)
+    await bench.assert_holds(file)
 
 
 async def test_nothing_to_replace_is_no_error(bench: Bench) -> None:

@@ -100,6 +100,9 @@ def _compiled(condition: Mapping[str, Any]) -> Selects:
     if "has_id" in condition:
         ids = frozenset(condition["has_id"])
         return lambda point_id, _: point_id in ids
+    if "is_empty" in condition:
+        absent = payload_key(condition["is_empty"]["key"])
+        return lambda _, payload: payload.get(absent) in (None, [])
     key = payload_key(condition["key"])
     if "range" in condition:
         bounds = condition["range"]

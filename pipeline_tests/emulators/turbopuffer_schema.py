@@ -188,7 +188,7 @@ def _parse_datetime(name: str, written: str) -> str:
     except ValueError:
         raise bad(f"attribute {name!r} needs an ISO 8601 datetime, got {written[:100]!r}") from None
     moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03}000000Z"
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='milliseconds')}000000Z"
 
 
 def document_bytes(document: Mapping[str, Any]) -> int:

@@ -126,6 +126,12 @@ async def test_filters_mean_what_they_mean_to_the_sink(
 async def test_a_search_can_be_limited_to_documents(bench: Bench, index: VectorStoreIndex) -> None:
     found = index.as_retriever(similarity_top_k=10, doc_ids=[f"{bench.config}:dfl-2"]).retrieve("dfl-1/v1/0")
     assert files_of(found) == ["dfl-2", "dfl-2"]
+    for operator in (FilterOperator.IN, FilterOperator.ANY):
+        named = filters(("parsed_directory_file_id", operator, ["dfl-1"]))
+        with pytest.raises(ValueError, match="given twice"):
+            index.as_retriever(doc_ids=[f"{bench.config}:dfl-2"], filters=named).retrieve("dfl-1/v1/0")
+    other = filters(("parsed_directory_file_id", FilterOperator.NE, "dfl-2"))
+    assert not index.as_retriever(doc_ids=[f"{bench.config}:dfl-2"], filters=other).retrieve("dfl-1/v1/0")
 
 
 async def test_what_a_sink_cannot_express_is_refused(index: VectorStoreIndex) -> None:

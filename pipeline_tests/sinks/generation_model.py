@@ -98,9 +98,11 @@ class ModelStore:
     async def mark(self, ids: Sequence[str], marker: str) -> None:
         await self._change(self._ids(ids), lambda some: self._set_pending(some, marker))
 
-    async def clear_pending(self, heads: Sequence[Write]) -> None:
+    async def clear_pending(self, heads: Sequence[Write]) -> int:
         assert all(write.pending is None for write in heads)
-        await self._change(self._ids([write.id for write in heads]), lambda some: self._set_pending(some, None))
+        ids = self._ids([write.id for write in heads])
+        await self._change(ids, lambda some: self._set_pending(some, None))
+        return len(self.records.keys() & ids)
 
     async def delete(self, ids: Sequence[str]) -> None:
         await self._change(self._ids(ids), self._drop)

@@ -276,10 +276,26 @@ def test_runs_that_overlap_are_found_and_made_good(
     asyncio.run(scenario())
 
 
+@settings(max_examples=200, deadline=None)
+@given(before=versions, wanted=st.tuples(filled, filled), turns=st.lists(st.sampled_from((0, 1)), max_size=60))
+def test_runs_that_overlap_and_both_end_well_leave_one_of_their_versions(
+    before: Version, wanted: tuple[Version, Version], turns: list[int]
+) -> None:
+    async def scenario() -> None:
+        store = await _stored(content(KEYS[0], *before))
+        files = [content(KEYS[0], *version) for version in wanted]
+        outcomes = await _interleaved(store.records, files, turns, (None, None))
+        if outcomes == [None, None]:
+            [held] = store.snapshots().values()
+            store.assert_holds(next(file for file in files if file.record_set_hash == held.record_set_hash))
+
+    asyncio.run(scenario())
+
+
 async def _interleaved(
     records: dict[str, Write], files: Sequence[FileWrites[Write]], turns: Sequence[int], deaths: Sequence[int | None]
-) -> None:
-    """Two runs at once; ``turns`` says whose next request is served, ``deaths`` after how many requests a run dies."""
+) -> list[BaseException | None]:
+    """What becomes of two runs at once; ``turns`` says whose next request is served, ``deaths`` after how many a run dies."""
     waiting: dict[int, asyncio.Future[None]] = {}
 
     async def turn(number: int) -> None:
@@ -303,4 +319,4 @@ async def _interleaved(
             gate.set_result(None)
         served[number] += 1
         await settle()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    return await asyncio.gather(*tasks, return_exceptions=True)
