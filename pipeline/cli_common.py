@@ -10,7 +10,7 @@ import codecs
 import io
 import json
 import sys
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Container, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -96,6 +96,16 @@ def file_ids_of(opened: Any, file: str) -> list[str]:
             f"no file of {opened.name!r} has the id or name {file!r}; one that has left the directory is known by its id alone"
         )
     return found
+
+
+def unerased_ids_of(opened: Any, file: str, tombstones: Container[str]) -> list[str]:
+    """``file_ids_of`` without what is erased. Raises ConfigError when nothing else has that name: what is erased is named by
+    its id, for a file of another time may have had the same name."""
+    found = file_ids_of(opened, file)
+    unerased = [file_id for file_id in found if file_id not in tombstones]
+    if not unerased:
+        raise ConfigError(f"{file!r} is erased; to let it return, give its id: indexport release {' '.join(found)}")
+    return unerased
 
 
 def ever_known(opened: Any, file: str) -> list[str]:

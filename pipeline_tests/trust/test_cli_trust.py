@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.command_line import invoke
 
@@ -65,6 +66,17 @@ def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) ->
     assert "1 files released" in invoke("release", report["file_ids"][0])
     invoke("sync", "--json")
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
+
+
+def test_a_release_that_is_refused_lifts_no_tombstone(folder: Path) -> None:
+    (erased,) = json.loads(invoke("erase", "boats.md", "--json"))["file_ids"]
+    for names, told in (([erased, "typo"], "'typo'"), (["boats.md"], f"indexport release {erased}")):
+        outcome = CliRunner().invoke(app, ["release", *names])
+        assert isinstance(outcome.exception, ConfigError)
+        assert told in str(outcome.exception)
+    invoke("sync", "--refresh", "--json")
+    assert invoke("records", "--json").count("boats.md") == 0
+    assert json.loads(invoke("status", "--json"))["files"] == {"done": 2}
 
 
 def test_a_file_that_has_gone_is_asked_about_and_erased_by_its_id(folder: Path) -> None:
