@@ -98,7 +98,7 @@ def sync(
     from pipeline.orchestration.launcher import sync as run_sync
     from pipeline.stages.detect import refresh, wait_until_ready
 
-    with cloud_over(documents):
+    with cloud_over(documents) as cloud:
         opened = open_export(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
@@ -108,8 +108,9 @@ def sync(
             await_now(wait_until_ready(opened))
         with SyncView(err) as view, open_instance(opened.home) as instance:
             report = run_sync(opened.settings, instance, progress=view.progress)
+        skipped = {"skipped": cloud.skipped()} if cloud else {}
     if as_json:
-        out.print_json(data=sync_summary(report))
+        out.print_json(data=sync_summary(report) | skipped)
     else:
         print_sync(out, opened, report)
     if not report.ok:

@@ -20,10 +20,19 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import ConfigError
+from pipeline.printable import printable
 
-out = Console(soft_wrap=True)
+
+class PlainConsole(Console):
+    """Shows text as it is: what a terminal would obey is escaped, and ``:boat:`` stays five letters. A string is one line."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **{**how, "emoji": False})
+
+
+out = PlainConsole(soft_wrap=True)
 """Lines stay whole: a pipe has no width."""
-err = Console(stderr=True)
+err = PlainConsole(stderr=True)
 
 T = TypeVar("T")
 
@@ -34,8 +43,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 def fail(label: str, text: str) -> None:
-    """One line on stderr, as it is: names of files may look like markup."""
-    err.print(Text.assemble((f"{label}:", "red"), " ", text), highlight=False, soft_wrap=True)
+    """One line on stderr, whatever it names."""
+    err.print(Text.assemble((f"{label}:", "red"), " ", printable(text)), highlight=False, soft_wrap=True)
 
 
 def escape_what_the_output_cannot_show() -> None:
