@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline_tests.command_line import invoke
+from pipeline_tests.command_line import INDEXPORT, invoke
 
 
 @pytest.fixture
@@ -66,6 +67,11 @@ def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) ->
     assert "1 files released" in invoke("release", report["file_ids"][0])
     invoke("sync", "--json")
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
+
+
+def test_an_erasure_says_nothing_but_its_proof(folder: Path) -> None:
+    outcome = subprocess.run([*INDEXPORT, "erase", "boats.md"], capture_output=True, text=True)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
 
 
 def test_a_release_that_is_refused_lifts_no_tombstone(folder: Path) -> None:
