@@ -37,6 +37,8 @@ _ADDED = Path("support/field-notes.md")
 _REMOVED = Path("support/opening-hours.txt")
 _SETTINGS = ExportSettings(name="demo", removal=RemovalSettings(grace_period_seconds=0))
 """No account and no key, whatever the project's own exports ask for."""
+_UI = "make dev" if (Path(__file__).parents[1] / "Makefile").is_file() else "indexport dev"
+"""A wheel brings no Makefile along."""
 _MARKER = ".made-by-indexport-demo"
 
 
@@ -69,7 +71,7 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
         out.rule("3. Sync again: only what changed is worked on")
         _sync(out, err, export)
     out.print()
-    out.print(f"Everything is in {escape(str(home.root))}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
+    out.print(f"Everything is in {escape(str(home.root))}. Next: [bold]{_UI}[/bold] opens the Dagster UI.", highlight=False)
 
 
 def _empty(root: Path) -> None:

@@ -193,7 +193,7 @@ def test_nothing_that_a_terminal_obeys_is_shown_to_it(folder: Path) -> None:
 
 
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
-    invoke("sync", "--refresh")
+    assert CliRunner().invoke(app, ["sync", "--refresh"]).stderr == ""
     (folder / "gauges.md").rename(folder / f"{'very ' * 20}long.md")
     invoke("sync", "--refresh")
     assert len(invoke("records").splitlines()) == 2

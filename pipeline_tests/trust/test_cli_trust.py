@@ -46,10 +46,15 @@ def test_repair_and_rebuild_end_with_a_sink_that_verifies(folder: Path) -> None:
     shutil.rmtree(home / "lancedb")
     assert "3 files replaced" in invoke("repair")
     shutil.rmtree(home / "lake")
-    rebuilt = json.loads(invoke("rebuild", "lake"))
+    rebuilt = json.loads(invoke("rebuild", "lake", "--json"))
     assert (rebuilt["files"], rebuilt["vectors_reused"], rebuilt["vectors_embedded"]) == (3, 3, 0)
     (home / "ledger.sqlite").unlink()
-    assert json.loads(invoke("rebuild", "ledger"))["standing"] == {"lancedb": 3}
+    assert json.loads(invoke("rebuild", "ledger", "--json"))["standing"] == {"lancedb": 3}
+    assert invoke("rebuild", "ledger").splitlines() == [
+        "3 files; of the lake 3 payloads and the vectors of 3; 0 erased",
+        "lancedb: 3 files stand, 0 that the directory does not have",
+    ]
+    assert invoke("rebuild", "lake").startswith("0 files had lost something: 0 payloads fetched, ")
     shutil.rmtree(home / "lancedb")
     assert json.loads(invoke("rebuild", "sink", "lancedb", "--json"))["ok"]
     assert all(one["ok"] for one in json.loads(invoke("verify", "--deep", "--json")))
