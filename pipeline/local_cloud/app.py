@@ -32,7 +32,7 @@ _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 def create_app(settings: LocalCloudSettings, *, faults: Faults | None = None, clock: Clock = utc_now) -> FastAPI:
     """A LlamaCloud-compatible application. Its state is opened when it starts and closed when it stops.
 
-    Start-up raises ``ConfigError`` for a folder that cannot be opened, ``SourceUnavailable`` for a state directory in use.
+    Start-up raises ``ConfigError`` for a folder that cannot be opened or a state directory in use.
     """
     return app_over(lambda: open_cloud(settings, clock, faults), settings)
 
