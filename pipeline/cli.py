@@ -32,6 +32,7 @@ from pipeline.cli_common import (
     open_export,
     out,
     sinks_of,
+    unerased_ids_of,
 )
 from pipeline.cli_local import DocumentsOption, cloud_over, local_app
 from pipeline.cli_trust import trust_app
@@ -97,7 +98,7 @@ def sync(
     from pipeline.orchestration.launcher import sync as run_sync
     from pipeline.stages.detect import refresh, wait_until_ready
 
-    with cloud_over(documents):
+    with cloud_over(documents) as cloud:
         opened = open_export(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
@@ -107,8 +108,9 @@ def sync(
             await_now(wait_until_ready(opened))
         with SyncView(err) as view, open_instance(opened.home) as instance:
             report = run_sync(opened.settings, instance, progress=view.progress)
+        skipped = {"skipped": cloud.skipped()} if cloud else {}
     if as_json:
-        out.print_json(data=sync_summary(report))
+        out.print_json(data=sync_summary(report) | skipped)
     else:
         print_sync(out, opened, report)
     if not report.ok:
@@ -255,11 +257,13 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 def release(files: list[str], export: ExportOption = "default") -> None:
     """Give failed or parked files a fresh start at the next look; an erased file, by its id, may return."""
     opened = open_export(export)
-    erased = [name for name in files if name in opened.ledger.register.tombstones()]
+    tombstones = opened.ledger.register.tombstones()
+    erased = [name for name in files if name in tombstones]
+    found = [file_id for name in files if name not in erased for file_id in unerased_ids_of(opened, name, tombstones)]
+    # Only when every name is known: a command that is refused has lifted nothing.
     for file_id in erased:
         opened.lake.delete(file_id, ["tombstones"])
     opened.ledger.register.lift(erased)
-    found = [file_id for name in files if name not in erased for file_id in file_ids_of(opened, name)]
     out.print(f"{opened.ledger.release(found) + len(erased)} files released")
 
 

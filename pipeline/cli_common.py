@@ -10,7 +10,7 @@ import codecs
 import io
 import json
 import sys
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Container, Coroutine, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -20,10 +20,19 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.errors import ConfigError
+from pipeline.printable import printable
 
-out = Console(soft_wrap=True)
+
+class PlainConsole(Console):
+    """Shows text as it is: what a terminal would obey is escaped, and ``:boat:`` stays five letters. A string is one line."""
+
+    def render_str(self, text: str, **how: Any) -> Text:
+        return super().render_str(printable(text), **{**how, "emoji": False})
+
+
+out = PlainConsole(soft_wrap=True)
 """Lines stay whole: a pipe has no width."""
-err = Console(stderr=True)
+err = PlainConsole(stderr=True)
 
 T = TypeVar("T")
 
@@ -34,8 +43,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Machine-readable outpu
 
 
 def fail(label: str, text: str) -> None:
-    """One line on stderr, as it is: names of files may look like markup."""
-    err.print(Text.assemble((f"{label}:", "red"), " ", text), highlight=False, soft_wrap=True)
+    """One line on stderr, whatever it names."""
+    err.print(Text.assemble((f"{label}:", "red"), " ", printable(text)), highlight=False, soft_wrap=True)
 
 
 def escape_what_the_output_cannot_show() -> None:
@@ -96,6 +105,16 @@ def file_ids_of(opened: Any, file: str) -> list[str]:
             f"no file of {opened.name!r} has the id or name {file!r}; one that has left the directory is known by its id alone"
         )
     return found
+
+
+def unerased_ids_of(opened: Any, file: str, tombstones: Container[str]) -> list[str]:
+    """``file_ids_of`` without what is erased. Raises ConfigError when nothing else has that name: what is erased is named by
+    its id, for a file of another time may have had the same name."""
+    found = file_ids_of(opened, file)
+    unerased = [file_id for file_id in found if file_id not in tombstones]
+    if not unerased:
+        raise ConfigError(f"{file!r} is erased; to let it return, give its id: indexport release {' '.join(found)}")
+    return unerased
 
 
 def ever_known(opened: Any, file: str) -> list[str]:

@@ -22,6 +22,7 @@ from pipeline.stages.detect import Detection
 from pipeline.stages.erase import ErasureReport
 from pipeline.stages.export import Export
 from pipeline.stages.plan import Plan
+from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild
 from pipeline.stages.remove import Removal
 from pipeline.stages.repair import RepairReport
 from pipeline.stages.verify import SinkVerification
@@ -33,11 +34,12 @@ _SNIPPET = 240
 
 
 class SyncView:
-    """One progress bar a stage, on stderr; use it as a context manager and hand ``progress`` to an export."""
+    """One progress bar a stage, on stderr, nothing where that is no terminal; use it as a context manager and hand ``progress``
+    to an export."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        self._bars = Progress(*columns, console=console, transient=True)
+        self._bars = Progress(*columns, console=console, transient=True, disable=not console.is_interactive)
         self._tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Self:
@@ -125,6 +127,44 @@ def print_repair(console: Console, report: RepairReport, names: Mapping[str, str
 def repair_json(report: RepairReport) -> dict[str, Any]:
     """The same for scripts."""
     return {**asdict(report), "ok": report.ok}
+
+
+def print_ledger_rebuild(console: Console, rebuilt: LedgerRebuild) -> None:
+    """What a lost ledger was read off."""
+    console.print(
+        f"{rebuilt.files} files; of the lake {rebuilt.with_payload} payloads and the vectors of {rebuilt.with_vectors}; "
+        f"{rebuilt.tombstones} erased",
+        highlight=False,
+    )
+    for sink, files in rebuilt.standing.items():
+        orphans = rebuilt.orphans.get(sink, 0)
+        console.print(f"{sink}: {files} files stand, {orphans} that the directory does not have", highlight=False)
+    for sink, reason in rebuilt.unreachable.items():
+        console.print(f"[red]{sink} cannot be read:[/red] {escape(reason)}", highlight=False)
+
+
+def print_lake_rebuild(console: Console, rebuilt: LakeRebuild, names: Mapping[str, str]) -> None:
+    """What a lake had lost, and how it came back."""
+    done = lake_rebuild_json(rebuilt)
+    console.print(
+        f"{done['files']} files had lost something: {done['payloads_fetched']} payloads fetched, {done['files_cut']} files cut, "
+        f"{done['vectors_reused']} vectors read back, {done['vectors_embedded']} embedded, {len(rebuilt.failures)} failures",
+        highlight=False,
+    )
+    for file_id, reason in rebuilt.failures.items():
+        console.print(f"  {names.get(file_id, '?')} ({file_id}): {reason}", markup=False, highlight=False)
+
+
+def lake_rebuild_json(rebuilt: LakeRebuild) -> dict[str, Any]:
+    """The same for scripts."""
+    return {
+        "files": rebuilt.files,
+        "payloads_fetched": rebuilt.fetched.worked,
+        "files_cut": rebuilt.cut.worked,
+        "vectors_reused": rebuilt.embedded.numbers["reused"],
+        "vectors_embedded": rebuilt.embedded.numbers["computed"],
+        "failures": rebuilt.failures,
+    }
 
 
 def print_removals(console: Console, waiting: Sequence[Removal]) -> None:

@@ -83,39 +83,37 @@ def repair(
 
 
 @rebuild_app.command("ledger")
-def rebuild_ledger(export: ExportOption = "default") -> None:
+def rebuild_ledger(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """From a complete listing, the lake and the sinks' snapshots; embeds nothing and writes to no sink."""
     from dataclasses import asdict
 
+    from pipeline.cli_output import print_ledger_rebuild
     from pipeline.stages.rebuild import rebuild_ledger as run_rebuild
 
     with opened_with_instance(export) as (opened, _):
         rebuilt = await_now(run_rebuild(opened))
-    out.print_json(data=asdict(rebuilt))
+    if as_json:
+        out.print_json(data=asdict(rebuilt))
+    else:
+        print_ledger_rebuild(out, rebuilt)
     if rebuilt.unreachable:
         raise typer.Exit(1)
 
 
 @rebuild_app.command("lake")
-def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None) -> None:
+def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None, as_json: JsonOption = False) -> None:
     """Payloads are fetched and cut again; vectors are read back from a sink, and embedded only where none has them."""
-    from pipeline.cli_output import SyncView
+    from pipeline.cli_output import SyncView, lake_rebuild_json, print_lake_rebuild
     from pipeline.orchestration.liveness import command_run
     from pipeline.stages.rebuild import rebuild_lake as run_rebuild
 
     with opened_with_instance(export) as (opened, _), SyncView(err) as view, command_run("rebuild") as run_id:
         opened.progress = view.progress
         rebuilt = await_now(run_rebuild(opened, run_id=run_id, sinks=sinks_of(opened, sink)))
-    out.print_json(
-        data={
-            "files": rebuilt.files,
-            "payloads_fetched": rebuilt.fetched.worked,
-            "files_cut": rebuilt.cut.worked,
-            "vectors_reused": rebuilt.embedded.numbers["reused"],
-            "vectors_embedded": rebuilt.embedded.numbers["computed"],
-            "failures": rebuilt.failures,
-        }
-    )
+    if as_json:
+        out.print_json(data=lake_rebuild_json(rebuilt))
+    else:
+        print_lake_rebuild(out, rebuilt, {file_id: row.display_name for file_id, row in opened.ledger.files().items()})
     if rebuilt.failures:
         raise typer.Exit(1)
 

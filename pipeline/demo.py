@@ -37,6 +37,8 @@ _ADDED = Path("support/field-notes.md")
 _REMOVED = Path("support/opening-hours.txt")
 _SETTINGS = ExportSettings(name="demo", removal=RemovalSettings(grace_period_seconds=0))
 """No account and no key, whatever the project's own exports ask for."""
+_UI = "make dev" if (Path(__file__).parents[1] / "Makefile").is_file() else "indexport dev"
+"""A wheel brings no Makefile along."""
 _MARKER = ".made-by-indexport-demo"
 
 
@@ -61,13 +63,15 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
         _sync(out, err, export)
         out.rule("2. Search, with citations")
         for question in QUESTIONS if documents is None else asyncio.run(_headings(export)):
-            out.print(f"\n[bold cyan]{escape(question)}[/bold cyan]", highlight=False)
+            out.print()
+            out.print(f"[bold cyan]{escape(question)}[/bold cyan]", highlight=False)
             print_hits(out, asyncio.run(search(export, next(iter(export.settings.sinks)), question, k=3)))
         if documents is None:
             _change(out, folder)
         out.rule("3. Sync again: only what changed is worked on")
         _sync(out, err, export)
-    out.print(f"\nEverything is in {escape(str(home.root))}. Next: [bold]make dev[/bold] opens the Dagster UI.", highlight=False)
+    out.print()
+    out.print(f"Everything is in {escape(str(home.root))}. Next: [bold]{_UI}[/bold] opens the Dagster UI.", highlight=False)
 
 
 def _empty(root: Path) -> None:
@@ -121,4 +125,6 @@ def _change(out: Console, folder: Path) -> None:
     )
     (folder / _ADDED).write_text("# Field notes\n\nStation 7 was moved upstream after the flood.\n", encoding="utf-8")
     (folder / _REMOVED).unlink()
-    out.print(f"\nedited {_EDITED}, added {_ADDED}, removed {_REMOVED}\n", highlight=False)
+    out.print()
+    out.print(f"edited {_EDITED}, added {_ADDED}, removed {_REMOVED}", highlight=False)
+    out.print()

@@ -164,8 +164,36 @@ def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     assert json.loads(invoke("status", "--json"))["model"] == {"down": "[/quota]"}
 
 
+def test_nothing_that_a_terminal_obeys_is_shown_to_it(folder: Path) -> None:
+    """Names and texts of others, in every output for people: also a name of two lines, and one that turns the line round."""
+    name, shown = "red \x1b[31m\n\u202e\x9bboat.md", r"red \x1b[31m\n\u202e\x9bboat.md"
+    (folder / "boats.md").rename(folder / name)
+    (folder / name).write_text("# Boats \x1b]0;owned\x07 :boat:\n\nThe \u2066red\u2069 boat leaks.\n")
+    (folder / "\x1b[2Jbad.xyz").touch()
+    command = [*INDEXPORT, "sync", "--documents", str(folder)]
+    synced = subprocess.run(command, capture_output=True, text=True)
+    assert synced.returncode == 0
+    assert r"no payload for \x1b[2Jbad.xyz: unsupported type" in synced.stderr
+    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True).stdout)
+    assert list(told["skipped"]) == ["\x1b[2Jbad.xyz"]
+    opened = open_export("default")
+    (file_id,) = file_ids_of(opened, name)
+    texts = [synced.stdout, synced.stderr, invoke("history", name)]
+    for command in (["search", "red boat", "-k", "1"], ["records"]):
+        texts.append(invoke(*command))
+        assert shown in texts[-1]
+        assert r"\x1b]0;owned\x07 :boat: The \u2066red\u2069 boat" in texts[-1]
+    opened.record_failures({file_id: "\x1b[1mpoison"}, "run")
+    (folder / name).unlink()
+    texts.append(invoke("status"))
+    assert rf"{shown} ({file_id}): \x1b[1mpoison" in texts[-1]
+    outcome = subprocess.run([*INDEXPORT, "history", "\x1b[2J"], capture_output=True, text=True)
+    assert r"\x1b[2J" in outcome.stderr
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "".join([*texts, outcome.stderr]))
+
+
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
-    invoke("sync", "--refresh")
+    assert CliRunner().invoke(app, ["sync", "--refresh"]).stderr == ""
     (folder / "gauges.md").rename(folder / f"{'very ' * 20}long.md")
     invoke("sync", "--refresh")
     assert len(invoke("records").splitlines()) == 2
@@ -269,6 +297,13 @@ def test_a_development_server_whose_port_is_taken_is_refused_before_anything_beg
     assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
     assert f"127.0.0.1:{port}: Address already in use; choose another with --port" in outcome.stderr
     assert not (tmp_path / "home").exists()
+
+
+def test_a_home_whose_local_cloud_is_in_use_is_waited_for(folder: Path, tmp_path: Path) -> None:
+    with local_cloud_environment(str(folder), tmp_path / "home" / "local_cloud"):
+        outcome = subprocess.run([*INDEXPORT, "plan", "--documents", str(folder)], capture_output=True, text=True)
+    assert outcome.returncode == 1
+    assert re.fullmatch(r"error: .*local_cloud is in use by another command with --documents, .*; wait .*\n", outcome.stderr)
 
 
 def test_what_is_to_be_copied_is_whole_and_has_the_port_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

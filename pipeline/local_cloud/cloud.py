@@ -44,7 +44,8 @@ class Cloud:
 
 
 def open_cloud(settings: LocalCloudSettings, clock: Clock = utc_now, faults: Faults | None = None) -> Cloud:
-    """Opens the state directory and the folder. Raises ``ConfigError``, or ``SourceUnavailable`` on a full disk."""
+    """Opens the state directory and the folder. Raises ``ConfigError``, or ``SourceUnavailable`` on a full disk and
+    while another server uses the state directory."""
     folder = DocumentFolder(settings.documents, settings.storage_options)
     if folder.would_scan(settings.state_dir):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import socket
 import threading
@@ -14,7 +15,7 @@ from fastapi import FastAPI
 
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.app import app_over
-from pipeline.local_cloud.cloud import open_cloud
+from pipeline.local_cloud.cloud import Cloud, open_cloud
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.identity import Clock, utc_now
 from pipeline.local_cloud.settings import LocalCloudSettings
@@ -36,13 +37,15 @@ def serve(settings: LocalCloudSettings, *, announce: Callable[[str], None]) -> N
 class RunningLocalCloud:
     """A server in a background thread, on a free port unless one is set, for as long as the ``with`` block lasts.
 
-    Entering raises ``ConfigError`` if the address is taken or the settings cannot work, ``SourceUnavailable`` on a full disk.
+    Entering raises ``ConfigError`` if the address is taken or the settings cannot work, ``SourceUnavailable`` on a full disk and
+    while another server uses its folder.
     """
 
     def __init__(self, settings: LocalCloudSettings, *, faults: Faults | None = None, clock: Clock = utc_now) -> None:
         self._settings = settings
         self._faults = faults
         self._clock = clock
+        self._cloud: Cloud | None = None
         self._running: _Running | None = None
 
     @property
@@ -56,10 +59,16 @@ class RunningLocalCloud:
     def api_key(self) -> str:
         return self._settings.api_key.get_secret_value()
 
+    def skipped(self) -> dict[str, str]:
+        """Why the last sync of an index made no payload of a document, by its name; the first thousand."""
+        rows = self._cloud.state.query('SELECT metadata FROM "index"') if self._cloud else []
+        failed = [problem for row in rows for problem in json.loads(row["metadata"]).get("failed_files", [])]
+        return {problem["name"]: problem["reason"] for problem in failed}
+
     def __enter__(self) -> RunningLocalCloud:
         listener = _listen(self._settings)
         try:
-            cloud = open_cloud(self._settings, self._clock, self._faults)
+            self._cloud = cloud = open_cloud(self._settings, self._clock, self._faults)
         except BaseException:
             listener.close()
             raise

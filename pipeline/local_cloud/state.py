@@ -108,7 +108,7 @@ class State:
     """Owns the database under ``folder``. Readers never wait: the journal is write-ahead."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises ``ConfigError`` if the folder is used by another server or is of another version, ``SourceUnavailable`` if it
+        """Raises ``ConfigError`` if the folder is of another version, ``SourceUnavailable`` if it is used by another server or
         cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / "state.sqlite3"
@@ -193,8 +193,9 @@ def _lock_folder(folder: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         connection.close()
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            raise ConfigError(
-                f"state_dir={str(folder)!r} is used by another local server; stop it or choose another folder"
+            raise SourceUnavailable(
+                f"{folder} is in use by another command with --documents, `indexport local-cloud` or `indexport dev`; "
+                "wait until it has ended, or leave out --documents and use the address that the latter two show"
             ) from error
         raise _unusable(folder, error) from error
     return connection

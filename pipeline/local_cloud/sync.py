@@ -22,11 +22,13 @@ from pipeline.local_cloud.payloads import BuiltPayload, Provenance, build_payloa
 from pipeline.local_cloud.pdf import screenshots
 from pipeline.local_cloud.sources import DocumentRow, SourceChanges, SourceFile, SourceReader
 from pipeline.local_cloud.state import Row, State
+from pipeline.printable import printable
 
 _log = logging.getLogger(__name__)
 
 _LISTED_PROBLEMS = 1000
-"""Failed files named in the index's metadata; all of them are counted and logged."""
+"""Failed files named in the index's metadata; all of them are counted."""
+_NAMED = 3
 _COMPRESS_FROM_BYTES = 1024
 
 
@@ -94,8 +96,8 @@ class IndexSync:
             self._check()
             self._plan_file(source, existing)
         self._plan.warnings += reader.changes.warnings
-        for warning in self._plan.warnings:
-            _log.warning("%s: %s", warning["name"], warning["reason"])
+        _log_by_reason("no payload for ", self._plan.failed)
+        _log_by_reason("", self._plan.warnings)
         error = self._cloud.faults.current.sync_error
         if error is not None:
             raise SyncError(error)
@@ -119,7 +121,6 @@ class IndexSync:
         except (DocumentRefused, UnreadableDocument) as problem:
             # A payload from before the document broke stays: it is still the best answer there is.
             self._plan.failed.append({"name": source.display_name, "reason": str(problem)})
-            _log.warning("no payload for %s: %s", source.display_name, problem)
 
     def _build_key(self, source: SourceFile) -> str:
         parts = (source.id, source.digest, parser_revision(source.file_name), source.display_name, *sorted(self._kinds))
@@ -227,6 +228,16 @@ class IndexSync:
             " last_exported_at = ?, updated_at = ? WHERE id = ?",
             (json.dumps(metadata), now, now, now, self._index["id"]),
         )
+
+
+def _log_by_reason(what: str, problems: list[dict[str, str]]) -> None:
+    """One line a reason, with the first few names: a folder may hold thousands of files of a kind that nobody parses."""
+    names: dict[str, list[str]] = {}
+    for problem in problems:
+        names.setdefault(problem["reason"], []).append(problem["name"])
+    for reason, some in names.items():
+        shown = ", ".join(some[:_NAMED])
+        _log.warning("%s", printable(f"{what}{shown if len(some) <= _NAMED else f'{len(some)} files ({shown}, ...)'}: {reason}"))
 
 
 def write_documents(write: sqlite3.Connection, directory_id: str, changes: SourceChanges, now: str) -> None:

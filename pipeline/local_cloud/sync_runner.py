@@ -15,6 +15,7 @@ from pipeline.local_cloud.cloud import Cloud
 from pipeline.local_cloud.documents import DocumentsUnavailable
 from pipeline.local_cloud.state import Row
 from pipeline.local_cloud.sync import IndexSync, SyncCancelled, SyncError
+from pipeline.printable import printable
 
 _log = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ class SyncRunner:
             self._forget(run)
             return
         told = isinstance(error, (DocumentsUnavailable, SyncError, sqlite3.OperationalError, OSError))
-        _log.error("the sync of index %s failed: %s", row["name"], error, exc_info=None if told else error)
+        _log.error("the sync of index %s failed: %s", row["name"], printable(str(error)), exc_info=None if told else error)
         before = json.loads(row["settled_metadata"] or "{}")
         failed = json.dumps({**before, "status": "failed", "error_message": str(error) or type(error).__name__})
         try:

@@ -12,6 +12,7 @@ indexed for English gets that index anew at the end of its next run, and answers
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import fields
@@ -70,6 +71,9 @@ _WORDS: Final[Mapping[str, Any]] = {
 as Lucene's are: nobody searches for what is longer, such as an image in base64."""
 
 _HYBRID_DEPTH: Final = 50
+
+# Meant by who purges. For the whole process: to catch a warning around one call is not safe among threads.
+warnings.filterwarnings("ignore", r"optimize\(cleanup_older_than=0\) removes every version except the latest", UserWarning)
 
 
 class LanceDBSettings(SinkSettings):

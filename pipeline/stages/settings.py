@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -50,10 +51,19 @@ class DetectionSettings(_Settings):
     )
 
 
+def _grace_period() -> int:
+    """A folder on one's own disk, behind the local cloud and its key, means what it says at once."""
+    return 0 if os.environ.get("LLAMA_CLOUD_API_KEY") == "local" else 3600
+
+
 class RemovalSettings(_Settings):
     """When a file that the index no longer lists may be deleted from the sinks."""
 
-    grace_period_seconds: int = Field(default=3600, ge=0, description="How long a file must have been missing.")
+    grace_period_seconds: int = Field(
+        default_factory=_grace_period,
+        ge=0,
+        description="How long a file must have been missing. Default for a folder behind the local cloud (API key `local`): 0.",
+    )
     max_delete_fraction: float = Field(
         default=0.2, ge=0, le=1, description="More than this part of the directory within the grace window waits for approval."
     )
@@ -77,10 +87,12 @@ class ExportSettings(_Settings):
         default={"lancedb": {}}, description="Sink name -> its settings. ``type`` names a registered sink or ``module:Class``."
     )
     metadata_fields: dict[str, MetadataType] = Field(
-        default={}, description="File metadata keys that searches filter on, with their types; the rest travels as JSON."
+        default={},
+        description="File metadata keys that searches filter on, each with its type: "
+        f"{', '.join(f'`{kind}`' for kind in get_args(MetadataType))}. The rest travels as JSON.",
     )
     detection: DetectionSettings = DetectionSettings()
-    removal: RemovalSettings = RemovalSettings()
+    removal: RemovalSettings = Field(default_factory=RemovalSettings)
 
     @field_validator("sinks")
     @classmethod

@@ -258,7 +258,7 @@ def test_minilm_without_its_wheel_is_asked_of_fastembed(monkeypatch: pytest.Monk
     monkeypatch.setattr(offline_model, "is_available", lambda: False)
     monkeypatch.setenv("FASTEMBED_CACHE_PATH", str(tmp_path))
     monkeypatch.setenv(fastembed_embedder.OFFLINE_VARIABLE, "1")
-    with pytest.raises(EmbedderUnavailable, match="all-MiniLM-L6-v2 could not be fetched"):
+    with pytest.raises(EmbedderUnavailable, match=r"all-MiniLM-L6-v2 could not be fetched.*, or install the dependency group"):
         load_embedder(EmbeddingSettings())
 
 

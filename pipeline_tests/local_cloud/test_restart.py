@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pipeline.errors import ConfigError, SourceUnavailable
+from pipeline.errors import SourceUnavailable
 from pipeline.local_cloud import parsing
 from pipeline.local_cloud.cloud import open_cloud
 from pipeline.local_cloud.faults import Faults
@@ -159,7 +159,7 @@ def test_a_first_sync_that_was_interrupted_says_so(documents: Path, state_dir: P
 
 def test_a_state_directory_serves_one_server(documents: Path, state_dir: Path) -> None:
     settings = LocalCloudSettings(documents=str(documents), state_dir=state_dir)
-    with running(documents, state_dir), pytest.raises(ConfigError, match="another local server"):
+    with running(documents, state_dir), pytest.raises(SourceUnavailable, match="in use by another command"):
         open_cloud(settings)
     open_cloud(settings).state.close()
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.local_cloud.cloud import open_cloud
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
@@ -49,10 +49,10 @@ def test_a_taken_port_is_a_setting_error(documents: Path, state_dir: Path) -> No
             pass
 
 
-def test_a_state_directory_in_use_is_a_setting_error(documents: Path, state_dir: Path) -> None:
+def test_a_state_directory_in_use_is_waited_for_by_the_user(documents: Path, state_dir: Path) -> None:
     with (
         running(documents, state_dir),
-        pytest.raises(ConfigError, match="another local server"),
+        pytest.raises(SourceUnavailable, match="in use by another command"),
         RunningLocalCloud(LocalCloudSettings(documents=str(documents), state_dir=state_dir)),
     ):
         pass

@@ -75,6 +75,21 @@ def test_a_name_that_is_not_utf8_is_listed_and_holds_nothing_up(cloud: Harness, 
     assert cloud.texts()["new.md"] == ["new"]
 
 
+def test_what_is_skipped_is_logged_once_a_reason_and_listed_whole(
+    cloud: Harness, documents: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(4):
+        (documents / f"data{number}.xyz").touch()
+    (documents / "only\x1b[2J.pdf").write_text("none")
+    cloud.sync()
+    many, one = sorted(record.getMessage() for record in caplog.records)
+    assert many.startswith("no payload for 4 files (data0.xyz, data1.xyz, data2.xyz, ...): unsupported type .xyz")
+    assert one == r"no payload for only\x1b[2J.pdf: not a PDF"
+    skipped = cloud.server.skipped()
+    assert skipped == cloud.failures()
+    assert set(skipped) == {*(f"data{number}.xyz" for number in range(4)), "only\x1b[2J.pdf"}
+
+
 def test_what_is_wrong_with_a_sidecar_is_said_in_the_log(
     cloud: Harness, documents: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

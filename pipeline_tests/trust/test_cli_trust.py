@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline_tests.command_line import invoke
+from pipeline_tests.command_line import INDEXPORT, invoke
 
 
 @pytest.fixture
@@ -44,10 +46,15 @@ def test_repair_and_rebuild_end_with_a_sink_that_verifies(folder: Path) -> None:
     shutil.rmtree(home / "lancedb")
     assert "3 files replaced" in invoke("repair")
     shutil.rmtree(home / "lake")
-    rebuilt = json.loads(invoke("rebuild", "lake"))
+    rebuilt = json.loads(invoke("rebuild", "lake", "--json"))
     assert (rebuilt["files"], rebuilt["vectors_reused"], rebuilt["vectors_embedded"]) == (3, 3, 0)
     (home / "ledger.sqlite").unlink()
-    assert json.loads(invoke("rebuild", "ledger"))["standing"] == {"lancedb": 3}
+    assert json.loads(invoke("rebuild", "ledger", "--json"))["standing"] == {"lancedb": 3}
+    assert invoke("rebuild", "ledger").splitlines() == [
+        "3 files; of the lake 3 payloads and the vectors of 3; 0 erased",
+        "lancedb: 3 files stand, 0 that the directory does not have",
+    ]
+    assert invoke("rebuild", "lake").startswith("0 files had lost something: 0 payloads fetched, ")
     shutil.rmtree(home / "lancedb")
     assert json.loads(invoke("rebuild", "sink", "lancedb", "--json"))["ok"]
     assert all(one["ok"] for one in json.loads(invoke("verify", "--deep", "--json")))
@@ -65,6 +72,22 @@ def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) ->
     assert "1 files released" in invoke("release", report["file_ids"][0])
     invoke("sync", "--json")
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
+
+
+def test_an_erasure_says_nothing_but_its_proof(folder: Path) -> None:
+    outcome = subprocess.run([*INDEXPORT, "erase", "boats.md"], capture_output=True, text=True)
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+def test_a_release_that_is_refused_lifts_no_tombstone(folder: Path) -> None:
+    (erased,) = json.loads(invoke("erase", "boats.md", "--json"))["file_ids"]
+    for names, told in (([erased, "typo"], "'typo'"), (["boats.md"], f"indexport release {erased}")):
+        outcome = CliRunner().invoke(app, ["release", *names])
+        assert isinstance(outcome.exception, ConfigError)
+        assert told in str(outcome.exception)
+    invoke("sync", "--refresh", "--json")
+    assert invoke("records", "--json").count("boats.md") == 0
+    assert json.loads(invoke("status", "--json"))["files"] == {"done": 2}
 
 
 def test_a_file_that_has_gone_is_asked_about_and_erased_by_its_id(folder: Path) -> None:
