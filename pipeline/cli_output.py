@@ -232,6 +232,10 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
     if report.needs.due and not report.errors:
         count = len(report.needs.due)
         console.print(f"[yellow]files held by another run: {count}[/yellow]; sync again when it has ended")
-    if report.needs.awaiting_approval:
-        count = len(report.needs.awaiting_approval)
+    print_awaiting_approval(console, len(report.needs.awaiting_approval))
+
+
+def print_awaiting_approval(console: Console, count: int) -> None:
+    """How many files the fuse keeps from being deleted, and what lets them go; nothing where there are none."""
+    if count:
         console.print(f"[yellow]{count} files wait for approval to be deleted[/yellow]: indexport sync --allow-deletes {count}")

@@ -164,6 +164,17 @@ def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     assert json.loads(invoke("status", "--json"))["model"] == {"down": "[/quota]"}
 
 
+@pytest.mark.usefixtures("folder")
+def test_status_names_how_many_files_wait_for_approval_to_be_deleted() -> None:
+    invoke("sync", "--refresh")
+    assert json.loads(invoke("status", "--json"))["awaiting_approval"] == []
+    assert "approval" not in invoke("status")
+    ledger = open_export("default").ledger
+    ledger.update_files([{"file_id": file_id, "missing_since": 1.0} for file_id in ledger.files()])
+    assert json.loads(invoke("status", "--json"))["awaiting_approval"] == list(ledger.files())
+    assert "2 files wait for approval to be deleted: indexport sync --allow-deletes 2" in invoke("status")
+
+
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
     invoke("sync", "--refresh")
     (folder / "gauges.md").rename(folder / f"{'very ' * 20}long.md")
