@@ -76,6 +76,9 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
                 report = await remove(export, config.file_ids, run_id=context.run_id)
         except SinkUnavailable as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+        if report.failures and report.failures.keys() == set(config.file_ids):
+            told = "; ".join(f"{file_id}: {reason}" for file_id, reason in report.failures.items())
+            raise dg.Failure(told, metadata=report_metadata(report), allow_retries=False)
         context.log_event(
             dg.AssetObservation(
                 asset_key(settings, DIRECTORY_FILES), metadata={"removed": report.worked, **report_metadata(report)}
