@@ -140,7 +140,8 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
 @app.command()
 def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """What is known of the index, its files and its sinks."""
-    from pipeline.cli_output import print_awaiting_approval, when
+    from pipeline.cli_output import print_awaiting_approval
+    from pipeline.clock import when
     from pipeline.ledger.models import MODEL
     from pipeline.stages.needs import awaiting_approval
 
@@ -244,7 +245,7 @@ def records(
 @app.command()
 def history(file: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """Everything that happened to a file, by its id or its name; by its id also when it is gone."""
-    from pipeline.cli_output import when
+    from pipeline.clock import when
 
     opened = open_export(export)
     for file_id in ever_known(opened, file):

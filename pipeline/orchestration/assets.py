@@ -201,7 +201,12 @@ async def _run(
 
 
 def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
-    """The run's keys, read once: each access asks the database. Fails where reordering has emptied or changed a range."""
+    """The run's keys, read once: each access asks the database. Fails where there are none to read, and where reordering has
+    emptied or changed a range."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        raise dg.Failure(
+            "this run carries no files: choose partitions of the export's assets to materialize", allow_retries=False
+        )
     keys = list(context.partition_keys)
     expected = context.run.tags.get(FILES_TAG)
     if not keys or (expected is not None and len(keys) != int(expected)):

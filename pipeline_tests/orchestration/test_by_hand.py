@@ -56,6 +56,45 @@ def test_a_key_that_is_no_file_of_the_directory_fails_its_run(world: World) -> N
     assert materialized(result) == []
 
 
+def test_an_ingest_without_files_says_that_it_lacks_them(world: World) -> None:
+    result = launch(world, "ingest")
+    assert failures(result) == ["this run carries no files: choose partitions of the export's assets to materialize"]
+
+
+@pytest.mark.parametrize(
+    ("job", "op", "config", "field"),
+    [
+        ("approve_removals", "default_approve", {"count": -5}, "count"),
+        ("repair", "default_repair_sinks", {"allow_deletes": -3}, "allow_deletes"),
+    ],
+)
+def test_a_count_of_deletes_below_0_is_refused_by_name(
+    world: World, job: str, op: str, config: dict[str, int], field: str
+) -> None:
+    result = launch(world, job, run_config={"ops": {op: {"config": config}}})
+    (failed,) = result.filter_events(lambda event: event.is_step_failure)
+    error = failed.step_failure_data.error
+    assert error is not None
+    assert field in str(error)
+    assert "greater than or equal to 0" in str(error)
+    assert world.export.ledger.state().allowed_deletes == 0
+
+
+def test_an_approval_shows_since_when_each_file_is_missing(world: World) -> None:
+    world.export.ledger.update_files([{"file_id": world.file_id("a.md"), "missing_since": 86_400.0}])
+    records, _ = observed(launch(world, "approve_removals", run_config={"ops": {"default_approve": {"config": {"count": 1}}}}))[
+        "files"
+    ]
+    assert [record.data["missing_since"] for record in records] == ["1970-01-02 00:00:00Z"]
+
+
+def test_a_repair_of_a_sink_that_is_none_says_which_there_are(world: World) -> None:
+    result = launch(world, "repair", run_config={"ops": {"default_repair_sinks": {"config": {"sink": "lancdb"}}}})
+    (failed,) = result.filter_events(lambda event: event.is_step_failure)
+    assert failed.step_failure_data.user_failure_data is not None
+    assert failures(result) == ["export 'default' has no sink 'lancdb'; it has: lancedb"]
+
+
 def test_among_others_such_a_key_is_left_out_by_name(world: World) -> None:
     add_keys(world.instance, "default", ["typed-by-hand"])
     tags = {RANGE_START: world.file_id("a.md"), RANGE_END: "typed-by-hand"}
