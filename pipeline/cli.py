@@ -142,8 +142,10 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
 @app.command()
 def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """What is known of the index, its files and its sinks."""
-    from pipeline.cli_output import when
+    from pipeline.cli_output import print_awaiting_approval
+    from pipeline.clock import when
     from pipeline.ledger.models import MODEL
+    from pipeline.stages.needs import awaiting_approval
 
     opened = open_export(export)
     state, rows = opened.ledger.state(), opened.ledger.files()
@@ -156,6 +158,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
         sink: sum(hashes.get(sink, {}).get(f) == row.record_set_hash is not None for f, row in rows.items())
         for sink in opened.settings.sinks
     }
+    waiting = awaiting_approval(opened, rows)
     behind = {f: row.last_error or "" for f, row in rows.items() if row.status in ("failed", "parked")}
     if as_json:
         out.print_json(
@@ -165,6 +168,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
                 "model": {"down": model.last_error if model else None},
                 "sinks": {s: {"files": n, "down": sinks[s].last_error if s in sinks else None} for s, n in current.items()},
                 "left_behind": behind,
+                "awaiting_approval": waiting,
             }
         )
         return
@@ -178,6 +182,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
         down = sinks[sink].last_error if sink in sinks else None
         table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(down)})[/red]" if down else ""))
     out.print(table, soft_wrap=False)
+    print_awaiting_approval(out, len(waiting))
     for file_id, reason in behind.items():
         out.print(f"[yellow]{rows[file_id].status}[/yellow] {escape(f'{rows[file_id].display_name} ({file_id}): {reason}')}")
 
@@ -242,7 +247,7 @@ def records(
 @app.command()
 def history(file: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """Everything that happened to a file, by its id or its name; by its id also when it is gone."""
-    from pipeline.cli_output import when
+    from pipeline.clock import when
 
     opened = open_export(export)
     for file_id in ever_known(opened, file):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -16,6 +15,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipeline.clock import when
+from pipeline.ledger.models import MODEL
 from pipeline.sinks.base import SearchHit
 from pipeline.sinks.records import ChunkRecord
 from pipeline.stages.detect import Detection
@@ -68,11 +69,6 @@ def snippet(text: str) -> str:
     """The beginning of a text on one line."""
     flat = " ".join(text.split())
     return flat if len(flat) <= _SNIPPET else flat[: _SNIPPET - 1] + "…"
-
-
-def when(seconds: float | None) -> str:
-    """Unix seconds as UTC for people."""
-    return "never" if seconds is None else datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def record_json(record: ChunkRecord) -> dict[str, Any]:
@@ -264,7 +260,7 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
         if row.status in ("failed", "parked"):
             console.print(f"[yellow]{row.status}[/yellow] {escape(row.display_name)}: {escape(row.last_error or '')}")
     for sink, state in export.ledger.sink_states().items():
-        if state.last_error:
+        if state.last_error and sink in (*export.settings.sinks, MODEL):
             lacking = len(report.needs.unreachable.get(sink, []))
             console.print(f"[yellow]{sink} is down[/yellow], files it lacks: {lacking}: {escape(state.last_error)}")
     if report.needs.blocked:
@@ -272,6 +268,10 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
     if report.needs.due and not report.errors:
         count = len(report.needs.due)
         console.print(f"[yellow]files held by another run: {count}[/yellow]; sync again when it has ended")
-    if report.needs.awaiting_approval:
-        count = len(report.needs.awaiting_approval)
+    print_awaiting_approval(console, len(report.needs.awaiting_approval))
+
+
+def print_awaiting_approval(console: Console, count: int) -> None:
+    """How many files the fuse keeps from being deleted, and what lets them go; nothing where there are none."""
+    if count:
         console.print(f"[yellow]{count} files wait for approval to be deleted[/yellow]: indexport sync --allow-deletes {count}")

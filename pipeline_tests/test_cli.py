@@ -192,6 +192,17 @@ def test_nothing_that_a_terminal_obeys_is_shown_to_it(folder: Path) -> None:
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "".join([*texts, outcome.stderr]))
 
 
+@pytest.mark.usefixtures("folder")
+def test_status_names_how_many_files_wait_for_approval_to_be_deleted() -> None:
+    invoke("sync", "--refresh")
+    assert json.loads(invoke("status", "--json"))["awaiting_approval"] == []
+    assert "approval" not in invoke("status")
+    ledger = open_export("default").ledger
+    ledger.update_files([{"file_id": file_id, "missing_since": 1.0} for file_id in ledger.files()])
+    assert json.loads(invoke("status", "--json"))["awaiting_approval"] == list(ledger.files())
+    assert "2 files wait for approval to be deleted: indexport sync --allow-deletes 2" in invoke("status")
+
+
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
     assert CliRunner().invoke(app, ["sync", "--refresh"]).stderr == ""
     (folder / "gauges.md").rename(folder / f"{'very ' * 20}long.md")

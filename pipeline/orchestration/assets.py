@@ -185,8 +185,9 @@ async def _run(
             report = await stage(export, keys, context.run.run_id)
     except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
-    if len(keys) == 1 and report.failures:
-        raise dg.Failure(f"{keys[0]}: {report.failures[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
+    left_out = report.failures | report.not_ready
+    if len(keys) == 1 and left_out:
+        raise dg.Failure(f"{keys[0]}: {left_out[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
     for file_id, reason in report.failures.items():
         context.log.warning("left out of the batch: %s: %s", file_id, reason)
     metadata: dict[str, Any] = {"dagster/uri": export.lake.uri(dataset)} if dataset else {}
@@ -200,7 +201,12 @@ async def _run(
 
 
 def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:
-    """The run's keys, read once: each access asks the database. Fails where reordering has emptied or changed a range."""
+    """The run's keys, read once: each access asks the database. Fails where there are none to read, and where reordering has
+    emptied or changed a range."""
+    if not (context.has_partition_key or context.has_partition_key_range):
+        raise dg.Failure(
+            "this run carries no files: choose partitions of the export's assets to materialize", allow_retries=False
+        )
     keys = list(context.partition_keys)
     expected = context.run.tags.get(FILES_TAG)
     if not keys or (expected is not None and len(keys) != int(expected)):

@@ -11,6 +11,7 @@ import dagster as dg
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.resources import Exports
+from pipeline.stages.needs import awaiting_approval
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.verify import SinkVerification, verify
 
@@ -84,12 +85,18 @@ def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefi
     @dg.asset_check(
         asset=asset_key(settings, sink),
         name=SINK_CHECK,
-        description="The sink holds the current version of every file of the directory and nothing else, by its snapshots.",
+        description="The sink holds the current version of every file of the directory and nothing else, by its snapshots; a "
+        "warning while files that have left the directory wait for approval to be deleted.",
     )
     def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
         export = exports.open(settings, context.instance)
         found = asyncio.run(verify(export, sink))
-        return dg.AssetCheckResult(passed=found.ok, metadata=verification_metadata(found))
+        waiting = len(awaiting_approval(export, export.ledger.files()))
+        return dg.AssetCheckResult(
+            passed=found.ok and not waiting,
+            severity=dg.AssetCheckSeverity.WARN if found.ok else dg.AssetCheckSeverity.ERROR,
+            metadata=verification_metadata(found) | ({"awaiting_approval": waiting} if waiting else {}),
+        )
 
     return check
 

@@ -4,8 +4,10 @@ from dataclasses import asdict
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from pydantic import Field
 
-from pipeline.errors import SinkUnavailable
+from pipeline.clock import when
+from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
 from pipeline.orchestration.liveness import marking_executor
@@ -31,14 +33,14 @@ class RepairConfig(dg.Config):
     """Every sink by default."""
     deep: bool = True
     """Read every record instead of snapshots alone."""
-    allow_deletes: int = 0
+    allow_deletes: int = Field(default=0, ge=0)
     """Orphans that may be deleted beyond the fuse."""
 
 
 class ApprovalConfig(dg.Config):
     """What a person has approved."""
 
-    count: int
+    count: int = Field(ge=0)
     """Files that may be deleted at the next look, beyond the fuse."""
 
 
@@ -76,6 +78,9 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
                 report = await remove(export, config.file_ids, run_id=context.run_id)
         except SinkUnavailable as error:
             raise dg.Failure(str(error), allow_retries=False) from error
+        if report.failures and report.failures.keys() == set(config.file_ids):
+            told = "; ".join(f"{file_id}: {reason}" for file_id, reason in report.failures.items())
+            raise dg.Failure(told, metadata=report_metadata(report), allow_retries=False)
         context.log_event(
             dg.AssetObservation(
                 asset_key(settings, DIRECTORY_FILES), metadata={"removed": report.worked, **report_metadata(report)}
@@ -102,7 +107,10 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
         export = exports.open(settings, context.instance)
         left: list[str] = []
         for sink in [config.sink] if config.sink else list(settings.sinks):
-            report = await repair(export, sink, run_id=context.run_id, deep=config.deep, allow_deletes=config.allow_deletes)
+            try:
+                report = await repair(export, sink, run_id=context.run_id, deep=config.deep, allow_deletes=config.allow_deletes)
+            except ConfigError as error:
+                raise dg.Failure(str(error), allow_retries=False) from error
             metadata = {
                 "found": len(report.before.findings),
                 "replaced": len(report.replaced),
@@ -135,7 +143,7 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
         export = exports.open(settings, context.instance)
         waiting = pending_removals(export)
         export.ledger.update_state(allowed_deletes=config.count)
-        rows = [dg.TableRecord(asdict(removal)) for removal in waiting[:200]]
+        rows = [dg.TableRecord({**asdict(removal), "missing_since": when(removal.missing_since)}) for removal in waiting[:200]]
         metadata = {"approved": config.count, "waiting": len(waiting)}
         table = {"files": dg.MetadataValue.table(rows)} if rows else {}
         context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata={**metadata, **table}))

@@ -37,6 +37,9 @@ _COMMAND = re.compile(r"[a-z]+-([0-9a-f]{32})")
 """The name of a command; a run's id has dashes in its digits."""
 _SPEECHLESS_SECONDS = 60.0
 """A process tags its run in the moment after it has reported it started, and so does a launcher."""
+_UNBEGUN_SECONDS = 300.0
+"""Dagster queues or launches a run as soon as it has written down what it plans for every file: 11 ms each where that is not
+batched."""
 
 
 @contextmanager
@@ -116,12 +119,18 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
             path.unlink(missing_ok=True)
     for run in _never_launched(instance):
         _end(instance, run)
+    for run in _never_begun(instance):
+        _end(instance, run, "this run was created and never queued or launched: a file it was for may have gone before")
 
 
-def _end(instance: dg.DagsterInstance, run: dg.DagsterRun) -> None:
+def _end(
+    instance: dg.DagsterInstance,
+    run: dg.DagsterRun,
+    reason: str = "the process of this run ended without a word: it was killed, or its machine stopped",
+) -> None:
     if instance.event_log_storage.supports_global_concurrency_limits:
         instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
-    instance.report_run_failed(run, "the process of this run ended without a word: it was killed, or its machine stopped")
+    instance.report_run_failed(run, reason)
 
 
 def _never_launched(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
@@ -131,6 +140,15 @@ def _never_launched(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
     unmarked = [record for record in records if PROCESS_TAG not in record.dagster_run.tags]
     return [record.dagster_run for record in unmarked if is_due(record.update_timestamp.timestamp(), _SPEECHLESS_SECONDS)]
+
+
+def _never_begun(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+    """Runs that Dagster has stored and then neither queued nor launched: it refuses a range whose first or last file has gone
+    only when it has stored the run. A run that is executed again inherits the mark of the first, which says nothing of it; any
+    other mark is of the process that executes the run itself."""
+    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED]))
+    unanswered = [r for r in records if r.dagster_run.parent_run_id or PROCESS_TAG not in r.dagster_run.tags]
+    return [r.dagster_run for r in unanswered if is_due(r.create_timestamp.timestamp(), _UNBEGUN_SECONDS)]
 
 
 def _is_dead(record: RunRecord, mark: str) -> bool:

@@ -30,6 +30,8 @@ def report_metadata(report: StageReport) -> dict[str, Any]:
     metadata |= dict(sorted(report.numbers.items()))
     if report.held_elsewhere:
         metadata["files_held_by_another_run"] = len(report.held_elsewhere)
+    if report.not_ready:
+        metadata["files_not_ready"] = len(report.not_ready)
     if report.sizes:
         metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     if report.rows:

@@ -60,20 +60,22 @@ def directory_changes(
             restore=detection.look == "complete" or cursor.get("restoring", True),
         )
         failing, loaded_at = export.ledger.files(failing=True), export.ledger.register.last_change()
+        proof = _proof(export, loaded_at, len(decided.needs.awaiting_approval)) if decided.settled else None
         left = {
             "listing": detection.cursor,
             "waiting_since": decided.waiting_since,
             "restoring": decided.restoring,
             "failing": _digest(failing, loaded_at),
             "look": detection.look,
+            "proof": proof or cursor.get("proof"),
         }
         context.update_cursor(json.dumps(left))
         emptied = detection.look == "empty" != cursor.get("look")
         observed = detection.new or detection.changed or detection.status_changed or emptied or detection.look == "complete"
         requests = [_request(settings, spec) for spec in decided.runs]
         requests += [_removal(settings, decided.removals)] if decided.removals else []
-        if decided.settled:
-            requests += _verification(export, loaded_at)
+        if proof and proof != cursor.get("proof"):
+            requests.append(_verification(settings, proof))
         events = _events(settings, detection, decided) if observed else []
         if observed or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
@@ -118,14 +120,18 @@ def _removal(settings: ExportSettings, file_ids: tuple[str, ...]) -> dg.RunReque
     )
 
 
-def _verification(export: Export, loaded_at: float | None) -> list[dg.RunRequest]:
-    """A proof of every state the sinks come to rest in, and of the same one again after every complete listing. The run key
-    makes it one run however often the sensor looks."""
+def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> str | None:
+    """What tells the state the sinks have come to rest in, and the last complete listing, from any other; ``None`` of sinks that
+    never held anything. A look asks for its proof when the last one asked for was another's: as the run key it makes it one run
+    also after a reset of the cursor."""
     if loaded_at is None:
-        return []
-    job = f"{export.name}_verification"
-    key = f"{job}-{loaded_at}-{export.ledger.state().complete_at}"
-    return [dg.RunRequest(run_key=key, job_name=job, tags={EXPORT_TAG: export.name, LANE_TAG: "proof"})]
+        return None
+    return f"{export.name}_verification-{loaded_at}-{export.ledger.state().complete_at}-{awaiting_approval}"
+
+
+def _verification(settings: ExportSettings, proof: str) -> dg.RunRequest:
+    job = f"{settings.name}_verification"
+    return dg.RunRequest(run_key=proof, job_name=job, tags={EXPORT_TAG: settings.name, LANE_TAG: "proof"})
 
 
 def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ async def embed(
     until then is kept.
     """
     report, rows = await begin(export, "embed", file_ids, run_id)
+    uncut = [row.file_id for row in rows.values() if not export.vectors_key(row)]
+    report.not_ready = dict.fromkeys(uncut, "it has no chunks of its present payload: materialize chunks first")
     stale = [row for row in rows.values() if (key := export.vectors_key(row)) and key != row.vectors_key]
     if dry_run:
         await asyncio.to_thread(_count, export, stale, report)

@@ -47,6 +47,8 @@ async def _load(
     export: Export, sink: str, exporter: Exporter, scope: tuple[str, str], rows: dict[str, FileRow], report: StageReport
 ) -> None:
     ready = [row for row in rows.values() if export.records_key(row, scope)]
+    unready = rows.keys() - {row.file_id for row in ready}
+    report.not_ready = dict.fromkeys(unready, "it has no vectors of its present chunks: materialize embeddings first")
     listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
     snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
     recorded = await asyncio.to_thread(export.ledger.sink_hashes, [row.file_id for row in ready])

@@ -93,6 +93,13 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     return needs
 
 
+def awaiting_approval(export: Export, rows: Mapping[str, FileRow]) -> list[str]:
+    """Those of these, all the files of the ledger, that the fuse keeps from being deleted. Needs no model."""
+    needs = Needs()
+    _sort_missing(export, rows, needs, time.time())
+    return needs.awaiting_approval
+
+
 def standing_files(export: Export, rows: Mapping[str, FileRow], scope: tuple[str, str]) -> dict[str, list[str]]:
     """Those of these files that need nothing more, by dataset of the lake and by sink."""
     hashes = export.sink_hashes(rows)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.errors import SINK_ERRORS, SinkUnavailable
+from pipeline.ledger.models import LEAVING
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import Export, sink_backoff
 from pipeline.stages.needs import needs_of
@@ -56,6 +57,7 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     """
     report, rows = await begin(export, "remove", file_ids, run_id, leaving=True)
     marked = [row for row in rows.values() if row.status == "removing"]
+    report.not_ready = {row.file_id: "it is not marked for removal" for row in rows.values() if row.status not in LEAVING}
     scopes = await export.scopes()
     doomed = [row.file_id for row in marked]
     down: dict[str, str] = {}

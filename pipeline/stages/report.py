@@ -20,6 +20,8 @@ class StageReport:
     failures: dict[str, str] = field(default_factory=dict)
     held_elsewhere: list[str] = field(default_factory=list)
     """Files another live run holds; they are left to the next wave."""
+    not_ready: dict[str, str] = field(default_factory=dict)
+    """File id -> what must come first; no failure of the file's own."""
     sizes: list[int] = field(default_factory=list)
     """Tokens of every chunk made, for the histogram."""
     seconds: float = 0.0
@@ -33,4 +35,4 @@ class StageReport:
     @property
     def skipped(self) -> int:
         """Files whose output was already what it should be."""
-        return self.files - self.worked - len(self.failures) - len(self.held_elsewhere)
+        return self.files - self.worked - len(self.failures) - len(self.held_elsewhere) - len(self.not_ready)

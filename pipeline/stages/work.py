@@ -20,15 +20,18 @@ GROUP_CHUNKS = 8_192
 async def begin(
     export: Export, stage: str, file_ids: list[str], run_id: str, *, leaving: bool = False
 ) -> tuple[StageReport, dict[str, FileRow]]:
-    """Lease the files to the run; answers a fresh report and the rows of the files the run holds. ``leaving`` as in
-    ``Export.claim``."""
+    """Lease the files to the run; answers a fresh report and the rows of the files the run holds. Ids that are no file's have
+    failed. ``leaving`` as in ``Export.claim``."""
     return await asyncio.to_thread(_begin, export, stage, file_ids, run_id, leaving)
 
 
 def _begin(export: Export, stage: str, file_ids: list[str], run_id: str, leaving: bool) -> tuple[StageReport, dict[str, FileRow]]:
     report = StageReport(stage, files=len(file_ids))
     held = export.claim(file_ids, run_id, leaving=leaving)
-    report.held_elsewhere = sorted(set(file_ids) - set(held))
+    if others := set(file_ids) - set(held):
+        report.held_elsewhere = list(export.ledger.files(others))
+        unknown = sorted(others.difference(report.held_elsewhere))
+        report.failures = dict.fromkeys(unknown, "no file of this export's directory")
     return report, export.ledger.files(held)
 
 

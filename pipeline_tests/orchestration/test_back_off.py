@@ -34,6 +34,12 @@ def looked(world: World) -> Dispatch:
     return dispatch(world.instance, world.export, asyncio.run(world.export.scope()))
 
 
+def test_a_sink_that_has_left_the_settings_is_not_told_of(world: World) -> None:
+    world.sync()
+    world.export.ledger.record_sink_state("qdrant", error="no answer", backoff=lambda _: 60.0)
+    assert "qdrant" not in told(world, world.sync())
+
+
 def test_a_sink_that_is_down_fails_alone_and_catches_up_from_the_lake(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
     real = LanceDBExporter.provision

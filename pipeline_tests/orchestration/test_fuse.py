@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from pipeline.stages.erase import erase
 from pipeline.stages.remove import pending_removals
+from pipeline_tests.trust.test_verify import check
 from pipeline_tests.world import World, open_world
 
 Open = Callable[[float], World]
@@ -52,6 +54,21 @@ def test_the_smallest_fraction_lets_one_file_through(opened: Open) -> None:
     world = opened(0.01)
     remove(world, 0)
     assert len(world.sync().removed) == 1
+
+
+def test_the_checks_of_the_sinks_warn_while_files_wait_for_approval(opened: Open) -> None:
+    world = opened(0.2)
+    assert check(world).passed
+    remove(world, 0, 1, 2)
+    world.sync()
+    evaluation = check(world)
+    assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert evaluation.metadata["awaiting_approval"].value == 3
+    world.export.ledger.update_state(allowed_deletes=3)
+    world.sync()
+    evaluation = check(world)
+    assert evaluation.passed
+    assert "awaiting_approval" not in evaluation.metadata
 
 
 def test_approving_what_is_shown_is_enough_whatever_went_shortly_before(opened: Open) -> None:

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.errors import DagsterInvalidInvocationError
+from dagster._core.utils import make_new_run_id
 
+from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
 from pipeline.orchestration.launcher import open_instance, sync
 from pipeline.orchestration.liveness import (
@@ -95,15 +98,56 @@ def test_a_run_whose_launcher_died_before_it_marked_it_is_over_after_a_while(
 ) -> None:
     with open_instance(Home(tmp_path / "home")) as instance:
         unmarked = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTING)
-        created = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.NOT_STARTED)
         instance.add_run(unmarked)
-        instance.add_run(created)
         end_dead_runs(instance)
         assert status(instance, unmarked.run_id) is dg.DagsterRunStatus.STARTING, "its launcher may be about to mark it"
         monkeypatch.setattr("pipeline.orchestration.liveness._SPEECHLESS_SECONDS", -1.0)
         end_dead_runs(instance)
         assert status(instance, unmarked.run_id) is dg.DagsterRunStatus.FAILURE
-        assert status(instance, created.run_id) is dg.DagsterRunStatus.NOT_STARTED
+
+
+def test_a_run_that_was_created_and_never_started_is_over_after_a_while_unless_a_live_process_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    created, first = dg.DagsterRunStatus.NOT_STARTED, make_new_run_id()
+    with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
+        runs = {
+            "unmarked": dg.DagsterRun(job_name="any", status=created),
+            "ours": dg.DagsterRun(job_name="any", status=created, tags={PROCESS_TAG: own}),
+            "again": dg.DagsterRun("any", status=created, tags={PROCESS_TAG: own}, parent_run_id=first, root_run_id=first),
+        }
+        before = {name: instance.add_run(run).status for name, run in runs.items()}
+        end_dead_runs(instance)
+        assert {name: status(instance, run.run_id) for name, run in runs.items()} == before
+        monkeypatch.setattr("pipeline.orchestration.liveness._UNBEGUN_SECONDS", -1.0)
+        end_dead_runs(instance)
+        failed = dict.fromkeys(("unmarked", "again"), dg.DagsterRunStatus.FAILURE)
+        assert {name: status(instance, run.run_id) for name, run in runs.items()} == {**before, **failed}
+
+
+def test_executing_a_range_again_whose_last_file_has_gone_holds_up_no_quiet_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_world(tmp_path) as world:
+        for name in ("a.md", "b.md"):
+            world.write(name, f"# {name}\n\nText.\n")
+        world.sync()
+        parent = world.runs()[0]
+        world.remove("b.md")
+        world.sync()
+        job = export_definitions(world.settings).resolve_job_def("default_ingest")
+        with pytest.raises(DagsterInvalidInvocationError):  # what Dagster does when someone asks for it
+            world.instance.create_run_for_job(
+                job,
+                tags=parent.tags,
+                parent_run_id=parent.run_id,
+                root_run_id=parent.run_id,
+                status=dg.DagsterRunStatus.NOT_STARTED,
+            )
+        assert not is_quiet(world.instance, "default")
+        monkeypatch.setattr("pipeline.orchestration.liveness._UNBEGUN_SECONDS", -1.0)
+        assert world.sync().ok
+        assert is_quiet(world.instance, "default")
 
 
 def test_a_run_without_a_mark_is_left_to_a_launcher_that_makes_none() -> None:

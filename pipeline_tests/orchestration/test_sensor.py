@@ -50,7 +50,7 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert kinds == {dg.AssetObservation, dg.AssetCheckEvaluation}
     left = json.loads(cursor or "{}")
     assert len(left.pop("failing")) == 16
-    assert left == {"listing": None, "waiting_since": None, "restoring": False, "look": "complete"}
+    assert left == {"listing": None, "waiting_since": None, "restoring": False, "look": "complete", "proof": None}
 
 
 def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(
@@ -74,6 +74,39 @@ def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what
         proofs.append(one.run_requests[0].run_key)
     assert proofs[0] == proofs[1]
     assert asked == ["reading the index"] * 2
+
+
+def proofs(answer: dg.SensorResult | dg.SkipReason) -> list[str | None]:
+    """The run keys of the proofs a look asks for."""
+    assert isinstance(answer, dg.SensorResult)
+    return [request.run_key for request in answer.run_requests or () if request.job_name == "default_verification"]
+
+
+def test_a_proof_is_asked_for_once_a_change_and_a_settled_look_says_what_waits_for_a_person(world: World) -> None:
+    world.change(removal={"grace_period_seconds": 0, "max_delete_fraction": 0.2})
+    world.sync()
+    standing, cursor = tick(world)
+    idle, cursor = tick(world, cursor)
+    for n in range(3):
+        world.remove(f"doc-{n}.md")
+    world.refresh()
+    waiting, cursor = tick(world, cursor)
+    still_waiting, cursor = tick(world, cursor)
+    world.export.ledger.update_state(allowed_deletes=3)
+    removing, cursor = tick(world, cursor)
+    world.sync()
+    gone, cursor = tick(world, cursor)
+    settled, _ = tick(world, cursor)
+    asked = [proofs(answer) for answer in (standing, idle, waiting, still_waiting, removing, gone, settled)]
+    assert [len(keys) for keys in asked] == [1, 0, 1, 0, 0, 1, 0]
+    assert len({key for keys in asked for key in keys}) == 3
+    assert proofs(tick(world)[0]) == asked[5], "a new cursor asks by the same key, which Dagster runs once"
+    reasons = [answer.skip_reason for answer in (idle, still_waiting, settled) if isinstance(answer, dg.SensorResult)]
+    assert [reason.skip_message for reason in reasons if reason] == [
+        "the index is unchanged",
+        "the index is unchanged; 3 files awaiting approval to delete",
+        "the index is unchanged",
+    ]
 
 
 def test_nothing_is_proved_while_something_is_to_be_done(world: World) -> None:

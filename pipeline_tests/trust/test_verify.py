@@ -246,7 +246,7 @@ def test_the_check_shows_what_differs_as_a_table(world: World) -> None:
     file_id = world.file_id("doc-1.md")
     drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
     evaluation = check(world)
-    assert not evaluation.passed
+    assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.ERROR)
     table = evaluation.metadata["differences"]
     assert isinstance(table, dg.TableMetadataValue)
     assert [record.data["kind"] for record in table.records] == ["missing_file"]

@@ -1,0 +1,143 @@
+"""Runs that people launch in the UI, with what only people give them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from pipeline.components.index_export import export_definitions
+from pipeline.orchestration.launcher import failures
+from pipeline.orchestration.partitions import RANGE_END, RANGE_START, add_keys
+from pipeline.stages.detect import detect
+from pipeline_tests.world import World, open_world
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    """One file that stands everywhere."""
+    with open_world(tmp_path) as opened:
+        opened.write("a.md", "# A\n\nText.\n")
+        assert opened.sync().ok
+        yield opened
+
+
+def launch(world: World, job: str, **options: Any) -> dg.ExecuteInProcessResult:
+    definition = export_definitions(world.settings).resolve_job_def(f"default_{job}")
+    return definition.execute_in_process(instance=world.instance, raise_on_error=False, **options)
+
+
+def listed(world: World, name: str) -> str:
+    """The id of a new file that the ledger knows and no run has taken."""
+    world.write(name, f"# {name}\n\nOther.\n")
+    world.refresh()
+    asyncio.run(detect(world.export, complete=True))
+    add_keys(world.instance, "default", [world.file_id(name)])
+    return world.file_id(name)
+
+
+def materialized(result: dg.ExecuteInProcessResult) -> list[str]:
+    return [str(event.asset_key and event.asset_key.path[-1]) for event in result.get_asset_materialization_events()]
+
+
+def observed(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
+    event = result.get_asset_observation_events()[0]
+    return {name: value.value for name, value in event.asset_observation_data.asset_observation.metadata.items()}
+
+
+def test_a_key_that_is_no_file_of_the_directory_fails_its_run(world: World) -> None:
+    add_keys(world.instance, "default", ["typed-by-hand"])
+    result = launch(world, "ingest", partition_key="typed-by-hand")
+    assert failures(result) == ["typed-by-hand: no file of this export's directory"]
+    assert materialized(result) == []
+
+
+def test_an_ingest_without_files_says_that_it_lacks_them(world: World) -> None:
+    result = launch(world, "ingest")
+    assert failures(result) == ["this run carries no files: choose partitions of the export's assets to materialize"]
+
+
+@pytest.mark.parametrize(
+    ("job", "op", "config", "field"),
+    [
+        ("approve_removals", "default_approve", {"count": -5}, "count"),
+        ("repair", "default_repair_sinks", {"allow_deletes": -3}, "allow_deletes"),
+    ],
+)
+def test_a_count_of_deletes_below_0_is_refused_by_name(
+    world: World, job: str, op: str, config: dict[str, int], field: str
+) -> None:
+    result = launch(world, job, run_config={"ops": {op: {"config": config}}})
+    (failed,) = result.filter_events(lambda event: event.is_step_failure)
+    error = failed.step_failure_data.error
+    assert error is not None
+    assert field in str(error)
+    assert "greater than or equal to 0" in str(error)
+    assert world.export.ledger.state().allowed_deletes == 0
+
+
+def test_an_approval_shows_since_when_each_file_is_missing(world: World) -> None:
+    world.export.ledger.update_files([{"file_id": world.file_id("a.md"), "missing_since": 86_400.0}])
+    records, _ = observed(launch(world, "approve_removals", run_config={"ops": {"default_approve": {"config": {"count": 1}}}}))[
+        "files"
+    ]
+    assert [record.data["missing_since"] for record in records] == ["1970-01-02 00:00:00Z"]
+
+
+def test_a_repair_of_a_sink_that_is_none_says_which_there_are(world: World) -> None:
+    result = launch(world, "repair", run_config={"ops": {"default_repair_sinks": {"config": {"sink": "lancdb"}}}})
+    (failed,) = result.filter_events(lambda event: event.is_step_failure)
+    assert failed.step_failure_data.user_failure_data is not None
+    assert failures(result) == ["export 'default' has no sink 'lancdb'; it has: lancedb"]
+
+
+def test_among_others_such_a_key_is_left_out_by_name(world: World) -> None:
+    add_keys(world.instance, "default", ["typed-by-hand"])
+    tags = {RANGE_START: world.file_id("a.md"), RANGE_END: "typed-by-hand"}
+    assert launch(world, "ingest", tags=tags).success
+    numbers = world.numbers("lancedb")
+    assert (numbers["files_already_current"], numbers["files_failed"]) == (1, 1)
+    assert "files_held_by_another_run" not in numbers
+    records, _ = numbers["failures"]
+    assert [record.data["file_id"] for record in records] == ["typed-by-hand"]
+    assert world.sync().ok
+
+
+@pytest.mark.parametrize(("asset", "lacks"), [("chunks", "payload"), ("embeddings", "chunks"), ("lancedb", "vectors")])
+def test_a_stage_alone_of_a_file_that_lacks_the_one_before_fails_and_says_which(world: World, asset: str, lacks: str) -> None:
+    file_id = listed(world, "b.md")
+    result = launch(world, "ingest", partition_key=file_id, asset_selection=[dg.AssetKey(["default", asset])])
+    assert materialized(result) == []
+    assert [lacks in reason for reason in failures(result)] == [True]
+    row = world.export.ledger.files([file_id])[file_id]
+    assert (row.status, row.attempts, row.last_error) == ("new", 0, None), "no attempt of the file's own"
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_among_others_such_a_file_is_counted_as_not_ready(world: World) -> None:
+    tags = {RANGE_START: world.file_id("a.md"), RANGE_END: listed(world, "b.md")}
+    for asset in ("chunks", "embeddings", "lancedb"):
+        assert launch(world, "ingest", tags=tags, asset_selection=[dg.AssetKey(["default", asset])]).success
+        numbers = world.numbers(asset)
+        assert (numbers["files_already_current"], numbers["files_not_ready"], numbers["files_failed"]) == (1, 1, 0)
+
+
+def remove(world: World, *file_ids: str) -> dg.ExecuteInProcessResult:
+    return launch(world, "removal", run_config={"ops": {"default_remove_files": {"config": {"file_ids": list(file_ids)}}}})
+
+
+def test_a_removal_of_nothing_but_unknown_ids_fails(world: World) -> None:
+    assert failures(remove(world, "dfl-unknown")) == ["dfl-unknown: no file of this export's directory"]
+
+
+def test_a_removal_leaves_a_file_of_the_directory_and_says_so(world: World) -> None:
+    numbers = observed(remove(world, world.file_id("a.md"), "dfl-unknown"))
+    assert (numbers["removed"], numbers["files_not_ready"], numbers["files_failed"]) == (0, 1, 1)
+    assert numbers["files_already_current"] == 0
+    assert "files_held_by_another_run" not in numbers
+    world.assert_settled()
