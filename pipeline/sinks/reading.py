@@ -16,9 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 ALTERED_INTEGER: Final = -1
-ALTERED_INSTANT: Final = datetime.min.replace(microsecond=1, tzinfo=UTC)
+ALTERED_INSTANT: Final = datetime.min.replace(microsecond=1000, tzinfo=UTC)
 """What is read for a value of another type where a record may have none: numbers are never negative, and nothing happened a
-microsecond into the year 1, the first instant of which some programs say where they know none."""
+millisecond into the year 1, the first instant of which some programs say where they know none."""
 
 _MISFITS: Final = (pa.ArrowException, ValueError, TypeError, OverflowError)
 
