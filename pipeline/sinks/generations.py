@@ -52,7 +52,7 @@ ALTERED: Final = "altered"
 MOST_NAMED: Final = 2**21
 """Records of a generation that is deleted by computed ids; one that has more, or says so, is left to the sweep."""
 
-_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -250,13 +250,14 @@ async def replace_generations(store: GenerationStore[W], files: Sequence[FileWri
     """Make the store hold exactly these records of these files. The number of requests grows with bytes, not with files.
 
     May be cancelled or fail between any two requests; running again, with whatever content, makes it good. When another run
-    is found at work on the same files, it waits (``first_wait`` seconds, then longer) and starts again, five times in all,
+    is found at work on the same files, it waits (``first_wait`` seconds, then longer) and starts again, eight times in all,
     then raises SinkUnavailable.
     """
     for attempt in range(_ATTEMPTS):
+        if attempt:  # of runs that disturb each other one has to be late
+            await asyncio.sleep(first_wait * 2**attempt * random.random())  # noqa: S311 - jitter, no secret
         if await _replace(store, files):
             return
-        await asyncio.sleep(first_wait * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
     raise SinkUnavailable("another run keeps writing the same files to this sink; run again when it has ended")
 
 
