@@ -29,12 +29,12 @@ generations as ever, and the sweep takes the others.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 from pipeline.errors import SinkUnavailable
+from pipeline.sinks.backoff import apart
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.reading import ALTERED_INSTANT, instant, whole
 from pipeline.sinks.records import chunk_ids
@@ -254,8 +254,8 @@ async def replace_generations(store: GenerationStore[W], files: Sequence[FileWri
     then raises SinkUnavailable.
     """
     for attempt in range(_ATTEMPTS):
-        if attempt:  # of runs that disturb each other one has to be late
-            await asyncio.sleep(first_wait * 2**attempt * random.random())  # noqa: S311 - jitter, no secret
+        if attempt:
+            await asyncio.sleep(apart(attempt, first=first_wait))
         if await _replace(store, files):
             return
     raise SinkUnavailable("another run keeps writing the same files to this sink; run again when it has ended")

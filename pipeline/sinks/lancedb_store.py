@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import re
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 import pyarrow as pa
 
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.backoff import apart
 from pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
@@ -122,13 +122,13 @@ class LanceStore:
     async def commit(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """One commit, tried again as long as another writer's came first, ten times in all."""
         with self._errors(action):
-            for wait in (*(_FIRST_WAIT * 2**number for number in range(_ATTEMPTS - 1)), None):
+            for number in range(_ATTEMPTS):
                 try:
                     return await attempt()
                 except (RuntimeError, OSError) as error:
-                    if wait is None or not _CONFLICT.search(str(error)):
+                    if number + 1 == _ATTEMPTS or not _CONFLICT.search(str(error)):
                         raise
-                    await asyncio.sleep(random.uniform(0, min(wait, _LONGEST_WAIT)))  # noqa: S311 - jitter, no secret
+                    await asyncio.sleep(apart(number, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
         raise AssertionError("the last attempt returns or raises")
 
     @contextmanager

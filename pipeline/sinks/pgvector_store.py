@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.backoff import apart
 from pipeline.sinks.pgvector_sql import READ_ONE_VERSION
 
 T = TypeVar("T")
@@ -58,7 +58,7 @@ class PostgresStore:
             except psycopg.Error as error:
                 if number + 1 == _ATTEMPTS or not _is_transient(error):
                     raise self._typed(action, error) from None
-            await asyncio.sleep(random.uniform(0, _FIRST_WAIT * 2**number))  # noqa: S311 - jitter, no secret
+            await asyncio.sleep(apart(number, first=_FIRST_WAIT))
         raise AssertionError("the last attempt returns or raises")
 
     @asynccontextmanager

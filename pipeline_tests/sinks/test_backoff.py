@@ -17,3 +17,10 @@ def test_waits_are_bounded_and_jittered(header: str | None, least: float, most: 
     assert most == 0 or len(set(waits)) > 1
     assert backoff.backoff(100_000) <= backoff.LONGEST_WAIT
     assert 0.5 <= backoff.backoff(7, first=0.1, longest=1.0) <= 1.0
+
+
+def test_writers_that_disturb_each_other_wait_anything_up_to_a_growing_limit() -> None:
+    for number, most in ((0, 0.1), (3, 0.8), (100, 2.0)):
+        waits = [backoff.apart(number, first=0.1, longest=2.0) for _ in range(200)]
+        assert min(waits) < most / 4 < most * 3 / 4 < max(waits) <= most
+    assert backoff.apart(5, first=0) == 0
