@@ -205,5 +205,4 @@ def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, 
     sound = readable(records)
     fields = filled_fields(sound, rows, declared, FILTER_FIELDS, field_name)
     nodes = zip(_node_jsons(sound), ref_doc_ids(sound).to_pylist(), strict=True)
-    belongs = [{**own, "metadata": node, "doc_id": document} for own, (node, document) in zip(fields, nodes, strict=True)]
-    return compare(records, rows, belongs)
+    return compare(records, rows, fields, [{"metadata": node, "doc_id": document} for node, document in nodes])

@@ -26,10 +26,12 @@ def readable(records: pa.Table) -> pa.Table:
     return _with_metadata(records, [text if text in sound else "{}" for text in texts])
 
 
-def compare(records: pa.Table, held: Sequence[Mapping[str, Any]], belongs: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """The records, which show what of that which belongs beside them is held otherwise; a copy without a value is not held."""
+def compare(records: pa.Table, held: Sequence[Mapping[str, Any]], *belongs: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """The records, which show what of that which ``belongs`` beside them is held otherwise; of one name the last says its value,
+    and a copy without a value is not held."""
     altered = {}
-    for row, (values, wanted) in enumerate(zip(held, belongs, strict=True)):
+    for row, (values, *parts) in enumerate(zip(held, *belongs, strict=True)):
+        wanted = {name: value for part in parts for name, value in part.items()}
         names = [name for name, value in wanted.items() if not _same(values.get(name), value)]
         if names:
             altered[row] = names

@@ -166,7 +166,7 @@ def decode_compared(documents: Sequence[Mapping[str, Any]], dimension: int, decl
     records = decode(documents, dimension)
     held = [found if isinstance(found := document.get("metadata"), dict) else {} for document in documents]
     absent: Document = dict.fromkeys(declared)
-    return compare(records, held, [{**absent, **wanted} for wanted in _node_fields(readable(records), declared)])
+    return compare(records, held, [absent] * len(held), _node_fields(readable(records), declared))
 
 
 def _unpacked(vector: Any) -> npt.NDArray[np.float32]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from functools import partial
 from typing import ClassVar, Final, cast
@@ -49,7 +48,6 @@ _BYTES_PER_TRANSACTION: Final = 32 * 2**20
 _BYTES_PER_FETCH: Final = 32 * 2**20
 _BYTES_PER_ROUND_TRIP: Final = 4 * 2**20
 _TEXT_BYTES_GUESSED: Final = 4096
-_SNAPSHOT_COLUMNS: Final = [item.name for item in fields(Snapshot)]
 _RERANKED: Final = 4
 """Candidates per result that an index of half precision must find, to be ranked by the exact vectors."""
 
@@ -319,7 +317,7 @@ async def _whole_files(cursor: AsyncIterable[codec.Row], file_column: int, at_le
 
 def _snapshots(row: codec.Row, tenant_id: str) -> list[Snapshot]:
     """The snapshot a first record gives; none where it does not say which file it is of."""
-    values = dict(zip(_SNAPSHOT_COLUMNS, row, strict=True), tenant_id=tenant_id)
+    values = dict(zip(statements.SNAPSHOT_COLUMNS, row, strict=True), tenant_id=tenant_id)
     values["source_modified_at"] = _in_utc(values["source_modified_at"])
     head = read_head(values, marker=None)
     return to_snapshots([head] if head else [])

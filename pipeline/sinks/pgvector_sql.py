@@ -41,6 +41,8 @@ _INSTANT: Final = sql.SQL(
 ).format(sql.Identifier("source_modified_at"), sql.Literal(ALTERED_INSTANT.replace(tzinfo=None)))
 """In UTC, without saying so. A session's zone can move it out of the years a datetime has, which infinity is beyond anyway."""
 
+SNAPSHOT_COLUMNS: Final = tuple(item.name for item in fields(Snapshot))
+
 _SCOPE: Final = sql.SQL("tenant_id = %(tenant)s AND export_config_id = %(config)s")
 
 
@@ -178,7 +180,8 @@ def _readable_record(dimension: int, *, vectors: bool) -> sql.Composed:
 
 
 def snapshots(layout: TableLayout, where: Where) -> sql.Composed:
-    columns = _readable(item.name for item in fields(Snapshot))
+    """Its ``SNAPSHOT_COLUMNS``, in their order, of every first record."""
+    columns = _readable(SNAPSHOT_COLUMNS)
     template = "SELECT {} FROM {} WHERE chunk_index = 0 AND {}"
     return sql.SQL(template).format(columns, layout.identifier, where.clause)
 

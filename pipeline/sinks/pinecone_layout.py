@@ -269,8 +269,7 @@ def decode_compared(
     sound = readable(table)
     texts = sound["metadata"].to_pylist()
     own = {text: _own_fields(text, declared) for text in set(texts)}
-    belongs = [{**own[text], **node} for text, node in zip(texts, node_copies(sound), strict=True)]
-    return compare(table, [metadata for _, metadata, _ in records], belongs)
+    return compare(table, [metadata for _, metadata, _ in records], [own[text] for text in texts], node_copies(sound))
 
 
 def _own_fields(metadata_json: str, declared: Mapping[str, MetadataType]) -> Metadata:

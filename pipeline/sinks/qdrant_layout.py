@@ -251,9 +251,7 @@ def decode_compared(points: Sequence[models.Record], dimension: int, declared: M
     """``decode`` with vectors of points with ``compared_keys``; the records show which of their copies are altered."""
     records, held = decode(points, dimension, vectors=True), [point.payload or {} for point in points]
     sound = readable(records)
-    fields_ = filled_fields(sound, held, declared, FILTER_FIELDS)
-    nodes = node_copies(sound)
-    return compare(records, held, [{**own, **node} for own, node in zip(fields_, nodes, strict=True)])
+    return compare(records, held, filled_fields(sound, held, declared, FILTER_FIELDS), node_copies(sound))
 
 
 def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:

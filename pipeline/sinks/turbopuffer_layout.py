@@ -362,7 +362,7 @@ def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, 
     sound = readable(records)
     fields = filled_fields(sound, rows, declared, FILTER_FIELDS)
     nodes = [{name: node[name] for name in _NODE_ATTRIBUTES} for node in node_copies(sound)]
-    return compare(records, rows, [{**own, **node} for own, node in zip(fields, nodes, strict=True)])
+    return compare(records, rows, fields, nodes)
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
