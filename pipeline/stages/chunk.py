@@ -32,9 +32,10 @@ async def chunk(export: Export, file_ids: list[str], *, run_id: str) -> StageRep
 
 
 def _chunk(export: Export, rows: dict[str, FileRow], report: StageReport) -> None:
-    unfetched = [row.file_id for row in rows.values() if not export.chunks_key(row)]
+    keys = {file_id: export.chunks_key(row) for file_id, row in rows.items()}
+    unfetched = [file_id for file_id, key in keys.items() if not key]
     report.not_ready = dict.fromkeys(unfetched, "it has no payload yet: materialize parsed_payloads first")
-    stale = [row for row in rows.values() if (key := export.chunks_key(row)) and key != row.chunks_key]
+    stale = [rows[file_id] for file_id, key in keys.items() if key and key != rows[file_id].chunks_key]
     for start in range(0, len(stale), _AT_ONCE):
         _chunk_files(export, stale[start : start + _AT_ONCE], report)
         export.progress("chunk", report.worked, len(stale))

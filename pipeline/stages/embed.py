@@ -53,9 +53,10 @@ async def embed(
     until then is kept.
     """
     report, rows = await begin(export, "embed", file_ids, run_id)
-    uncut = [row.file_id for row in rows.values() if not export.vectors_key(row)]
+    keys = {file_id: export.vectors_key(row) for file_id, row in rows.items()}
+    uncut = [file_id for file_id, key in keys.items() if not key]
     report.not_ready = dict.fromkeys(uncut, "it has no chunks of its present payload: materialize chunks first")
-    stale = [row for row in rows.values() if (key := export.vectors_key(row)) and key != row.vectors_key]
+    stale = [rows[file_id] for file_id, key in keys.items() if key and key != rows[file_id].vectors_key]
     if dry_run:
         await asyncio.to_thread(_count, export, stale, report)
     else:
