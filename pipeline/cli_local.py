@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pipeline.api_keys import LOCAL_CLOUD_KEY
 from pipeline.cli_common import err, out
 from pipeline.errors import ConfigError
 from pipeline.urls import without_secrets
@@ -98,7 +99,7 @@ def _check_folder(documents: str, given_to: str) -> None:
 
 
 def _variables(url: str) -> str:
-    return f"LLAMA_CLOUD_BASE_URL={url} LLAMA_CLOUD_API_KEY=local"
+    return f"LLAMA_CLOUD_BASE_URL={url} LLAMA_CLOUD_API_KEY={LOCAL_CLOUD_KEY}"
 
 
 def _to_be_copied(line: str) -> None:

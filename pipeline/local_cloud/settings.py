@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
 
+from pipeline.api_keys import LOCAL_CLOUD_KEY
+
 AttachmentKind = Literal["items", "screenshots"]
 
 
@@ -26,7 +28,7 @@ class LocalCloudSettings(BaseModel):
     state_dir: Path = Field(description="Where the database, parsed pages and payloads are kept. One server at a time.")
     host: str = Field(default="127.0.0.1", description="Address to listen on; only this machine can reach the default.")
     port: int = Field(default=0, ge=0, le=65535, description="0 picks a free port.")
-    api_key: SecretStr = Field(default=SecretStr("local"), min_length=1)
+    api_key: SecretStr = Field(default=SecretStr(LOCAL_CLOUD_KEY), min_length=1)
     index_name: str = Field(default="documents", min_length=1, description="Name of the index created on the first start.")
     store_attachments: tuple[AttachmentKind, ...] = Field(
         default=("items",), description="Attachments of that first index; items carry bounding boxes."

@@ -11,6 +11,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from pipeline.api_keys import LOCAL_CLOUD_KEY
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.errors import ConfigError
@@ -53,7 +54,7 @@ class DetectionSettings(_Settings):
 
 def _grace_period() -> int:
     """A folder on one's own disk, behind the local cloud and its key, means what it says at once."""
-    return 0 if os.environ.get("LLAMA_CLOUD_API_KEY") == "local" else 3600
+    return 0 if os.environ.get("LLAMA_CLOUD_API_KEY") == LOCAL_CLOUD_KEY else 3600
 
 
 class RemovalSettings(_Settings):
