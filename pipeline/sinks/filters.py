@@ -5,7 +5,9 @@ store's own module; it renders ``Condition`` and never looks at the mapping a ca
 
 Meaning, in every store: conditions hold together (AND). On a list field, ``eq`` and ``in`` ask whether the list contains
 the value or one of the values. ``ne`` and ``nin`` are the exact opposites of ``eq`` and ``in``, so they also hold for a
-record without the key; the other operators never do. Order is defined for numbers only.
+record without the key; the other operators never do. Order is defined for numbers only. A file whose value does not have the
+declared type is refused; where one was written before the field was declared, pgvector, MongoDB and Pinecone compare what
+stands there as it is, and the others take it for a record without the key.
 """
 
 from __future__ import annotations

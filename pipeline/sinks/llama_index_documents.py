@@ -105,7 +105,8 @@ def decode_records(text: str) -> pa.Table:
 
 
 def nodes_of(table: pa.Table, key: FileKey, generation: Generation) -> list[BaseNode]:
-    """Nodes with vectors, their ids of the generation. Their metadata has single values alone: many stores take no others."""
+    """Nodes with vectors, their ids of the generation. Their metadata has single values alone: many stores take no others. Nor
+    does it have keys that are empty or begin with ``$``, which Chroma refuses; the node's content and the record set keep all."""
     ids = pa.array(key.ids(generation), pa.string())
     named = table.set_column(table.schema.get_field_index("id"), "id", ids)
     vectors = table["embedding"].to_pylist()
@@ -115,7 +116,11 @@ def nodes_of(table: pa.Table, key: FileKey, generation: Generation) -> list[Base
 
 def _node(content: str, vector: Sequence[float], key: FileKey, generation: Generation) -> BaseNode:
     node = metadata_dict_to_node({"_node_content": content, "_node_type": NODE_TYPE})
-    flat = {name: value for name, value in node.metadata.items() if isinstance(value, (str, int, float))}
+    flat = {
+        name: value
+        for name, value in node.metadata.items()
+        if isinstance(value, (str, int, float)) and name and not name.startswith("$")
+    }
     node.metadata = flat | dict(zip(_ADDRESS, (key.tenant_id, generation.record_set_hash), strict=True))
     node.excluded_embed_metadata_keys += _ADDRESS
     node.excluded_llm_metadata_keys += _ADDRESS

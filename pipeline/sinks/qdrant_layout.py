@@ -243,8 +243,8 @@ def decode(points: Sequence[models.Record | models.ScoredPoint], dimension: int,
 
 
 def compared_keys(declared: Mapping[str, MetadataType]) -> list[str]:
-    """What of a payload ``decode_compared`` reads."""
-    return [*RECORD_KEYS, *NODE_KEYS, FILTER_FIELDS, *declared]
+    """What of a payload ``decode_compared`` reads, as Qdrant's selector takes it: JSON paths."""
+    return [*RECORD_KEYS, *NODE_KEYS, FILTER_FIELDS, *map(json_path, declared)]
 
 
 def decode_compared(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:

@@ -33,9 +33,11 @@ def instant(value: object) -> datetime | None:
 
 
 def whole(value: object) -> int | None:
-    """An integer, which some stores hold as a float."""
-    if value is None or type(value) is int:
-        return value
+    """An integer, which some stores hold as a float, and BSON's 64-bit numbers as a class of their own."""
+    if value is None:
+        return None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else ALTERED_INTEGER
 
 

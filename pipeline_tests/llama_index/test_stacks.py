@@ -92,6 +92,14 @@ async def test_files_are_written_replaced_searched_and_deleted(bench: Bench) -> 
     assert (await best(bench, matrix(changed[1].table)[8], 1)) == [("dfl-2", 8)]
 
 
+async def test_metadata_keys_a_vector_store_refuses_cost_no_file_anything(bench: Bench) -> None:
+    odd = bench.file("dfl-0", 2, metadata={"$where": "x", "$": 1, "": 2, "year": 2021})
+    files = [odd, bench.file("dfl-1", 2, metadata={"year": 2022})]
+    await bench.replace(*files)
+    await bench.assert_holds(*files)
+    assert await best(bench, matrix(odd.table)[1], 1, year=2021) == [("dfl-0", 1)]
+
+
 async def test_search_is_as_good_after_many_replaces_as_exact_search(bench: Bench) -> None:
     for version in range(4):
         files = [bench.file(f"dfl-{number}", 3 + (number + version) % 3, version=f"v{version}") for number in range(8)]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from bson import Int64
 
 from pipeline.sinks.generations import ALTERED, FileKey, Generation, Head, is_altered, read_head, to_snapshots
 from pipeline.sinks.reading import ALTERED_INSTANT, ALTERED_INTEGER, to_array, to_vectors
@@ -30,7 +31,7 @@ VALUES: dict[str, Any] = {
     ("name", "values", "read"),
     [
         ("chunk_count", [3, 4.0, 1.5, "3", True, 2**40, 1e300, None], [3, 4, -1, -1, -1, None, None, None]),
-        ("chunk_start_char", [2**40, 2**70, float("nan")], [2**40, None, -1]),
+        ("chunk_start_char", [2**40, 2**70, float("nan"), Int64(2**40)], [2**40, None, -1, 2**40]),
         ("content", ["text", 5, b"\xff", ["text"], "\ud800", None], ["text", None, None, None, None, None]),
         ("source_modified_at", [WHEN.isoformat(), "yesterday", 5, None], [WHEN, ALTERED_INSTANT, ALTERED_INSTANT, None]),
         ("attachments", [[], "x", {}, [5], [{"type": 5}], None], [[], None, None, None, None, None]),

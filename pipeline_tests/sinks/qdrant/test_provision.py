@@ -156,12 +156,14 @@ async def test_filling_in_is_made_good_after_a_crash_and_then_done(emulator: Qdr
         await exporter.close()
 
 
-async def test_any_declarable_field_can_be_filtered_on(sink: QdrantUnderTest) -> None:
+async def test_any_declarable_field_can_be_filtered_on_and_read_back(sink: QdrantUnderTest) -> None:
     fields: dict[str, MetadataType] = {"straße nr": "string", "a-b": "integer", "Größe": "float", "0": "boolean"}
     bench = Bench(sink, fields=fields)
     await bench.open().provision()
     file = bench.file("dfl-1", 1, metadata={"straße nr": "x", "a-b": -4, "Größe": 1.5, "0": False})
-    await bench.replace(file, bench.file("dfl-2", 1, metadata={}))
+    other = bench.file("dfl-2", 1, metadata={})
+    await bench.replace(file, other)
+    await bench.assert_holds(file, other)
     filters: dict[str, Any] = {"straße nr": "x", "a-b": {"lt": 0}, "Größe": {"in": [1.5, 2.5]}, "0": False}
     for key, condition in filters.items():
         (hit,) = await bench.search(SearchRequest(bench.config, vector=QUERY, filters={key: condition}))
