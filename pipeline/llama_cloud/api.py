@@ -31,10 +31,9 @@ from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
 from pipeline.tls import ssl_context, tls_problem
-from pipeline.urls import is_http_url, without_secrets
+from pipeline.urls import is_http_url, quoted, without_secrets
 
 T = TypeVar("T")
-_MAX_DETAIL_CHARS = 300
 _THROTTLED = 429
 _API_KEY = "LLAMA_CLOUD_API_KEY"
 _MOST_BARREN_PAGES = 100
@@ -215,10 +214,10 @@ class CloudApi:
         return Rejected(f"LlamaCloud refused the request while {doing}: HTTP {status}{detail}", status)
 
     def _detail(self, error: APIStatusError) -> str:
-        """The vendor's own words, bounded, without the key if they quote it."""
+        """The vendor's own words, bounded, without the key or the signature of a URL if they quote one."""
         body = error.body
         detail = body.get("detail") if isinstance(body, dict) else None
-        return f": {clean_text(str(detail)).replace(self.client.api_key, '...')[:_MAX_DETAIL_CHARS]}" if detail else ""
+        return f": {quoted(clean_text(str(detail)).replace(self.client.api_key, '...'))}" if detail else ""
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:
