@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any
 
 import httpx
@@ -18,6 +16,7 @@ import numpy as np
 
 from pipeline.embedding.base import Vectors
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.retry_after import seconds_asked
 
 RETRYABLE_STATUS = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """424 is what Text Embeddings Inference answers when its own backend fails."""
@@ -60,19 +59,6 @@ def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hi
     return _stack(_in_request_order(data, count), dimension)
 
 
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: ``Retry-After`` as a number or an HTTP date; None when absent or unreadable."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
-
-
 def _json(response: httpx.Response) -> Any:
     try:
         return response.json()
@@ -98,7 +84,7 @@ def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str,
     if status >= 500 and "NaN" in message:  # Ollama cannot write down the vector of one of the texts.
         raise Refused(f"HTTP {status}: {message}")
     if status in RETRYABLE_STATUS:
-        raise TryAgain(f"HTTP {status}: {message}", retry_after(response.headers))
+        raise TryAgain(f"HTTP {status}: {message}", seconds_asked(response.headers.get("retry-after")))
     if status in (400, 413, 422):
         refusal = EncodingRefused if "encoding_format" in f"{message} {details.get('param')}" else Refused
         raise refusal(f"HTTP {status}: {message}")

@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import threading
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from pipeline.embedding.base import PartlyEmbedded
 from pipeline.embedding.loading import load_embedder
 from pipeline.embedding.offline_model import SOURCE_SHA256, find_wheel_model
 from pipeline.embedding.openai_embedder import OpenAIEmbedder
-from pipeline.embedding.openai_wire import retry_after
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Drops, Endpoint, embed, embedder, right, vector
@@ -307,12 +304,3 @@ def test_a_base_url_with_secrets_or_that_no_client_can_be_asked_for_is_refused(u
     with pytest.raises(ValidationError, match="base_url") as caught:
         OpenAISettings(base_url=url)
     assert "pass" not in str(caught.value)
-
-
-def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert retry_after({"retry-after": "1.5"}) == 1.5
-    assert 55 < (retry_after({"retry-after": in_a_minute}) or 0) <= 60
-    assert retry_after({"retry-after": "soon"}) is None
-    assert retry_after({"retry-after": "Fri, 01 Jan 99999999999999999999 00:00:00 GMT"}) is None
-    assert retry_after({}) is None
