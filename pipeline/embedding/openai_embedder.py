@@ -24,6 +24,7 @@ from pipeline.embedding.batching import check_inputs, plan_requests
 from pipeline.embedding.openai_wire import EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.proxies import client_mounts
 from pipeline.tls import ssl_context
 
 _log = logging.getLogger(__name__)
@@ -107,7 +108,13 @@ class OpenAIEmbedder:
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)
-        return httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=ssl_context())  # noqa: S113 - see _post
+        return httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # noqa: S113 - see _post
+            limits=limits,
+            verify=ssl_context(),
+            mounts=client_mounts(),
+        )
 
     async def _fill(self, client: httpx.AsyncClient, texts: Mapping[int, str], vectors: Vectors, refused: dict[int, str]) -> None:
         """Put the vectors of ``texts`` into their rows. A request the endpoint refuses is halved, until it is small enough or the

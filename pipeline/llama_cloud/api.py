@@ -27,9 +27,9 @@ from pipeline.api_keys import read_key, usable_key
 from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
 from pipeline.llama_cloud.addresses import is_loopback
 from pipeline.llama_cloud.decoding import clean_text
-from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
+from pipeline.proxies import client_mounts
 from pipeline.tls import ssl_context, tls_problem
 from pipeline.urls import is_http_url, quoted, without_secrets
 
@@ -73,8 +73,7 @@ class CloudApi:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        environment_proxies()  # httpx reads them by itself, and its errors show them.
-        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=DIRECT)
+        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=client_mounts())
         try:
             self.client = AsyncLlamaCloud(
                 api_key=usable_key(api_key.get_secret_value(), _API_KEY) if api_key else read_key(_API_KEY) or None,

@@ -121,6 +121,23 @@ async def test_nobody_listening_is_unavailable(endpoint: Endpoint) -> None:
         await embed(endpoint, ["a"], base_url="http://127.0.0.1:1/v1")
 
 
+async def test_no_proxy_is_asked_for_an_endpoint_on_this_machine(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+
+
+@pytest.mark.parametrize("proxy", ["ftp://user:hunter2@proxy.example", "http://user:hunter2@proxy.example:port", "socks5://h:1"])
+async def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
+    endpoint: Endpoint, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.proxies.find_spec", lambda _package: None)
+    monkeypatch.setenv("http_proxy", proxy)
+    for asked in (embed(endpoint, ["a"]), embedder(endpoint).embed_query("a")):
+        with pytest.raises(ConfigError, match="HTTP_PROXY names no proxy") as refused:
+            await asked
+        assert "hunter2" not in str(refused.value)
+
+
 async def test_an_exhausted_quota_is_not_tried_again(endpoint: Endpoint) -> None:
     endpoint.script = [(429, {"error": {"message": "pay", "code": "insufficient_quota"}})]
     with pytest.raises(EmbedderUnavailable, match="out of quota"):
