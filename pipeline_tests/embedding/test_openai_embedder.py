@@ -148,10 +148,27 @@ async def test_an_exhausted_quota_is_not_tried_again(endpoint: Endpoint) -> None
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refused_credentials_name_the_variable_and_never_the_key(endpoint: Endpoint, status: int) -> None:
     endpoint.script = [(status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})]
-    with pytest.raises(EmbedderUnavailable, match="OPENAI_API_KEY") as caught:
+    with pytest.raises(
+        EmbedderUnavailable, match=rf"HTTP {status}: Incorrect API key provided: \*\*\*\).*OPENAI_API_KEY"
+    ) as caught:
         await embed(endpoint, ["a"])
     assert KEY not in str(caught.value)
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_model_the_key_may_not_use_is_told_by_its_setting(endpoint: Endpoint, status: int) -> None:
+    endpoint.script = [(status, {"error": {"message": "Project `p` has no access to model `m`", "code": "model_not_found"}})]
+    with pytest.raises(ConfigError, match=rf"HTTP {status}: Project `p` has no access to model `m`\); check embedding\.model"):
+        await embed(endpoint, ["a"])
+
+
+async def test_what_an_endpoint_says_is_told_shortly_and_without_secrets(endpoint: Endpoint) -> None:
+    endpoint.script = [(403, {"error": {"message": "blocked: https://u:hunter2@gateway.example/a?sig=hunter2 " + "x" * 1000}})]
+    with pytest.raises(EmbedderUnavailable, match=r"HTTP 403: blocked: https://gateway\.example/a xxx") as caught:
+        await embed(endpoint, ["a"])
+    assert "hunter2" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 async def test_the_key_is_in_no_message_and_no_log(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
