@@ -43,7 +43,8 @@ class EncodingRefused(Refused):
 def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hint: str, secret: str) -> Vectors:
     """The vectors of a response in request order, shape (count, dimension).
 
-    A text whose embedding came back empty or null becomes a row of NaN: the caller knows which file it belongs to.
+    A text whose embedding came back empty, null or with an integer beyond every float becomes a row of NaN: the caller knows
+    which file it belongs to.
     Raises TryAgain, Refused, EmbedderUnavailable (credentials, quota) or ConfigError (anything else the settings caused,
     another vector size included). ``secret`` is removed from what the server said.
     """
@@ -137,10 +138,12 @@ def _stack(embeddings: list[Any], dimension: int) -> Vectors:
 
 
 def _values(embedding: Any) -> Vectors:
-    """One vector: a list of numbers, or base64 of little-endian float32."""
+    """One vector: a list of numbers, or base64 of little-endian float32. Empty where there is none."""
     try:
         if isinstance(embedding, str):
             return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
         return np.asarray([] if embedding is None else embedding, np.float32)
+    except OverflowError:  # An integer beyond every float, which is as little of a vector as NaN.
+        return np.empty(0, np.float32)
     except (binascii.Error, ValueError, TypeError) as error:
         raise TryAgain(f"an embedding is neither base64 nor numbers: {error}") from None

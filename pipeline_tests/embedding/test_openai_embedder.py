@@ -241,8 +241,8 @@ async def test_vectors_of_another_size_are_refused(endpoint: Endpoint) -> None:
         await embed(endpoint, ["a"], native_dimension=4)
 
 
-@pytest.mark.parametrize("nothing", [[], None, "", [None, None, None]])
-async def test_an_empty_vector_becomes_a_row_that_is_not_finite(endpoint: Endpoint, nothing: Any) -> None:
+@pytest.mark.parametrize("nothing", [[], None, "", [None, None, None], [10**400, 1, 1], 10**400])
+async def test_an_empty_vector_or_one_of_no_floats_becomes_a_row_that_is_not_finite(endpoint: Endpoint, nothing: Any) -> None:
     endpoint.script = [(200, {"data": [{"index": 0, "embedding": vector("a")}, {"index": 1, "embedding": nothing}]})]
     rows = await embed(endpoint, ["a", "b"])
     assert rows[0] == vector("a")
