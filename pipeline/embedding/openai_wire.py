@@ -21,6 +21,8 @@ from pipeline.urls import quoted
 
 RETRYABLE_STATUS = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """424 is what Text Embeddings Inference answers when its own backend fails."""
+_BREAKDOWNS = frozenset({424, 500, 502, 504, 520, 524})
+"""Of the server, perhaps over one of the texts. 503 and 529 are not among them: a server says so of itself."""
 _ERROR_STATUS = frozenset(map(str, range(400, 600)))
 
 
@@ -30,6 +32,10 @@ class TryAgain(Exception):
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
+
+
+class BrokeDown(TryAgain):
+    """The server failed. It may recover; or one of the texts makes it fail, as often as it is sent."""
 
 
 class Refused(Exception):
@@ -85,7 +91,9 @@ def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str,
     if status >= 500 and "NaN" in message:  # Ollama cannot write down the vector of one of the texts.
         raise Refused(f"HTTP {status}: {message}")
     if status in RETRYABLE_STATUS:
-        raise TryAgain(f"HTTP {status}: {message}", seconds_asked(response.headers.get("retry-after")))
+        after = seconds_asked(response.headers.get("retry-after"))
+        verdict = BrokeDown if status in _BREAKDOWNS and after is None else TryAgain
+        raise verdict(f"HTTP {status}: {message}", after)
     if status in (400, 413, 422):
         refusal = EncodingRefused if "encoding_format" in f"{message} {details.get('param')}" else Refused
         raise refusal(f"HTTP {status}: {message}")
