@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from functools import cache
 
 import httpx
 
+from pipeline.errors import ConfigError
+
 
 @cache
 def ssl_context() -> ssl.SSLContext:
     """httpx's own context (``SSL_CERT_FILE``, else certifi's bundle), made once: reading the bundle takes 30 ms, and every look
-    at the directory and every embedded query makes a new client."""
-    return httpx.create_ssl_context()
+    at the directory and every embedded query makes a new client. Raises ConfigError for a bundle that cannot be read."""
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        bundle = os.environ.get("SSL_CERT_FILE")
+        if not bundle:
+            raise
+        raise ConfigError(
+            f"SSL_CERT_FILE names {bundle}, which is no bundle of certificates that can be read ({error})"
+        ) from None
 
 
 def tls_problem(error: BaseException) -> str | None:

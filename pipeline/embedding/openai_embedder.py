@@ -21,9 +21,10 @@ from pipeline.api_keys import read_key
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline.embedding.base import ModelIdentity, TextsRefused, Vectors, stopped
 from pipeline.embedding.batching import check_inputs, plan_requests
-from pipeline.embedding.openai_wire import EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
+from pipeline.embedding.openai_wire import BrokeDown, EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.proxies import client_mounts
 from pipeline.tls import ssl_context
 
 _log = logging.getLogger(__name__)
@@ -37,6 +38,10 @@ _ENCODINGS = ("base64", "float", None)
 """What is asked for, in turn: base64 is a quarter of the bytes, some servers know only floats, and LiteLLM in front of some
 vendors refuses the field itself."""
 _HARMLESS_TEXT = "text"
+
+
+class _KeepsBreakingDown(EmbedderUnavailable):
+    """The server failed in every try of a request."""
 
 
 class OpenAIEmbedder:
@@ -107,14 +112,31 @@ class OpenAIEmbedder:
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)
-        return httpx.AsyncClient(headers=headers, timeout=None, limits=limits, verify=ssl_context())  # noqa: S113 - see _post
+        return httpx.AsyncClient(
+            headers=headers,
+            timeout=None,  # noqa: S113 - see _post
+            limits=limits,
+            verify=ssl_context(),
+            mounts=client_mounts(),
+        )
 
-    async def _fill(self, client: httpx.AsyncClient, texts: Mapping[int, str], vectors: Vectors, refused: dict[int, str]) -> None:
+    async def _fill(
+        self,
+        client: httpx.AsyncClient,
+        texts: Mapping[int, str],
+        vectors: Vectors,
+        refused: dict[int, str],
+        *,
+        suspected: bool = False,
+    ) -> None:
         """Put the vectors of ``texts`` into their rows. A request the endpoint refuses is halved, until it is small enough or the
-        text to blame stands alone: its reason is put into ``refused``."""
+        text to blame stands alone: its reason is put into ``refused``.
+
+        So is a request that the server breaks down over while it answers another. Its texts are ``suspected`` from then on: a
+        breakdown over them is a refusal, as each half would have to wait through all tries otherwise."""
         rows = list(texts)
         try:
-            vectors[rows] = await self._request(client, list(texts.values()))
+            vectors[rows] = await self._request(client, list(texts.values()), suspected=suspected)
             return
         except Refused as refusal:
             if len(rows) == 1:
@@ -122,9 +144,20 @@ class OpenAIEmbedder:
                 refused[rows[0]] = str(refusal)
                 return
             _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(rows), refusal)
+        except _KeepsBreakingDown as failure:
+            await self._check_that_another_text_is_answered(client, failure)
+            suspected = True
+            _log.warning("the endpoint answers another text: %d texts are sent again in halves; %s", len(rows), failure)
         middle = len(rows) // 2
-        for half in (rows[:middle], rows[middle:]):
-            await self._fill(client, {row: texts[row] for row in half}, vectors, refused)
+        for half in filter(None, (rows[:middle], rows[middle:])):  # The first is empty for a lone text, which is asked for again.
+            await self._fill(client, {row: texts[row] for row in half}, vectors, refused, suspected=suspected)
+
+    async def _check_that_another_text_is_answered(self, client: httpx.AsyncClient, failure: EmbedderUnavailable) -> None:
+        """Raise ``failure`` when none is at once."""
+        try:
+            await self._attempt(client, [_HARMLESS_TEXT])
+        except (TryAgain, Refused):
+            raise failure from None
 
     async def _check_that_the_text_is_to_blame(self, client: httpx.AsyncClient, refusal: Refused) -> None:
         """Raise ConfigError when the endpoint refuses another text, too."""
@@ -133,16 +166,18 @@ class OpenAIEmbedder:
         except Refused:
             raise ConfigError(refused_for_good(str(refusal))) from None
 
-    async def _request(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
+    async def _request(self, client: httpx.AsyncClient, texts: list[str], *, suspected: bool = False) -> Vectors:
         attempts = self._settings.max_attempts
         for attempt in range(1, attempts + 1):
             try:
                 return await self._attempt(client, texts)
             except TryAgain as verdict:
+                broke_down = isinstance(verdict, BrokeDown)
+                if broke_down and suspected:
+                    raise Refused(str(verdict)) from None
                 if attempt == attempts or (verdict.after or 0) > _LONGEST_ASKED_SECONDS:
-                    raise EmbedderUnavailable(
-                        f"{self._settings.base_url} did not answer in {attempt} attempts: {verdict}"
-                    ) from None
+                    error = _KeepsBreakingDown if broke_down else EmbedderUnavailable
+                    raise error(f"{self._settings.base_url} did not answer in {attempt} attempts: {verdict}") from None
                 wait = self._wait_seconds(attempt, verdict.after)
                 _log.warning("embedding request %d of %d failed (%s); next in %.1f s", attempt, attempts, verdict, wait)
             await asyncio.sleep(wait)

@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from email.utils import parsedate_to_datetime
-from time import time
 from typing import Any
 
 import httpx
@@ -18,11 +16,14 @@ import numpy as np
 
 from pipeline.embedding.base import Vectors
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.retry_after import seconds_asked
+from pipeline.urls import quoted
 
 RETRYABLE_STATUS = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """424 is what Text Embeddings Inference answers when its own backend fails."""
+_BREAKDOWNS = frozenset({424, 500, 502, 504, 520, 524})
+"""Of the server, perhaps over one of the texts. 503 and 529 are not among them: a server says so of itself."""
 _ERROR_STATUS = frozenset(map(str, range(400, 600)))
-_LONGEST_MESSAGE = 300
 
 
 class TryAgain(Exception):
@@ -31,6 +32,10 @@ class TryAgain(Exception):
     def __init__(self, reason: str, after: float | None = None) -> None:
         super().__init__(reason)
         self.after = after
+
+
+class BrokeDown(TryAgain):
+    """The server failed. It may recover; or one of the texts makes it fail, as often as it is sent."""
 
 
 class Refused(Exception):
@@ -44,7 +49,8 @@ class EncodingRefused(Refused):
 def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hint: str, secret: str) -> Vectors:
     """The vectors of a response in request order, shape (count, dimension).
 
-    A text whose embedding came back empty or null becomes a row of NaN: the caller knows which file it belongs to.
+    A text whose embedding came back empty, null or with an integer beyond every float becomes a row of NaN: the caller knows
+    which file it belongs to.
     Raises TryAgain, Refused, EmbedderUnavailable (credentials, quota) or ConfigError (anything else the settings caused,
     another vector size included). ``secret`` is removed from what the server said.
     """
@@ -58,19 +64,6 @@ def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hi
     if not isinstance(data, list):
         raise TryAgain("the answer holds no data")
     return _stack(_in_request_order(data, count), dimension)
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds a server asks to wait: ``Retry-After`` as a number or an HTTP date; None when absent or unreadable."""
-    value = headers.get("retry-after", "").strip()
-    try:
-        return max(0.0, float(value))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-    except (ValueError, TypeError, IndexError, OverflowError):
-        return None
 
 
 def _json(response: httpx.Response) -> Any:
@@ -90,15 +83,17 @@ def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str,
     if status == 200:  # Gateways report an upstream's failure inside a success, some with codes of their own.
         status = int(str(code)) if str(code) in _ERROR_STATUS else 500
     message = _message(error, details) or response.reason_phrase or "no reason given"
-    message = (message.replace(secret, "***") if secret else message)[:_LONGEST_MESSAGE]
-    if status in (401, 403):
-        raise EmbedderUnavailable(f"The embedding endpoint refuses the credentials (HTTP {status}); {key_hint}")
+    message = quoted(message.replace(secret, "***") if secret else message)
+    if status in (401, 403) and code != "model_not_found":  # OpenAI's word for a model that the key's project may not use.
+        raise EmbedderUnavailable(f"The embedding endpoint refuses the credentials (HTTP {status}: {message}); {key_hint}")
     if status == 402 or "insufficient_quota" in (code, details.get("type")):
         raise EmbedderUnavailable(f"The embedding endpoint is out of quota (HTTP {status}): {message}")
     if status >= 500 and "NaN" in message:  # Ollama cannot write down the vector of one of the texts.
         raise Refused(f"HTTP {status}: {message}")
     if status in RETRYABLE_STATUS:
-        raise TryAgain(f"HTTP {status}: {message}", retry_after(response.headers))
+        after = seconds_asked(response.headers.get("retry-after"))
+        verdict = BrokeDown if status in _BREAKDOWNS and after is None else TryAgain
+        raise verdict(f"HTTP {status}: {message}", after)
     if status in (400, 413, 422):
         refusal = EncodingRefused if "encoding_format" in f"{message} {details.get('param')}" else Refused
         raise refusal(f"HTTP {status}: {message}")
@@ -151,10 +146,12 @@ def _stack(embeddings: list[Any], dimension: int) -> Vectors:
 
 
 def _values(embedding: Any) -> Vectors:
-    """One vector: a list of numbers, or base64 of little-endian float32."""
+    """One vector: a list of numbers, or base64 of little-endian float32. Empty where there is none."""
     try:
         if isinstance(embedding, str):
             return np.frombuffer(base64.b64decode(embedding, validate=True), "<f4")
         return np.asarray([] if embedding is None else embedding, np.float32)
+    except OverflowError:  # An integer beyond every float, which is as little of a vector as NaN.
+        return np.empty(0, np.float32)
     except (binascii.Error, ValueError, TypeError) as error:
         raise TryAgain(f"an embedding is neither base64 nor numbers: {error}") from None

@@ -18,7 +18,7 @@ import anyio
 import httpcore
 import httpx
 
-from pipeline.llama_cloud.proxies import environment_proxies
+from pipeline.proxies import environment_proxies
 from pipeline.tls import ssl_context
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})

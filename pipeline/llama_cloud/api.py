@@ -27,14 +27,13 @@ from pipeline.api_keys import read_key, usable_key
 from pipeline.errors import ConfigError, IncompleteListing, IndexportError, SourceUnavailable
 from pipeline.llama_cloud.addresses import is_loopback
 from pipeline.llama_cloud.decoding import clean_text
-from pipeline.llama_cloud.proxies import DIRECT, environment_proxies
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
+from pipeline.proxies import client_mounts
 from pipeline.tls import ssl_context, tls_problem
-from pipeline.urls import is_http_url, without_secrets
+from pipeline.urls import is_http_url, quoted, without_secrets
 
 T = TypeVar("T")
-_MAX_DETAIL_CHARS = 300
 _THROTTLED = 429
 _API_KEY = "LLAMA_CLOUD_API_KEY"
 _MOST_BARREN_PAGES = 100
@@ -74,8 +73,7 @@ class CloudApi:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        environment_proxies()  # httpx reads them by itself, and its errors show them.
-        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=DIRECT)
+        http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=client_mounts())
         try:
             self.client = AsyncLlamaCloud(
                 api_key=usable_key(api_key.get_secret_value(), _API_KEY) if api_key else read_key(_API_KEY) or None,
@@ -215,10 +213,10 @@ class CloudApi:
         return Rejected(f"LlamaCloud refused the request while {doing}: HTTP {status}{detail}", status)
 
     def _detail(self, error: APIStatusError) -> str:
-        """The vendor's own words, bounded, without the key if they quote it."""
+        """The vendor's own words, bounded, without the key or the signature of a URL if they quote one."""
         body = error.body
         detail = body.get("detail") if isinstance(body, dict) else None
-        return f": {clean_text(str(detail)).replace(self.client.api_key, '...')[:_MAX_DETAIL_CHARS]}" if detail else ""
+        return f": {quoted(clean_text(str(detail)).replace(self.client.api_key, '...'))}" if detail else ""
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:

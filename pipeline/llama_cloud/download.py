@@ -12,8 +12,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from datetime import timedelta
 from enum import Enum, auto
 from types import TracebackType
 from typing import Self
@@ -26,6 +25,7 @@ from pipeline.llama_cloud.models import DirectoryFile
 from pipeline.llama_cloud.normalise import DEFAULT_MAX_PAYLOAD_BYTES
 from pipeline.llama_cloud.quiet_logs import urls_are_secret
 from pipeline.llama_cloud.wire import PresignedUrl
+from pipeline.retry_after import seconds_asked
 from pipeline.tls import tls_problem
 
 ResolveUrl = Callable[[DirectoryFile], Awaitable[PresignedUrl]]
@@ -228,21 +228,9 @@ def _failed_status(response: httpx.Response) -> _Failure:
     if status in _STALE_STATUSES:
         return _Failure(_Kind.STALE, f"the storage refused a fresh presigned URL as well (HTTP {status})")
     if status in _OVERLOADED_STATUSES:
-        return _Failure(_Kind.UNAVAILABLE, f"HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+        return _Failure(_Kind.UNAVAILABLE, f"HTTP {status}", seconds_asked(response.headers.get("Retry-After")))
     if status in {408, 425} or status >= 500:
-        return _Failure(_Kind.TRANSIENT, f"the storage answered HTTP {status}", _retry_after(response.headers.get("Retry-After")))
+        return _Failure(
+            _Kind.TRANSIENT, f"the storage answered HTTP {status}", seconds_asked(response.headers.get("Retry-After"))
+        )
     return _Failure(_Kind.FINAL, f"the storage answered HTTP {status}")
-
-
-def _retry_after(header: str | None) -> float | None:
-    """Seconds, from either form of the header; ``None`` when absent, unreadable or past."""
-    if not header:
-        return None
-    if header.strip().isdecimal():
-        return float(header)
-    try:
-        moment = parsedate_to_datetime(header)
-    except (ValueError, OverflowError):
-        return None
-    seconds = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime.now(UTC)).total_seconds()
-    return seconds if seconds > 0 else None

@@ -18,6 +18,7 @@ from pipeline.documents.models import MetadataValue
 from pipeline.llama_cloud.decoding import DecodingError, clean, clean_text
 from pipeline.llama_cloud.models import DirectoryFile, IndexState
 from pipeline.llama_cloud.normalise import parse_moment
+from pipeline.urls import quoted
 
 
 class UnexpectedAnswer(ValueError):
@@ -70,7 +71,7 @@ def read_index(answer: Mapping[str, Any]) -> IndexState:
         project_id=_required(answer, "project_id", "an index"),
         name=clean_text(answer["name"]) if isinstance(answer.get("name"), str) else "",
         status=_stable_status(status),
-        error_message=clean_text(message) if isinstance(message, str) and message else None,
+        error_message=quoted(clean_text(message)) if isinstance(message, str) and message else None,
         sync_in_progress=in_progress,
         source_directory_id=_required(answer, "source_directory_id", "an index"),
         output_directory_id=_optional(answer, "output_directory_id"),

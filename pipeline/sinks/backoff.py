@@ -6,6 +6,8 @@ import math
 import random
 from typing import Final
 
+from pipeline.retry_after import seconds_asked
+
 FIRST_WAIT: Final = 0.25
 LONGEST_WAIT: Final = 30.0
 
@@ -24,13 +26,5 @@ def apart(number: int, *, first: float, longest: float = math.inf) -> float:
 
 def wait(retry_after: str | None, attempt: int) -> float:
     """Seconds after this attempt: what a ``Retry-After`` header asks for, up to the longest wait and with jitter on top."""
-    asked = _seconds(retry_after)
+    asked = seconds_asked(retry_after)
     return backoff(attempt) if asked is None else min(asked, LONGEST_WAIT) * random.uniform(1.0, 1.25)  # noqa: S311 - jitter
-
-
-def _seconds(retry_after: str | None) -> float | None:
-    """The header's seconds; ``None`` where it is absent or, as HTTP allows too, a date."""
-    try:
-        return None if retry_after is None else max(0.0, float(retry_after))
-    except ValueError:
-        return None

@@ -6,8 +6,6 @@ import asyncio
 import json
 import logging
 import threading
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from pipeline.embedding.base import PartlyEmbedded
 from pipeline.embedding.loading import load_embedder
 from pipeline.embedding.offline_model import SOURCE_SHA256, find_wheel_model
 from pipeline.embedding.openai_embedder import OpenAIEmbedder
-from pipeline.embedding.openai_wire import retry_after
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Drops, Endpoint, embed, embedder, right, vector
@@ -124,6 +121,23 @@ async def test_nobody_listening_is_unavailable(endpoint: Endpoint) -> None:
         await embed(endpoint, ["a"], base_url="http://127.0.0.1:1/v1")
 
 
+async def test_no_proxy_is_asked_for_an_endpoint_on_this_machine(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+
+
+@pytest.mark.parametrize("proxy", ["ftp://user:hunter2@proxy.example", "http://user:hunter2@proxy.example:port", "socks5://h:1"])
+async def test_a_proxy_that_cannot_be_used_is_told_by_its_variable(
+    endpoint: Endpoint, proxy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.proxies.find_spec", lambda _package: None)
+    monkeypatch.setenv("http_proxy", proxy)
+    for asked in (embed(endpoint, ["a"]), embedder(endpoint).embed_query("a")):
+        with pytest.raises(ConfigError, match="HTTP_PROXY names no proxy") as refused:
+            await asked
+        assert "hunter2" not in str(refused.value)
+
+
 async def test_an_exhausted_quota_is_not_tried_again(endpoint: Endpoint) -> None:
     endpoint.script = [(429, {"error": {"message": "pay", "code": "insufficient_quota"}})]
     with pytest.raises(EmbedderUnavailable, match="out of quota"):
@@ -134,10 +148,27 @@ async def test_an_exhausted_quota_is_not_tried_again(endpoint: Endpoint) -> None
 @pytest.mark.parametrize("status", [401, 403])
 async def test_refused_credentials_name_the_variable_and_never_the_key(endpoint: Endpoint, status: int) -> None:
     endpoint.script = [(status, {"error": {"message": f"Incorrect API key provided: {KEY}"}})]
-    with pytest.raises(EmbedderUnavailable, match="OPENAI_API_KEY") as caught:
+    with pytest.raises(
+        EmbedderUnavailable, match=rf"HTTP {status}: Incorrect API key provided: \*\*\*\).*OPENAI_API_KEY"
+    ) as caught:
         await embed(endpoint, ["a"])
     assert KEY not in str(caught.value)
     assert len(endpoint.requests) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_model_the_key_may_not_use_is_told_by_its_setting(endpoint: Endpoint, status: int) -> None:
+    endpoint.script = [(status, {"error": {"message": "Project `p` has no access to model `m`", "code": "model_not_found"}})]
+    with pytest.raises(ConfigError, match=rf"HTTP {status}: Project `p` has no access to model `m`\); check embedding\.model"):
+        await embed(endpoint, ["a"])
+
+
+async def test_what_an_endpoint_says_is_told_shortly_and_without_secrets(endpoint: Endpoint) -> None:
+    endpoint.script = [(403, {"error": {"message": "blocked: https://u:hunter2@gateway.example/a?sig=hunter2 " + "x" * 1000}})]
+    with pytest.raises(EmbedderUnavailable, match=r"HTTP 403: blocked: https://gateway\.example/a xxx") as caught:
+        await embed(endpoint, ["a"])
+    assert "hunter2" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 async def test_the_key_is_in_no_message_and_no_log(endpoint: Endpoint, caplog: pytest.LogCaptureFixture) -> None:
@@ -210,8 +241,8 @@ async def test_vectors_of_another_size_are_refused(endpoint: Endpoint) -> None:
         await embed(endpoint, ["a"], native_dimension=4)
 
 
-@pytest.mark.parametrize("nothing", [[], None, "", [None, None, None]])
-async def test_an_empty_vector_becomes_a_row_that_is_not_finite(endpoint: Endpoint, nothing: Any) -> None:
+@pytest.mark.parametrize("nothing", [[], None, "", [None, None, None], [10**400, 1, 1], 10**400])
+async def test_an_empty_vector_or_one_of_no_floats_becomes_a_row_that_is_not_finite(endpoint: Endpoint, nothing: Any) -> None:
     endpoint.script = [(200, {"data": [{"index": 0, "embedding": vector("a")}, {"index": 1, "embedding": nothing}]})]
     rows = await embed(endpoint, ["a", "b"])
     assert rows[0] == vector("a")
@@ -307,12 +338,3 @@ def test_a_base_url_with_secrets_or_that_no_client_can_be_asked_for_is_refused(u
     with pytest.raises(ValidationError, match="base_url") as caught:
         OpenAISettings(base_url=url)
     assert "pass" not in str(caught.value)
-
-
-def test_retry_after_is_read_as_seconds_or_as_a_date() -> None:
-    in_a_minute = format_datetime(datetime.now(UTC) + timedelta(seconds=60), usegmt=True)
-    assert retry_after({"retry-after": "1.5"}) == 1.5
-    assert 55 < (retry_after({"retry-after": in_a_minute}) or 0) <= 60
-    assert retry_after({"retry-after": "soon"}) is None
-    assert retry_after({"retry-after": "Fri, 01 Jan 99999999999999999999 00:00:00 GMT"}) is None
-    assert retry_after({}) is None

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.embedding.base import PartlyEmbedded, TextsRefused
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Endpoint, embed, embedder, right, vector
 
 
@@ -87,6 +87,58 @@ async def test_what_was_answered_of_a_request_before_its_other_half_failed_is_ke
         await embed(endpoint, ["a", "bb", "ccc", "dddd"])
     assert caught.value.vectors[:2].tolist() == [vector("a"), vector("bb")]
     assert np.isnan(caught.value.vectors[2:]).all()
+
+
+TOO_LONG: Body = {"error": {"code": 500, "message": "input (992 tokens) is too large to process", "type": "server_error"}}
+
+
+@pytest.mark.parametrize("status", [424, 500, 502, 504])
+async def test_a_text_that_makes_the_server_fail_costs_no_other_and_few_requests(endpoint: Endpoint, status: int) -> None:
+    endpoint.script = [refuses("poison", (status, TOO_LONG))] * 99
+    texts = ["good"] * 37 + ["poison"] + ["good"] * 26
+    with pytest.raises(TextsRefused) as caught:
+        await embed(endpoint, texts)
+    assert caught.value.refused == {37: f"HTTP {status}: input (992 tokens) is too large to process"}
+    assert np.flatnonzero(np.isnan(caught.value.vectors[:, 0])).tolist() == [37]
+    tries, probes, both_halves_of_six_levels = 3, 2, 12
+    assert len(endpoint.requests) == tries + probes + both_halves_of_six_levels
+
+
+async def test_a_lone_text_is_to_blame_only_when_another_is_answered_and_it_fails_again(endpoint: Endpoint) -> None:
+    endpoint.script = [refuses("poison", (500, TOO_LONG))] * 99
+    with pytest.raises(TextsRefused, match="refused 1 of 1 texts"):
+        await embed(endpoint, ["poison"])
+    assert [request["input"] for request in endpoint.requests] == [*[["poison"]] * 3, ["text"], ["poison"], ["text"]]
+    endpoint.script = [(500, TOO_LONG)] * 3
+    assert await embed(endpoint, ["abc"]) == [vector("abc")]
+
+
+@pytest.mark.parametrize("other", [(500, TOO_LONG), (400, {"error": {"message": "no"}}), None])
+async def test_a_server_that_fails_on_any_text_is_down(endpoint: Endpoint, other: Answer | None) -> None:
+    endpoint.script = [*[(500, TOO_LONG)] * 3, other]
+    with pytest.raises(EmbedderUnavailable, match="3 attempts: HTTP 500: input"):
+        await embed(endpoint, ["a"] * 64)
+    assert len(endpoint.requests) == 4
+
+
+async def test_a_server_that_goes_down_while_a_text_is_looked_for_is_down(endpoint: Endpoint) -> None:
+    endpoint.script = [*[(500, TOO_LONG)] * 3, right, *[(500, {"error": "gone"})] * 99]
+    with pytest.raises(EmbedderUnavailable, match="3 attempts: HTTP 500: gone"):
+        await embed(endpoint, ["a"] * 8)
+    assert len(endpoint.requests) == 3 + 1 + 3 + 3
+
+
+@pytest.mark.parametrize("overloaded", [(503, TOO_LONG), (529, TOO_LONG), (500, TOO_LONG, {"Retry-After": "0"})])
+async def test_no_text_is_to_blame_for_a_server_that_says_it_is_overloaded(endpoint: Endpoint, overloaded: Answer) -> None:
+    endpoint.script = [refuses("poison", overloaded)] * 99
+    with pytest.raises(EmbedderUnavailable, match="3 attempts"):
+        await embed(endpoint, ["good", "poison"])
+    assert len(endpoint.requests) == 3
+
+
+async def test_throttling_is_waited_out_while_a_text_is_looked_for(endpoint: Endpoint) -> None:
+    endpoint.script = [*[(500, TOO_LONG)] * 3, right, (429, {}), (429, {})]
+    assert await embed(endpoint, ["a", "bb"]) == [vector("a"), vector("bb")]
 
 
 async def test_a_request_of_too_many_texts_is_sent_again_in_halves(endpoint: Endpoint) -> None:

@@ -186,7 +186,7 @@ async def test_no_proxy_is_asked_for_this_machine(server: Server, monkeypatch: p
 def test_a_proxy_that_cannot_be_used_names_the_variable_and_nothing_else(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.llama_cloud.proxies.find_spec", lambda _package: None)
+    monkeypatch.setattr("pipeline.proxies.find_spec", lambda _package: None)
     monkeypatch.setenv(variable, value)
     with pytest.raises(ConfigError, match=variable) as refused:
         LlamaCloudSource(LlamaCloudSettings(index_id="idx"), api_key=SecretStr("k"))

@@ -57,6 +57,15 @@ async def test_only_two_values_of_status_are_stable(metadata: dict[str, str] | N
     assert (state.status, state.error_message) == (status, message)
 
 
+async def test_the_vendors_reason_is_kept_short_and_without_the_signatures_of_urls() -> None:
+    reason = "Client error '403 Forbidden' for url 'https://storage.example/a?X-Amz-Signature=secret': " + "x" * 1000
+    async with FakeCloud(indexes=[index_body(metadata={"status": "failed", "error_message": reason})]).source() as source:
+        message = (await source.get_index()).error_message
+    assert message is not None
+    assert message.startswith("Client error '403 Forbidden' for url 'https://storage.example/a': xxx")
+    assert len(message) == 300
+
+
 async def test_the_change_key_moves_with_what_a_sync_moves_and_nothing_else() -> None:
     bodies = [
         index_body(),

@@ -123,6 +123,15 @@ async def test_a_refusal_keeps_the_vendors_words_but_never_the_key(status: int) 
     assert len(str(refused.value)) < 700
 
 
+@pytest.mark.parametrize(("status", "error"), [(422, ConfigError), (500, SourceUnavailable)])
+async def test_a_presigned_url_in_the_vendors_words_is_shown_without_its_signature(status: int, error: type[Exception]) -> None:
+    detail = "Client error '403 Forbidden' for url 'https://storage.example/a?X-Amz-Signature=secret'"
+    async with FakeCloud(script=lambda _: failure(status, detail)).source() as source:
+        with pytest.raises(error, match=r"'403 Forbidden' for url 'https://storage\.example/a'") as refused:
+            await source.get_index()
+    assert "secret" not in str(refused.value)
+
+
 async def test_a_base_url_with_a_path_too_many_is_named() -> None:
     async with FakeCloud(script=lambda _: failure(404, "Not Found")).source(base_url="https://bob:pw@api.example/api") as source:
         with pytest.raises(ConfigError, match=r"404: Not Found.*LLAMA_CLOUD_BASE_URL \(https://api\.example/api/? now\)"):

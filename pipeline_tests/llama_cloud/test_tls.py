@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from pydantic import SecretStr
 
-from pipeline.errors import SourceUnavailable
+from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.llama_cloud.addresses import AddressPolicy
 from pipeline.llama_cloud.download import PayloadDownloader
 from pipeline.llama_cloud.models import DirectoryFile
@@ -75,6 +75,16 @@ async def test_a_certificate_in_ssl_cert_file_is_trusted(
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     with pytest.raises(SourceUnavailable, match="HTTP 501"):
         await ask(signed_by_itself)
+
+
+@pytest.mark.parametrize("name", ["a missing file", "a folder", "no certificate", "a broken one"])
+async def test_a_bundle_that_cannot_be_read_is_named(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a folder").mkdir()
+    (tmp_path / "no certificate").write_text("none")
+    (tmp_path / "a broken one").write_text("-----BEGIN CERTIFICATE-----\nnone\n-----END CERTIFICATE-----\n")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+    with pytest.raises(ConfigError, match=f"SSL_CERT_FILE names {tmp_path / name}, which is no bundle"):
+        await ask("https://127.0.0.1:9")
 
 
 async def test_a_server_without_tls_is_named() -> None:

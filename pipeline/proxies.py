@@ -1,4 +1,4 @@
-"""The proxies of the environment, the same for the API and for downloads.
+"""The proxies of the environment, the same for the API, for downloads and for embedding endpoints.
 
 What belongs here: reading ``HTTP_PROXY``, ``HTTPS_PROXY`` and ``ALL_PROXY``. A value may hold a password: no error shows one.
 """
@@ -7,13 +7,22 @@ from __future__ import annotations
 
 import urllib.request
 from importlib.util import find_spec
+from typing import Final
 
 import httpx
 
 from pipeline.errors import ConfigError
 
-DIRECT: dict[str, httpx.AsyncBaseTransport | None] = dict.fromkeys(("all://localhost", "all://127.0.0.1", "all://[::1]"))
-"""httpx mounts: no proxy is asked for this machine's own servers."""
+_DIRECT: Final = ("all://localhost", "all://127.0.0.1", "all://[::1]")
+
+
+def client_mounts() -> dict[str, httpx.AsyncBaseTransport | None]:
+    """The mounts of an httpx client, which reads the environment by itself: no proxy is asked for this machine's own servers.
+
+    Raises as ``environment_proxies``: httpx's own errors show the value.
+    """
+    environment_proxies()
+    return dict.fromkeys(_DIRECT)
 
 
 def environment_proxies() -> dict[str, httpx.Proxy]:
