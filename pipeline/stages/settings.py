@@ -44,7 +44,11 @@ class DetectionSettings(_Settings):
         ge=0,
         description="How long scattered changes wait for a quiet moment before small ranges go out as they are.",
     )
-    sync_every_seconds: int | None = Field(default=None, ge=60, description="Ask LlamaCloud to sync this often. Default: never.")
+    sync_every_seconds: int | None = Field(
+        default=None,
+        ge=60,
+        description="Ask LlamaCloud to sync this often; what it refuses is asked for again at the next look. Default: never.",
+    )
     max_attempts: int = Field(
         default=5,
         ge=1,

@@ -34,17 +34,20 @@ class ServedFile:
 
 @dataclass
 class HostileCloud:
-    """``files`` may be changed at any time. ``wrong_paths`` are requests that no client of the API should send."""
+    """``files`` may be changed at any time. ``wrong_paths`` are requests that no client of the API should send; ``refused_syncs``
+    is the status every sync is refused with."""
 
     files: list[ServedFile] = field(default_factory=list)
     api_key: str = "llx-hostile"
     base_url: str = ""
     version: int = 0
+    index_id: str = "idx-hostile"
+    refused_syncs: int | None = None
     wrong_paths: list[str] = field(default_factory=list)
 
     def index(self) -> dict[str, Any]:
         return {
-            "id": "idx-hostile",
+            "id": self.index_id,
             "export_config_id": INDEX,
             "name": "hostile",
             "project_id": PROJECT,
@@ -75,7 +78,7 @@ class HostileCloud:
         match [*path.removeprefix("/api/v1/").split("/"), method]:
             case ["indexes", "GET"]:
                 return {"items": [self.index()], "next_page_token": None}
-            case ["indexes", _, "GET"]:
+            case ["indexes", key, "GET"] if key in [self.index()[name] for name in ("id", "export_config_id")]:
                 return self.index()
             case ["indexes", _, "sync", "POST"]:
                 self.version += 1
@@ -116,7 +119,12 @@ def _handler(cloud: HostileCloud) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self._answer("POST", urlsplit(self.path).path)
+            path = urlsplit(self.path).path
+            if cloud.refused_syncs and path.endswith("/sync"):
+                refusal = json.dumps({"detail": "no syncs for you"}).encode()
+                self._send(cloud.refused_syncs, refusal, {"Content-Type": "application/json"})
+            else:
+                self._answer("POST", path)
 
         def _answer(self, method: str, path: str) -> None:
             found = cloud.answer(method, unquote(path))
