@@ -53,6 +53,10 @@ class NotThere(Rejected):
     """404: what was asked for does not exist, or not for this key and project."""
 
 
+class KeyRefused(SourceUnavailable):
+    """401: no request with this key would fare better."""
+
+
 class ServerFailed(SourceUnavailable):
     """The API failed (5xx) or throttles (429) after the SDK's retries; ``status`` is its last answer's."""
 
@@ -191,7 +195,8 @@ class CloudApi:
 
     def _translated(self, error: LlamaCloudError, doing: str, setting: str | None) -> IndexportError:
         if isinstance(error, AuthenticationError | PermissionDeniedError):
-            return SourceUnavailable(
+            kind = KeyRefused if isinstance(error, AuthenticationError) else SourceUnavailable
+            return kind(
                 f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}{self._detail(error)}): set "
                 f"{_API_KEY} to a key of the index's project, and LLAMA_CLOUD_BASE_URL to its region "
                 f"({self.shown_url} now)"

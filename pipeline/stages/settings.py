@@ -52,7 +52,8 @@ class DetectionSettings(_Settings):
     max_attempts: int = Field(
         default=5,
         ge=1,
-        description="A file that failed this often is parked until it or a setting it may have failed for changes.",
+        description="A file that failed this often is parked until it or a setting it may have failed for changes; not for a "
+        "download that may work later.",
     )
 
 

@@ -6,6 +6,7 @@ The local cloud parses documents, so what it serves is well formed; here nothing
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,15 +35,15 @@ class ServedFile:
 
 @dataclass
 class HostileCloud:
-    """``files`` may be changed at any time. ``wrong_paths`` are requests that no client of the API should send; ``refused_syncs``
-    is the status every sync is refused with."""
+    """``files`` may be changed at any time. ``wrong_paths`` are requests that no client of the API should send; ``failing``
+    has the statuses that paths which fit a regular expression are answered with."""
 
     files: list[ServedFile] = field(default_factory=list)
     api_key: str = "llx-hostile"
     base_url: str = ""
     version: int = 0
     index_id: str = "idx-hostile"
-    refused_syncs: int | None = None
+    failing: dict[str, int] = field(default_factory=dict)
     wrong_paths: list[str] = field(default_factory=list)
 
     def index(self) -> dict[str, Any]:
@@ -112,6 +113,8 @@ def _handler(cloud: HostileCloud) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
+            if self._fails(path):
+                return
             if path.startswith("/_blob/"):
                 self._serve(cloud.files[int(path.removeprefix("/_blob/"))])
             else:
@@ -120,11 +123,14 @@ def _handler(cloud: HostileCloud) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             path = urlsplit(self.path).path
-            if cloud.refused_syncs and path.endswith("/sync"):
-                refusal = json.dumps({"detail": "no syncs for you"}).encode()
-                self._send(cloud.refused_syncs, refusal, {"Content-Type": "application/json"})
-            else:
+            if not self._fails(path):
                 self._answer("POST", path)
+
+        def _fails(self, path: str) -> bool:
+            status = next((status for pattern, status in cloud.failing.items() if re.search(pattern, path)), None)
+            if status is not None:
+                self._send(status, b'{"detail": "not for you"}', {"Content-Type": "application/json"})
+            return status is not None
 
         def _answer(self, method: str, path: str) -> None:
             found = cloud.answer(method, unquote(path))

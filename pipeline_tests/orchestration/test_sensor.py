@@ -194,7 +194,7 @@ def test_a_sync_that_llamacloud_refuses_is_told_and_does_not_keep_the_sensor_fro
 ) -> None:
     detection = {"sync_every_seconds": 60}
     with hostile_cloud(ServedFile("dfl-1", b"")) as cloud, world_over(tmp_path, cloud, detection=detection) as world:
-        cloud.refused_syncs = status
+        cloud.failing["/sync$"] = status
         answer, cursor = tick(world)
         assert isinstance(answer, dg.SensorResult)
         assert answer.run_requests
@@ -205,9 +205,9 @@ def test_a_sync_that_llamacloud_refuses_is_told_and_does_not_keep_the_sensor_fro
     assert isinstance(answer, dg.SensorResult)
     assert answer.skip_reason is not None
     told = answer.skip_reason.skip_message or ""
-    assert f"HTTP {status}: no syncs for you" in told
+    assert f"HTTP {status}: not for you" in told
     assert "1 files parked" in told
-    assert f"HTTP {status}: no syncs for you" in caplog.text
+    assert f"HTTP {status}: not for you" in caplog.text
 
 
 def test_an_index_that_is_made_anew_under_its_name_is_found_by_the_process_that_knew_the_former_one(tmp_path: Path) -> None:
