@@ -6,6 +6,7 @@ What belongs here: sending a request, reading its JSON, following pages, and the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -35,6 +36,9 @@ from pipeline.urls import is_http_url, without_secrets
 
 T = TypeVar("T")
 _MAX_DETAIL_CHARS = 300
+_TOTAL_SECONDS = 900.0
+"""For all attempts at one request, with the waits for its turn and for what ``Retry-After`` says: a server that sends a byte now
+and then defeats every other time limit."""
 _THROTTLED = 429
 _API_KEY = "LLAMA_CLOUD_API_KEY"
 _MOST_BARREN_PAGES = 100
@@ -116,7 +120,9 @@ class CloudApi:
         Raises ``NotThere``, ``Rejected``, ``ServerFailed`` or ``SourceUnavailable``.
         """
         try:
-            response = await request
+            response = await _in_time(request)
+        except TimeoutError:
+            raise self._too_slow(doing) from None
         except ValueError:  # The SDK's word for a path with an id like ".." or half a surrogate pair, and for its own headers.
             culprits = "an id that fits into no URL, or LLAMA_CLOUD_CUSTOM_HEADERS with letters that are not ASCII"
             raise NotThere(f"no request can be made for {doing}: {culprits}", httpx.codes.NOT_FOUND) from None
@@ -139,7 +145,9 @@ class CloudApi:
     ) -> bool:
         """Send ``request``; ``False`` when the answer's status is one of ``refusals``. Errors as ``call``'s."""
         try:
-            await request
+            await _in_time(request)
+        except TimeoutError:
+            raise self._too_slow(doing) from None
         except APIStatusError as error:
             if error.status_code in refusals:
                 return False
@@ -188,6 +196,9 @@ class CloudApi:
             seen.add(following)
             token = following
 
+    def _too_slow(self, doing: str) -> SourceUnavailable:
+        return SourceUnavailable(f"LlamaCloud at {self.shown_url} took longer than {_TOTAL_SECONDS:g} seconds while {doing}")
+
     def _not_llama_cloud(self, doing: str, got: str) -> SourceUnavailable:
         return SourceUnavailable(
             f"{self.shown_url} answered {doing} with {got}: check that LLAMA_CLOUD_BASE_URL is a LlamaCloud API and its state"
@@ -224,6 +235,11 @@ class CloudApi:
         body = error.body
         detail = body.get("detail") if isinstance(body, dict) else None
         return f": {clean_text(str(detail)).replace(self.client.api_key, '...')[:_MAX_DETAIL_CHARS]}" if detail else ""
+
+
+async def _in_time(request: Awaitable[T]) -> T:
+    async with asyncio.timeout(_TOTAL_SECONDS):
+        return await request
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:
