@@ -41,6 +41,10 @@ class PayloadError(FileError):
     """The parsed payload is missing, too large, not JSON or of an unknown shape."""
 
 
+class PayloadOutOfReach(PayloadError):
+    """The download failed in a way that may pass; only how other files fare tells whether the fault is this file's."""
+
+
 class RecordRefused(FileError):
     """A sink cannot hold a record of this file (a documented limit, a type it has no room for)."""
 

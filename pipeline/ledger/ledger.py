@@ -243,11 +243,11 @@ class Ledger:
         failures: Mapping[str, str],
         *,
         run_id: str,
-        max_attempts: int,
+        max_attempts: int | None,
         backoff: Callable[[int], float],
         settings_digest: str,
     ) -> None:
-        """Count a failed attempt for each file with its reason; park those that have had ``max_attempts``."""
+        """Count a failed attempt for each file with its reason; park those that have had ``max_attempts``, if given."""
         if not failures:
             return
         now = self._clock()
@@ -257,7 +257,7 @@ class Ledger:
             if file_id not in rows:
                 continue
             attempts = rows[file_id].attempts + 1
-            status = "parked" if attempts >= max_attempts else "failed"
+            status = "failed" if max_attempts is None or attempts < max_attempts else "parked"
             updates.append(
                 {
                     "file_id": file_id,

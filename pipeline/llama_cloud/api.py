@@ -6,6 +6,7 @@ What belongs here: sending a request, reading its JSON, following pages, and the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
@@ -34,6 +35,9 @@ from pipeline.tls import ssl_context, tls_problem
 from pipeline.urls import is_http_url, quoted, without_secrets
 
 T = TypeVar("T")
+_TOTAL_SECONDS = 900.0
+"""For all attempts at one request, with the waits for its turn and for what ``Retry-After`` says: a server that sends a byte now
+and then defeats every other time limit."""
 _THROTTLED = 429
 _API_KEY = "LLAMA_CLOUD_API_KEY"
 _MOST_BARREN_PAGES = 100
@@ -50,6 +54,10 @@ class Rejected(ConfigError):
 
 class NotThere(Rejected):
     """404: what was asked for does not exist, or not for this key and project."""
+
+
+class KeyRefused(SourceUnavailable):
+    """401: no request with this key would fare better."""
 
 
 class ServerFailed(SourceUnavailable):
@@ -110,7 +118,9 @@ class CloudApi:
         Raises ``NotThere``, ``Rejected``, ``ServerFailed`` or ``SourceUnavailable``.
         """
         try:
-            response = await request
+            response = await _in_time(request)
+        except TimeoutError:
+            raise self._too_slow(doing) from None
         except ValueError:  # The SDK's word for a path with an id like ".." or half a surrogate pair, and for its own headers.
             culprits = "an id that fits into no URL, or LLAMA_CLOUD_CUSTOM_HEADERS with letters that are not ASCII"
             raise NotThere(f"no request can be made for {doing}: {culprits}", httpx.codes.NOT_FOUND) from None
@@ -133,7 +143,9 @@ class CloudApi:
     ) -> bool:
         """Send ``request``; ``False`` when the answer's status is one of ``refusals``. Errors as ``call``'s."""
         try:
-            await request
+            await _in_time(request)
+        except TimeoutError:
+            raise self._too_slow(doing) from None
         except APIStatusError as error:
             if error.status_code in refusals:
                 return False
@@ -182,6 +194,9 @@ class CloudApi:
             seen.add(following)
             token = following
 
+    def _too_slow(self, doing: str) -> SourceUnavailable:
+        return SourceUnavailable(f"LlamaCloud at {self.shown_url} took longer than {_TOTAL_SECONDS:g} seconds while {doing}")
+
     def _not_llama_cloud(self, doing: str, got: str) -> SourceUnavailable:
         return SourceUnavailable(
             f"{self.shown_url} answered {doing} with {got}: check that LLAMA_CLOUD_BASE_URL is a LlamaCloud API and its state"
@@ -189,7 +204,8 @@ class CloudApi:
 
     def _translated(self, error: LlamaCloudError, doing: str, setting: str | None) -> IndexportError:
         if isinstance(error, AuthenticationError | PermissionDeniedError):
-            return SourceUnavailable(
+            kind = KeyRefused if isinstance(error, AuthenticationError) else SourceUnavailable
+            return kind(
                 f"LlamaCloud refused the API key while {doing} (HTTP {error.status_code}{self._detail(error)}): set "
                 f"{_API_KEY} to a key of the index's project, and LLAMA_CLOUD_BASE_URL to its region "
                 f"({self.shown_url} now)"
@@ -217,6 +233,11 @@ class CloudApi:
         body = error.body
         detail = body.get("detail") if isinstance(body, dict) else None
         return f": {quoted(clean_text(str(detail)).replace(self.client.api_key, '...'))}" if detail else ""
+
+
+async def _in_time(request: Awaitable[T]) -> T:
+    async with asyncio.timeout(_TOTAL_SECONDS):
+        return await request
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:

@@ -7,7 +7,7 @@ downloads in flight.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import random
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from datetime import datetime, timedelta
@@ -65,19 +65,21 @@ async def in_completion_order(
 ) -> AsyncGenerator[T]:
     """``fetch`` of every entry, at most ``limit`` at a time, results as they come; the next batch is asked for meanwhile.
 
+    In random order: neighbours in a listing may lie in one place that is broken, and the first results speak for all.
     The first exception ends it; what is still in flight is cancelled, as it is when the caller stops early.
     """
-    backlog: deque[FileEntry] = deque()
+    backlog: list[FileEntry] = []
     running: set[asyncio.Task[T]] = set()
     upcoming: asyncio.Task[list[FileEntry] | None] | None = asyncio.create_task(_next_batch(batches))
     try:
         while backlog or running or upcoming:
             while backlog and len(running) < limit:
-                running.add(asyncio.create_task(fetch(backlog.popleft())))
+                running.add(asyncio.create_task(fetch(backlog.pop())))
             await asyncio.wait(_tasks(running, upcoming), return_when=asyncio.FIRST_COMPLETED)
             if upcoming and upcoming.done():
                 batch = upcoming.result()
                 backlog.extend(batch or ())
+                random.shuffle(backlog)
                 upcoming = None if batch is None else asyncio.create_task(_next_batch(batches))
             finished = {task for task in running if task.done()}
             for task in finished:

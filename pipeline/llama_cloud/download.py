@@ -19,7 +19,7 @@ from typing import Self
 
 import httpx
 
-from pipeline.errors import FileError, PayloadError, SourceUnavailable, Unavailable
+from pipeline.errors import PayloadError, PayloadOutOfReach
 from pipeline.llama_cloud.addresses import AddressPolicy, AddressRefused, GuardedTransport
 from pipeline.llama_cloud.models import DirectoryFile
 from pipeline.llama_cloud.normalise import DEFAULT_MAX_PAYLOAD_BYTES
@@ -41,7 +41,8 @@ _TOTAL_SECONDS = 900.0
 """For all attempts at one payload: a server that sends a byte a minute defeats every other time limit."""
 _STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
 """How object stores answer an expired URL, or one for an object that has been replaced or is not visible yet."""
-_OVERLOADED_STATUSES = frozenset({429, 502, 503, 504})
+_PASSING_STATUSES = frozenset({408, 425, 429})
+"""Beside those of servers that fail."""
 _READABLE_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
 
 
@@ -65,9 +66,7 @@ class _Kind(Enum):
     STALE = auto()
     """The URL is refused: ask for another one."""
     TRANSIENT = auto()
-    """This answer may be different in a moment."""
-    UNAVAILABLE = auto()
-    """The store cannot be reached or throttles: as ``TRANSIENT``, and no fault of the file."""
+    """This answer may be different in a moment, or when the store is well again."""
     FINAL = auto()
 
 
@@ -77,10 +76,9 @@ class _Failure:
     reason: str
     retry_after: float | None = None
 
-    def error(self, file: DirectoryFile) -> FileError | Unavailable:
-        if self.kind is _Kind.UNAVAILABLE:
-            return SourceUnavailable(f"the storage behind LlamaCloud's presigned URLs does not answer: {self.reason}")
-        return PayloadError(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {self.reason}")
+    def error(self, file: DirectoryFile) -> PayloadError:
+        kind = PayloadOutOfReach if self.kind is _Kind.TRANSIENT else PayloadError
+        return kind(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {self.reason}")
 
 
 class PayloadDownloader:
@@ -123,8 +121,8 @@ class PayloadDownloader:
     async def download(self, file: DirectoryFile, url: PresignedUrl | None = None) -> bytes:
         """The stored bytes of one file, as they are (possibly gzip). ``url`` saves a request when it is still usable.
 
-        Raises ``PayloadError`` when this file cannot be had, ``SourceUnavailable`` when the store does not answer, and
-        whatever ``resolve`` raises.
+        Raises ``PayloadError`` when this file cannot be had, its ``PayloadOutOfReach`` when that may pass, and whatever
+        ``resolve`` raises.
         """
         outcome: bytes | _Failure
         async with self._slots, self._warmest() as transport:
@@ -132,7 +130,7 @@ class PayloadDownloader:
                 async with asyncio.timeout(_TOTAL_SECONDS):
                     outcome = await self._fetch_fresh(transport, file, url)
             except TimeoutError:
-                outcome = _Failure(_Kind.FINAL, f"it takes longer than {_TOTAL_SECONDS:g} seconds")
+                outcome = _Failure(_Kind.TRANSIENT, f"it takes longer than {_TOTAL_SECONDS:g} seconds")
         if isinstance(outcome, _Failure):
             raise outcome.error(file)
         return outcome
@@ -176,7 +174,8 @@ class PayloadDownloader:
             except AddressRefused as error:
                 return _Failure(_Kind.FINAL, f"{error}; set allow_private_addresses if your storage is on a private network")
             except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
-                return _Failure(_Kind.UNAVAILABLE, tls_problem(error) or type(error).__name__)
+                reason = tls_problem(error) or type(error).__name__
+                return _Failure(_Kind.TRANSIENT, f"the storage behind LlamaCloud's presigned URLs does not answer: {reason}")
             except (httpx.InvalidURL, httpx.UnsupportedProtocol, ValueError):  # ValueError: a host no name service can hold.
                 return _Failure(_Kind.FINAL, "its URL is not an HTTP URL")
             except httpx.RequestError as error:
@@ -227,10 +226,7 @@ def _failed_status(response: httpx.Response) -> _Failure:
     status = response.status_code
     if status in _STALE_STATUSES:
         return _Failure(_Kind.STALE, f"the storage refused a fresh presigned URL as well (HTTP {status})")
-    if status in _OVERLOADED_STATUSES:
-        return _Failure(_Kind.UNAVAILABLE, f"HTTP {status}", seconds_asked(response.headers.get("Retry-After")))
-    if status in {408, 425} or status >= 500:
-        return _Failure(
-            _Kind.TRANSIENT, f"the storage answered HTTP {status}", seconds_asked(response.headers.get("Retry-After"))
-        )
+    if status in _PASSING_STATUSES or status >= httpx.codes.INTERNAL_SERVER_ERROR:
+        asked = seconds_asked(response.headers.get("Retry-After"))
+        return _Failure(_Kind.TRANSIENT, f"the storage answered HTTP {status}", asked)
     return _Failure(_Kind.FINAL, f"the storage answered HTTP {status}")

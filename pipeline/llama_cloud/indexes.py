@@ -15,7 +15,7 @@ from llama_cloud.types.index_create_params import Product
 from pipeline.errors import ConfigError
 from pipeline.llama_cloud.api import CloudApi, NotThere
 from pipeline.llama_cloud.models import IndexState
-from pipeline.llama_cloud.settings import MAX_PAGE_SIZE, LlamaCloudSettings
+from pipeline.llama_cloud.settings import LlamaCloudSettings
 from pipeline.llama_cloud.wire import read_index, read_object
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ class IndexClient:
     async def _all(self) -> AsyncIterator[Mapping[str, Any]]:
         pages = self._api.pages(
             lambda token: self._api.client.indexes.with_raw_response.list(
-                page_size=MAX_PAGE_SIZE, page_token=token, project_id=self._api.project_id
+                page_size=self._settings.page_size, page_token=token, project_id=self._api.project_id
             ),
             what="indexes",
             setting=f"LLAMA_CLOUD_BASE_URL ({self._api.shown_url} now)",

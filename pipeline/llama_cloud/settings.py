@@ -31,7 +31,9 @@ class LlamaCloudSettings(BaseModel):
         default="auto",
         description="Which directory of the index holds the payloads. auto: the output directory if there is one, else source.",
     )
-    page_size: int = Field(default=MAX_PAGE_SIZE, ge=1, le=MAX_PAGE_SIZE, description="Files asked for in one listing request.")
+    page_size: int = Field(
+        default=MAX_PAGE_SIZE, ge=1, le=MAX_PAGE_SIZE, description="Files, or indexes, asked for in one listing request."
+    )
     requests_per_second: float | None = Field(
         default=10.0, gt=0, description="Upper limit of API requests; downloads of presigned URLs do not count. None: no limit."
     )

@@ -17,9 +17,18 @@ from llama_cloud import DEFAULT_MAX_RETRIES
 from llama_cloud.types.index_create_params import Product
 from pydantic import SecretStr
 
-from pipeline.errors import ConfigError, IncompleteListing, PayloadError, SourceUnavailable, SyncFailed, Throttled
+from pipeline.errors import (
+    ConfigError,
+    IncompleteListing,
+    IndexportError,
+    PayloadError,
+    PayloadOutOfReach,
+    SourceUnavailable,
+    SyncFailed,
+    Throttled,
+)
 from pipeline.llama_cloud.addresses import AddressPolicy
-from pipeline.llama_cloud.api import CloudApi, Rejected, ServerFailed
+from pipeline.llama_cloud.api import CloudApi, KeyRefused, Rejected, ServerFailed
 from pipeline.llama_cloud.bulk import batches_with_urls, in_completion_order
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.indexes import IndexClient
@@ -198,7 +207,8 @@ class LlamaCloudSource:
         return files
 
     async def fetch_payload(self, file: DirectoryFile) -> Payload:
-        """The parsed payload of one file. Raises ``PayloadError`` when it cannot be had or read."""
+        """The parsed payload of one file. Raises ``PayloadError`` when it cannot be had or read, its ``PayloadOutOfReach`` when
+        that may pass."""
         return await self._fetch(FileEntry(file, None))
 
     async def fetch_payloads(
@@ -206,7 +216,8 @@ class LlamaCloudSource:
     ) -> AsyncGenerator[tuple[DirectoryFile, Payload | PayloadError]]:
         """The payloads of many files, in the order they arrive; what is wrong with one file takes its payload's place.
 
-        At most ``max_concurrent_downloads`` are in flight. ``SourceUnavailable`` ends it: no other file would fare better.
+        At most ``max_concurrent_downloads`` are in flight. ``SourceUnavailable`` (key refused, throttled) ends it: no other file
+        would fare better. Whose fault ``PayloadOutOfReach`` is, is for the caller to tell, who sees how many of them come.
         """
 
         async def outcome(entry: FileEntry) -> tuple[DirectoryFile, Payload | PayloadError]:
@@ -236,7 +247,7 @@ class LlamaCloudSource:
         except (IncompleteListing, Rejected):
             return
         except ServerFailed as error:
-            if error.status == httpx.codes.TOO_MANY_REQUESTS:
+            if _meets_every_request(error):
                 raise
 
     async def _fetch(self, entry: FileEntry) -> Payload:
@@ -255,12 +266,11 @@ class LlamaCloudSource:
         request = self._api.client.files.with_raw_response.content(file.file_id, project_id=self._api.project_id)
         try:
             url = await self._api.call(request, read_url, doing="asking for a download URL")
-        except Rejected as error:
-            raise PayloadError(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {error}") from None
-        except ServerFailed as error:
-            if error.status != httpx.codes.INTERNAL_SERVER_ERROR:
+        except (Rejected, SourceUnavailable) as error:
+            if _meets_every_request(error):
                 raise
-            raise PayloadError(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {error}") from None
+            kind = PayloadError if isinstance(error, Rejected) else PayloadOutOfReach
+            raise kind(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {error}") from None
         if url is None:
             raise PayloadError(file.id, f"LlamaCloud answered without a download URL for {file.display_name!r}")
         return url
@@ -283,6 +293,12 @@ class LlamaCloudSource:
             case "auto":
                 self._directory_id = state.output_directory_id or state.source_directory_id
         return state
+
+
+def _meets_every_request(error: IndexportError) -> bool:
+    """Whether it is the key or the number of requests that LlamaCloud refuses, whatever was asked for."""
+    throttled = isinstance(error, ServerFailed) and error.status == httpx.codes.TOO_MANY_REQUESTS
+    return throttled or isinstance(error, KeyRefused)
 
 
 def _check_running(before: IndexState, after: IndexState) -> None:

@@ -5,13 +5,14 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.clock import is_due
-from pipeline.errors import SourceUnavailable, Throttled
+from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import INDEX_CHECK, files_check, index_metadata
@@ -88,19 +89,21 @@ def directory_changes(
 async def look(export: Export, *, cursor: str | None = None, complete: bool = False) -> Detection:
     """Ask for a sync when one is due, then look at the index."""
     every = export.settings.detection.sync_every_seconds
-    if every is not None:
-        await _sync_when_due(export, every)
-    return await detect(export, cursor=cursor, complete=complete)
+    unsynced = None if every is None else await _sync_when_due(export, every)
+    return replace(await detect(export, cursor=cursor, complete=complete), unsynced=unsynced)
 
 
-async def _sync_when_due(export: Export, every: int) -> None:
+async def _sync_when_due(export: Export, every: int) -> str | None:
+    """Answers why the sync that is due could not be begun. What was synced before can be looked at; the next tick asks again."""
     state = await asyncio.to_thread(export.ledger.state)
     if not is_due(state.sync_requested_at, every):
-        return
+        return None
     try:
         await refresh(export, wait=False)
-    except Throttled as error:
-        _log.warning("%s", error)  # What was synced before can be looked at; the next tick asks again.
+    except (SourceUnavailable, ConfigError) as error:
+        _log.warning("%s", error)
+        return str(error)
+    return None
 
 
 def _request(settings: ExportSettings, spec: RunSpec) -> dg.RunRequest:
@@ -188,4 +191,5 @@ def _reason(detection: Detection, decided: Dispatch) -> str:
         "awaiting approval to delete": needs.awaiting_approval,
     }
     parts = [f"{len(files)} files {name}" for name, files in waiting.items() if files]
-    return "; ".join([detection.unread or f"the index is {detection.look}", *parts])
+    unsynced = [f"no sync is begun: {detection.unsynced}"] if detection.unsynced else []
+    return "; ".join([*unsynced, detection.unread or f"the index is {detection.look}", *parts])

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
@@ -52,6 +54,8 @@ class Detection:
     missing: int = 0
     cursor: str | None = None
     unread: str | None = None
+    unsynced: str | None = None
+    """Why LlamaCloud was asked for a sync before the look and began none."""
     status_changed: bool = False
     """Whether the index's status is another than at the last look."""
 
@@ -75,7 +79,7 @@ async def refresh(export: Export, *, wait: bool = True) -> bool:
 
     Raises SyncFailed with the vendor's message, Throttled when LlamaCloud refuses though no sync is running.
     """
-    async with export.source() as source:
+    async with _source(export) as source:
         started = await (source.sync(_SYNC_SECONDS) if wait else source.start_sync())
     await asyncio.to_thread(export.ledger.update_state, sync_requested_at=time.time())
     return started
@@ -93,12 +97,8 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
     An unchanged index costs one request unless a complete listing is asked for (``complete``) or due. A listing that
     outlasts ``budget_seconds`` goes on from the answer's cursor. Raises SourceUnavailable; what was listed until then is kept.
     """
-    async with export.source() as source:
-        try:
-            index = await source.get_index()
-        except ConfigError:
-            export.index_id = None
-            raise
+    async with _source(export) as source:
+        index = await source.get_index()
         export.index_id = index.index_id
         state = await asyncio.to_thread(export.ledger.state)
         if state.tenant_id and state.export_config_id:
@@ -125,6 +125,17 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
         if found.look == "complete" and _reconcile_is_due(export, state):
             await asyncio.to_thread(_refetch_some, export, state, rows)
         return found
+
+
+@asynccontextmanager
+async def _source(export: Export) -> AsyncIterator[LlamaCloudSource]:
+    """The export's source; the next one looks the index up again when this one's is gone."""
+    try:
+        async with export.source() as source:
+            yield source
+    except ConfigError:
+        export.index_id = None
+        raise
 
 
 def _unready(index: IndexState) -> str:

@@ -192,12 +192,12 @@ class Export:
         live = {run_id for run_id in set(leased.values()) if self.run_is_live(run_id)}
         return {file_id for file_id, run_id in leased.items() if run_id in live}
 
-    def record_failures(self, failures: dict[str, str], run_id: str) -> None:
-        """Count a failed attempt of each file."""
+    def record_failures(self, failures: dict[str, str], run_id: str, *, parks: bool = True) -> None:
+        """Count a failed attempt of each file; one too many parks it, unless what failed may pass (``parks``)."""
         self.ledger.record_failures(
             failures,
             run_id=run_id,
-            max_attempts=self.settings.detection.max_attempts,
+            max_attempts=self.settings.detection.max_attempts if parks else None,
             backoff=file_backoff,
             settings_digest=self.failure_digest,
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import Any
 
 from pipeline.documents.arrow import pages_to_tables
-from pipeline.errors import PayloadError
+from pipeline.errors import PayloadError, PayloadOutOfReach, SourceUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.llama_cloud.digests import payload_digest, text_digest
 from pipeline.llama_cloud.models import DirectoryFile, Payload
@@ -25,31 +26,87 @@ from pipeline.stages.work import begin
 _STORE_AT_ONCE = 64
 _CHARACTERS_AT_ONCE = 4_000_000
 """Of page text that waits to be stored: what is held follows the text where files are large."""
+_MANY = 32
+"""Downloads in a row whose failure tells of the storage, or twice as many as there are under way at once: files that are bad
+alone take long and end together, after the others."""
 
 
 async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bool = False) -> StageReport:
     """Bring the payloads of these files into the lake where their change token moved (or all, with ``refetch``).
 
-    Raises SourceUnavailable when LlamaCloud cannot be used; what was fetched until then is kept.
+    A download that fails in a way that may pass is a failure of its file, which counts towards no parking, when the run has
+    other files to go on with, or none; where none of several came, it is the source's. After very many in a row the rest of the
+    run's are left for later. Raises SourceUnavailable when LlamaCloud or its storage cannot be used; what was fetched until then
+    is kept.
     """
     report, rows = await begin(export, "fetch", file_ids, run_id)
     wanted = [_listed(row) for row in rows.values() if refetch or row.refetch or row.fetched_token != row.change_token]
-    batch: list[tuple[DirectoryFile, Payload]] = []
-    characters = 0
-    async with export.source() as source:
-        async for file, outcome in source.fetch_payloads(wanted):
-            if isinstance(outcome, PayloadError):
-                report.failures[file.id] = outcome.reason
-            else:
-                batch.append((file, outcome))
-                characters += sum(len(page.text) for page in outcome.pages)
-            if len(batch) >= _STORE_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
-                await asyncio.to_thread(_store, export, rows, batch, report)
-                batch, characters = [], 0
-            export.progress("fetch", report.worked + len(report.failures), len(wanted))
-    await asyncio.to_thread(_store, export, rows, batch, report)
+    arrivals = _Arrivals(export, rows, report)
+    down = await _receive(export, wanted, arrivals)
+    await arrivals.store()
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
+    missed = arrivals.out_of_reach
+    if report.worked or len(wanted) < len(rows) or len(rows) == 1:
+        await asyncio.to_thread(export.record_failures, missed, run_id, parks=False)
+        report.failures |= missed
+    elif missed and not down:
+        down = SourceUnavailable(f"none of {len(missed)} payloads can be had; of the first: {next(iter(missed.values()))}")
+    if down:
+        raise down
+    left = (file.id for file in wanted if file.id not in arrivals.seen)
+    report.not_ready = dict.fromkeys(left, "too many downloads in a row have failed before it was tried")
     return report.finish()
+
+
+async def _receive(export: Export, wanted: list[DirectoryFile], arrivals: _Arrivals) -> SourceUnavailable | None:
+    """Take what comes until all has, very many downloads in a row have failed, or the source refuses, which is the answer."""
+    many = max(_MANY, 2 * export.settings.index.max_concurrent_downloads)
+    async with export.source() as source, aclosing(source.fetch_payloads(wanted)) as outcomes:
+        try:
+            async for file, outcome in outcomes:
+                await arrivals.take(file, outcome)
+                export.progress("fetch", len(arrivals.seen), len(wanted))
+                if arrivals.failed_in_a_row >= many:
+                    break
+        except SourceUnavailable as error:
+            return error
+    return None
+
+
+class _Arrivals:
+    """What has become of the payloads of a run so far; those that have come are stored in groups."""
+
+    def __init__(self, export: Export, rows: dict[str, FileRow], report: StageReport) -> None:
+        self._export = export
+        self._rows = rows
+        self._report = report
+        self._batch: list[tuple[DirectoryFile, Payload]] = []
+        self._characters = 0
+        self.seen: set[str] = set()
+        self.out_of_reach: dict[str, str] = {}
+        """File id -> why its download failed, where that may pass."""
+        self.failed_in_a_row = 0
+        """Downloads since the last that was no failure of this kind."""
+
+    async def take(self, file: DirectoryFile, outcome: Payload | PayloadError) -> None:
+        self.seen.add(file.id)
+        if isinstance(outcome, PayloadOutOfReach):
+            self.out_of_reach[file.id] = outcome.reason
+            self.failed_in_a_row += 1
+            return
+        self.failed_in_a_row = 0
+        if isinstance(outcome, PayloadError):
+            self._report.failures[file.id] = outcome.reason
+            return
+        self._batch.append((file, outcome))
+        self._characters += sum(len(page.text) for page in outcome.pages)
+        if len(self._batch) >= _STORE_AT_ONCE or self._characters >= _CHARACTERS_AT_ONCE:
+            await self.store()
+
+    async def store(self) -> None:
+        """Store what waits to be."""
+        await asyncio.to_thread(_store, self._export, self._rows, self._batch, self._report)
+        self._batch, self._characters = [], 0
 
 
 def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[DirectoryFile, Payload]], report: StageReport) -> None:

@@ -44,11 +44,16 @@ class DetectionSettings(_Settings):
         ge=0,
         description="How long scattered changes wait for a quiet moment before small ranges go out as they are.",
     )
-    sync_every_seconds: int | None = Field(default=None, ge=60, description="Ask LlamaCloud to sync this often. Default: never.")
+    sync_every_seconds: int | None = Field(
+        default=None,
+        ge=60,
+        description="Ask LlamaCloud to sync this often; what it refuses is asked for again at the next look. Default: never.",
+    )
     max_attempts: int = Field(
         default=5,
         ge=1,
-        description="A file that failed this often is parked until it or a setting it may have failed for changes.",
+        description="A file that failed this often is parked until it or a setting it may have failed for changes; not for a "
+        "download that may work later.",
     )
 
 

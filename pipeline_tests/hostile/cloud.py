@@ -6,6 +6,7 @@ The local cloud parses documents, so what it serves is well formed; here nothing
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -34,17 +35,20 @@ class ServedFile:
 
 @dataclass
 class HostileCloud:
-    """``files`` may be changed at any time. ``wrong_paths`` are requests that no client of the API should send."""
+    """``files`` may be changed at any time. ``wrong_paths`` are requests that no client of the API should send; ``failing``
+    has the statuses that paths which fit a regular expression are answered with."""
 
     files: list[ServedFile] = field(default_factory=list)
     api_key: str = "llx-hostile"
     base_url: str = ""
     version: int = 0
+    index_id: str = "idx-hostile"
+    failing: dict[str, int] = field(default_factory=dict)
     wrong_paths: list[str] = field(default_factory=list)
 
     def index(self) -> dict[str, Any]:
         return {
-            "id": "idx-hostile",
+            "id": self.index_id,
             "export_config_id": INDEX,
             "name": "hostile",
             "project_id": PROJECT,
@@ -75,7 +79,7 @@ class HostileCloud:
         match [*path.removeprefix("/api/v1/").split("/"), method]:
             case ["indexes", "GET"]:
                 return {"items": [self.index()], "next_page_token": None}
-            case ["indexes", _, "GET"]:
+            case ["indexes", key, "GET"] if key in [self.index()[name] for name in ("id", "export_config_id")]:
                 return self.index()
             case ["indexes", _, "sync", "POST"]:
                 self.version += 1
@@ -109,6 +113,8 @@ def _handler(cloud: HostileCloud) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = urlsplit(self.path).path
+            if self._fails(path):
+                return
             if path.startswith("/_blob/"):
                 self._serve(cloud.files[int(path.removeprefix("/_blob/"))])
             else:
@@ -116,7 +122,15 @@ def _handler(cloud: HostileCloud) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            self._answer("POST", urlsplit(self.path).path)
+            path = urlsplit(self.path).path
+            if not self._fails(path):
+                self._answer("POST", path)
+
+        def _fails(self, path: str) -> bool:
+            status = next((status for pattern, status in cloud.failing.items() if re.search(pattern, path)), None)
+            if status is not None:
+                self._send(status, b'{"detail": "not for you"}', {"Content-Type": "application/json"})
+            return status is not None
 
         def _answer(self, method: str, path: str) -> None:
             found = cloud.answer(method, unquote(path))

@@ -10,7 +10,7 @@ from email.utils import format_datetime
 import httpx
 import pytest
 
-from pipeline.errors import IndexportError, PayloadError, SourceUnavailable
+from pipeline.errors import PayloadError, PayloadOutOfReach
 from pipeline.llama_cloud.addresses import AddressPolicy
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.models import DirectoryFile
@@ -57,9 +57,9 @@ def answers(*responses: httpx.Response | Exception) -> tuple[Handler, list[httpx
     return handle, asked
 
 
-async def refusal(handler: Handler, url: PresignedUrl | None = URL, **options: int) -> IndexportError:
+async def refusal(handler: Handler, url: PresignedUrl | None = URL, **options: int) -> PayloadError:
     async with downloader(handler, None, **options) as downloads:
-        with pytest.raises((PayloadError, SourceUnavailable)) as refused:
+        with pytest.raises(PayloadError) as refused:
             await downloads.download(FILE, url)
     return refused.value
 
@@ -101,7 +101,7 @@ async def test_a_refused_url_is_asked_for_again_once(status: int) -> None:
 async def test_a_fresh_url_refused_too_is_the_files_fault(status: int) -> None:
     handle, asked = answers(httpx.Response(status))
     error = await refusal(handle)
-    assert isinstance(error, PayloadError)
+    assert type(error) is PayloadError
     assert f"HTTP {status}" in str(error)
     assert "q3.pdf" in str(error)
     assert len(asked) == 2
@@ -133,23 +133,27 @@ async def test_what_may_pass_is_tried_again(first: httpx.Response | Exception) -
     assert len(asked) == 2
 
 
-@pytest.mark.parametrize("last", [httpx.Response(429), httpx.Response(503), httpx.ConnectError("x"), httpx.ConnectTimeout("x")])
-async def test_a_store_that_does_not_answer_is_no_fault_of_the_file(last: httpx.Response | Exception) -> None:
+@pytest.mark.parametrize(
+    "last",
+    [
+        httpx.Response(429),
+        httpx.Response(500),
+        httpx.Response(503),
+        httpx.ConnectError("x"),
+        httpx.ConnectTimeout("x"),
+        httpx.ReadError("x"),
+        httpx.RemoteProtocolError("x"),
+    ],
+)
+async def test_a_store_that_fails_every_time_may_do_so_for_this_file_alone_or_for_all(last: httpx.Response | Exception) -> None:
     handle, asked = answers(last)
-    assert isinstance(await refusal(handle), SourceUnavailable)
-    assert len(asked) == 3
-
-
-@pytest.mark.parametrize("last", [httpx.Response(500), httpx.ReadError("x"), httpx.RemoteProtocolError("x")])
-async def test_one_object_that_breaks_every_time_is_the_files_fault(last: httpx.Response | Exception) -> None:
-    handle, asked = answers(last)
-    assert isinstance(await refusal(handle), PayloadError)
+    assert isinstance(await refusal(handle), PayloadOutOfReach)
     assert len(asked) == 3
 
 
 async def test_an_answer_that_will_not_change_is_not_tried_again() -> None:
     handle, asked = answers(httpx.Response(418))
-    assert isinstance(await refusal(handle), PayloadError)
+    assert type(await refusal(handle)) is PayloadError
     assert len(asked) == 1
 
 
@@ -225,7 +229,7 @@ async def test_all_tries_together_have_one_limit_of_time(monkeypatch: pytest.Mon
         return httpx.Response(200, stream=Dripping())
 
     error = await refusal(handle)
-    assert isinstance(error, PayloadError)
+    assert isinstance(error, PayloadOutOfReach)
     assert "it takes longer than" in str(error)
     assert len(tries) == 1
 

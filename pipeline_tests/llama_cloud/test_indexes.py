@@ -127,6 +127,13 @@ async def test_several_indexes_and_no_name_lists_the_candidates() -> None:
             await source.get_index()
 
 
+async def test_indexes_are_listed_by_the_page_size_of_the_settings() -> None:
+    cloud = FakeCloud()
+    async with cloud.source(index_id=None, page_size=100) as source:
+        await source.get_index()
+    assert cloud.requests[0].url.params["page_size"] == "100"
+
+
 async def test_an_empty_project_says_so() -> None:
     async with FakeCloud(indexes=[]).source(index_id=None) as source:
         with pytest.raises(ConfigError, match=r"no index exists: .*this project has none"):

@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from pipeline.errors import PayloadError, SourceUnavailable
+from pipeline.errors import PayloadError, PayloadOutOfReach, SourceUnavailable
 from pipeline.llama_cloud.models import DirectoryFile, Payload
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline_tests.llama_cloud.fake_cloud import (
@@ -42,14 +42,22 @@ async def test_a_file_without_storage_is_not_asked_for() -> None:
     assert cloud.requests == []
 
 
-@pytest.mark.parametrize("answer", [failure(404), failure(422), failure(500), httpx.Response(200, json={"url": None})])
+@pytest.mark.parametrize("answer", [failure(404), failure(422), httpx.Response(200, json={"url": None})])
 async def test_a_url_that_cannot_be_had_is_the_files_fault(answer: httpx.Response) -> None:
     async with FakeCloud(script=lambda _: answer).source() as source:
-        with pytest.raises(PayloadError, match=r"f0\.pdf"):
+        with pytest.raises(PayloadError, match=r"f0\.pdf") as refused:
+            await source.fetch_payload(file(0))
+    assert refused.type is PayloadError
+
+
+@pytest.mark.parametrize("answer", [failure(403), failure(500), failure(503), httpx.Response(200, text="<html>")])
+async def test_a_url_that_cannot_be_had_now_may_be_so_for_this_file_alone_or_for_all(answer: httpx.Response) -> None:
+    async with FakeCloud(script=lambda _: answer).source() as source:
+        with pytest.raises(PayloadOutOfReach, match=r"f0\.pdf"):
             await source.fetch_payload(file(0))
 
 
-@pytest.mark.parametrize("answer", [failure(401), failure(429), failure(503)])
+@pytest.mark.parametrize("answer", [failure(401), failure(429)])
 async def test_an_api_that_refuses_everything_is_not_the_files_fault(answer: httpx.Response) -> None:
     async with FakeCloud(script=lambda _: answer).source() as source:
         with pytest.raises(SourceUnavailable):

@@ -1,5 +1,6 @@
 import asyncio
 import traceback
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -68,6 +69,21 @@ async def test_an_api_that_cannot_be_reached_is_named() -> None:
     async with FakeCloud(script=refuse).source() as source:
         with pytest.raises(SourceUnavailable, match=r"https://api\.example.*LLAMA_CLOUD_BASE_URL"):
             await source.get_index()
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_all_tries_of_a_request_together_have_one_limit_of_time(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dripping(httpx.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            while True:
+                await asyncio.sleep(0.01)
+                yield b" "
+
+    monkeypatch.setattr("pipeline.llama_cloud.api._TOTAL_SECONDS", 0.1)
+    cloud = FakeCloud(script=lambda request: httpx.Response(200, stream=Dripping()) if request.method == method else None)
+    async with cloud.source() as source, asyncio.timeout(20):
+        with pytest.raises(SourceUnavailable, match="took longer than"):
+            await source.start_sync()
 
 
 @pytest.mark.parametrize(

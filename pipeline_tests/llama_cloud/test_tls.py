@@ -12,7 +12,7 @@ from threading import Thread
 import pytest
 from pydantic import SecretStr
 
-from pipeline.errors import ConfigError, SourceUnavailable
+from pipeline.errors import ConfigError, PayloadOutOfReach, SourceUnavailable
 from pipeline.llama_cloud.addresses import AddressPolicy
 from pipeline.llama_cloud.download import PayloadDownloader
 from pipeline.llama_cloud.models import DirectoryFile
@@ -97,6 +97,6 @@ async def test_a_storage_whose_certificate_is_refused_is_told_from_one_that_is_d
         raise AssertionError("no fresh URL is needed")
 
     async with PayloadDownloader(never, addresses=AddressPolicy(True), retries=AT_ONCE) as downloads:
-        with pytest.raises(SourceUnavailable, match=REFUSED) as refused:
+        with pytest.raises(PayloadOutOfReach, match=REFUSED) as refused:
             await downloads.download(FILE, PresignedUrl(f"{signed_by_itself}/a?sig=secret", None))
     assert "secret" not in str(refused.value)

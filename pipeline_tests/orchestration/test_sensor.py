@@ -17,7 +17,8 @@ from pipeline.llama_cloud.indexes import IndexClient
 from pipeline.orchestration.checks import INDEX_CHECK
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline.stages.detect import refresh
-from pipeline_tests.world import World, open_world
+from pipeline_tests.hostile.cloud import ServedFile, hostile_cloud
+from pipeline_tests.world import World, open_world, world_over
 
 
 @pytest.fixture
@@ -184,6 +185,40 @@ def test_a_sync_that_llamacloud_throttles_does_not_keep_the_sensor_from_looking(
     assert isinstance(answer, dg.SensorResult)
     assert answer.run_requests
     assert "it throttles" in caplog.text
+
+
+@pytest.mark.usefixtures("impatient_sdk")
+@pytest.mark.parametrize("status", [402, 403, 503])
+def test_a_sync_that_llamacloud_refuses_is_told_and_does_not_keep_the_sensor_from_looking(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    detection = {"sync_every_seconds": 60}
+    with hostile_cloud(ServedFile("dfl-1", b"")) as cloud, world_over(tmp_path, cloud, detection=detection) as world:
+        cloud.failing["/sync$"] = status
+        answer, cursor = tick(world)
+        assert isinstance(answer, dg.SensorResult)
+        assert answer.run_requests
+        world.export.ledger.update_files(
+            [{"file_id": "dfl-1", "status": "parked", "settings_digest": world.export.failure_digest}]
+        )
+        answer, _ = tick(world, cursor)
+    assert isinstance(answer, dg.SensorResult)
+    assert answer.skip_reason is not None
+    told = answer.skip_reason.skip_message or ""
+    assert f"HTTP {status}: not for you" in told
+    assert "1 files parked" in told
+    assert f"HTTP {status}: not for you" in caplog.text
+
+
+def test_an_index_that_is_made_anew_under_its_name_is_found_by_the_process_that_knew_the_former_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"index": {"index_name": "hostile"}, "detection": {"sync_every_seconds": 60}}
+    with hostile_cloud(ServedFile("dfl-1", b"")) as cloud, world_over(tmp_path, cloud, **settings) as world:
+        tick(world)
+        cloud.index_id = "idx-anew"
+        world.export.ledger.update_state(sync_requested_at=0.0)
+        answer, _ = tick(world)
+        assert isinstance(answer, dg.SensorResult)
+        assert world.export.index_id == "idx-anew"
 
 
 def left_behind(answer: dg.SensorResult | dg.SkipReason) -> list[set[str]]:
