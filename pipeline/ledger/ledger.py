@@ -165,9 +165,13 @@ class Ledger:
         with writing(self._engine, self.export) as connection:
             connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
 
-    def request(self, file_ids: Sequence[str], wave: str) -> None:
-        """Note that a wave has asked for these files; not of those that somebody is removing by now."""
-        self._set(file_ids, schema.files.c.status.not_in(LEAVING), status="requested", wave=wave)
+    def request(self, file_ids: Sequence[str], wave: str, *, waiting: Collection[str] = ()) -> None:
+        """Note that a wave has asked for these files; not of those that somebody is removing by now. Those of them that are
+        ``waiting`` for another attempt go on doing so: the wave takes them to sinks that have not refused them."""
+        staying = schema.files.c.status.not_in(LEAVING)
+        self._set([f for f in file_ids if f not in waiting], staying, status="requested", wave=wave)
+        if carried := [f for f in file_ids if f in waiting]:
+            self._set(carried, staying, wave=wave)
 
     def mark_removing(self, file_ids: Sequence[str]) -> None:
         """Mark those of these files that are missing still: no look has seen them again."""
@@ -309,6 +313,24 @@ class Ledger:
                     found[sink][file_id] = digest
         return dict(found)
 
+    def record_refusals(self, sink: str, hashes: Mapping[str, str]) -> None:
+        """Note which record set of each file a sink has refused."""
+        if hashes:
+            rows = [{"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h} for f, h in hashes.items()]
+            with writing(self._engine, self.export) as connection:
+                upsert(connection, schema.refusals, rows)
+
+    def refusals(self) -> dict[str, dict[str, str]]:
+        """``{sink: {file id: record_set_hash}}`` of what was refused last, also of files that fail no more."""
+        c = schema.refusals.c
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        with self._engine.connect() as connection:
+            for sink, file_id, digest in connection.execute(
+                sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self.export)
+            ):
+                found[sink][file_id] = digest
+        return dict(found)
+
     def sink_states(self) -> dict[str, SinkState]:
         """Sinks that have ever been down, by name; ``MODEL`` among them."""
         c = schema.sinks.c
@@ -328,7 +350,7 @@ class Ledger:
         """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""
         c = schema.files.c
         with writing(self._engine, self.export) as connection:
-            for table in (schema.file_sinks, schema.vectors):
+            for table in (schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, file_ids)
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
@@ -344,7 +366,7 @@ class Ledger:
             for batch in batches(file_ids):
                 query = sa.select(c.file_id).where(c.export == self.export, c.file_id.in_(batch), c.status == "removed")
                 gone += connection.execute(query).scalars()
-            for table in (schema.files, schema.file_sinks, schema.vectors):
+            for table in (schema.files, schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, gone)
             self._log(connection, [(file_id, "forgotten", {}) for file_id in gone], run_id, self._clock())
 

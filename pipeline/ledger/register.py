@@ -68,7 +68,7 @@ class Register:
         with writing(self._engine, self._export) as connection:
             last = connection.execute(sa.select(c.settings).where(this)).scalar_one_or_none()
             if last is not None and json.loads(last) != settings:
-                connection.execute(sa.delete(schema.file_sinks).where(files.export == self._export, files.sink == held.sink))
+                self._forget_files(connection, held.sink)
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
             mine = sa.and_(files.export == self._export, files.sink == held.sink, files.model == held.slug)
             return connection.execute(sa.select(files.file_id).where(mine).limit(1)).first() is not None
@@ -105,8 +105,14 @@ class Register:
     def reset_sink(self, sink: str) -> None:
         """Nothing is taken for granted of a sink any more: every file is compared with it again."""
         with writing(self._engine, self._export) as connection:
-            for table in (schema.file_sinks, schema.sinks):
-                connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
+            self._forget_files(connection, sink)
+            c = schema.sinks.c
+            connection.execute(sa.delete(schema.sinks).where(c.export == self._export, c.sink == sink))
+
+    def _forget_files(self, connection: sa.Connection, sink: str) -> None:
+        """What a sink holds and has refused."""
+        for table in (schema.file_sinks, schema.refusals):
+            connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
 
     def end_waits(self) -> None:
         """What is down is tried again now; how often it has failed is remembered."""
