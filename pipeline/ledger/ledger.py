@@ -313,24 +313,6 @@ class Ledger:
                     found[sink][file_id] = digest
         return dict(found)
 
-    def record_refusals(self, sink: str, hashes: Mapping[str, str]) -> None:
-        """Note which record set of each file a sink has refused."""
-        if hashes:
-            rows = [{"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h} for f, h in hashes.items()]
-            with writing(self._engine, self.export) as connection:
-                upsert(connection, schema.refusals, rows)
-
-    def refusals(self) -> dict[str, dict[str, str]]:
-        """``{sink: {file id: record_set_hash}}`` of what was refused last, also of files that fail no more."""
-        c = schema.refusals.c
-        found: dict[str, dict[str, str]] = defaultdict(dict)
-        with self._engine.connect() as connection:
-            for sink, file_id, digest in connection.execute(
-                sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self.export)
-            ):
-                found[sink][file_id] = digest
-        return dict(found)
-
     def sink_states(self) -> dict[str, SinkState]:
         """Sinks that have ever been down, by name; ``MODEL`` among them."""
         c = schema.sinks.c

@@ -1,11 +1,13 @@
-"""The ledger's memory beyond single loads: where an export has ever written, and what must never be written again.
+"""The ledger's memory beyond single loads: where an export has ever written, what a sink refused, and what must never be written
+again.
 
-What belongs here: the collections of every sink and model, the scopes of all exports, and tombstones. All calls block.
+What belongs here: the collections of every sink and model, refusals, the scopes of all exports, and tombstones. All calls block.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -113,6 +115,23 @@ class Register:
         """What a sink holds and has refused."""
         for table in (schema.file_sinks, schema.refusals):
             connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
+
+    def record_refusals(self, sink: str, hashes: Mapping[str, str]) -> None:
+        """Note which record set of each file a sink has refused."""
+        rows = [{"export": self._export, "file_id": f, "sink": sink, "record_set_hash": h} for f, h in hashes.items()]
+        if rows:
+            with writing(self._engine, self._export) as connection:
+                upsert(connection, schema.refusals, rows)
+
+    def refusals(self) -> dict[str, dict[str, str]]:
+        """``{sink: {file id: record_set_hash}}`` of what was refused last, also of files that fail no more."""
+        c = schema.refusals.c
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        with self._engine.connect() as connection:
+            query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self._export)
+            for sink, file_id, digest in connection.execute(query):
+                found[sink][file_id] = digest
+        return dict(found)
 
     def end_waits(self) -> None:
         """What is down is tried again now; how often it has failed is remembered."""

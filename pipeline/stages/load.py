@@ -66,7 +66,7 @@ async def _load(
         refused = {error.file_id: error.reason for error in outcome.refused} if outcome else {}
         report.failures.update(refused)
         refusals = {file.file_id: file.record_set_hash for file in stale if file.file_id in refused}
-        await asyncio.to_thread(export.ledger.record_refusals, sink, refusals)
+        await asyncio.to_thread(export.ledger.register.record_refusals, sink, refusals)
         if outcome:
             report.numbers["records"] += outcome.records_written
             report.numbers["bytes"] += outcome.bytes_written

@@ -75,7 +75,7 @@ def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
 def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
     """Sort every known file by what it needs now. ``live_waves`` are waves that unfinished runs still carry."""
     rows = export.ledger.files()
-    hashes, refusals = export.sink_hashes(), export.ledger.refusals()
+    hashes, refusals = export.sink_hashes(), export.ledger.register.refusals()
     now = time.time()
     needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
