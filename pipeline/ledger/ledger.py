@@ -170,8 +170,7 @@ class Ledger:
         ``waiting`` for another attempt go on doing so: the wave takes them to sinks that have not refused them."""
         staying = schema.files.c.status.not_in(LEAVING)
         self._set([f for f in file_ids if f not in waiting], staying, status="requested", wave=wave)
-        if carried := [f for f in file_ids if f in waiting]:
-            self._set(carried, staying, wave=wave)
+        self._set([f for f in file_ids if f in waiting], staying, wave=wave)
 
     def mark_removing(self, file_ids: Sequence[str]) -> None:
         """Mark those of these files that are missing still: no look has seen them again."""
