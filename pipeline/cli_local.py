@@ -51,10 +51,13 @@ def local_cloud(
 def demo(
     documents: Annotated[str | None, typer.Option("--documents", help="Your own folder instead of the samples.")] = None,
 ) -> None:
-    """The whole journey on this machine: sync, search with citations, edit, sync again."""
+    """The whole journey on this machine, in a home of its own: sync, search with citations, edit, sync again.
+
+    Exit code 1 when a sync left something behind."""
     from pipeline.demo import run_demo
 
-    run_demo(out, err, documents)
+    if not run_demo(out, err, documents):
+        raise typer.Exit(1)
 
 
 @local_app.command()
@@ -65,7 +68,9 @@ def dev(
         int, typer.Option(min=0, max=65535, help="Port of the local cloud; 0 takes a free one.")
     ] = LOCAL_CLOUD_PORT,
 ) -> None:
-    """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set."""
+    """The Dagster UI and daemon with everything loaded, and a local cloud unless LLAMA_CLOUD_API_KEY is set.
+
+    Over the home, lake, ledger and sinks that the environment names, as every command but demo."""
     from pipeline.orchestration.launcher import free_port, run_dagster_dev
 
     real = bool(os.environ.get("LLAMA_CLOUD_API_KEY"))

@@ -7,7 +7,6 @@ Dagster run, the real SDK against the local cloud.
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 from contextlib import aclosing
 from pathlib import Path
@@ -42,8 +41,8 @@ _UI = "make dev" if (Path(__file__).parents[1] / "Makefile").is_file() else "ind
 _MARKER = ".made-by-indexport-demo"
 
 
-def run_demo(out: Console, err: Console, documents: str | None) -> None:
-    """Sync a folder, search it, and, over the samples, change it and sync again.
+def run_demo(out: Console, err: Console, documents: str | None) -> bool:
+    """Sync a folder, search it, and, over the samples, change it and sync again; answers whether both syncs were whole.
 
     Raises ConfigError for a missing folder, and where the demo's own folder may hold what is not the demo's.
     """
@@ -53,14 +52,14 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
     if documents is not None and Path(documents).resolve().is_relative_to(home.root):
         raise ConfigError(f"{documents!r} is in {home.root}, which every demo begins anew; give --documents a folder elsewhere")
     _empty(home.root)
-    os.environ |= {"INDEXPORT_HOME": str(home.root), "DAGSTER_HOME": str(home.root / "dagster")}
+    home.move_in()
     folder = Path(documents) if documents else home.root / "documents"
     if documents is None:
         _copy_samples(folder)
     with local_cloud_environment(str(folder), home.local_cloud):
         export = Export(_SETTINGS, home)
         out.rule(f"1. A local LlamaCloud parses {escape(str(folder))}; one Dagster run exports it")
-        _sync(out, err, export)
+        ok = _sync(out, err, export).ok
         out.rule("2. Search, with citations")
         for question in QUESTIONS if documents is None else asyncio.run(_headings(export)):
             out.print()
@@ -69,9 +68,10 @@ def run_demo(out: Console, err: Console, documents: str | None) -> None:
         if documents is None:
             _change(out, folder)
         out.rule("3. Sync again: only what changed is worked on")
-        _sync(out, err, export)
+        ok = _sync(out, err, export).ok and ok
     out.print()
     out.print(f"Everything is in {escape(str(home.root))}. Next: [bold]{_UI}[/bold] opens the Dagster UI.", highlight=False)
+    return ok
 
 
 def _empty(root: Path) -> None:

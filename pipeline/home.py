@@ -7,6 +7,7 @@ homes never share a file.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,10 @@ def packaged(name: str) -> Path:
     """A file or folder of the project: in an installed wheel beside the package's modules, in a checkout at its top."""
     package = Path(__file__).parent
     return package / name if (package / name).exists() else package.parent / name
+
+
+_MOVES_A_PART = re.compile(r"INDEXPORT_(LEDGER_URL|[A-Z_]+_URI)")
+"""Variables that move a part of a home elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +31,12 @@ class Home:
     @classmethod
     def from_environment(cls) -> Home:
         return cls(Path(os.environ.get("INDEXPORT_HOME") or ".indexport").expanduser().resolve())
+
+    def move_in(self) -> None:
+        """Make this the home of this process and its children, with everything under it."""
+        for name in [name for name in os.environ if _MOVES_A_PART.fullmatch(name)]:
+            del os.environ[name]
+        os.environ |= {"INDEXPORT_HOME": str(self.root), "DAGSTER_HOME": str(self.root / "dagster")}
 
     @property
     def dagster_home(self) -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 import pipeline.demo
+from pipeline.cli_local import local_app
 from pipeline.demo import run_demo
 from pipeline.errors import ConfigError, IndexportError
 from pipeline.home import Home
@@ -37,6 +41,32 @@ def demo(documents: Path | str | None = None) -> None:
 def test_an_empty_variable_is_a_home_of_the_default_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("INDEXPORT_HOME", "")
     assert Home.from_environment().root == tmp_path / ".indexport"
+
+
+def test_the_demo_keeps_to_its_own_folder_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("DAGSTER_HOME", "INDEXPORT_LAKE_URI", "INDEXPORT_LANCEDB_URI", "INDEXPORT_STORAGE_CONTEXT_URI"):
+        monkeypatch.setenv(name, str(tmp_path / "deployment" / name))
+    monkeypatch.setenv("INDEXPORT_LEDGER_URL", f"sqlite:///{tmp_path}/deployment/ledger.sqlite")
+    with pytest.raises(_Begun):
+        demo()
+    home = Home.from_environment()
+    assert home.root == tmp_path / "home" / "demo"
+    places = [home.lake_uri, home.ledger_url, home.dagster_home, home.sink_uri("lancedb"), home.sink_uri("storage_context")]
+    assert all(str(home.root) in str(place) for place in places)
+
+
+@pytest.mark.parametrize(("ok", "code"), [(True, 0), (False, 1)])
+def test_the_exit_code_says_whether_every_sync_went_well(monkeypatch: pytest.MonkeyPatch, ok: bool, code: int) -> None:
+    syncs = iter([SimpleNamespace(ok=ok), SimpleNamespace(ok=True)])
+    monkeypatch.setattr(pipeline.demo, "local_cloud_environment", lambda *_: nullcontext())
+    monkeypatch.setattr(pipeline.demo, "_sync", lambda *_: next(syncs))
+    monkeypatch.setattr(pipeline.demo, "search", _nothing)
+    assert CliRunner().invoke(local_app, ["demo"]).exit_code == code
+    assert next(syncs, None) is None
+
+
+async def _nothing(*_: object, **__: object) -> list[object]:
+    return []
 
 
 def test_documents_in_the_demos_own_folder_are_refused_and_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

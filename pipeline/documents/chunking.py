@@ -53,14 +53,18 @@ def token_limit(settings: ChunkingSettings, tokens: TokenCounter, model_max_toke
     return limit
 
 
+def chunker_versions() -> dict[str, str]:
+    """The versions of what cuts."""
+    return {"chunker": CHUNKER_VERSION, "semantic-text-splitter": version("semantic-text-splitter")}
+
+
 def chunker_fingerprint(settings: ChunkingSettings, tokens: TokenCounter, max_tokens: int) -> str:
     """Changes whenever the output for some document may change; ``max_tokens`` is the embedding model's limit."""
     parts = {
         **settings.model_dump(mode="json"),
         "max_tokens": token_limit(settings, tokens, max_tokens),
         "tokenizer": tokens.fingerprint,
-        "chunker": CHUNKER_VERSION,
-        "semantic-text-splitter": version("semantic-text-splitter"),
+        **chunker_versions(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

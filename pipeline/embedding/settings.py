@@ -7,7 +7,7 @@ them: an API key is named by the environment variable that holds it.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
@@ -86,3 +86,27 @@ class EmbeddingSettings(_Settings):
     batch_tokens: PositiveInt = Field(default=512, description="Padded tokens a model run; raise it on a GPU.")
     openai: OpenAISettings = OpenAISettings()
     constant_dimension: PositiveInt = Field(default=384, description="Vector size of the provider `constant`.")
+
+    def deciding_chunks(self) -> dict[str, Any]:
+        """Those of the set provider's settings that the model's tokens and their limit depend on, without loading it."""
+        openai = self.openai
+        decisive: list[Any] = [self.passage_prefix or ""]
+        match self.provider:
+            case "fastembed":
+                decisive += [self.model, self.model_path]
+            case "openai":
+                decisive += [openai.tokenizer_file, openai.max_tokens]
+        return {self.provider: decisive}
+
+    def deciding_vectors(self) -> dict[str, Any]:
+        """Those that its fingerprint depends on."""
+        openai = self.openai
+        decisive: list[Any] = [self.passage_prefix or ""]
+        match self.provider:
+            case "fastembed":
+                decisive += [self.model, self.model_path, *((self.pooling, self.normalize) if self.model_path else ())]
+            case "openai":
+                decisive += [self.model, openai.dimensions or openai.native_dimension, openai.base_url]
+            case "constant":
+                decisive += [self.constant_dimension]
+        return {self.provider: decisive}

@@ -165,9 +165,12 @@ class Ledger:
         with writing(self._engine, self.export) as connection:
             connection.execute(statement, [{f"_{name}": value for name, value in row.items()} for row in rows])
 
-    def request(self, file_ids: Sequence[str], wave: str) -> None:
-        """Note that a wave has asked for these files; not of those that somebody is removing by now."""
-        self._set(file_ids, schema.files.c.status.not_in(LEAVING), status="requested", wave=wave)
+    def request(self, file_ids: Sequence[str], wave: str, *, waiting: Collection[str] = ()) -> None:
+        """Note that a wave has asked for these files; not of those that somebody is removing by now. Those of them that are
+        ``waiting`` for another attempt go on doing so: the wave takes them to sinks that have not refused them."""
+        staying = schema.files.c.status.not_in(LEAVING)
+        self._set([f for f in file_ids if f not in waiting], staying, status="requested", wave=wave)
+        self._set([f for f in file_ids if f in waiting], staying, wave=wave)
 
     def mark_removing(self, file_ids: Sequence[str]) -> None:
         """Mark those of these files that are missing still: no look has seen them again."""
@@ -328,7 +331,7 @@ class Ledger:
         """Nothing of these files is left in any sink or in the lake; one that was listed again meanwhile starts over."""
         c = schema.files.c
         with writing(self._engine, self.export) as connection:
-            for table in (schema.file_sinks, schema.vectors):
+            for table in (schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, file_ids)
             for batch in batches(file_ids):
                 mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
@@ -344,7 +347,7 @@ class Ledger:
             for batch in batches(file_ids):
                 query = sa.select(c.file_id).where(c.export == self.export, c.file_id.in_(batch), c.status == "removed")
                 gone += connection.execute(query).scalars()
-            for table in (schema.files, schema.file_sinks, schema.vectors):
+            for table in (schema.files, schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, gone)
             self._log(connection, [(file_id, "forgotten", {}) for file_id in gone], run_id, self._clock())
 

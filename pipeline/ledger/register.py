@@ -1,11 +1,13 @@
-"""The ledger's memory beyond single loads: where an export has ever written, and what must never be written again.
+"""The ledger's memory beyond single loads: where an export has ever written, what a sink refused, and what must never be written
+again.
 
-What belongs here: the collections of every sink and model, the scopes of all exports, and tombstones. All calls block.
+What belongs here: the collections of every sink and model, refusals, the scopes of all exports, and tombstones. All calls block.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -68,7 +70,7 @@ class Register:
         with writing(self._engine, self._export) as connection:
             last = connection.execute(sa.select(c.settings).where(this)).scalar_one_or_none()
             if last is not None and json.loads(last) != settings:
-                connection.execute(sa.delete(schema.file_sinks).where(files.export == self._export, files.sink == held.sink))
+                self._forget_files(connection, held.sink)
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
             mine = sa.and_(files.export == self._export, files.sink == held.sink, files.model == held.slug)
             return connection.execute(sa.select(files.file_id).where(mine).limit(1)).first() is not None
@@ -105,8 +107,31 @@ class Register:
     def reset_sink(self, sink: str) -> None:
         """Nothing is taken for granted of a sink any more: every file is compared with it again."""
         with writing(self._engine, self._export) as connection:
-            for table in (schema.file_sinks, schema.sinks):
-                connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
+            self._forget_files(connection, sink)
+            c = schema.sinks.c
+            connection.execute(sa.delete(schema.sinks).where(c.export == self._export, c.sink == sink))
+
+    def _forget_files(self, connection: sa.Connection, sink: str) -> None:
+        """What a sink holds and has refused."""
+        for table in (schema.file_sinks, schema.refusals):
+            connection.execute(sa.delete(table).where(table.c.export == self._export, table.c.sink == sink))
+
+    def record_refusals(self, sink: str, hashes: Mapping[str, str]) -> None:
+        """Note which record set of each file a sink has refused."""
+        rows = [{"export": self._export, "file_id": f, "sink": sink, "record_set_hash": h} for f, h in hashes.items()]
+        if rows:
+            with writing(self._engine, self._export) as connection:
+                upsert(connection, schema.refusals, rows)
+
+    def refusals(self) -> dict[str, dict[str, str]]:
+        """``{sink: {file id: record_set_hash}}`` of what was refused last, also of files that fail no more."""
+        c = schema.refusals.c
+        found: dict[str, dict[str, str]] = defaultdict(dict)
+        with self._engine.connect() as connection:
+            query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self._export)
+            for sink, file_id, digest in connection.execute(query):
+                found[sink][file_id] = digest
+        return dict(found)
 
     def end_waits(self) -> None:
         """What is down is tried again now; how often it has failed is remembered."""

@@ -92,6 +92,17 @@ file_sinks = Table(
     PrimaryKeyConstraint("export", "sink", "file_id"),
 )
 
+refusals = Table(
+    "indexport_refusals",
+    metadata,
+    Column("export", String, nullable=False),
+    Column("file_id", String, nullable=False),
+    Column("sink", String, nullable=False),
+    Column("record_set_hash", String, nullable=False),
+    PrimaryKeyConstraint("export", "file_id", "sink"),
+)
+"""Which record set of a file a sink refused last: while the file fails, it goes to the other sinks alone."""
+
 sinks = Table(
     "indexport_sinks",
     metadata,

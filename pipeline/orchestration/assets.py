@@ -6,6 +6,7 @@ that people can backfill any selection and Dagster never splits a run by policy.
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import dagster as dg
 import pyarrow as pa
 
 from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
-from pipeline.documents.chunking import CHUNKER_VERSION
+from pipeline.documents.chunking import chunker_versions
 from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
 from pipeline.orchestration.metadata import column_schema, report_metadata
@@ -34,7 +35,8 @@ from pipeline.stages.work import kept
 OWNERS = ["team:data-platform"]
 DIRECTORY_FILES = "directory_files"
 
-VECTOR_FIELDS = (pa.field("embedding_digest", pa.binary(16)), pa.field("embedding", pa.list_(pa.float32())))
+RECORD_FIELDS = tuple(record_schema(1))
+VECTOR_FIELDS = (pa.field("embedding_digest", pa.binary(16)), record_schema(1).field("embedding"))
 
 Stage = Callable[[Export, list[str], str], Awaitable[StageReport]]
 
@@ -79,6 +81,8 @@ def _file_asset(
     pool: str | None = None,
     description: str,
 ) -> dg.AssetsDefinition:
+    """``code``: what decides the rows of a file, as JSON values. A setting that moves no digest of the ledger is not among it:
+    Dagster would show as stale what no run would make anew."""
     return dg.asset(
         name=name,
         key_prefix=[settings.name],
@@ -90,7 +94,7 @@ def _file_asset(
         description=description,
         partitions_def=files_partitions(settings.name),
         backfill_policy=dg.BackfillPolicy.multi_run(max_partitions_per_run=settings.detection.files_per_run),
-        code_version=hashlib.sha256(repr(code).encode()).hexdigest()[:12],
+        code_version=hashlib.sha256(json.dumps(code, sort_keys=True, default=str).encode()).hexdigest()[:12],
         metadata={"dagster/column_schema": column_schema(columns)},
     )(compute)
 
@@ -108,7 +112,7 @@ def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
         compute,
         deps=DIRECTORY_FILES,
         kinds={"llamaindex", "parquet"},
-        code=settings.index,
+        code=None,  # settings choose the files, and none of them what LlamaCloud has parsed of one
         columns=PAGE_FIELDS,
         description="One row a page: text, header, footer, items, attachments, as LlamaCloud parsed the file.",
     )
@@ -127,7 +131,7 @@ def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
         compute,
         deps="parsed_payloads",
         kinds={"python", "parquet"},
-        code=(CHUNKER_VERSION, settings.chunking, settings.embedding),
+        code=(chunker_versions(), settings.chunking.model_dump(mode="json"), settings.embedding.deciding_chunks()),
         columns=CHUNK_FIELDS,
         description="One row a chunk: an exact slice of the document with its pages, tokens and context.",
     )
@@ -147,7 +151,7 @@ def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
         compute,
         deps="chunks",
         kinds={"python", "parquet"},
-        code=settings.embedding,
+        code=settings.embedding.deciding_vectors(),
         columns=[*CHUNK_FIELDS, *VECTOR_FIELDS],
         pool=embedding_pool(settings),
         description="Chunk rows with their vectors; a text embedded before under the same model is not embedded again.",
@@ -168,8 +172,8 @@ def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
         compute,
         deps="embeddings",
         kinds={kind},
-        code=(RECORD_VERSION, settings.sinks[sink]),
-        columns=list(record_schema(1)),
+        code=(RECORD_VERSION, settings.sinks[sink]),  # one that is set up otherwise may be another place
+        columns=RECORD_FIELDS,
         pool=kind,
         description=f"The records of every file in {sink}, replaced file by file.",
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from pipeline.ledger.models import FileRow
+from pipeline.ledger.models import ExportState, FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.needs import awaiting_approval
@@ -32,9 +32,15 @@ def sink_checks(settings: ExportSettings) -> list[dg.AssetCheckKey]:
     return [dg.AssetCheckKey(asset_key(settings, sink), SINK_CHECK) for sink in settings.sinks]
 
 
-def index_metadata(status: str | None, message: str | None) -> dict[str, Any]:
-    """What the vendor says of the index."""
-    return {"status": status or "unknown", **({"vendor_message": message} if message else {})}
+def index_check(settings: ExportSettings, state: ExportState) -> dg.AssetCheckEvaluation:
+    """Whether the index was healthy at the last look, outside of any run."""
+    told = "directory" if state.index_status == "empty" else "vendor_message"
+    return dg.AssetCheckEvaluation(
+        asset_key=asset_key(settings, DIRECTORY_FILES),
+        check_name=INDEX_CHECK,
+        passed=state.index_status not in ("failed", "empty"),
+        metadata={"status": state.index_status or "unknown", **({told: state.index_error} if state.index_error else {})},
+    )
 
 
 def _index_is_healthy(settings: ExportSettings) -> dg.AssetChecksDefinition:
@@ -44,10 +50,8 @@ def _index_is_healthy(settings: ExportSettings) -> dg.AssetChecksDefinition:
         description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known.",
     )
     def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
-        state = exports.open(settings, context.instance).ledger.state()
-        return dg.AssetCheckResult(
-            passed=state.index_status != "failed", metadata=index_metadata(state.index_status, state.index_error)
-        )
+        found = index_check(settings, exports.open(settings, context.instance).ledger.state())
+        return dg.AssetCheckResult(passed=found.passed, metadata=found.metadata)
 
     return check
 

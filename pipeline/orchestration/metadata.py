@@ -47,10 +47,15 @@ def column_schema(schema: Sequence[pa.Field]) -> dg.TableSchema:
     """An Arrow schema as Dagster shows it."""
     return dg.TableSchema(
         columns=[
-            dg.TableColumn(field.name, str(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
+            dg.TableColumn(field.name, _type_name(field.type), constraints=dg.TableColumnConstraints(nullable=field.nullable))
             for field in schema
         ]
     )
+
+
+def _type_name(kind: pa.DataType) -> str:
+    """Without the dimension of vectors, which only a loaded model knows."""
+    return f"fixed_size_list<item: {kind.value_type}>" if pa.types.is_fixed_size_list(kind) else str(kind)
 
 
 def histogram(values: Sequence[int], *, width: int = 480, height: int = 160) -> str:

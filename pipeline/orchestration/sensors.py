@@ -15,7 +15,7 @@ from pipeline.clock import is_due
 from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
-from pipeline.orchestration.checks import INDEX_CHECK, files_check, index_metadata
+from pipeline.orchestration.checks import files_check, index_check
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
@@ -77,7 +77,7 @@ def directory_changes(
         requests += [_removal(settings, decided.removals)] if decided.removals else []
         if proof and proof != cursor.get("proof"):
             requests.append(_verification(settings, proof))
-        events = _events(settings, detection, decided) if observed else []
+        events = _events(settings, export, detection, decided) if observed else []
         if observed or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
         reason = None if requests else _reason(detection, decided)
@@ -143,13 +143,12 @@ def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[
 
 
 def _events(
-    settings: ExportSettings, detection: Detection, decided: Dispatch
+    settings: ExportSettings, export: Export, detection: Detection, decided: Dispatch
 ) -> list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    key = asset_key(settings, DIRECTORY_FILES)
     needs = decided.needs
     return [
         dg.AssetObservation(
-            key,
+            asset_key(settings, DIRECTORY_FILES),
             metadata={
                 "look": detection.look,
                 "new": detection.new,
@@ -160,17 +159,8 @@ def _events(
                 "awaiting_approval": len(needs.awaiting_approval),
             },
         ),
-        dg.AssetCheckEvaluation(
-            asset_key=key,
-            check_name=INDEX_CHECK,
-            passed=detection.look not in ("failed", "empty"),
-            metadata=index_metadata(detection.index.status, detection.index.error_message) | _emptiness(detection),
-        ),
+        index_check(settings, export.ledger.state()),
     ]
-
-
-def _emptiness(detection: Detection) -> dict[str, Any]:
-    return {"directory": detection.unread} if detection.look == "empty" else {}
 
 
 def _digest(failing: Mapping[str, FileRow], loaded_at: float | None) -> str:

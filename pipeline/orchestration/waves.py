@@ -115,7 +115,8 @@ def dispatch(
         waits += [since] if since is not None else []
     runs = sorted(runs + alone, key=lambda run: run.lane == "sinks")
     runs = [run for run in runs if wanted(run)][:_MAX_RUNS]
-    export.ledger.request(sorted({key for run in runs for key in run.keys}), wave)
+    waiting = {*needs.backing_off, *needs.parked}
+    export.ledger.request(sorted({key for run in runs for key in run.keys}), wave, waiting=waiting)
     return Dispatch(needs, tuple(runs), removals, min(waits, default=None), restoring=restoring)
 
 

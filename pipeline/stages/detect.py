@@ -103,12 +103,12 @@ async def detect(export: Export, *, cursor: str | None = None, complete: bool = 
         state = await asyncio.to_thread(export.ledger.state)
         if state.tenant_id and state.export_config_id:
             await asyncio.to_thread(_leave_former_index, export, (state.tenant_id, state.export_config_id), index)
+        emptied = state.index_status == "empty" and index.status == "ready"  # until a listing shows files
         await asyncio.to_thread(
             export.ledger.update_state,
             tenant_id=index.project_id,
             export_config_id=index.export_config_id,
-            index_status=index.status,
-            index_error=index.error_message,
+            **({} if emptied else _told(index)),
         )
         if index.status != "ready":
             return Detection(index.status, index, unread=_unready(index), status_changed=state.index_status != index.status)
@@ -136,6 +136,11 @@ async def _source(export: Export) -> AsyncIterator[LlamaCloudSource]:
     except ConfigError:
         export.index_id = None
         raise
+
+
+def _told(index: IndexState) -> dict[str, str | None]:
+    """What LlamaCloud says of the index, as columns of the export's own row."""
+    return {"index_status": index.status, "index_error": index.error_message}
 
 
 def _unready(index: IndexState) -> str:
@@ -205,14 +210,17 @@ async def _list(export: Export, source: LlamaCloudSource, index: IndexState, lis
         return Detection("incomplete", index, new, changed, unread=str(error))
     if listing.since is None and not listing.seen and (known := await asyncio.to_thread(_staying, export)):
         # The next look lists everything again, however long the index stays as it is.
-        await asyncio.to_thread(export.ledger.update_state, change_key=None, listed_at=None)
-        return Detection("empty", index, unread=_EMPTY.format(files="1 file is" if known == 1 else f"{known} files are"))
+        unread = _EMPTY.format(files="1 file is" if known == 1 else f"{known} files are")
+        emptied = {"index_status": "empty", "index_error": unread}
+        await asyncio.to_thread(export.ledger.update_state, change_key=None, listed_at=None, **emptied)
+        return Detection("empty", index, unread=unread)
     after = await source.get_index()
     same = after.change_key == index.change_key
     steady = same and index.settled
     # What changed after it was listed may be older than the newest file: then the next listing begins where this one did.
     watermark = {"listed_at": newest or None} if steady else {}
-    await asyncio.to_thread(export.ledger.update_state, change_key=index.change_key if same else None, **watermark)
+    change_key = index.change_key if same else None
+    await asyncio.to_thread(export.ledger.update_state, change_key=change_key, **watermark, **_told(index))
     if listing.since is not None or not (steady and listing.seen):
         return Detection("incremental", index, new, changed)
     missing = await asyncio.to_thread(export.ledger.complete_listing, listing.listing_id)

@@ -88,9 +88,11 @@ class Export:
 
     @cached_property
     def failure_digest(self) -> str:
-        """Digest of all settings a file's failure may be due to: with what a sink may have refused it for."""
+        """Digest of all settings a file's failure may be due to: with what a download or a sink may have refused it for."""
+        index = self.settings.index
+        download = (index.max_payload_bytes, index.allow_private_addresses)
         sinks, fields = sorted(self.settings.sinks.items()), sorted(self.settings.metadata_fields.items())
-        return _digest(self.settings_digest, repr(sinks), repr(fields))
+        return _digest(self.settings_digest, repr(download), repr(sinks), repr(fields))
 
     async def scope(self) -> tuple[str, str]:
         """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""

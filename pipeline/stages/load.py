@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -31,7 +31,7 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
     try:
         async with opened_sink(export, sink, scope[0]) as exporter:
             await take_into_use(export, sink, exporter, scope[1])
-            await _load(export, sink, exporter, scope, rows, report)
+            await _load(export, sink, exporter, scope, rows, report, run_id)
             await exporter.optimize()
     except SINK_ERRORS as error:
         await asyncio.to_thread(export.ledger.record_sink_state, sink, error=str(error), backoff=sink_backoff)
@@ -39,12 +39,17 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
     await asyncio.to_thread(export.ledger.record_sink_state, sink, error=None, backoff=sink_backoff)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
     report.numbers["files_settled"] = await asyncio.to_thread(export.settle, list(rows), scope)
-    await asyncio.to_thread(_log, export, sink, report, run_id)
     return report.finish()
 
 
 async def _load(
-    export: Export, sink: str, exporter: Exporter, scope: tuple[str, str], rows: dict[str, FileRow], report: StageReport
+    export: Export,
+    sink: str,
+    exporter: Exporter,
+    scope: tuple[str, str],
+    rows: dict[str, FileRow],
+    report: StageReport,
+    run_id: str,
 ) -> None:
     ready = [row for row in rows.values() if export.records_key(row, scope)]
     unready = rows.keys() - {row.file_id for row in ready}
@@ -60,19 +65,20 @@ async def _load(
         outcome = await exporter.replace_files(stale) if stale else None
         refused = {error.file_id: error.reason for error in outcome.refused} if outcome else {}
         report.failures.update(refused)
+        refusals = {file.file_id: file.record_set_hash for file in stale if file.file_id in refused}
+        await asyncio.to_thread(export.ledger.register.record_refusals, sink, refusals)
         if outcome:
             report.numbers["records"] += outcome.records_written
             report.numbers["bytes"] += outcome.bytes_written
-        written = {file.file_id for file in stale} - refused.keys()
+        written = [file for file in stale if file.file_id not in refused]
         report.worked += len(written)
         report.rows += [
-            {"file": file.provenance.file_name, "file_id": file.file_id, "records": file.table.num_rows}
-            for file in stale
-            if file.file_id in written
+            {"file": file.provenance.file_name, "file_id": file.file_id, "records": file.table.num_rows} for file in written
         ]
         hashes = {row.file_id: row.record_set_hash or "" for row in group} | {f.file_id: f.record_set_hash for f in built}
         standing = {file_id: digest for file_id, digest in hashes.items() if digest and file_id not in report.failures}
         await asyncio.to_thread(export.ledger.record_sink, sink, standing, export.embedder.identity.slug)
+        await asyncio.to_thread(log_written, export, f"loaded into {sink}", group, written, run_id)
         export.progress(f"load {sink}", report.worked, len(ready))
 
 
@@ -130,7 +136,25 @@ def _provenance(row: FileRow, scope: tuple[str, str]) -> FileProvenance:
     )
 
 
-def _log(export: Export, sink: str, report: StageReport, run_id: str) -> None:
-    model = export.embedder.identity.name
-    events = [(row["file_id"], f"loaded into {sink}", {"records": row["records"], "model": model}) for row in report.rows]
+def log_written(export: Export, event: str, rows: Iterable[FileRow], written: Sequence[FileRecords], run_id: str) -> None:
+    """Note in the history what was written of these files, and what it was made from."""
+    if not written:
+        return
+    model = export.embedder.identity
+    payloads = {row.file_id: row.payload_digest for row in rows}
+    events = [
+        (
+            file.file_id,
+            event,
+            {
+                "records": file.table.num_rows,
+                "model": model.name,
+                "fingerprint": model.fingerprint,
+                "payload_digest": payloads[file.file_id],
+                "content_fingerprint_hash": file.provenance.content_fingerprint_hash,
+                "record_set_hash": file.record_set_hash,
+            },
+        )
+        for file in written
+    ]
     export.ledger.log(events, run_id=run_id)

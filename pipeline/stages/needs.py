@@ -18,7 +18,8 @@ from pipeline.stages.export import LONGEST_FILE_WAIT, LONGEST_SINK_WAIT, Export
 @dataclass(slots=True)
 class Needs:
     """File ids by what they need. A file is in at most one of ``ingest`` (its subsets ``new``, ``changed``, ``stale``),
-    ``alone`` and the lists of ``lagging``."""
+    ``alone`` and the lists of ``lagging``; one that waits for its next attempt (``backing_off``, ``parked``) may lag in sinks
+    that have not refused it."""
 
     new: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
@@ -74,13 +75,13 @@ def _of_any_sink(files: Mapping[str, list[str]]) -> list[str]:
 def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[str] = ()) -> Needs:
     """Sort every known file by what it needs now. ``live_waves`` are waves that unfinished runs still carry."""
     rows = export.ledger.files()
-    hashes = export.sink_hashes()
+    hashes, refusals = export.sink_hashes(), export.ledger.register.refusals()
     now = time.time()
     needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
         if row.missing_since is not None or row.is_leaving:
             continue
-        _sort(export, row, scope, needs, hashes, live_waves)
+        _sort(export, row, scope, needs, hashes, refusals, live_waves)
     _sort_missing(export, rows, needs, now)
     down = {name for name, state in export.ledger.sink_states().items() if is_awaited(state.down_until, LONGEST_SINK_WAIT)}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
@@ -104,11 +105,10 @@ def standing_files(export: Export, rows: Mapping[str, FileRow], scope: tuple[str
     """Those of these files that need nothing more, by dataset of the lake and by sink."""
     hashes = export.sink_hashes(rows)
     made = [row for row in rows.values() if _vectors_are_current(export, row)]
-    current = [row for row in made if row.records_key is not None and row.records_key == export.records_key(row, scope)]
+    current = [row for row in made if _records_are_current(export, row, scope)]
     in_lake = [row.file_id for row in made]
     return dict.fromkeys(DATASETS, in_lake) | {
-        sink: [row.file_id for row in current if hashes.get(sink, {}).get(row.file_id) == row.record_set_hash]
-        for sink in export.settings.sinks
+        sink: [row.file_id for row in current if _has(hashes, sink, row)] for sink in export.settings.sinks
     }
 
 
@@ -118,6 +118,7 @@ def _sort(
     scope: tuple[str, str],
     needs: Needs,
     hashes: Mapping[str, Mapping[str, str]],
+    refusals: Mapping[str, Mapping[str, str]],
     live_waves: Collection[str],
 ) -> None:
     failing = row.status in ("failed", "parked")
@@ -126,8 +127,15 @@ def _sort(
     elif failing and row.settings_digest == export.failure_digest:
         if row.status == "parked":
             needs.parked.append(row.file_id)
+        elif is_awaited(row.next_retry_at, LONGEST_FILE_WAIT):
+            needs.backing_off.append(row.file_id)
         else:
-            (needs.backing_off if is_awaited(row.next_retry_at, LONGEST_FILE_WAIT) else needs.alone).append(row.file_id)
+            needs.alone.append(row.file_id)
+            return
+        if row.wave not in live_waves and _records_are_current(export, row, scope):
+            for sink, files in needs.lagging.items():
+                if not (_has(hashes, sink, row) or _has(refusals, sink, row)):
+                    files.append(row.file_id)
     elif not _vectors_are_current(export, row):
         if row.record_set_hash is None:
             needs.new.append(row.file_id)
@@ -135,17 +143,18 @@ def _sort(
             made_so = row.settings_digest in (export.settings_digest, export.failure_digest)
             (needs.changed if made_so else needs.stale).append(row.file_id)
     else:
-        current = row.records_key is not None and row.records_key == export.records_key(row, scope)
+        current = _records_are_current(export, row, scope)
         # One that fails though it stands everywhere by now is compared, which says that it is done.
-        lagging = [
-            files
-            for sink, files in needs.lagging.items()
-            if failing or not (current and hashes.get(sink, {}).get(row.file_id) == row.record_set_hash)
-        ]
+        lagging = [files for sink, files in needs.lagging.items() if failing or not (current and _has(hashes, sink, row))]
         for files in lagging:
             files.append(row.file_id)
         if not lagging and row.status != "done":
             needs.standing.append(row.file_id)
+
+
+def _has(hashes: Mapping[str, Mapping[str, str]], sink: str, row: FileRow) -> bool:
+    """Whether the present record set of this file is what is recorded of the sink."""
+    return hashes.get(sink, {}).get(row.file_id) == row.record_set_hash
 
 
 def _hold_back(needs: Needs, held: Collection[str]) -> None:
@@ -158,6 +167,10 @@ def _hold_back(needs: Needs, held: Collection[str]) -> None:
 def _vectors_are_current(export: Export, row: FileRow) -> bool:
     fetched = row.fetched_token is not None and row.fetched_token == row.change_token and not row.refetch
     return fetched and row.vectors_key is not None and row.vectors_key == export.vectors_key(row)
+
+
+def _records_are_current(export: Export, row: FileRow, scope: tuple[str, str]) -> bool:
+    return row.records_key is not None and row.records_key == export.records_key(row, scope)
 
 
 def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now: float) -> None:

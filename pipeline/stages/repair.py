@@ -11,7 +11,7 @@ from pipeline.sinks.base import Exporter
 from pipeline.stages.detect import detect
 from pipeline.stages.export import Export
 from pipeline.stages.findings import FindingKind
-from pipeline.stages.load import build_records
+from pipeline.stages.load import build_records, log_written
 from pipeline.stages.orphans import take_into_use
 from pipeline.stages.rebuild import forget_lost, make_again
 from pipeline.stages.remove import delete_from
@@ -121,10 +121,11 @@ async def _replace(
     outcome = await exporter.replace_files(built)
     refused = {error.file_id: error.reason for error in outcome.refused}
     report.failures.update({**built_report.failures, **refused})
-    written = {file.file_id: file.record_set_hash for file in built if file.file_id not in refused}
-    report.replaced += [file_id for file_id in written if file_id not in report.replaced]
-    await asyncio.to_thread(export.ledger.record_sink, sink, written, export.embedder.identity.slug)
-    await asyncio.to_thread(export.ledger.log, [(f, f"repaired in {sink}", {}) for f in written], run_id=run_id)
+    written = [file for file in built if file.file_id not in refused]
+    hashes = {file.file_id: file.record_set_hash for file in written}
+    report.replaced += [file_id for file_id in hashes if file_id not in report.replaced]
+    await asyncio.to_thread(export.ledger.record_sink, sink, hashes, export.embedder.identity.slug)
+    await asyncio.to_thread(log_written, export, f"repaired in {sink}", group, written, run_id)
 
 
 async def _delete_orphans(

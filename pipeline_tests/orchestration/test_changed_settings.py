@@ -16,6 +16,8 @@ import pytest
 from pipeline.documents.tokens import EstimatedTokens
 from pipeline.embedding import constant
 from pipeline.errors import RecordRefused
+from pipeline.llama_cloud import source
+from pipeline.llama_cloud.addresses import AddressPolicy
 from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.base import ReplaceReport, Snapshot
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -109,6 +111,30 @@ def test_a_file_parked_for_the_type_of_a_metadata_field_is_tried_again_when_that
     world.change(**remedy)
     report = world.sync()
     assert (report.ok, report.runs) == (True, 1)
+    world.assert_settled()
+
+
+def test_a_file_parked_for_its_size_is_tried_again_when_the_limit_is_raised(world: World) -> None:
+    world.write("big.md", "Many words of text. " * 2000)
+    world.change(index={"max_payload_bytes": 20_000}, detection={"max_attempts": 1})
+    assert len(world.sync().needs.parked) == 1
+    world.change(index={"max_payload_bytes": 20_000, "requests_per_second": 5.0})
+    assert len(world.sync().needs.parked) == 1
+    world.change(index={"max_payload_bytes": 1_000_000})
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_files_that_wait_for_private_addresses_to_be_allowed_are_tried_again_once_they_are(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def of_another_host(allow: bool, **_: str) -> AddressPolicy:
+        return AddressPolicy(allow, trusted_host="cloud.example")
+
+    monkeypatch.setattr(source, "AddressPolicy", of_another_host)
+    assert len(world.sync().needs.backing_off) == 7
+    world.change(index={"allow_private_addresses": True})
+    assert world.sync().ok
     world.assert_settled()
 
 

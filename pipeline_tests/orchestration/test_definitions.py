@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import dagster as dg
+import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.definitions import defs
+from pipeline.documents.models import ChunkingSettings
+from pipeline.embedding.settings import EmbeddingSettings
+from pipeline.home import Home
 from pipeline.orchestration.partitions import JOBS
+from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
 
 
@@ -39,15 +47,87 @@ def test_partitioned_assets_share_one_partitions_definition_and_one_backfill_pol
     assert all(node.code_version for node in partitioned)
 
 
-def test_a_setting_moves_the_code_version_of_what_it_decides_and_of_nothing_else() -> None:
-    def versions(**settings: object) -> dict[str, str | None]:
-        graph = export_definitions(ExportSettings(name="default", **settings)).resolve_asset_graph()  # type: ignore[arg-type]  # as YAML would
+def moved(settings: dict[str, Any], changed: dict[str, Any]) -> set[str]:
+    """The assets whose code version a change of settings moves."""
+
+    def versions(given: dict[str, Any]) -> dict[str, str | None]:
+        graph = export_definitions(ExportSettings(name="default", **given)).resolve_asset_graph()
         return {node.key.path[-1]: node.code_version for node in graph.asset_nodes if node.is_materializable}
 
-    base, chunked = versions(), versions(chunking={"max_tokens": 128})
-    assert {name for name in base if base[name] != chunked[name]} == {"chunks"}
-    embedded = versions(embedding={"provider": "constant"})
-    assert {name for name in base if base[name] != embedded[name]} == {"chunks", "embeddings"}
+    before, after = versions(settings), versions(changed)
+    return {name for name in before if before[name] != after[name]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "assets"),
+    [
+        ({"chunking": {"max_tokens": 128}}, {"chunks"}),
+        ({"embedding": {"provider": "constant"}}, {"chunks", "embeddings"}),
+        ({"embedding": {"model": "BAAI/bge-small-en-v1.5"}}, {"chunks", "embeddings"}),
+        ({"embedding": {"passage_prefix": "passage: "}}, {"chunks", "embeddings"}),
+        ({"embedding": {"passage_prefix": "", "query_prefix": "query: "}}, set()),
+        ({"embedding": {"threads": 2, "batch_tokens": 4096, "openai": {"timeout_seconds": 5}, "constant_dimension": 8}}, set()),
+        ({"index": {"requests_per_second": 5, "max_concurrent_downloads": 8, "max_payload_bytes": 10, "page_size": 10}}, set()),
+        (
+            {"detection": {"max_attempts": 2}, "removal": {"max_delete_fraction": 0.5}, "metadata_fields": {"team": "string"}},
+            set(),
+        ),
+        ({"sinks": {"lancedb": {"table_prefix": "v2"}}}, {"lancedb"}),
+    ],
+)
+def test_a_setting_moves_the_code_version_of_what_it_decides_and_of_nothing_else(
+    changed: dict[str, Any], assets: set[str]
+) -> None:
+    assert moved({}, changed) == assets
+
+
+_OPENAI = {"api_key_env": None, "native_dimension": 8, "max_tokens": 600}
+
+
+@pytest.mark.parametrize(
+    ("base", "change"),
+    [
+        *(({"provider": "constant"}, {name: value}) for name, value in {"constant_dimension": 8, "passage_prefix": "p"}.items()),
+        *(({"provider": "constant", "model": "m"}, {name: 3}) for name in ("threads", "batch_tokens")),
+        ({"provider": "constant"}, {"query_prefix": "q"}),
+        ({"provider": "openai", "model": "m", "openai": _OPENAI}, {"model": "n"}),
+        *(
+            ({"provider": "openai", "model": "m", "openai": _OPENAI}, {"openai": {**_OPENAI, name: value}})
+            for name, value in {
+                "base_url": "http://127.0.0.1:9/v1",
+                "dimensions": 4,
+                "native_dimension": 9,
+                "max_tokens": 500,
+                "request_tokens": 1000,
+                "request_items": 3,
+                "concurrency": 2,
+                "timeout_seconds": 3.0,
+                "max_attempts": 2,
+            }.items()
+        ),
+    ],
+    ids=str,
+)
+def test_a_code_version_moves_with_what_the_ledger_compares(base: dict[str, Any], change: dict[str, Any], tmp_path: Path) -> None:
+    def digests(embedding: dict[str, Any]) -> dict[str, str]:
+        export = Export(
+            ExportSettings(name="default", chunking=chunking, embedding=EmbeddingSettings(**embedding)), Home(tmp_path)
+        )
+        return {"chunks": export.chunker, "embeddings": export.embedder.identity.fingerprint}
+
+    chunking = ChunkingSettings()
+    before, after = digests(base), digests({**base, **change})
+    differing = {name for name in before if before[name] != after[name]}
+    assert moved({"embedding": base}, {"embedding": {**base, **change}}) - {"chunks"} == differing - {"chunks"}
+    assert moved({"embedding": base}, {"embedding": {**base, **change}}) >= differing
+
+
+def test_columns_of_vectors_claim_no_dimension() -> None:
+    graph = defs().resolve_asset_graph()
+    for asset in ("embeddings", "lancedb"):
+        shown = graph.get(dg.AssetKey(["default", asset])).metadata["dagster/column_schema"]
+        [kind] = [column.type for column in shown.columns if column.name == "embedding"]
+        assert kind == "fixed_size_list<item: float>"
 
 
 def test_jobs_sensors_and_checks_carry_the_exports_name() -> None:

@@ -14,6 +14,7 @@ import pytest
 from pipeline.components.index_export import export_definitions
 from pipeline.llama_cloud.api import CloudApi
 from pipeline.llama_cloud.indexes import IndexClient
+from pipeline.orchestration.assets import DIRECTORY_FILES
 from pipeline.orchestration.checks import INDEX_CHECK
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline.stages.detect import refresh
@@ -132,20 +133,35 @@ def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> Non
     assert answer.run_requests[0].run_config == {"ops": {"default_remove_files": {"config": {"file_ids": [file_id]}}}}
 
 
+def index_check_by_hand(world: World) -> dg.AssetCheckEvaluation:
+    """The check of the index as a person executes it in the UI."""
+    key = dg.AssetCheckKey(dg.AssetKey(["default", DIRECTORY_FILES]), INDEX_CHECK)
+    job = dg.define_asset_job("by_hand", selection=dg.AssetSelection.checks(key))
+    definitions = dg.Definitions.merge(export_definitions(world.settings), dg.Definitions(jobs=[job]))
+    [found] = definitions.resolve_job_def("by_hand").execute_in_process(instance=world.instance).get_asset_check_evaluations()
+    return found
+
+
 def test_an_empty_listing_while_files_are_known_is_one_failed_check_until_they_are_back(world: World) -> None:
     world.sync()
+    by_hand = [index_check_by_hand(world)]
     world.faults(hidden_files=["*"])
     world.refresh()
     first, cursor = tick(world)
+    by_hand.append(index_check_by_hand(world))
     second, cursor = tick(world, cursor)
+    by_hand.append(index_check_by_hand(world))
     world.faults()
     third, _ = tick(world, cursor)
+    by_hand.append(index_check_by_hand(world))
     found = []
     for answer in (first, second, third):
         assert isinstance(answer, dg.SensorResult)
         found.append([e for e in answer.asset_events if isinstance(e, dg.AssetCheckEvaluation) and e.check_name == INDEX_CHECK])
     assert [[check.passed for check in checks] for checks in found] == [[False], [], [True]]
     assert "while 5 files are known" in str(found[0][0].metadata["directory"].value)
+    assert [check.passed for check in by_hand] == [True, False, False, True]
+    assert by_hand[1].metadata == found[0][0].metadata
 
 
 def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) -> None:

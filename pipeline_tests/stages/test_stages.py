@@ -67,6 +67,28 @@ def test_a_vector_that_is_not_finite_parks_its_file_and_no_other(world: World) -
     assert "not finite" in (row.last_error or "")
 
 
+def test_the_history_says_which_payload_model_and_run_each_version_was_loaded_from(world: World) -> None:
+    wanted = []
+    for text in ("The body of document 0.", "The body was edited."):
+        world.write("doc-0.md", f"# Document 0\n\n{text}\n")
+        world.sync()
+        row = world.export.ledger.files()[world.file_id("doc-0.md")]
+        made_from = {
+            "records": 1,
+            "model": "constant",
+            "fingerprint": "constant@384",
+            "payload_digest": row.payload_digest,
+            "content_fingerprint_hash": json.loads(row.provenance or "")["content_fingerprint_hash"],
+            "record_set_hash": row.record_set_hash,
+        }
+        wanted.append(made_from)
+    loaded = [event for event in world.export.ledger.history(row.file_id) if event.event == "loaded into lancedb"]
+    assert [json.loads(event.details) for event in loaded] == wanted
+    assert {event.run_id for event in loaded} == {run.run_id for run in world.runs()}
+    assert None not in wanted[0].values()
+    assert wanted[0]["payload_digest"] != wanted[1]["payload_digest"]
+
+
 def test_a_refused_record_keeps_the_old_version_and_the_batch_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.sync()
     world.write("doc-0.md", "# Document 0\n\nToo much for the store.\n")

@@ -57,6 +57,7 @@ LEDGER = {
     " wave run_id lease_until attempts next_retry_at last_error fetched_token payload_digest text_digest provenance chunks_key"
     " vectors_key records_key record_set_hash settings_digest chunk_count token_count refetch",
     "indexport_file_sinks": "export file_id sink record_set_hash model updated_at",
+    "indexport_refusals": "export file_id sink record_set_hash",
     "indexport_sinks": "export sink attempts down_until last_error",
     "indexport_collections": "export sink slug model fingerprint dimension settings",
     "indexport_former_scopes": "export tenant_id export_config_id",
