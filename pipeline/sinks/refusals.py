@@ -17,15 +17,13 @@ def sift(
     files: Iterable[FileRecords], checks: Sequence[Callable[[FileRecords], object]]
 ) -> tuple[list[FileRecords], list[RecordRefused]]:
     """The files every check lets pass, and the refusals of the others; a check refuses by raising RecordRefused."""
-    accepted, refused = [], []
-    for file in files:
-        try:
-            for check in checks:
-                check(file)
-            accepted.append(file)
-        except RecordRefused as error:
-            refused.append(error)
-    return accepted, refused
+
+    def checked(file: FileRecords) -> FileRecords:
+        for check in checks:
+            check(file)
+        return file
+
+    return encode_all(files, checked)
 
 
 def encode_all(files: Iterable[FileRecords], encode: Callable[[FileRecords], T]) -> tuple[list[T], list[RecordRefused]]:
