@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name, record_attributes
-from pipeline.sinks.base import MetadataType
+from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.filters import FieldValue, fields_of_file
 from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
@@ -36,15 +36,6 @@ MAX_TERM_BYTES: Final = 32_766
 MAX_CHUNKS: Final = 2**21
 """Chunks of a file ``sort_key`` has room for."""
 
-SNAPSHOT_FIELDS: Final = (
-    "export_config_id",
-    "parsed_directory_file_id",
-    "content_fingerprint_hash",
-    "source_modified_at",
-    "chunk_count",
-    "embedding_model",
-    "record_set_hash",
-)
 HEAD_FIELDS: Final = (*SNAPSHOT_FIELDS, "tenant_id", PENDING)
 
 _CHUNK_NAMES: Final = frozenset(field.name for field in CHUNK_FIELDS)

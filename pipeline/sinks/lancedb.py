@@ -15,7 +15,6 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -27,6 +26,7 @@ from pydantic import Field
 
 from pipeline.sinks import lancedb_table as layout
 from pipeline.sinks.base import (
+    SNAPSHOT_FIELDS,
     Exporter,
     ReplaceReport,
     SearchHit,
@@ -230,11 +230,10 @@ class LanceDBExporter(Exporter):
     ) -> list[Snapshot]:
         """One scan for all files, or one for every 500 named ones."""
         table = await self._store.table()
-        columns = [field.name for field in fields(Snapshot)]
         snapshots = []
         for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
             where = f"{self._scope(export_config_id, file_ids)} AND chunk_index = 0"
-            rows = await self._store.read(table.query().where(where).select(columns))
+            rows = await self._store.read(table.query().where(where).select(list(SNAPSHOT_FIELDS)))
             snapshots += await asyncio.to_thread(_snapshots, rows)
         return snapshots
 
@@ -370,8 +369,7 @@ async def _scopes(table: AsyncTable) -> frozenset[tuple[str, str]]:
 
 
 def _snapshots(rows: pa.Table) -> list[Snapshot]:
-    names = [field.name for field in fields(Snapshot)]
-    return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in names), strict=True)]
+    return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in SNAPSHOT_FIELDS), strict=True)]
 
 
 def _ordered(rows: pa.Table) -> pa.Table:

@@ -23,7 +23,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.generations import FileKey, Generation
-from pipeline.sinks.llama_index_documents import FileState, decode_state, encode_state, snapshot_of
+from pipeline.sinks.llama_index_documents import FileState, decode_state, encode_state
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
 from pipeline.sinks.records import FileRecords, canonical_json, record_schema, ref_doc_id
 
@@ -87,7 +87,7 @@ def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
     sizes = [len(json.dumps(entry, ensure_ascii=False).encode()) for _, entry in entries]
     return FileEntries(
         key=key,
-        state=FileState(key.tenant_id, snapshot_of(file), (generation,), pending=False),
+        state=FileState(key.tenant_id, Snapshot.of(file), (generation,), pending=False),
         ids=ids,
         nodes=entries,
         hashes=[*hashes, (document.node_id, {"doc_hash": document.hash})],

@@ -12,9 +12,8 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
-from typing import Any, Final
+from dataclasses import asdict, dataclass, replace
+from typing import Final
 
 import pyarrow as pa
 from llama_index.core.schema import BaseNode
@@ -49,9 +48,8 @@ class FileState:
         """As ``list_snapshots`` answers it: one that matches nothing while a replace has not ended."""
         if not self.pending:
             return self.snapshot
-        values = {field.name: getattr(self.snapshot, field.name) for field in fields(Snapshot)}
         marker = ",".join(map(str, self.generations))
-        return Snapshot(**{**values, "record_set_hash": f"{PENDING_PREFIX}{marker}"})
+        return replace(self.snapshot, record_set_hash=f"{PENDING_PREFIX}{marker}")
 
 
 def state_id(key: FileKey) -> str:
@@ -60,12 +58,6 @@ def state_id(key: FileKey) -> str:
 
 def records_id(key: FileKey, generation: Generation) -> str:
     return canonical_json([key.tenant_id, key.export_config_id, key.file_id, generation.record_set_hash])
-
-
-def snapshot_of(file: FileRecords) -> Snapshot:
-    """Of a file with at least one record."""
-    first = file.table.slice(0, 1).to_pylist()[0]
-    return Snapshot(**{field.name: first[field.name] for field in fields(Snapshot)})
 
 
 def encode_state(state: FileState) -> str:
@@ -80,11 +72,9 @@ def encode_state(state: FileState) -> str:
 
 def decode_state(text: str) -> FileState:
     content = json.loads(text)
-    snapshot: dict[str, Any] = content["snapshot"]
-    modified = snapshot["source_modified_at"]
     return FileState(
         content["tenant_id"],
-        Snapshot(**{**snapshot, "source_modified_at": modified and datetime.fromisoformat(modified)}),
+        Snapshot.from_json(content["snapshot"]),
         tuple(Generation(digest, count) for digest, count in content["generations"]),
         content["pending"],
     )

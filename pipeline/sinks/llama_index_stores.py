@@ -19,6 +19,7 @@ from llama_index.core.schema import BaseNode, Document
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 
 from pipeline.errors import SinkConflict, SinkUnavailable
+from pipeline.sinks.base import Snapshot
 from pipeline.sinks.generations import FileKey, Generation
 from pipeline.sinks.llama_index_documents import (
     MARKER,
@@ -30,7 +31,6 @@ from pipeline.sinks.llama_index_documents import (
     encode_state,
     nodes_of,
     records_id,
-    snapshot_of,
     state_id,
 )
 from pipeline.sinks.llama_kvstore import FILES_BY_NAME, Docstore, at_once
@@ -150,7 +150,7 @@ class Stores:
         held = self.state(key)
         generations = [] if held is None else list(held.generations)
         stale = [item for item in generations if item != new]
-        snapshot = snapshot_of(file.file)
+        snapshot = Snapshot.of(file.file)
         return _Plan(
             file,
             key,

@@ -11,7 +11,7 @@ operator or a path lies beside LlamaIndex's own keys in ``metadata``, where filt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import bson
@@ -23,7 +23,7 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, readable
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
 from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
@@ -174,7 +174,7 @@ def _unpacked(vector: Any) -> npt.NDArray[np.float32]:
     return np.frombuffer(vector.removeprefix(_FLOAT32) if isinstance(vector, bytes) else vector, "<f4")
 
 
-HEAD_FIELDS: Final = {"_id": 0, "tenant_id": 1, PENDING: 1, **{item.name: 1 for item in fields(Snapshot)}}
+HEAD_FIELDS: Final = {"_id": 0, "tenant_id": 1, PENDING: 1, **dict.fromkeys(SNAPSHOT_FIELDS, 1)}
 """Projection of what ``to_head`` reads."""
 
 

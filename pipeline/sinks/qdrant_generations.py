@@ -8,6 +8,7 @@ from typing import Final
 from qdrant_client import models
 
 from pipeline.sinks import qdrant_layout as layout
+from pipeline.sinks.base import SNAPSHOT_FIELDS
 from pipeline.sinks.generations import FileKey, FileWrites, Head
 from pipeline.sinks.qdrant_layout import PointWrite
 from pipeline.sinks.qdrant_store import Limits, QdrantStore
@@ -86,7 +87,7 @@ class QdrantGenerations:
 async def read_heads(store: QdrantStore, tenant_id: str, where: Sequence[models.Condition]) -> AsyncIterator[list[Head]]:
     """Chunk 0 of every version of the files a scope holds, a page at a time."""
     heads = models.Filter(must=[*where, layout.equals("chunk_index", 0)])
-    async for records in store.pages("list files", heads, [*layout.SNAPSHOT_KEYS, layout.PENDING]):
+    async for records in store.pages("list files", heads, [*SNAPSHOT_FIELDS, layout.PENDING]):
         found = [layout.head(record.payload or {}, tenant_id) for record in records]
         yield [head for head in found if head]
 

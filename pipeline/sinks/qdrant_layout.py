@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from qdrant_client import models
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict
-from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.base import MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.decimals import short_decimals
 from pipeline.sinks.filters import Condition, fields_of_file
@@ -50,7 +50,6 @@ MAX_RECORD_BYTES: Final = 15 * 2**20
 RECORD_KEYS: Final = tuple(f.name for f in record_schema(1) if f.name not in ("id", "embedding"))
 _CHUNK_KEYS: Final = tuple(f.name for f in CHUNK_FIELDS)
 _FILE_KEYS: Final = tuple(name for name in RECORD_KEYS if name not in _CHUNK_KEYS)
-SNAPSHOT_KEYS: Final = tuple(f.name for f in fields(Snapshot))
 
 _FIXED_INDEXES: Final[Mapping[str, MetadataType]] = {
     "tenant_id": "string",
@@ -255,7 +254,7 @@ def decode_compared(points: Sequence[models.Record], dimension: int, declared: M
 
 
 def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:
-    """Chunk 0 of a version, from SNAPSHOT_KEYS and PENDING of its payload."""
+    """Chunk 0 of a version, from SNAPSHOT_FIELDS and PENDING of its payload."""
     return read_head({**payload, "tenant_id": tenant_id}, payload.get(PENDING))
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
@@ -25,6 +24,7 @@ from pydantic import Field
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks.base import (
+    SNAPSHOT_FIELDS,
     Exporter,
     MetadataType,
     ReplaceReport,
@@ -191,7 +191,7 @@ class TurbopufferExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
         """One query for every 10,000 files, or for every 500 named ones."""
-        attributes = ["tenant_id", *(field.name for field in fields(Snapshot))]
+        attributes = ["tenant_id", *SNAPSHOT_FIELDS]
         snapshots = []
         for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
             where = ("And", [self._scope(export_config_id, file_ids), ("chunk_index", "Eq", 0)])
