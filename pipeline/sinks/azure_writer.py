@@ -90,7 +90,7 @@ class AzureWriter:
                 await replace_generations(self, files)
                 return files
             except _DocumentsRefused as error:
-                bad = [file for file in files if not error.failures.keys().isdisjoint(_ids(file))]
+                bad = [file for file in files if not error.failures.keys().isdisjoint(file.ids)]
                 refused += [_refusal(file, error.failures) for file in bad]
                 await self._withdraw(bad)
                 files = [file for file in files if file not in bad]
@@ -98,7 +98,7 @@ class AzureWriter:
 
     async def _withdraw(self, files: Sequence[FileWrites[Document]]) -> None:
         """Delete what has been written of these files' new versions, unless it is all there was before."""
-        written = [found for file in files if not self._first_found.was_all(file) for found in _ids(file)]
+        written = [found for file in files if not self._first_found.was_all(file) for found in file.ids]
         await each(slices(written, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
 
@@ -140,12 +140,6 @@ class AzureWriter:
     async def _delete_all(self, ids: Sequence[str]) -> None:
         await each(slices(ids, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
-
-    def size_of(self, write: Document) -> int:
-        return write.size
-
-    def marked(self, head: Document, marker: str) -> Document:
-        return head.marked(marker)
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         await self.settle()
@@ -267,12 +261,8 @@ def _impossible(action: str, failure: Failure) -> SinkUnavailable:
     return SinkUnavailable(f"Azure AI Search cannot {action}: {failure.status}, {failure.message}")
 
 
-def _ids(file: FileWrites[Document]) -> list[str]:
-    return [write.id for write in file.writes]
-
-
 def _refusal(file: FileWrites[Document], failures: Mapping[str, Failure]) -> RecordRefused:
-    index, told = next((index, failures[found]) for index, found in enumerate(_ids(file)) if found in failures)
+    index, told = next((index, failures[found]) for index, found in enumerate(file.ids) if found in failures)
     return RecordRefused(file.key.file_id, f"Azure AI Search refuses chunk {index}: {told.status}, {told.message}")
 
 

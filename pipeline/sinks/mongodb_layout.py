@@ -66,6 +66,9 @@ class Write:
     def size(self) -> int:
         return len(self.document.raw)
 
+    def marked(self, marker: str) -> Write:
+        return self.with_field(PENDING, marker)
+
     def with_field(self, name: str, value: str) -> Write:
         """The same document with a field added at its end, without decoding it."""
         body = bytes(self.document.raw[4:-1]) + bson.encode({name: value})[4:-1]

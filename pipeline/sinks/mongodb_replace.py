@@ -66,13 +66,13 @@ class MongoWriter:
 
     def _weight(self, file: FileWrites[Write], held: int) -> int:
         """What of a transaction a file takes, in records: those it writes, those it replaces, or as many as its bytes are."""
-        size = sum(map(self.size_of, file.writes))
+        size = sum(write.size for write in file.writes)
         return max(len(file.writes), held, math.ceil(size * TRANSACTION_RECORDS / _REQUEST_BYTES))
 
     async def _replace_at_once(self, files: Sequence[FileWrites[Write]]) -> None:
         async def work(session: AsyncClientSession) -> None:
             """By their ids too: a record that no longer says whose it is would be in the way of the one to write."""
-            ids = [write.id for file in files for write in file.writes]
+            ids = [found for file in files for found in file.ids]
             replaced = {"$or": [_records_of([file.key for file in files]), {"_id": {"$in": ids}}]}
             await self._collection.delete_many(replaced, session=session)
             await self._collection.insert_many([write.document for file in files for write in file.writes], session=session)
@@ -91,12 +91,6 @@ class MongoWriter:
     async def remove_nameless(self, export_config_id: str) -> None:
         """Delete the records of a config that say of no file."""
         await self._delete({**scope(self._tenant_id, export_config_id), "parsed_directory_file_id": None})
-
-    def size_of(self, write: Write) -> int:
-        return write.size
-
-    def marked(self, head: Write, marker: str) -> Write:
-        return head.with_field(PENDING, marker)
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         heads: list[Head] = []

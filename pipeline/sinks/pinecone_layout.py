@@ -171,7 +171,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
         record_id = f"{prefix}{chunk_id}"
         size = metadata_size + vector_size + len(record_id) + len('{"id":"","values":[],"metadata":},')
         writes.append(Write(record_id, vector, shared, own, size))
-    return FileWrites(key, file.record_set_hash, writes, [write.id for write in writes])
+    return FileWrites(key, file.record_set_hash, writes)
 
 
 def _check_integers(file: FileRecords, values: Mapping[str, FieldValue]) -> None:

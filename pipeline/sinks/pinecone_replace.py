@@ -55,12 +55,6 @@ class NamespaceWriter:
     max_ids: int = 1_000
     concurrency: int = 8
 
-    def size_of(self, write: Write) -> int:
-        return write.size
-
-    def marked(self, head: Write, marker: str) -> Write:
-        return head.marked(marker)
-
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         heads = await self.heads([key.file_id for key in keys])
         self.first_found.note(keys, heads)

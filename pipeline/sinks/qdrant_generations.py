@@ -37,12 +37,6 @@ class QdrantGenerations:
     def max_ids(self) -> int:
         return self._limits.names
 
-    def size_of(self, write: PointWrite) -> int:
-        return write.size
-
-    def marked(self, head: PointWrite, marker: str) -> PointWrite:
-        return head.marked(marker)
-
     async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
         """One request for every 1,000 heads found, and at least one for every 500 files."""
         heads = []

@@ -196,7 +196,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     columns = [*(table[name].to_pylist() for name in _CHUNK_KEYS), nodes.to_pylist()]
     shared = {**_shared(table), **values, FILTER_FIELDS: sorted(declared)}
     points = FilePoints(ids, vectors, (*_CHUNK_KEYS, "_node_content"), columns, shared)
-    return FileWrites(key, file.record_set_hash, [PointWrite(points, row, size) for row, size in enumerate(sizes)], ids)
+    return FileWrites(key, file.record_set_hash, [PointWrite(points, row, size) for row, size in enumerate(sizes)])
 
 
 def _shared(table: pa.Table) -> dict[str, Any]:

@@ -32,6 +32,14 @@ class Write:
     index: int
     pending: str | None = None
 
+    @property
+    def size(self) -> int:
+        return 10
+
+    def marked(self, marker: str) -> Write:
+        assert self.index == 0
+        return replace(self, pending=marker)
+
 
 def content(key: FileKey, version: str, count: int) -> FileWrites[Write]:
     """A version of a file; the same arguments are the same content."""
@@ -63,13 +71,6 @@ class ModelStore:
     concurrency: int = 1
     largest: int = 0
 
-    def size_of(self, write: Write) -> int:
-        return 10
-
-    def marked(self, head: Write, marker: str) -> Write:
-        assert head.index == 0
-        return replace(head, pending=marker)
-
     async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
         await self.turn()
         self.reads += 1
@@ -87,7 +88,7 @@ class ModelStore:
 
     async def upsert(self, writes: Sequence[Write]) -> None:
         assert len(writes) <= self.max_records
-        assert sum(map(self.size_of, writes)) <= self.max_bytes
+        assert sum(write.size for write in writes) <= self.max_bytes
         assert len({write.id for write in writes}) == len(writes), "a record twice in one request"
         await self._change(writes, lambda some: self.records.update({write.id: write for write in some}))
 
