@@ -37,8 +37,8 @@ from typing import Any, Final, Generic, Protocol, Self, TypeVar
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.backoff import apart
 from pipeline.sinks.base import Snapshot
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.reading import ALTERED_INSTANT, instant, whole
-from pipeline.sinks.records import chunk_ids
 from pipeline.sinks.slicing import each, slices
 
 T = TypeVar("T")
@@ -49,40 +49,7 @@ PENDING_PREFIX: Final = "pending:"
 ALTERED: Final = "altered"
 """Begins the marker of a head that another program has altered; an entry that names no generation."""
 
-MOST_NAMED: Final = 2**21
-"""Records of a generation that is deleted by computed ids; one that has more, or says so, is left to the sweep."""
-
 _ATTEMPTS: Final = 8
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class FileKey:
-    """The address of a file in a sink."""
-
-    tenant_id: str
-    export_config_id: str
-    file_id: str
-
-    def ids(self, generation: Generation) -> list[str]:
-        """The record ids of a generation, its head's first."""
-        indices = range(generation.chunk_count)
-        return chunk_ids(self.tenant_id, self.export_config_id, self.file_id, indices, generation.record_set_hash)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Generation:
-    """One version of a file: enough to compute the ids of all its records."""
-
-    record_set_hash: str
-    chunk_count: int
-
-    def __str__(self) -> str:
-        return f"{self.record_set_hash}:{self.chunk_count}"
-
-    @property
-    def has_ids(self) -> bool:
-        """Whether its records can be deleted by their ids."""
-        return 0 < self.chunk_count <= MOST_NAMED
 
 
 EMPTYING: Final = str(Generation("empty", 0))

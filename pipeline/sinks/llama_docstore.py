@@ -42,8 +42,8 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import fields_of_file
-from pipeline.sinks.generations import FileKey, Generation
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids
 from pipeline.sinks.refusals import encode_all, sift

@@ -20,9 +20,10 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.generations import PENDING_PREFIX, FileKey, Generation
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
-from pipeline.sinks.records import FileRecords, canonical_json
+from pipeline.sinks.records import FileRecords, canonical_json, with_ids
 
 MARKER: Final = "indexport"
 """Id of the document that says what the namespaces are."""
@@ -96,10 +97,8 @@ def decode_records(text: str) -> pa.Table:
 
 def nodes_of(table: pa.Table, key: FileKey, generation: Generation) -> list[BaseNode]:
     """Nodes with vectors, their ids of the generation. Their metadata has single values alone: many stores take no others."""
-    ids = pa.array(key.ids(generation), pa.string())
-    named = table.set_column(table.schema.get_field_index("id"), "id", ids)
     vectors = table["embedding"].to_pylist()
-    contents = node_contents(named, include_text=True).to_pylist()
+    contents = node_contents(with_ids(table, key.ids(generation)), include_text=True).to_pylist()
     return [_node(content, vector, key, generation) for content, vector in zip(contents, vectors, strict=True)]
 
 

@@ -26,8 +26,8 @@ from pydantic import Field
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.exact_search import ExactIndex
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, fields_of_file, parse_filters
-from pipeline.sinks.generations import FileKey, Generation
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json
 from pipeline.sinks.refusals import check_vectors, encode_all, sift

@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore, Vector
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.generations import FileKey, Generation
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.llama_index_documents import (
     MARKER,
     Address,
@@ -144,8 +144,7 @@ class Stores:
             self._write_states([plan.complete for plan in plans])
 
     def _plan(self, file: EncodedFile) -> _Plan:
-        provenance = file.file.provenance
-        key = FileKey(provenance.tenant_id, provenance.export_config_id, file.file.file_id)
+        key = FileKey.of(file.file)
         new = Generation(file.file.record_set_hash, file.file.table.num_rows)
         held = self.state(key)
         generations = [] if held is None else list(held.generations)

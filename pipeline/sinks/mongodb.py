@@ -33,9 +33,10 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import fuse_hits
-from pipeline.sinks.generations import FileKey, to_snapshots
+from pipeline.sinks.generations import to_snapshots
 from pipeline.sinks.mongodb_layout import (
     HEAD_FIELDS,
     Document,

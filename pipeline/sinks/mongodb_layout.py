@@ -25,11 +25,12 @@ from bson.raw_bson import RawBSONDocument
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, readable
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
+from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
 from pipeline.sinks.reading import to_array, to_vectors
-from pipeline.sinks.records import FileRecords, record_schema
+from pipeline.sinks.records import FileRecords, matrix, record_schema, with_ids
 
 Document = dict[str, Any]
 
@@ -79,20 +80,15 @@ def field_name(record_field: str) -> str:
     return _RENAMED.get(record_field, record_field)
 
 
-def key_of(file: FileRecords) -> FileKey:
-    return FileKey(file.provenance.tenant_id, file.provenance.export_config_id, file.file_id)
-
-
 def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> FileWrites[Write]:
     """A file's documents; their ids carry the record set's digest, so that two versions never share one.
 
     Raises RecordRefused for a record larger than MongoDB holds.
     """
-    key, table = key_of(file), file.table
-    ids = key.ids(Generation(file.record_set_hash, table.num_rows))
-    table = table.set_column(table.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+    key = FileKey.of(file)
+    table = with_ids(file.table, key.ids(Generation(file.record_set_hash, file.table.num_rows)))
     columns = {field_name(name): table[name].to_pylist() for name in table.column_names if name != "embedding"}
-    columns["embedding"] = _vectors(table["embedding"])
+    columns["embedding"] = [packed(vector) for vector in matrix(table["embedding"])]
     columns["metadata"] = _node_fields(table, declared)
     rows = zip(*columns.values(), strict=True)
     return FileWrites(key, file.record_set_hash, [_write(file, dict(zip(columns, row, strict=True))) for row in rows])
@@ -107,11 +103,6 @@ def _write(file: FileRecords, document: Document) -> Write:
             "make chunks or the file's metadata smaller",
         )
     return Write(document["_id"], RawBSONDocument(raw))
-
-
-def _vectors(column: pa.ChunkedArray) -> list[Binary]:
-    values = column.combine_chunks().flatten().to_numpy().reshape(len(column), column.type.list_size)
-    return [packed(row) for row in values]
 
 
 def packed(vector: npt.NDArray[np.float32]) -> Binary:

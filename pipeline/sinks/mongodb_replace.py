@@ -18,7 +18,8 @@ from pymongo import ReplaceOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, replace_generations
+from pipeline.sinks.file_keys import FileKey, Generation, by_config
+from pipeline.sinks.generations import FileWrites, Head, replace_generations
 from pipeline.sinks.mongodb_layout import GENERATION, HEAD_FIELDS, PENDING, Document, Write, scope, to_head
 from pipeline.sinks.mongodb_store import MongoStore
 from pipeline.sinks.slicing import each, slices
@@ -135,10 +136,7 @@ class MongoWriter:
 
 def _records_of(keys: Sequence[FileKey]) -> Document:
     """Selects every record of these files."""
-    configs: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        configs.setdefault((key.tenant_id, key.export_config_id), []).append(key.file_id)
-    scopes = [scope(*config, file_ids) for config, file_ids in configs.items()]
+    scopes = [scope(*config, file_ids) for config, file_ids in by_config(keys).items()]
     return scopes[0] if len(scopes) == 1 else {"$or": scopes}
 
 

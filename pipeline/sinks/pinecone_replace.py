@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations
+from pipeline.sinks.file_keys import FileKey
+from pipeline.sinks.generations import FileWrites, FirstFound, Head, remove_generations
 from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head, without_file
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices

@@ -9,7 +9,8 @@ from qdrant_client import models
 
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import SNAPSHOT_FIELDS
-from pipeline.sinks.generations import FileKey, FileWrites, Head
+from pipeline.sinks.file_keys import FileKey, by_config
+from pipeline.sinks.generations import FileWrites, Head
 from pipeline.sinks.qdrant_layout import PointWrite
 from pipeline.sinks.qdrant_store import Limits, QdrantStore
 from pipeline.sinks.slicing import slices
@@ -84,11 +85,3 @@ async def read_heads(store: QdrantStore, tenant_id: str, where: Sequence[models.
     async for records in store.pages("list files", heads, [*SNAPSHOT_FIELDS, layout.PENDING]):
         found = [layout.head(record.payload or {}, tenant_id) for record in records]
         yield [head for head in found if head]
-
-
-def by_config(keys: Sequence[FileKey]) -> dict[tuple[str, str], list[str]]:
-    """File ids by tenant and config."""
-    configs: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        configs.setdefault((key.tenant_id, key.export_config_id), []).append(key.file_id)
-    return configs

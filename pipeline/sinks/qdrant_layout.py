@@ -26,11 +26,12 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.decimals import short_decimals
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, fields_of_file
-from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
+from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import to_array, to_vectors
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, chunk_ids, record_schema
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, record_schema, with_ids
 from pipeline.sinks.refusals import check_vectors
 
 VECTOR: Final = "text-dense"
@@ -179,12 +180,11 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     """The points of a file. Raises RecordRefused, which names the limit, for one Qdrant cannot hold."""
     check_vectors(file)
     values = {key: value for key, value in fields_of_file(file, declared).items() if value is not None}
-    where = file.provenance
-    key = FileKey(where.tenant_id, where.export_config_id, file.file_id)
+    key = FileKey.of(file)
     if not file.table.num_rows:
         return FileWrites(key, file.record_set_hash, [])
-    ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, range(file.table.num_rows), file.record_set_hash)
-    table = file.table.set_column(0, "id", pa.array(ids, pa.string()))
+    ids = key.ids(Generation(file.record_set_hash, file.table.num_rows))
+    table = with_ids(file.table, ids)
     nodes = node_contents(table, include_text=True)
     vectors, vector_sizes = short_decimals(table["embedding"])
     sizes = _sizes(table, nodes, vector_sizes)

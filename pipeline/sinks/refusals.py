@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.records import FileRecords
+from pipeline.sinks.records import FileRecords, matrix
 
 T = TypeVar("T")
 
@@ -39,6 +39,5 @@ def encode_all(files: Iterable[FileRecords], encode: Callable[[FileRecords], T])
 
 def check_vectors(file: FileRecords) -> None:
     """Raises RecordRefused for a vector that no store could search."""
-    values = file.table["embedding"].combine_chunks().flatten().to_numpy()
-    if not np.isfinite(values).all():
+    if not np.isfinite(matrix(file.table["embedding"])).all():
         raise RecordRefused(file.file_id, "a vector holds NaN or infinity, which cannot be searched; embed the file again")

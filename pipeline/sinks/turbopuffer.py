@@ -35,10 +35,11 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import MOST_NAMED
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import fuse_hits
-from pipeline.sinks.generations import MOST_NAMED, read_head, to_snapshots
-from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.generations import read_head, to_snapshots
+from pipeline.sinks.records import FileRecords, in_order, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
@@ -284,5 +285,4 @@ class TurbopufferExporter(Exporter):
 
 
 def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    records = layout.decode_compared(rows, dimension, declared)
-    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+    return in_order(layout.decode_compared(rows, dimension, declared))

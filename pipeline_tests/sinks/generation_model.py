@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, replace_generations, to_snapshots
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.generations import FileWrites, Head, replace_generations, to_snapshots
 
 Fault = Literal["refused", "lost ack", "even", "odd", "late"]
 """What becomes of a request that fails: nothing; all of it; every other record (from the first, second); all, but later."""
