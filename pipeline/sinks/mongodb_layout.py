@@ -38,7 +38,7 @@ MAX_DOCUMENT_BYTES: Final = 16 * 2**20
 """Of one document; documented by the vendor."""
 
 GENERATION: Final = "generation"
-"""Set in records that may stand beside another version's: see ``MongoExporter``."""
+"""Set in records that may stand beside another version's: see ``mongodb_replace``."""
 
 PENDING: Final = "pending"
 CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
