@@ -52,7 +52,7 @@ def _normalised(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _holds(condition: Condition, value: FieldValue) -> bool:
-    if condition.operator in ("gt", "gte", "lt", "lte"):
+    if condition.is_order:
         return isinstance(value, (int, float)) and _compares(condition, value)
     present = value if isinstance(value, list) else [value]
     return any(item in condition.values for item in present) != condition.negated

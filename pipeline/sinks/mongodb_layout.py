@@ -53,7 +53,6 @@ _FLOAT32: Final = b"\x27\x00"
 """Header of a packed float32 vector: the element type and no padding (documented in the BSON specification)."""
 
 _INT64: Final = range(-(2**63), 2**63)
-_COMPARISONS: Final = ("gt", "gte", "lt", "lte")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +209,7 @@ def text_query(text: str, tenant_id: str, export_config_id: str, conditions: Seq
 
 def _search_operator(condition: Condition) -> Document:
     path = filter_path(condition.field)
-    if condition.operator in _COMPARISONS:
+    if condition.is_order:
         return {"range": {"path": path, condition.operator: condition.values[0]}}
     if condition.operator in ("in", "nin"):
         return {"in": {"path": path, "value": list(condition.values)}}

@@ -67,8 +67,6 @@ _FILE_FIELDS: Final = tuple(
 )
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
-_COMPARISONS: Final = ("gt", "gte", "lt", "lte")
-
 
 def check_names(declared: Mapping[str, MetadataType]) -> None:
     """Raises ConfigError for a declared field that no record can have beside the replace protocol's own."""
@@ -324,7 +322,7 @@ def search_filter(tenant_id: str, export_config_id: str, conditions: Sequence[Co
 def _rendered(condition: Condition) -> Filter:
     """A negation names records without the field itself: whether ``$nin`` finds them is not documented."""
     name = condition.field
-    if condition.operator in _COMPARISONS:
+    if condition.is_order:
         return {name: {f"${condition.operator}": condition.values[0]}}
     if condition.negated:
         return {"$or": [{name: {"$exists": False}}, _among(condition, "$nin", "$ne", "$and")]}

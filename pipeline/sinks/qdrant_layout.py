@@ -285,7 +285,7 @@ def having_ids(ids: Sequence[str]) -> models.Filter:
 
 def render(condition: Condition) -> models.Condition:
     """A condition as Qdrant's. Negations hold for absent keys too; numbers are compared as 64-bit floats."""
-    if condition.operator in ("gt", "gte", "lt", "lte"):
+    if condition.is_order:
         bounds = models.Range(**{condition.operator: float(condition.values[0])})
         return models.FieldCondition(key=json_path(condition.field), range=bounds)
     matches = _matches(condition)
