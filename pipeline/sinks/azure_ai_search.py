@@ -40,9 +40,10 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
-from pipeline.sinks.generations import FileKey, to_snapshots
-from pipeline.sinks.records import FileRecords, canonical_json, to_records
+from pipeline.sinks.generations import to_snapshots
+from pipeline.sinks.records import FileRecords, canonical_json, in_order, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
@@ -325,5 +326,4 @@ def _merge(document_id: str, values: Mapping[str, FieldValue]) -> Action:
 
 
 def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    records = documents.decode_compared(rows, dimension, declared)
-    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+    return in_order(documents.decode_compared(rows, dimension, declared))

@@ -16,13 +16,23 @@ import pyarrow.compute as pc
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name, record_attributes
-from pipeline.sinks.base import MetadataType
+from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
+from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fields_of_file
-from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
+from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_array, to_vectors
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, chunk_ids, json_string, record_schema, ref_doc_id
+from pipeline.sinks.records import (
+    CHUNK_FIELDS,
+    FileRecords,
+    canonical_json,
+    chunk_ids,
+    json_string,
+    record_schema,
+    ref_doc_id,
+    with_ids,
+)
 from pipeline.sinks.refusals import check_vectors
 
 Row = dict[str, Any]
@@ -36,15 +46,6 @@ MAX_TERM_BYTES: Final = 32_766
 MAX_CHUNKS: Final = 2**21
 """Chunks of a file ``sort_key`` has room for."""
 
-SNAPSHOT_FIELDS: Final = (
-    "export_config_id",
-    "parsed_directory_file_id",
-    "content_fingerprint_hash",
-    "source_modified_at",
-    "chunk_count",
-    "embedding_model",
-    "record_set_hash",
-)
 HEAD_FIELDS: Final = (*SNAPSHOT_FIELDS, "tenant_id", PENDING)
 
 _CHUNK_NAMES: Final = frozenset(field.name for field in CHUNK_FIELDS)
@@ -71,8 +72,7 @@ class Document:
 def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> FileWrites[Document]:
     """A file's documents, their ids of its generation. Raises RecordRefused, which names the limit, for what cannot be held."""
     check_vectors(file)
-    provenance = file.provenance
-    key = FileKey(provenance.tenant_id, provenance.export_config_id, file.file_id)
+    key = FileKey.of(file)
     values = fields_of_file(file, declared)
     _check_terms(file, values)
     if file.table.num_rows > MAX_CHUNKS:
@@ -112,7 +112,7 @@ def _strings(value: FieldValue) -> Iterable[str]:
 def _documents(file: FileRecords, key: FileKey, values: Mapping[str, FieldValue]) -> list[Document]:
     indices = file.table["chunk_index"].to_pylist()
     ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, indices, file.record_set_hash)
-    table = file.table.set_column(0, file.table.schema.field("id"), pa.array(ids, pa.string()))
+    table = with_ids(file.table, ids)
     number = _file_number(key)
     columns: dict[str, Sequence[str]] = {
         attribute_name(name): _json_values(table[name]) for name in table.column_names if name in _CHUNK_NAMES or name == "id"

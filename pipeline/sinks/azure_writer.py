@@ -20,7 +20,8 @@ from pipeline.sinks.azure_layout import PENDING
 from pipeline.sinks.azure_query import one_of, scope, without_file
 from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, Failure
 from pipeline.sinks.backoff import backoff
-from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations, replace_generations
+from pipeline.sinks.file_keys import FileKey, by_config
+from pipeline.sinks.generations import FileWrites, FirstFound, Head, remove_generations, replace_generations
 from pipeline.sinks.records import json_string
 from pipeline.sinks.slicing import each, slices
 
@@ -90,7 +91,7 @@ class AzureWriter:
                 await replace_generations(self, files)
                 return files
             except _DocumentsRefused as error:
-                bad = [file for file in files if not error.failures.keys().isdisjoint(_ids(file))]
+                bad = [file for file in files if not error.failures.keys().isdisjoint(file.ids)]
                 refused += [_refusal(file, error.failures) for file in bad]
                 await self._withdraw(bad)
                 files = [file for file in files if file not in bad]
@@ -98,7 +99,7 @@ class AzureWriter:
 
     async def _withdraw(self, files: Sequence[FileWrites[Document]]) -> None:
         """Delete what has been written of these files' new versions, unless it is all there was before."""
-        written = [found for file in files if not self._first_found.was_all(file) for found in _ids(file)]
+        written = [found for file in files if not self._first_found.was_all(file) for found in file.ids]
         await each(slices(written, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
 
@@ -109,7 +110,7 @@ class AzureWriter:
         """The files of which searches find other versions; records of versions without a legible head are deleted."""
         hashes = sorted({file.record_set_hash for file in files})
         disturbed: set[tuple[str, str]] = set()
-        for config, file_ids in _by_config(file.key for file in files).items():
+        for (_, config), file_ids in by_config(file.key for file in files).items():
             others = f"{scope(self._tenant_id, config, file_ids)} and not ({one_of('record_set_hash', hashes)})"
             pages = self._store.pages("look for other versions", others, _VERSION_FIELDS)
             found = [row async for rows in pages for row in rows]
@@ -126,7 +127,7 @@ class AzureWriter:
         for some in slices(keys, count=FILES_PER_REQUEST):
             await remove_generations(self, some)
             await self.settle()
-            for config, file_ids in _by_config(some).items():
+            for (_, config), file_ids in by_config(some).items():
                 await self._delete_found(scope(self._tenant_id, config, file_ids))
 
     async def remove_nameless(self, export_config_id: str) -> None:
@@ -141,17 +142,11 @@ class AzureWriter:
         await each(slices(ids, count=self.max_ids), self.delete, concurrency=_CONCURRENCY)
         await self.settle()
 
-    def size_of(self, write: Document) -> int:
-        return write.size
-
-    def marked(self, head: Document, marker: str) -> Document:
-        return head.marked(marker)
-
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         await self.settle()
         heads: list[Head] = []
         for some in slices(keys, count=FILES_PER_REQUEST):
-            for config, file_ids in _by_config(some).items():
+            for (_, config), file_ids in by_config(some).items():
                 where = f"{scope(self._tenant_id, config, file_ids)} and chunk_index eq 0"
                 pages = self._store.pages("look up files", where, HEAD_FIELDS)
                 heads += [head async for rows in pages for row in rows if (head := to_head(row))]
@@ -267,17 +262,6 @@ def _impossible(action: str, failure: Failure) -> SinkUnavailable:
     return SinkUnavailable(f"Azure AI Search cannot {action}: {failure.status}, {failure.message}")
 
 
-def _ids(file: FileWrites[Document]) -> list[str]:
-    return [write.id for write in file.writes]
-
-
 def _refusal(file: FileWrites[Document], failures: Mapping[str, Failure]) -> RecordRefused:
-    index, told = next((index, failures[found]) for index, found in enumerate(_ids(file)) if found in failures)
+    index, told = next((index, failures[found]) for index, found in enumerate(file.ids) if found in failures)
     return RecordRefused(file.key.file_id, f"Azure AI Search refuses chunk {index}: {told.status}, {told.message}")
-
-
-def _by_config(keys: Iterable[FileKey]) -> dict[str, list[str]]:
-    configs: dict[str, list[str]] = {}
-    for key in keys:
-        configs.setdefault(key.export_config_id, []).append(key.file_id)
-    return configs

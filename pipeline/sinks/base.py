@@ -13,9 +13,9 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -87,6 +87,22 @@ class Snapshot:
     chunk_count: int
     embedding_model: str
     record_set_hash: str
+
+    @classmethod
+    def of(cls, file: FileRecords) -> Snapshot:
+        """Of a file with at least one record."""
+        (first,) = file.table.slice(0, 1).select(SNAPSHOT_FIELDS).to_pylist()
+        return cls(**first)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Snapshot:
+        """From its fields, as JSON has them; other values may stand beside them."""
+        modified = values["source_modified_at"]
+        own = {name: values[name] for name in SNAPSHOT_FIELDS}
+        return cls(**{**own, "source_modified_at": modified and datetime.fromisoformat(modified)})
+
+
+SNAPSHOT_FIELDS: Final = tuple(item.name for item in fields(Snapshot))
 
 
 @dataclass(frozen=True, slots=True)

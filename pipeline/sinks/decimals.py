@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.sinks.records import matrix
+
 _DIGITS: Final = (9, 8)
 _POWERS: Final = 10.0 ** np.arange(23)
 """Those a float64 holds exactly, so that a quotient by one is the float64 nearest to the decimal."""
@@ -29,8 +31,7 @@ def short_decimals(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], np
 
     Every number converts to the very float32 it stands for.
     """
-    flat: npt.NDArray[np.float32] = column.combine_chunks().flatten().to_numpy()
-    vectors = flat.reshape(-1, column.type.list_size)
+    vectors = matrix(column)
     exponents = _exponents(vectors)
     exact = vectors.astype(np.float64)
     found = exact

@@ -13,16 +13,14 @@ import pyarrow as pa
 
 from pipeline.sinks.base import MetadataType, SearchHit
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
-from pipeline.sinks.records import to_records
+from pipeline.sinks.records import matrix, to_records
 
 
 class ExactIndex:
     """Records of ``record_schema``, and their vectors with length 1."""
 
     def __init__(self, records: pa.Table, declared: Mapping[str, MetadataType]) -> None:
-        vectors = records["embedding"].combine_chunks()
-        matrix = vectors.flatten().to_numpy().reshape(len(records), vectors.type.list_size)
-        self._vectors = _normalised(matrix)
+        self._vectors = _normalised(matrix(records["embedding"]))
         self._records = records.drop_columns(["embedding"])
         keys = zip(*(records[name].to_pylist() for name in ("parsed_directory_file_id", "file_name", "metadata")), strict=True)
         numbers: dict[tuple[str, str, str], int] = {}
@@ -48,13 +46,13 @@ class ExactIndex:
         return np.flatnonzero(meets[self._file_of_row]) if len(meets) else np.empty(0, np.int64)
 
 
-def _normalised(matrix: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    lengths = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return (matrix / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
+def _normalised(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
 
 
 def _holds(condition: Condition, value: FieldValue) -> bool:
-    if condition.operator in ("gt", "gte", "lt", "lte"):
+    if condition.is_order:
         return isinstance(value, (int, float)) and _compares(condition, value)
     present = value if isinstance(value, list) else [value]
     return any(item in condition.values for item in present) != condition.negated

@@ -58,6 +58,11 @@ class Condition:
     def negated(self) -> bool:
         return self.operator in ("ne", "nin")
 
+    @property
+    def is_order(self) -> bool:
+        """Whether it compares numbers: its operator is gt, gte, lt or lte."""
+        return self.operator in _ORDERING
+
 
 def parse_filters(filters: Filters, declared: Mapping[str, MetadataType]) -> tuple[Condition, ...]:
     """The conditions of a filter mapping, checked against the declared metadata fields.

@@ -31,16 +31,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, Protocol, TypeVar
+from operator import attrgetter
+from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.backoff import apart
 from pipeline.sinks.base import Snapshot
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.reading import ALTERED_INSTANT, instant, whole
-from pipeline.sinks.records import chunk_ids
 from pipeline.sinks.slicing import each, slices
 
-W = TypeVar("W")
 T = TypeVar("T")
 
 PENDING_PREFIX: Final = "pending:"
@@ -49,40 +49,7 @@ PENDING_PREFIX: Final = "pending:"
 ALTERED: Final = "altered"
 """Begins the marker of a head that another program has altered; an entry that names no generation."""
 
-MOST_NAMED: Final = 2**21
-"""Records of a generation that is deleted by computed ids; one that has more, or says so, is left to the sweep."""
-
 _ATTEMPTS: Final = 8
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class FileKey:
-    """The address of a file in a sink."""
-
-    tenant_id: str
-    export_config_id: str
-    file_id: str
-
-    def ids(self, generation: Generation) -> list[str]:
-        """The record ids of a generation, its head's first."""
-        indices = range(generation.chunk_count)
-        return chunk_ids(self.tenant_id, self.export_config_id, self.file_id, indices, generation.record_set_hash)
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Generation:
-    """One version of a file: enough to compute the ids of all its records."""
-
-    record_set_hash: str
-    chunk_count: int
-
-    def __str__(self) -> str:
-        return f"{self.record_set_hash}:{self.chunk_count}"
-
-    @property
-    def has_ids(self) -> bool:
-        """Whether its records can be deleted by their ids."""
-        return 0 < self.chunk_count <= MOST_NAMED
 
 
 EMPTYING: Final = str(Generation("empty", 0))
@@ -142,25 +109,43 @@ def is_altered(snapshot: Snapshot) -> bool:
     return snapshot.record_set_hash.startswith(PENDING_PREFIX + ALTERED)
 
 
+class Write(Protocol):
+    """One record, ready to be sent."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes it takes in a request."""
+        ...
+
+    def marked(self, marker: str) -> Self:
+        """The same record with ``pending`` set."""
+        ...
+
+
+W = TypeVar("W", bound=Write)
+
+
 @dataclass(frozen=True, slots=True)
 class FileWrites(Generic[W]):
     """What a file shall consist of, encoded for the store: one write a record, in chunk order; none empties the file.
 
-    The records' ids are ``key.ids(generation)``; ``known_ids`` are these, from who has computed them already.
+    The records' ids are ``key.ids(generation)``.
     """
 
     key: FileKey
     record_set_hash: str
     writes: Sequence[W]
-    known_ids: Sequence[str] = ()
 
     @property
     def generation(self) -> Generation:
         return Generation(self.record_set_hash, len(self.writes))
 
     @property
-    def ids(self) -> Sequence[str]:
-        return self.known_ids or self.key.ids(self.generation)
+    def ids(self) -> list[str]:
+        return [write.id for write in self.writes]
 
 
 class FirstFound:
@@ -181,7 +166,7 @@ class FirstFound:
 
 
 class GenerationStore(Protocol[W]):
-    """The requests a replace consists of; ``W`` is one record, ready to be sent.
+    """The requests a replace consists of.
 
     A method returns when the store has made the change durable, and raises when it cannot know that. ``read_heads`` sees
     every change that has returned. A request may take effect in part, or after it was given up.
@@ -194,7 +179,7 @@ class GenerationStore(Protocol[W]):
 
     @property
     def max_bytes(self) -> int:
-        """Bytes (as ``size_of`` counts) in one upsert; exceeded only by a head and one record that together have more."""
+        """Bytes in one upsert; exceeded only by a head and one record that together have more."""
         ...
 
     @property
@@ -205,14 +190,6 @@ class GenerationStore(Protocol[W]):
     @property
     def concurrency(self) -> int:
         """Requests of one round that may be on their way at once."""
-        ...
-
-    def size_of(self, write: W) -> int:
-        """Bytes the write takes in a request."""
-        ...
-
-    def marked(self, head: W, marker: str) -> W:
-        """The same record with ``pending`` set."""
         ...
 
     async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
@@ -270,14 +247,14 @@ async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) ->
         return True
     held = _by_file(await store.read_heads([file.key for file in files]))
     await _empty(store, [head for file in files if not file.writes for head in held.get(file.key, [])])
-    plans = [_plan(store, file, held.get(file.key, [])) for file in files if file.writes]
+    plans = [_plan(file, held.get(file.key, [])) for file in files if file.writes]
     heads = [plan.head for plan in plans]
-    requests = slices(heads, count=store.max_records, size=store.max_bytes, size_of=store.size_of)
+    requests = slices(heads, count=store.max_records, size=store.max_bytes, size_of=attrgetter("size"))
     await each(requests, store.upsert, concurrency=store.concurrency)
     bodies = [(plan.head, plan.writes[1:]) for plan in plans if len(plan.writes) > 1]
-    requests = _headed(bodies, store.max_records, store.max_bytes, store.size_of)
+    requests = _headed(bodies, store.max_records, store.max_bytes, attrgetter("size"))
     await each(requests, store.upsert, concurrency=store.concurrency)
-    if not await _all_there(store, [found for plan in plans for found in plan.ids], store.count_present):
+    if not await _all_there(store, [write.id for plan in plans for write in plan.writes], store.count_present):
         return False
     stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
     await each(
@@ -315,21 +292,20 @@ def _by_file(heads: Iterable[Head]) -> dict[FileKey, list[Head]]:
 
 @dataclass(frozen=True, slots=True)
 class _Plan(Generic[W]):
-    """``head`` is the first of ``writes``, marked; ``ids`` are theirs; ``stale`` are the generations that have to go."""
+    """``head`` is the first of ``writes``, marked; ``stale`` are the generations that have to go."""
 
     key: FileKey
-    ids: Sequence[str]
     writes: Sequence[W]
     head: W
     stale: Sequence[Generation]
 
 
-def _plan(store: GenerationStore[W], file: FileWrites[W], heads: Sequence[Head]) -> _Plan[W]:
+def _plan(file: FileWrites[W], heads: Sequence[Head]) -> _Plan[W]:
     """A record set has one count: where a head gives another of the very set that is written, it was altered."""
     found = {generation for head in heads for generation in head.named()}
     stale = sorted(generation for generation in found if generation.record_set_hash != file.record_set_hash)
-    head = store.marked(file.writes[0], _marker([file.generation, *stale]))
-    return _Plan(file.key, file.ids, file.writes, head, stale)
+    head = file.writes[0].marked(_marker([file.generation, *stale]))
+    return _Plan(file.key, file.writes, head, stale)
 
 
 async def _all_there(store: GenerationStore[W], items: Sequence[T], count: Callable[[list[T]], Awaitable[int]]) -> bool:

@@ -15,7 +15,6 @@ import asyncio
 import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import fields
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
@@ -27,6 +26,7 @@ from pydantic import Field
 
 from pipeline.sinks import lancedb_table as layout
 from pipeline.sinks.base import (
+    SNAPSHOT_FIELDS,
     Exporter,
     ReplaceReport,
     SearchHit,
@@ -37,11 +37,12 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.copies import readable, show_altered
+from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.lancedb_sweep import local_directory, sweep
-from pipeline.sinks.records import ChunkRecord, FileRecords, to_records
+from pipeline.sinks.records import ChunkRecord, FileRecords, in_order, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
@@ -211,10 +212,8 @@ class LanceDBExporter(Exporter):
         )
 
     def _rows_of(self, files: Sequence[FileRecords]) -> str:
-        configs: dict[str, list[str]] = {}
-        for file in files:
-            configs.setdefault(file.provenance.export_config_id, []).append(file.file_id)
-        return " OR ".join(f"({self._scope(config, file_ids)})" for config, file_ids in configs.items())
+        configs = by_config(map(FileKey.of, files))
+        return " OR ".join(f"({self._scope(config, file_ids)})" for (_, config), file_ids in configs.items())
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> str:
         whole = layout.scope(self.context.tenant_id, export_config_id)
@@ -230,11 +229,10 @@ class LanceDBExporter(Exporter):
     ) -> list[Snapshot]:
         """One scan for all files, or one for every 500 named ones."""
         table = await self._store.table()
-        columns = [field.name for field in fields(Snapshot)]
         snapshots = []
         for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_COMMIT):
             where = f"{self._scope(export_config_id, file_ids)} AND chunk_index = 0"
-            rows = await self._store.read(table.query().where(where).select(columns))
+            rows = await self._store.read(table.query().where(where).select(list(SNAPSHOT_FIELDS)))
             snapshots += await asyncio.to_thread(_snapshots, rows)
         return snapshots
 
@@ -264,7 +262,7 @@ class LanceDBExporter(Exporter):
         for group in slices(counts, count=_FILES_PER_COMMIT, size=_BYTES_PER_FETCH, size_of=lambda file: file[1] * row_bytes):
             named = layout.one_of("parsed_directory_file_id", [file_id for file_id, _ in group])
             rows = await self._store.read(table.query().where(f"({where}) AND {named}").select(columns))
-            yield await asyncio.to_thread(_ordered, rows)
+            yield await asyncio.to_thread(in_order, rows)
 
     async def _row_counts(self, table: AsyncTable, where: str) -> list[tuple[str, int]]:
         """File ids with their numbers of rows, in the order the table holds them."""
@@ -370,9 +368,4 @@ async def _scopes(table: AsyncTable) -> frozenset[tuple[str, str]]:
 
 
 def _snapshots(rows: pa.Table) -> list[Snapshot]:
-    names = [field.name for field in fields(Snapshot)]
-    return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in names), strict=True)]
-
-
-def _ordered(rows: pa.Table) -> pa.Table:
-    return rows.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+    return [Snapshot(*row) for row in zip(*(rows[name].to_pylist() for name in SNAPSHOT_FIELDS), strict=True)]

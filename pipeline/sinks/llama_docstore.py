@@ -42,11 +42,11 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import fields_of_file
-from pipeline.sinks.generations import FileKey, Generation
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids
-from pipeline.sinks.refusals import sift
+from pipeline.sinks.refusals import encode_all, sift
 from pipeline.sinks.registry import exporter_class
 from pipeline.sinks.slicing import slices
 
@@ -200,7 +200,7 @@ class LlamaDocstoreExporter(Exporter):
             await self._remove(config, await self._files(config, empty))
             filled = [file for file in of_config if file.table.num_rows]
             for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
-                encoded, too_large = await asyncio.to_thread(self._encode, batch)
+                encoded, too_large = await asyncio.to_thread(encode_all, batch, self._encode)
                 refused += too_large
                 await self._run("replace files", config, partial(_replace, files=encoded))
                 records += sum(len(file.ids) for file in encoded)
@@ -233,18 +233,15 @@ class LlamaDocstoreExporter(Exporter):
             await self._noted(lambda stale: stale.clear(config, mark))
         self._changed.discard(config)
 
-    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileEntries], list[RecordRefused]]:
+    def _encode(self, file: FileRecords) -> FileEntries:
+        """Raises RecordRefused for a node or document larger than an entry may be."""
         from pipeline.sinks.llama_docstore_entries import encode_file
 
-        fitting, refused = [], []
-        for file in files:
-            key = self._key(file.provenance.export_config_id, file.file_id)
-            encoded = encode_file(file, self.ids(key, Generation(file.record_set_hash, file.table.num_rows)))
-            if encoded.largest > self.settings.max_entry_bytes:
-                refused.append(_too_large(file.file_id, encoded.largest, self.settings.max_entry_bytes))
-            else:
-                fitting.append(encoded)
-        return fitting, refused
+        key = self._key(file.provenance.export_config_id, file.file_id)
+        encoded = encode_file(file, self.ids(key, Generation(file.record_set_hash, file.table.num_rows)))
+        if encoded.largest > self.settings.max_entry_bytes:
+            raise _too_large(file.file_id, encoded.largest, self.settings.max_entry_bytes)
+        return encoded
 
     def _key(self, export_config_id: str, file_id: str) -> FileKey:
         return FileKey(self.context.tenant_id, export_config_id, file_id)

@@ -22,10 +22,10 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.generations import FileKey, Generation
-from pipeline.sinks.llama_index_documents import FileState, decode_state, encode_state, snapshot_of
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.llama_index_documents import FileState, decode_state, encode_state
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
-from pipeline.sinks.records import FileRecords, canonical_json, record_schema, ref_doc_id
+from pipeline.sinks.records import FileRecords, canonical_json, record_schema, ref_doc_id, with_ids
 
 Entry = tuple[str, dict[str, Any]]
 """A key and what stands under it."""
@@ -73,9 +73,8 @@ class HeldFile:
 
 
 def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
-    provenance = file.provenance
-    key = FileKey(provenance.tenant_id, provenance.export_config_id, file.file_id)
-    table = file.table.set_column(file.table.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+    key = FileKey.of(file)
+    table = with_ids(file.table, ids)
     contents = node_contents(table, include_text=True).to_pylist()
     nodes = [metadata_dict_to_node({"_node_content": content, "_node_type": NODE_TYPE}) for content in contents]
     document = _document(file, nodes)
@@ -87,7 +86,7 @@ def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
     sizes = [len(json.dumps(entry, ensure_ascii=False).encode()) for _, entry in entries]
     return FileEntries(
         key=key,
-        state=FileState(key.tenant_id, snapshot_of(file), (generation,), pending=False),
+        state=FileState(key.tenant_id, Snapshot.of(file), (generation,), pending=False),
         ids=ids,
         nodes=entries,
         hashes=[*hashes, (document.node_id, {"doc_hash": document.hash})],

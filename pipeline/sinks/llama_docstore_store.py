@@ -25,7 +25,7 @@ from llama_index.core.storage.docstore.keyval_docstore import (
 from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
 
 from pipeline.errors import SinkConflict, SinkUnavailable
-from pipeline.sinks.generations import FileKey, Generation
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.llama_docstore_entries import (
     OURS,
     Entry,

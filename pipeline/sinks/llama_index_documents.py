@@ -12,18 +12,18 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
-from typing import Any, Final
+from dataclasses import asdict, dataclass, replace
+from typing import Final
 
 import pyarrow as pa
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.generations import PENDING_PREFIX, FileKey, Generation
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
-from pipeline.sinks.records import FileRecords, canonical_json
+from pipeline.sinks.records import FileRecords, canonical_json, with_ids
 
 MARKER: Final = "indexport"
 """Id of the document that says what the namespaces are."""
@@ -49,9 +49,8 @@ class FileState:
         """As ``list_snapshots`` answers it: one that matches nothing while a replace has not ended."""
         if not self.pending:
             return self.snapshot
-        values = {field.name: getattr(self.snapshot, field.name) for field in fields(Snapshot)}
         marker = ",".join(map(str, self.generations))
-        return Snapshot(**{**values, "record_set_hash": f"{PENDING_PREFIX}{marker}"})
+        return replace(self.snapshot, record_set_hash=f"{PENDING_PREFIX}{marker}")
 
 
 def state_id(key: FileKey) -> str:
@@ -60,12 +59,6 @@ def state_id(key: FileKey) -> str:
 
 def records_id(key: FileKey, generation: Generation) -> str:
     return canonical_json([key.tenant_id, key.export_config_id, key.file_id, generation.record_set_hash])
-
-
-def snapshot_of(file: FileRecords) -> Snapshot:
-    """Of a file with at least one record."""
-    first = file.table.slice(0, 1).to_pylist()[0]
-    return Snapshot(**{field.name: first[field.name] for field in fields(Snapshot)})
 
 
 def encode_state(state: FileState) -> str:
@@ -80,11 +73,9 @@ def encode_state(state: FileState) -> str:
 
 def decode_state(text: str) -> FileState:
     content = json.loads(text)
-    snapshot: dict[str, Any] = content["snapshot"]
-    modified = snapshot["source_modified_at"]
     return FileState(
         content["tenant_id"],
-        Snapshot(**{**snapshot, "source_modified_at": modified and datetime.fromisoformat(modified)}),
+        Snapshot.from_json(content["snapshot"]),
         tuple(Generation(digest, count) for digest, count in content["generations"]),
         content["pending"],
     )
@@ -107,10 +98,8 @@ def decode_records(text: str) -> pa.Table:
 def nodes_of(table: pa.Table, key: FileKey, generation: Generation) -> list[BaseNode]:
     """Nodes with vectors, their ids of the generation. Their metadata has single values alone: many stores take no others. Nor
     does it have keys that are empty or begin with ``$``, which Chroma refuses; the node's content and the record set keep all."""
-    ids = pa.array(key.ids(generation), pa.string())
-    named = table.set_column(table.schema.get_field_index("id"), "id", ids)
     vectors = table["embedding"].to_pylist()
-    contents = node_contents(named, include_text=True).to_pylist()
+    contents = node_contents(with_ids(table, key.ids(generation)), include_text=True).to_pylist()
     return [_node(content, vector, key, generation) for content, vector in zip(contents, vectors, strict=True)]
 
 

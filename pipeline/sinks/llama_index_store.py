@@ -26,11 +26,11 @@ from pydantic import Field
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.exact_search import ExactIndex
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, fields_of_file, parse_filters
-from pipeline.sinks.generations import FileKey, Generation
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json
-from pipeline.sinks.refusals import check_vectors, sift
+from pipeline.sinks.refusals import check_vectors, encode_all, sift
 from pipeline.sinks.slicing import slices
 
 if TYPE_CHECKING:
@@ -135,25 +135,22 @@ class LlamaIndexExporter(Exporter):
         filled = [file for file in accepted if file.table.num_rows]
         records, size = 0, 0
         for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
-            encoded, too_large = await asyncio.to_thread(self._encode, batch)
+            encoded, too_large = await asyncio.to_thread(encode_all, batch, self._encode)
             refused += too_large
             await self._run("replace files", partial(_replace, files=encoded))
             records += sum(item.file.table.num_rows for item in encoded)
             size += sum(len(item.encoded) for item in encoded)
         return ReplaceReport(records, size, tuple(refused))
 
-    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[EncodedFile], list[RecordRefused]]:
+    def _encode(self, file: FileRecords) -> EncodedFile:
+        """Raises RecordRefused for a record set larger than a document may be."""
         from pipeline.sinks.llama_index_documents import encode_records
         from pipeline.sinks.llama_index_stores import EncodedFile
 
-        encoded, refused = [], []
-        for file in files:
-            text = encode_records(file)
-            if len(text) > self.settings.max_file_bytes:
-                refused.append(self._too_large(file, len(text)))
-            else:
-                encoded.append(EncodedFile(file, text))
-        return encoded, refused
+        text = encode_records(file)
+        if len(text) > self.settings.max_file_bytes:
+            raise self._too_large(file, len(text))
+        return EncodedFile(file, text)
 
     def _too_large(self, file: FileRecords, size: int) -> RecordRefused:
         limit = self.settings.max_file_bytes

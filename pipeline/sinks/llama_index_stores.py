@@ -19,7 +19,8 @@ from llama_index.core.schema import BaseNode, Document
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
 
 from pipeline.errors import SinkConflict, SinkUnavailable
-from pipeline.sinks.generations import FileKey, Generation
+from pipeline.sinks.base import Snapshot
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.llama_index_documents import (
     MARKER,
     Address,
@@ -30,7 +31,6 @@ from pipeline.sinks.llama_index_documents import (
     encode_state,
     nodes_of,
     records_id,
-    snapshot_of,
     state_id,
 )
 from pipeline.sinks.llama_kvstore import FILES_BY_NAME, Docstore, at_once
@@ -144,13 +144,12 @@ class Stores:
             self._write_states([plan.complete for plan in plans])
 
     def _plan(self, file: EncodedFile) -> _Plan:
-        provenance = file.file.provenance
-        key = FileKey(provenance.tenant_id, provenance.export_config_id, file.file.file_id)
+        key = FileKey.of(file.file)
         new = Generation(file.file.record_set_hash, file.file.table.num_rows)
         held = self.state(key)
         generations = [] if held is None else list(held.generations)
         stale = [item for item in generations if item != new]
-        snapshot = snapshot_of(file.file)
+        snapshot = Snapshot.of(file.file)
         return _Plan(
             file,
             key,

@@ -23,7 +23,6 @@ import pyarrow as pa
 from pydantic import Field
 from pymongo import ASCENDING
 
-from pipeline.errors import RecordRefused
 from pipeline.sinks.base import (
     Exporter,
     ReplaceReport,
@@ -34,13 +33,13 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import fuse_hits
-from pipeline.sinks.generations import FileKey, FileWrites, to_snapshots
+from pipeline.sinks.generations import to_snapshots
 from pipeline.sinks.mongodb_layout import (
     HEAD_FIELDS,
     Document,
-    Write,
     compared_projection,
     decode_compared,
     encode_file,
@@ -51,7 +50,7 @@ from pipeline.sinks.mongodb_replace import FILES_PER_REQUEST, MongoWriter
 from pipeline.sinks.mongodb_search import MAX_RESULTS, MongoSearch
 from pipeline.sinks.mongodb_store import MongoStore
 from pipeline.sinks.records import FileRecords
-from pipeline.sinks.refusals import check_vectors, sift
+from pipeline.sinks.refusals import check_vectors, encode_all, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
 _FILES_PER_BATCH: Final = 500
@@ -117,21 +116,13 @@ class MongoDBExporter(Exporter):
         accepted, refused = await asyncio.to_thread(sift, files, checks)
         batches = list(slices(accepted, count=_FILES_PER_BATCH, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes))
         records, size = 0, 0
-        async for _, (encoded, too_large) in one_ahead(batches, [partial(self._encode, batch) for batch in batches]):
+        encode = partial(encode_file, declared=self.context.metadata_fields)
+        async for _, (encoded, too_large) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
             await writer.replace(encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)
             refused += too_large
         return ReplaceReport(records, size, tuple(refused))
-
-    def _encode(self, files: Sequence[FileRecords]) -> tuple[list[FileWrites[Write]], list[RecordRefused]]:
-        encoded, refused = [], []
-        for file in files:
-            try:
-                encoded.append(encode_file(file, self.context.metadata_fields))
-            except RecordRefused as error:
-                refused.append(error)
-        return encoded, refused
 
     async def _writer(self) -> MongoWriter:
         return MongoWriter(self._store, await self._store.collection(self.context.model), self.context.tenant_id)

@@ -11,7 +11,7 @@ operator or a path lies beside LlamaIndex's own keys in ``metadata``, where filt
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import bson
@@ -23,13 +23,14 @@ from bson.codec_options import CodecOptions
 from bson.raw_bson import RawBSONDocument
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, readable
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
+from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
 from pipeline.sinks.reading import to_array, to_vectors
-from pipeline.sinks.records import FileRecords, record_schema
+from pipeline.sinks.records import FileRecords, matrix, record_schema, with_ids
 
 Document = dict[str, Any]
 
@@ -37,7 +38,7 @@ MAX_DOCUMENT_BYTES: Final = 16 * 2**20
 """Of one document; documented by the vendor."""
 
 GENERATION: Final = "generation"
-"""Set in records that may stand beside another version's: see ``MongoExporter``."""
+"""Set in records that may stand beside another version's: see ``mongodb_replace``."""
 
 PENDING: Final = "pending"
 CODEC: Final[CodecOptions[Document]] = CodecOptions(tz_aware=True)
@@ -52,7 +53,6 @@ _FLOAT32: Final = b"\x27\x00"
 """Header of a packed float32 vector: the element type and no padding (documented in the BSON specification)."""
 
 _INT64: Final = range(-(2**63), 2**63)
-_COMPARISONS: Final = ("gt", "gte", "lt", "lte")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,9 @@ class Write:
     def size(self) -> int:
         return len(self.document.raw)
 
+    def marked(self, marker: str) -> Write:
+        return self.with_field(PENDING, marker)
+
     def with_field(self, name: str, value: str) -> Write:
         """The same document with a field added at its end, without decoding it."""
         body = bytes(self.document.raw[4:-1]) + bson.encode({name: value})[4:-1]
@@ -76,20 +79,15 @@ def field_name(record_field: str) -> str:
     return _RENAMED.get(record_field, record_field)
 
 
-def key_of(file: FileRecords) -> FileKey:
-    return FileKey(file.provenance.tenant_id, file.provenance.export_config_id, file.file_id)
-
-
 def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> FileWrites[Write]:
     """A file's documents; their ids carry the record set's digest, so that two versions never share one.
 
     Raises RecordRefused for a record larger than MongoDB holds.
     """
-    key, table = key_of(file), file.table
-    ids = key.ids(Generation(file.record_set_hash, table.num_rows))
-    table = table.set_column(table.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+    key = FileKey.of(file)
+    table = with_ids(file.table, key.ids(Generation(file.record_set_hash, file.table.num_rows)))
     columns = {field_name(name): table[name].to_pylist() for name in table.column_names if name != "embedding"}
-    columns["embedding"] = _vectors(table["embedding"])
+    columns["embedding"] = [packed(vector) for vector in matrix(table["embedding"])]
     columns["metadata"] = _node_fields(table, declared)
     rows = zip(*columns.values(), strict=True)
     return FileWrites(key, file.record_set_hash, [_write(file, dict(zip(columns, row, strict=True))) for row in rows])
@@ -104,11 +102,6 @@ def _write(file: FileRecords, document: Document) -> Write:
             "make chunks or the file's metadata smaller",
         )
     return Write(document["_id"], RawBSONDocument(raw))
-
-
-def _vectors(column: pa.ChunkedArray) -> list[Binary]:
-    values = column.combine_chunks().flatten().to_numpy().reshape(len(column), column.type.list_size)
-    return [packed(row) for row in values]
 
 
 def packed(vector: npt.NDArray[np.float32]) -> Binary:
@@ -174,7 +167,7 @@ def _unpacked(vector: Any) -> npt.NDArray[np.float32]:
     return np.frombuffer(vector.removeprefix(_FLOAT32) if isinstance(vector, bytes) else vector, "<f4")
 
 
-HEAD_FIELDS: Final = {"_id": 0, "tenant_id": 1, PENDING: 1, **{item.name: 1 for item in fields(Snapshot)}}
+HEAD_FIELDS: Final = {"_id": 0, "tenant_id": 1, PENDING: 1, **dict.fromkeys(SNAPSHOT_FIELDS, 1)}
 """Projection of what ``to_head`` reads."""
 
 
@@ -216,7 +209,7 @@ def text_query(text: str, tenant_id: str, export_config_id: str, conditions: Seq
 
 def _search_operator(condition: Condition) -> Document:
     path = filter_path(condition.field)
-    if condition.operator in _COMPARISONS:
+    if condition.is_order:
         return {"range": {"path": path, condition.operator: condition.values[0]}}
     if condition.operator in ("in", "nin"):
         return {"in": {"path": path, "value": list(condition.values)}}

@@ -18,7 +18,8 @@ from pymongo import ReplaceOne
 from pymongo.asynchronous.client_session import AsyncClientSession
 from pymongo.asynchronous.collection import AsyncCollection
 
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, replace_generations
+from pipeline.sinks.file_keys import FileKey, Generation, by_config
+from pipeline.sinks.generations import FileWrites, Head, replace_generations
 from pipeline.sinks.mongodb_layout import GENERATION, HEAD_FIELDS, PENDING, Document, Write, scope, to_head
 from pipeline.sinks.mongodb_store import MongoStore
 from pipeline.sinks.slicing import each, slices
@@ -66,13 +67,13 @@ class MongoWriter:
 
     def _weight(self, file: FileWrites[Write], held: int) -> int:
         """What of a transaction a file takes, in records: those it writes, those it replaces, or as many as its bytes are."""
-        size = sum(map(self.size_of, file.writes))
+        size = sum(write.size for write in file.writes)
         return max(len(file.writes), held, math.ceil(size * TRANSACTION_RECORDS / _REQUEST_BYTES))
 
     async def _replace_at_once(self, files: Sequence[FileWrites[Write]]) -> None:
         async def work(session: AsyncClientSession) -> None:
             """By their ids too: a record that no longer says whose it is would be in the way of the one to write."""
-            ids = [write.id for file in files for write in file.writes]
+            ids = [found for file in files for found in file.ids]
             replaced = {"$or": [_records_of([file.key for file in files]), {"_id": {"$in": ids}}]}
             await self._collection.delete_many(replaced, session=session)
             await self._collection.insert_many([write.document for file in files for write in file.writes], session=session)
@@ -91,12 +92,6 @@ class MongoWriter:
     async def remove_nameless(self, export_config_id: str) -> None:
         """Delete the records of a config that say of no file."""
         await self._delete({**scope(self._tenant_id, export_config_id), "parsed_directory_file_id": None})
-
-    def size_of(self, write: Write) -> int:
-        return write.size
-
-    def marked(self, head: Write, marker: str) -> Write:
-        return head.with_field(PENDING, marker)
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         heads: list[Head] = []
@@ -141,10 +136,7 @@ class MongoWriter:
 
 def _records_of(keys: Sequence[FileKey]) -> Document:
     """Selects every record of these files."""
-    configs: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        configs.setdefault((key.tenant_id, key.export_config_id), []).append(key.file_id)
-    scopes = [scope(*config, file_ids) for config, file_ids in configs.items()]
+    scopes = [scope(*config, file_ids) for config, file_ids in by_config(keys).items()]
     return scopes[0] if len(scopes) == 1 else {"$or": scopes}
 
 

@@ -22,6 +22,7 @@ from pipeline.sinks import pgvector_rows as codec
 from pipeline.sinks import pgvector_schema as schema
 from pipeline.sinks import pgvector_sql as statements
 from pipeline.sinks.base import (
+    SNAPSHOT_FIELDS,
     Exporter,
     ReplaceReport,
     SearchHit,
@@ -317,7 +318,7 @@ async def _whole_files(cursor: AsyncIterable[codec.Row], file_column: int, at_le
 
 def _snapshots(row: codec.Row, tenant_id: str) -> list[Snapshot]:
     """The snapshot a first record gives; none where it does not say which file it is of."""
-    values = dict(zip(statements.SNAPSHOT_COLUMNS, row, strict=True), tenant_id=tenant_id)
+    values = dict(zip(SNAPSHOT_FIELDS, row, strict=True), tenant_id=tenant_id)
     values["source_modified_at"] = _in_utc(values["source_modified_at"])
     head = read_head(values, marker=None)
     return to_snapshots([head] if head else [])

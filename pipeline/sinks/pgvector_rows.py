@@ -16,7 +16,7 @@ from pipeline.errors import RecordRefused
 from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.llama_node import node_metadata
 from pipeline.sinks.reading import to_array
-from pipeline.sinks.records import FileRecords, canonical_json, record_schema
+from pipeline.sinks.records import FileRecords, canonical_json, matrix, record_schema
 
 Row = tuple[Any, ...]
 _NUL: Final = "\0"
@@ -28,13 +28,9 @@ def encode(records: pa.Table) -> list[Row]:
         name: records[name].to_pylist() for name in records.column_names if name not in ("attachments", "embedding")
     }
     columns["attachments"] = [json.dumps(value, ensure_ascii=False) for value in records["attachments"].to_pylist()]
-    columns["embedding"] = _vectors(records["embedding"])
+    columns["embedding"] = matrix(records["embedding"])
     metadata = [canonical_json(row) for row in node_metadata(records, include_text=False)]
     return list(zip(*(columns[name] for name in records.column_names), metadata, strict=True))
-
-
-def _vectors(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return column.combine_chunks().flatten().to_numpy().reshape(len(column), column.type.list_size)  # type: ignore[no-any-return]
 
 
 def decode(rows: Sequence[Row], dimension: int) -> pa.Table:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from decimal import Decimal, localcontext
 from hashlib import blake2b
 from typing import Any, Final, LiteralString
 
 from psycopg import sql
 
-from pipeline.sinks.base import Snapshot
+from pipeline.sinks.base import SNAPSHOT_FIELDS
 from pipeline.sinks.filters import Condition, FilterValue
 from pipeline.sinks.pgvector_table import TableLayout, field_value, is_number, names, record_columns, written_columns
 from pipeline.sinks.reading import ALTERED_INSTANT
@@ -40,8 +40,6 @@ _INSTANT: Final = sql.SQL(
     "WHEN {0} IS NOT NULL THEN {1} END"
 ).format(sql.Identifier("source_modified_at"), sql.Literal(ALTERED_INSTANT.replace(tzinfo=None)))
 """In UTC, without saying so. A session's zone can move it out of the years a datetime has, which infinity is beyond anyway."""
-
-SNAPSHOT_COLUMNS: Final = tuple(item.name for item in fields(Snapshot))
 
 _SCOPE: Final = sql.SQL("tenant_id = %(tenant)s AND export_config_id = %(config)s")
 
@@ -180,8 +178,8 @@ def _readable_record(dimension: int, *, vectors: bool) -> sql.Composed:
 
 
 def snapshots(layout: TableLayout, where: Where) -> sql.Composed:
-    """Its ``SNAPSHOT_COLUMNS``, in their order, of every first record."""
-    columns = _readable(SNAPSHOT_COLUMNS)
+    """Its ``SNAPSHOT_FIELDS``, in their order, of every first record."""
+    columns = _readable(SNAPSHOT_FIELDS)
     template = "SELECT {} FROM {} WHERE chunk_index = 0 AND {}"
     return sql.SQL(template).format(columns, layout.identifier, where.clause)
 

@@ -28,11 +28,12 @@ from pipeline.errors import ConfigError, RecordRefused
 from pipeline.sinks.base import MetadataType
 from pipeline.sinks.copies import compare, readable
 from pipeline.sinks.decimals import short_decimals
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, read_head
+from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_array, to_vectors
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, record_schema, ref_doc_id
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, matrix, record_schema, ref_doc_id, with_ids
 from pipeline.sinks.refusals import check_vectors
 
 Metadata = dict[str, Any]
@@ -65,8 +66,6 @@ _FILE_FIELDS: Final = tuple(
     f.name for f in record_schema(1) if f.name not in (*_NEITHER_HELD_NOR_FLAT, *(chunk.name for chunk in CHUNK_FIELDS))
 )
 _COMPACT: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-_COMPARISONS: Final = ("gt", "gte", "lt", "lte")
 
 
 def check_names(declared: Mapping[str, MetadataType]) -> None:
@@ -148,7 +147,7 @@ class Write:
 def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> FileWrites[Write]:
     """A file's records. Raises RecordRefused, naming the limit, for one Pinecone cannot hold."""
     check_vectors(file)
-    key = RecordKey(file.provenance.tenant_id, file.provenance.export_config_id, file.file_id)
+    key = RecordKey.of(file)
     flat = {name: value for name, value in fields_of_file(file, declared).items() if value not in (None, [])}
     _check_integers(file, flat)
     if len(key.prefix) > MAX_ID - 36:
@@ -160,7 +159,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     if not file.table.num_rows:
         return FileWrites(key, file.record_set_hash, [])
     chunk_ids = FileKey.ids(key, Generation(file.record_set_hash, file.table.num_rows))
-    table = file.table.set_column(file.table.schema.get_field_index("id"), "id", pa.array(chunk_ids, pa.string()))
+    table = with_ids(file.table, chunk_ids)
     shared = {**_storable(file.provenance.metadata, declared), **flat, **_shared(table)}
     vectors, vector_sizes = short_decimals(table["embedding"])
     prefix, shared_size = key.prefix, _json_size(shared)
@@ -171,7 +170,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
         record_id = f"{prefix}{chunk_id}"
         size = metadata_size + vector_size + len(record_id) + len('{"id":"","values":[],"metadata":},')
         writes.append(Write(record_id, vector, shared, own, size))
-    return FileWrites(key, file.record_set_hash, writes, [write.id for write in writes])
+    return FileWrites(key, file.record_set_hash, writes)
 
 
 def _check_integers(file: FileRecords, values: Mapping[str, FieldValue]) -> None:
@@ -184,9 +183,7 @@ def _check_integers(file: FileRecords, values: Mapping[str, FieldValue]) -> None
 
 
 def _check_not_zero(file: FileRecords) -> None:
-    column = file.table["embedding"]
-    values = column.combine_chunks().flatten().to_numpy().reshape(-1, column.type.list_size)
-    (zero,) = np.nonzero(~values.any(axis=1))
+    (zero,) = np.nonzero(~matrix(file.table["embedding"]).any(axis=1))
     if zero.size:
         raise RecordRefused(
             file.file_id, f"the vector of chunk {zero[0]} is all zeros, which Pinecone does not hold; embed it again"
@@ -325,7 +322,7 @@ def search_filter(tenant_id: str, export_config_id: str, conditions: Sequence[Co
 def _rendered(condition: Condition) -> Filter:
     """A negation names records without the field itself: whether ``$nin`` finds them is not documented."""
     name = condition.field
-    if condition.operator in _COMPARISONS:
+    if condition.is_order:
         return {name: {f"${condition.operator}": condition.values[0]}}
     if condition.negated:
         return {"$or": [{name: {"$exists": False}}, _among(condition, "$nin", "$ne", "$and")]}

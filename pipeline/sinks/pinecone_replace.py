@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from pipeline.sinks.generations import FileKey, FileWrites, FirstFound, Head, remove_generations
+from pipeline.sinks.file_keys import FileKey
+from pipeline.sinks.generations import FileWrites, FirstFound, Head, remove_generations
 from pipeline.sinks.pinecone_layout import MAX_METADATA_BYTES, PENDING, Write, other_versions, scope, to_head, without_file
 from pipeline.sinks.pinecone_store import PineconeStore
 from pipeline.sinks.slicing import each, named_slices, slices
@@ -54,12 +55,6 @@ class NamespaceWriter:
     max_bytes: int = MAX_REQUEST_BYTES - _ENVELOPE_BYTES
     max_ids: int = 1_000
     concurrency: int = 8
-
-    def size_of(self, write: Write) -> int:
-        return write.size
-
-    def marked(self, head: Write, marker: str) -> Write:
-        return head.marked(marker)
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         heads = await self.heads([key.file_id for key in keys])

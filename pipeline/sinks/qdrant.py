@@ -37,7 +37,7 @@ from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
 from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
 from pipeline.sinks.qdrant_store import QdrantStore, RequestRefused, connection
-from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.records import FileRecords, in_order, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 
@@ -273,5 +273,4 @@ class QdrantExporter(Exporter):
 
 
 def _ordered(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    rows = layout.decode_compared(points, dimension, declared)
-    return rows.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+    return in_order(layout.decode_compared(points, dimension, declared))

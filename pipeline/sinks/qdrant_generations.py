@@ -8,7 +8,9 @@ from typing import Final
 from qdrant_client import models
 
 from pipeline.sinks import qdrant_layout as layout
-from pipeline.sinks.generations import FileKey, FileWrites, Head
+from pipeline.sinks.base import SNAPSHOT_FIELDS
+from pipeline.sinks.file_keys import FileKey, by_config
+from pipeline.sinks.generations import FileWrites, Head
 from pipeline.sinks.qdrant_layout import PointWrite
 from pipeline.sinks.qdrant_store import Limits, QdrantStore
 from pipeline.sinks.slicing import slices
@@ -35,12 +37,6 @@ class QdrantGenerations:
     @property
     def max_ids(self) -> int:
         return self._limits.names
-
-    def size_of(self, write: PointWrite) -> int:
-        return write.size
-
-    def marked(self, head: PointWrite, marker: str) -> PointWrite:
-        return head.marked(marker)
 
     async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
         """One request for every 1,000 heads found, and at least one for every 500 files."""
@@ -86,14 +82,6 @@ class QdrantGenerations:
 async def read_heads(store: QdrantStore, tenant_id: str, where: Sequence[models.Condition]) -> AsyncIterator[list[Head]]:
     """Chunk 0 of every version of the files a scope holds, a page at a time."""
     heads = models.Filter(must=[*where, layout.equals("chunk_index", 0)])
-    async for records in store.pages("list files", heads, [*layout.SNAPSHOT_KEYS, layout.PENDING]):
+    async for records in store.pages("list files", heads, [*SNAPSHOT_FIELDS, layout.PENDING]):
         found = [layout.head(record.payload or {}, tenant_id) for record in records]
         yield [head for head in found if head]
-
-
-def by_config(keys: Sequence[FileKey]) -> dict[tuple[str, str], list[str]]:
-    """File ids by tenant and config."""
-    configs: dict[tuple[str, str], list[str]] = {}
-    for key in keys:
-        configs.setdefault((key.tenant_id, key.export_config_id), []).append(key.file_id)
-    return configs

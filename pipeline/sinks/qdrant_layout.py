@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 
@@ -23,14 +23,15 @@ from qdrant_client import models
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict
-from pipeline.sinks.base import MetadataType, Snapshot
+from pipeline.sinks.base import MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.decimals import short_decimals
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, fields_of_file
-from pipeline.sinks.generations import FileKey, FileWrites, Head, read_head
+from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import to_array, to_vectors
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, chunk_ids, record_schema
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, record_schema, with_ids
 from pipeline.sinks.refusals import check_vectors
 
 VECTOR: Final = "text-dense"
@@ -50,7 +51,6 @@ MAX_RECORD_BYTES: Final = 15 * 2**20
 RECORD_KEYS: Final = tuple(f.name for f in record_schema(1) if f.name not in ("id", "embedding"))
 _CHUNK_KEYS: Final = tuple(f.name for f in CHUNK_FIELDS)
 _FILE_KEYS: Final = tuple(name for name in RECORD_KEYS if name not in _CHUNK_KEYS)
-SNAPSHOT_KEYS: Final = tuple(f.name for f in fields(Snapshot))
 
 _FIXED_INDEXES: Final[Mapping[str, MetadataType]] = {
     "tenant_id": "string",
@@ -180,12 +180,11 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     """The points of a file. Raises RecordRefused, which names the limit, for one Qdrant cannot hold."""
     check_vectors(file)
     values = {key: value for key, value in fields_of_file(file, declared).items() if value is not None}
-    where = file.provenance
-    key = FileKey(where.tenant_id, where.export_config_id, file.file_id)
+    key = FileKey.of(file)
     if not file.table.num_rows:
         return FileWrites(key, file.record_set_hash, [])
-    ids = chunk_ids(key.tenant_id, key.export_config_id, key.file_id, range(file.table.num_rows), file.record_set_hash)
-    table = file.table.set_column(0, "id", pa.array(ids, pa.string()))
+    ids = key.ids(Generation(file.record_set_hash, file.table.num_rows))
+    table = with_ids(file.table, ids)
     nodes = node_contents(table, include_text=True)
     vectors, vector_sizes = short_decimals(table["embedding"])
     sizes = _sizes(table, nodes, vector_sizes)
@@ -197,7 +196,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     columns = [*(table[name].to_pylist() for name in _CHUNK_KEYS), nodes.to_pylist()]
     shared = {**_shared(table), **values, FILTER_FIELDS: sorted(declared)}
     points = FilePoints(ids, vectors, (*_CHUNK_KEYS, "_node_content"), columns, shared)
-    return FileWrites(key, file.record_set_hash, [PointWrite(points, row, size) for row, size in enumerate(sizes)], ids)
+    return FileWrites(key, file.record_set_hash, [PointWrite(points, row, size) for row, size in enumerate(sizes)])
 
 
 def _shared(table: pa.Table) -> dict[str, Any]:
@@ -255,7 +254,7 @@ def decode_compared(points: Sequence[models.Record], dimension: int, declared: M
 
 
 def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:
-    """Chunk 0 of a version, from SNAPSHOT_KEYS and PENDING of its payload."""
+    """Chunk 0 of a version, from SNAPSHOT_FIELDS and PENDING of its payload."""
     return read_head({**payload, "tenant_id": tenant_id}, payload.get(PENDING))
 
 
@@ -286,7 +285,7 @@ def having_ids(ids: Sequence[str]) -> models.Filter:
 
 def render(condition: Condition) -> models.Condition:
     """A condition as Qdrant's. Negations hold for absent keys too; numbers are compared as 64-bit floats."""
-    if condition.operator in ("gt", "gte", "lt", "lte"):
+    if condition.is_order:
         bounds = models.Range(**{condition.operator: float(condition.values[0])})
         return models.FieldCondition(key=json_path(condition.field), range=bounds)
     matches = _matches(condition)

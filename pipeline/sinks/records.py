@@ -267,6 +267,22 @@ def _file_values(files: Sequence[FileProvenance], counts: Sequence[int], model: 
     return pa.table([pa.array(values[field.name], field.type) for field in _FILE_FIELDS], schema=pa.schema(_FILE_FIELDS))
 
 
+def in_order(table: pa.Table) -> pa.Table:
+    """The rows of each file together, by chunk_index."""
+    return table.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+
+
+def with_ids(table: pa.Table, ids: Sequence[str]) -> pa.Table:
+    """The same rows under other ids."""
+    return table.set_column(table.schema.get_field_index("id"), "id", pa.array(ids, pa.string()))
+
+
+def matrix(vectors: pa.ChunkedArray) -> npt.NDArray[np.float32]:
+    """A column of vectors, a row each."""
+    flat: npt.NDArray[np.float32] = vectors.combine_chunks().flatten().to_numpy()
+    return flat.reshape(len(vectors), vectors.type.list_size)
+
+
 def group_files(table: pa.Table) -> Iterator[pa.Table]:
     """The rows of each file (tenant, config, file id), by chunk_index, as slices of one sorted copy of ``table``."""
     ordered = table.sort_by([(name, "ascending") for name in (*_FILE_KEY, "chunk_index")])

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.records import FileRecords
+from pipeline.sinks.records import FileRecords, matrix
 
 T = TypeVar("T")
 
@@ -17,15 +17,13 @@ def sift(
     files: Iterable[FileRecords], checks: Sequence[Callable[[FileRecords], object]]
 ) -> tuple[list[FileRecords], list[RecordRefused]]:
     """The files every check lets pass, and the refusals of the others; a check refuses by raising RecordRefused."""
-    accepted, refused = [], []
-    for file in files:
-        try:
-            for check in checks:
-                check(file)
-            accepted.append(file)
-        except RecordRefused as error:
-            refused.append(error)
-    return accepted, refused
+
+    def checked(file: FileRecords) -> FileRecords:
+        for check in checks:
+            check(file)
+        return file
+
+    return encode_all(files, checked)
 
 
 def encode_all(files: Iterable[FileRecords], encode: Callable[[FileRecords], T]) -> tuple[list[T], list[RecordRefused]]:
@@ -41,6 +39,5 @@ def encode_all(files: Iterable[FileRecords], encode: Callable[[FileRecords], T])
 
 def check_vectors(file: FileRecords) -> None:
     """Raises RecordRefused for a vector that no store could search."""
-    values = file.table["embedding"].combine_chunks().flatten().to_numpy()
-    if not np.isfinite(values).all():
+    if not np.isfinite(matrix(file.table["embedding"])).all():
         raise RecordRefused(file.file_id, "a vector holds NaN or infinity, which cannot be searched; embed the file again")

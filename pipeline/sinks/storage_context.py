@@ -28,7 +28,6 @@ from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.exact_search import ExactIndex
 from pipeline.sinks.filters import fields_of_file, parse_filters
-from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.records import FileRecords, canonical_json, record_schema
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.storage_context_files import FolderStore
@@ -163,7 +162,7 @@ class StorageContextExporter(Exporter):
             return []
         wanted = None if parsed_directory_file_ids is None else set(parsed_directory_file_ids)
         found = [item.snapshot for file_id, item in state.manifest.held.items() if wanted is None or file_id in wanted]
-        return found if state.intact else [altered(snapshot, PENDING_PREFIX) for snapshot in found]
+        return found if state.intact else [altered(snapshot) for snapshot in found]
 
     async def fetch_records(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

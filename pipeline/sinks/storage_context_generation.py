@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from datetime import datetime
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.sinks.base import Snapshot
+from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.records import FileRecords, canonical_json
 from pipeline.sinks.storage_context_layout import storage_files
 
@@ -54,25 +54,18 @@ class Manifest:
     @classmethod
     def decode(cls, data: bytes) -> Manifest:
         found = json.loads(data)
-        held = (HeldFile(_snapshot(item), item["size"]) for item in found["held"])
+        held = (HeldFile(Snapshot.from_json(item), item["size"]) for item in found["held"])
         tenant_id, export_config_id = found["scope"]
         return cls((tenant_id, export_config_id), found["sizes"], {item.snapshot.parsed_directory_file_id: item for item in held})
 
 
-def _snapshot(item: dict[str, Any]) -> Snapshot:
-    modified = item["source_modified_at"]
-    values = {field.name: item[field.name] for field in fields(Snapshot)}
-    return Snapshot(**{**values, "source_modified_at": modified and datetime.fromisoformat(modified)})
-
-
 def held_file(file: FileRecords) -> HeldFile:
-    first = file.table.slice(0, 1).to_pylist()[0]
-    return HeldFile(Snapshot(**{field.name: first[field.name] for field in fields(Snapshot)}), file.table.nbytes)
+    return HeldFile(Snapshot.of(file), file.table.nbytes)
 
 
-def altered(snapshot: Snapshot, marker: str) -> Snapshot:
+def altered(snapshot: Snapshot) -> Snapshot:
     """The snapshot of a file whose generation somebody else has edited: it matches nothing, so it is written again."""
-    return replace(snapshot, record_set_hash=marker + snapshot.record_set_hash)
+    return replace(snapshot, record_set_hash=PENDING_PREFIX + snapshot.record_set_hash)
 
 
 def write_generation(folder: Path, scope: Scope, schema: pa.Schema, tables: Iterable[pa.Table], held: dict[str, HeldFile]) -> int:

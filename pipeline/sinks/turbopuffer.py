@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
@@ -25,6 +24,7 @@ from pydantic import Field
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks.base import (
+    SNAPSHOT_FIELDS,
     Exporter,
     MetadataType,
     ReplaceReport,
@@ -35,10 +35,11 @@ from pipeline.sinks.base import (
     SinkSettings,
     Snapshot,
 )
+from pipeline.sinks.file_keys import MOST_NAMED
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import fuse_hits
-from pipeline.sinks.generations import MOST_NAMED, read_head, to_snapshots
-from pipeline.sinks.records import FileRecords, to_records
+from pipeline.sinks.generations import read_head, to_snapshots
+from pipeline.sinks.records import FileRecords, in_order, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
@@ -191,7 +192,7 @@ class TurbopufferExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
         """One query for every 10,000 files, or for every 500 named ones."""
-        attributes = ["tenant_id", *(field.name for field in fields(Snapshot))]
+        attributes = ["tenant_id", *SNAPSHOT_FIELDS]
         snapshots = []
         for file_ids in named_slices(parsed_directory_file_ids, count=_FILES_PER_REQUEST):
             where = ("And", [self._scope(export_config_id, file_ids), ("chunk_index", "Eq", 0)])
@@ -284,5 +285,4 @@ class TurbopufferExporter(Exporter):
 
 
 def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    records = layout.decode_compared(rows, dimension, declared)
-    return records.sort_by([("parsed_directory_file_id", "ascending"), ("chunk_index", "ascending")])
+    return in_order(layout.decode_compared(rows, dimension, declared))

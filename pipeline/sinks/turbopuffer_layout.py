@@ -22,10 +22,11 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, RecordRefused, SinkConflict
 from pipeline.sinks.base import MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
+from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_array, to_vectors
-from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, record_schema
+from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, matrix, record_schema
 from pipeline.sinks.refusals import check_vectors
 
 Filter = tuple[Any, ...]
@@ -207,8 +208,7 @@ def _values(column: pa.ChunkedArray) -> Sequence[Any]:
 
 def _base64_vectors(column: pa.ChunkedArray) -> list[str]:
     """Little-endian float32 in base64, the vendor's documented alternative to arrays of numbers: exact and half the size."""
-    matrix = column.combine_chunks().flatten().to_numpy().astype("<f4", copy=False).reshape(len(column), -1)
-    return [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix]
+    return [base64.b64encode(row.tobytes()).decode("ascii") for row in matrix(column).astype("<f4", copy=False)]
 
 
 def _check_sizes(file_id: str, name: str, values: Sequence[Any], *, filterable: bool) -> None:
@@ -266,10 +266,7 @@ def _stale_ids(files: Sequence[EncodedFile], counts: Mapping[str, int]) -> list[
 
 
 def _other_versions(files: Sequence[EncodedFile]) -> Filter:
-    configs: dict[tuple[str, str], list[str]] = {}
-    for item in files:
-        provenance = item.file.provenance
-        configs.setdefault((provenance.tenant_id, provenance.export_config_id), []).append(item.file.file_id)
+    configs = by_config(FileKey.of(item.file) for item in files)
     hashes = [item.file.record_set_hash for item in files]
     return (
         "And",

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, TypeVar
 
 from pipeline.sinks.base import Snapshot
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, Head, replace_generations, to_snapshots
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.generations import FileWrites, Head, replace_generations, to_snapshots
 
 Fault = Literal["refused", "lost ack", "even", "odd", "late"]
 """What becomes of a request that fails: nothing; all of it; every other record (from the first, second); all, but later."""
@@ -31,6 +32,14 @@ class Write:
     generation: Generation
     index: int
     pending: str | None = None
+
+    @property
+    def size(self) -> int:
+        return 10
+
+    def marked(self, marker: str) -> Write:
+        assert self.index == 0
+        return replace(self, pending=marker)
 
 
 def content(key: FileKey, version: str, count: int) -> FileWrites[Write]:
@@ -63,13 +72,6 @@ class ModelStore:
     concurrency: int = 1
     largest: int = 0
 
-    def size_of(self, write: Write) -> int:
-        return 10
-
-    def marked(self, head: Write, marker: str) -> Write:
-        assert head.index == 0
-        return replace(head, pending=marker)
-
     async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
         await self.turn()
         self.reads += 1
@@ -87,7 +89,7 @@ class ModelStore:
 
     async def upsert(self, writes: Sequence[Write]) -> None:
         assert len(writes) <= self.max_records
-        assert sum(map(self.size_of, writes)) <= self.max_bytes
+        assert sum(write.size for write in writes) <= self.max_bytes
         assert len({write.id for write in writes}) == len(writes), "a record twice in one request"
         await self._change(writes, lambda some: self.records.update({write.id: write for write in some}))
 

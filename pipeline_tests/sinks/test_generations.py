@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SinkUnavailable
-from pipeline.sinks.generations import FileKey, FileWrites, Generation, remove_generations, replace_generations
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.generations import FileWrites, remove_generations, replace_generations
 from pipeline_tests.sinks.generation_model import KEYS, Crash, Fault, ModelStore, Write, content, run, settle
 
 SIZES = (0, 1, 2, 6)

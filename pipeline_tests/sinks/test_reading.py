@@ -10,7 +10,8 @@ import pyarrow as pa
 import pytest
 from bson import Int64
 
-from pipeline.sinks.generations import ALTERED, FileKey, Generation, Head, is_altered, read_head, to_snapshots
+from pipeline.sinks.file_keys import FileKey, Generation
+from pipeline.sinks.generations import ALTERED, Head, is_altered, read_head, to_snapshots
 from pipeline.sinks.reading import ALTERED_INSTANT, ALTERED_INTEGER, to_array, to_vectors
 from pipeline.sinks.records import record_schema, to_records
 

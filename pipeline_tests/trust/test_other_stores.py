@@ -18,10 +18,10 @@ from pipeline.stages.repair import repair
 from pipeline.stages.verify import verify
 from pipeline_tests.conformance.harness import MODEL, load_harness
 from pipeline_tests.postgres import postgres
+from pipeline_tests.trust.conftest import write_documents
 from pipeline_tests.trust.damage import held_tables, with_exporter
 from pipeline_tests.trust.test_erase import SECRET
-from pipeline_tests.trust.test_rebuild import LONG, lose_ledger
-from pipeline_tests.trust.test_repair import embedded  # noqa: F401 - a fixture
+from pipeline_tests.trust.test_rebuild import lose_ledger
 from pipeline_tests.world import World, open_world
 
 SINKS = ("pgvector", "qdrant")
@@ -50,9 +50,7 @@ def world(sink: str, tmp_path: Path) -> Iterator[World]:
         settings = exporter.settings.model_dump(mode="json", exclude_defaults=True)
         asyncio.run(exporter.close())
         with open_world(tmp_path, sinks={sink: settings}) as opened:
-            for n in range(3):
-                opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
-            opened.write("long.md", LONG)
+            write_documents(opened)
             opened.write("patient.md", f"# Patient\n\n{SECRET}\n")
             assert opened.sync().ok
             yield opened
@@ -87,7 +85,7 @@ def assert_proved(world: World, sink: str) -> None:
     world.assert_settled(sink)
 
 
-def test_repair_mends_what_differs_and_embeds_nothing(world: World, sink: str, embedded: list[str]) -> None:  # noqa: F811
+def test_repair_mends_what_differs_and_embeds_nothing(world: World, sink: str, embedded: list[str]) -> None:
     held = files_held(world, sink)
     lose(world, sink, "doc-0.md")
     world.write("doc-1.md", "# Document 1\n\nAnother version.\n")
@@ -113,11 +111,7 @@ def test_an_orphan_is_found_and_goes(world: World, sink: str) -> None:
     assert_proved(world, sink)
 
 
-def test_a_lost_ledger_and_a_lost_lake_are_made_again_from_the_store(
-    world: World,
-    sink: str,
-    embedded: list[str],  # noqa: F811
-) -> None:
+def test_a_lost_ledger_and_a_lost_lake_are_made_again_from_the_store(world: World, sink: str, embedded: list[str]) -> None:
     lose_ledger(world)
     assert asyncio.run(rebuild_ledger(world.export)).standing == {sink: 5}
     assert world.sync().runs == 0
@@ -128,7 +122,7 @@ def test_a_lost_ledger_and_a_lost_lake_are_made_again_from_the_store(
     assert_proved(world, sink)
 
 
-def test_a_lost_store_is_filled_from_the_lake(world: World, sink: str, embedded: list[str]) -> None:  # noqa: F811
+def test_a_lost_store_is_filled_from_the_lake(world: World, sink: str, embedded: list[str]) -> None:
     lose(world, sink, *files_held(world, sink))
     assert world.held(sink) == []
     world.export.ledger.register.reset_sink(sink)

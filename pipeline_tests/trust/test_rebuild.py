@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -22,21 +20,7 @@ from pipeline.orchestration.resources import _open
 from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild, rebuild_lake, rebuild_ledger
 from pipeline.stages.verify import verify
 from pipeline_tests.trust.damage import drop_rows, duplicate_rows
-from pipeline_tests.trust.test_repair import embedded, replaced  # noqa: F401 - fixtures
-from pipeline_tests.world import World, open_world
-
-LONG = "# Long\n\n" + "\n\n".join(f"## Part {n}\n\n" + f"Sentence {n} speaks of river gauges. " * 40 for n in range(6))
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with open_world(tmp_path) as opened:
-        for n in range(3):
-            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
-        opened.write("long.md", LONG)
-        opened.write("empty.md", "")
-        assert opened.sync().ok
-        yield opened
+from pipeline_tests.world import World
 
 
 def lose_ledger(world: World) -> None:
@@ -58,9 +42,7 @@ def restore_lake(world: World, **options: Any) -> LakeRebuild:
 
 
 def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
-    world: World,
-    embedded: list[str],  # noqa: F811
-    replaced: list[str],  # noqa: F811
+    world: World, embedded: list[str], replaced: list[str]
 ) -> None:
     before = {f: (row.records_key, row.record_set_hash, row.chunk_count) for f, row in world.export.ledger.files().items()}
     lose_ledger(world)
@@ -75,7 +57,7 @@ def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
 
 
-def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]) -> None:  # noqa: F811
+def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]) -> None:
     lose_ledger(world)
     restore_ledger(world)
     (world.documents / "long.md").rename(world.documents / "renamed.md")
@@ -140,11 +122,7 @@ def test_an_incomplete_listing_rebuilds_nothing(world: World) -> None:
         restore_ledger(world)
 
 
-def test_a_lost_lake_takes_its_vectors_back_from_the_sink(
-    world: World,
-    embedded: list[str],  # noqa: F811
-    replaced: list[str],  # noqa: F811
-) -> None:
+def test_a_lost_lake_takes_its_vectors_back_from_the_sink(world: World, embedded: list[str], replaced: list[str]) -> None:
     shutil.rmtree(world.root / "home" / "lake")
     rebuilt = restore_lake(world)
     assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (5, 5, 5, 5)
@@ -155,7 +133,7 @@ def test_a_lost_lake_takes_its_vectors_back_from_the_sink(
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
 
 
-def test_what_the_sink_does_not_hold_is_embedded(world: World, embedded: list[str]) -> None:  # noqa: F811
+def test_what_the_sink_does_not_hold_is_embedded(world: World, embedded: list[str]) -> None:
     shutil.rmtree(world.root / "home" / "lake")
     drop_rows(world, f"parsed_directory_file_id = '{world.file_id('doc-0.md')}'")
     rebuilt = restore_lake(world)
@@ -168,7 +146,7 @@ def test_a_lost_part_of_the_lake_is_all_that_is_made_again(world: World) -> None
     assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (1, 0, 0, 1)
 
 
-def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: World, embedded: list[str]) -> None:  # noqa: F811
+def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: World, embedded: list[str]) -> None:
     lose_ledger(world)
     shutil.rmtree(world.root / "home" / "lake")
     restore_ledger(world)
@@ -178,7 +156,7 @@ def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: Wor
     world.assert_settled()
 
 
-def test_a_lost_sink_is_filled_from_the_lake(world: World, embedded: list[str]) -> None:  # noqa: F811
+def test_a_lost_sink_is_filled_from_the_lake(world: World, embedded: list[str]) -> None:
     shutil.rmtree(world.root / "home" / "lancedb")
     world.export.ledger.register.reset_sink("lancedb")
     assert world.sync().ok
@@ -186,7 +164,7 @@ def test_a_lost_sink_is_filled_from_the_lake(world: World, embedded: list[str]) 
     assert embedded == []
 
 
-def test_a_half_restored_sink_is_written_only_where_it_lacks_something(world: World, replaced: list[str]) -> None:  # noqa: F811
+def test_a_half_restored_sink_is_written_only_where_it_lacks_something(world: World, replaced: list[str]) -> None:
     file_id = world.file_id("doc-1.md")
     drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
     duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar(world.file_id("empty.md"))})

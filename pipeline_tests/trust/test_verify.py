@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,21 +21,9 @@ from pipeline.sinks.records import split_files
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.verify import SinkVerification, verify
+from pipeline_tests.trust.conftest import LONG
 from pipeline_tests.trust.damage import alter, alter_filtered, drop_rows, duplicate_rows, held_tables, with_exporter
 from pipeline_tests.world import World, open_world
-
-LONG = "# Long\n\n" + "\n\n".join(f"## Part {n}\n\n" + f"Sentence {n} speaks of river gauges. " * 40 for n in range(6))
-
-
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with open_world(tmp_path) as opened:
-        for n in range(3):
-            opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
-        opened.write("long.md", LONG)
-        opened.write("empty.md", "")
-        assert opened.sync().ok
-        yield opened
 
 
 def found(world: World, *, deep: bool = False, sink: str = "lancedb") -> SinkVerification:

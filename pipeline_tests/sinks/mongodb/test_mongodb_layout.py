@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks.base import SinkContext
+from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import parse_filters
-from pipeline.sinks.generations import FileKey, Generation
 from pipeline.sinks.mongodb_index import (
     grown_text_definition,
     grown_vector_definition,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,39 +16,14 @@ from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import MetadataType, SearchRequest, SinkContext
 from pipeline.sinks.turbopuffer import TurbopufferExporter
-from pipeline_tests.conformance.harness import MODEL, Bench, provisioned_bench, unit_vectors
+from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
 from pipeline_tests.conformance.turbopuffer_harness import (
     TurbopufferUnderTest,
-    emulated_turbopuffer,
     replace_and_close,
 )
 from pipeline_tests.emulators.turbopuffer import Request, TurbopufferEmulator
 
 NAMESPACE = f"indexport-{MODEL.slug}"
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[TurbopufferUnderTest]:
-    with emulated_turbopuffer() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: TurbopufferUnderTest) -> TurbopufferEmulator:
-    return running.fresh_emulator()
-
-
-@pytest.fixture
-async def bench(running: TurbopufferUnderTest, emulator: TurbopufferEmulator) -> AsyncIterator[Bench]:
-    async with provisioned_bench(running) as made:
-        emulator.requests.clear()
-        yield made
-
-
-@pytest.fixture
-def client(emulator: TurbopufferEmulator) -> sdk.Turbopuffer:
-    """The vendor's client, as another program would use it."""
-    return sdk.Turbopuffer(api_key=emulator.api_key, base_url=emulator.url, max_retries=0)
 
 
 def exporter_with(running: TurbopufferUnderTest, fields: Mapping[str, MetadataType], **context: Any) -> TurbopufferExporter:

@@ -19,7 +19,7 @@ from hypothesis.extra import numpy as hnp
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused
 from pipeline.sinks import pinecone_layout as layout
-from pipeline.sinks.generations import Generation
+from pipeline.sinks.file_keys import Generation
 from pipeline.sinks.pinecone_layout import RecordKey, Write
 from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records, record_set_hash
 from pipeline_tests.conformance.harness import FIELDS, MODEL, synthetic_chunks, unit_vectors, vector_column

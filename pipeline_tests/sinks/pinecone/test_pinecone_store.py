@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pinecone
@@ -15,32 +15,11 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, RecordRefused, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter, SearchRequest, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, provisioned_bench, unit_vectors
-from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest, emulated_pinecone
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, unit_vectors
 from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.pinecone import NEW_API, OLD_API, OTHER_POSITION_HEADERS, PineconeEmulator, Request
 
 CONTEXT = SinkContext("prj-1", MODEL, FIELDS)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[PineconeUnderTest]:
-    with emulated_pinecone() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: PineconeUnderTest) -> PineconeEmulator:
-    assert running.emulator is not None
-    running.emulator.reset()
-    return running.emulator
-
-
-@pytest.fixture
-async def bench(running: PineconeUnderTest, emulator: PineconeEmulator) -> AsyncIterator[Bench]:
-    async with provisioned_bench(running) as made:
-        emulator.requests.clear()
-        yield made
 
 
 @pytest.fixture

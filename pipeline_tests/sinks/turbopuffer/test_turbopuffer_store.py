@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
@@ -12,27 +11,9 @@ from pipeline.sinks import backoff
 from pipeline.sinks import turbopuffer_store as store
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.turbopuffer import TurbopufferExporter, TurbopufferSettings
-from pipeline_tests.conformance.harness import MODEL, Bench, provisioned_bench
-from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest, emulated_turbopuffer
+from pipeline_tests.conformance.harness import MODEL, Bench
+from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[TurbopufferUnderTest]:
-    with emulated_turbopuffer() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: TurbopufferUnderTest) -> TurbopufferEmulator:
-    return running.fresh_emulator()
-
-
-@pytest.fixture
-async def bench(running: TurbopufferUnderTest, emulator: TurbopufferEmulator) -> AsyncIterator[Bench]:
-    async with provisioned_bench(running) as made:
-        emulator.requests.clear()
-        yield made
 
 
 @pytest.mark.parametrize("status", [202, 408, 409, 429, 500, 502, 503, 504])

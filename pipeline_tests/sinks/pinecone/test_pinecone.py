@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,31 +16,10 @@ from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.pinecone import PineconeExporter, PineconeSettings
 from pipeline.sinks.pinecone_layout import RecordKey, namespace_name
 from pipeline.sinks.records import FileRecords
-from pipeline_tests.conformance.harness import MODEL, Bench, matrix, provisioned_bench, unit_vectors
-from pipeline_tests.conformance.pinecone_harness import PineconeUnderTest, emulated_pinecone
+from pipeline_tests.conformance.harness import MODEL, Bench, matrix, unit_vectors
 from pipeline_tests.emulators.http import ApiError
 from pipeline_tests.emulators.pinecone import WRITES, PineconeEmulator, Request
 from pipeline_tests.emulators.pinecone_engine import MAX_REQUEST_BYTES, Engine, Namespace
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[PineconeUnderTest]:
-    with emulated_pinecone() as under_test:
-        yield under_test
-
-
-@pytest.fixture
-def emulator(running: PineconeUnderTest) -> PineconeEmulator:
-    assert running.emulator is not None
-    running.emulator.reset()
-    return running.emulator
-
-
-@pytest.fixture
-async def bench(running: PineconeUnderTest, emulator: PineconeEmulator) -> AsyncIterator[Bench]:
-    async with provisioned_bench(running) as made:
-        emulator.requests.clear()
-        yield made
 
 
 def engine_of(bench: Bench, emulator: PineconeEmulator) -> Engine:
