@@ -6,6 +6,7 @@ question or the configuration is wrong. Results go to stdout, everything else to
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import sys
@@ -22,7 +23,6 @@ from pipeline.cli_common import (
     ExportOption,
     JsonOption,
     SinkOption,
-    await_now,
     err,
     escape_what_the_output_cannot_show,
     ever_known,
@@ -30,6 +30,7 @@ from pipeline.cli_common import (
     file_ids_of,
     filters_of,
     open_export,
+    opened_with_instance,
     out,
     sinks_of,
     unerased_ids_of,
@@ -103,9 +104,9 @@ def sync(
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
         if ask:
-            await_now(refresh(opened))
+            asyncio.run(refresh(opened))
         elif documents:
-            await_now(wait_until_ready(opened))
+            asyncio.run(wait_until_ready(opened))
         with SyncView(err) as view, open_instance(opened.home) as instance:
             report = run_sync(opened.settings, instance, progress=view.progress)
         skipped = {"skipped": cloud.skipped()} if cloud else {}
@@ -121,18 +122,14 @@ def sync(
 def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
     """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
     from pipeline.cli_output import plan_summary, print_plan
-    from pipeline.orchestration.launcher import open_instance
     from pipeline.orchestration.liveness import command_run
-    from pipeline.orchestration.resources import EXPORTS
     from pipeline.stages.detect import wait_until_ready
     from pipeline.stages.plan import make_plan
 
-    with cloud_over(documents):
-        opened = open_export(export)
+    with cloud_over(documents), opened_with_instance(export) as (opened, _), command_run("plan") as run_id:
         if documents:
-            await_now(wait_until_ready(opened))
-        with open_instance(opened.home) as instance, command_run("plan") as run_id:
-            made = await_now(make_plan(EXPORTS.open(opened.settings, instance), run_id=run_id))
+            asyncio.run(wait_until_ready(opened))
+        made = asyncio.run(make_plan(opened, run_id=run_id))
     if as_json:
         out.print_json(data=plan_summary(made))
     else:
@@ -205,7 +202,7 @@ def search(
 
     opened = open_export(export)
     try:
-        hits = await_now(
+        hits = asyncio.run(
             run_search(opened, sinks_of(opened, sink)[0], query, mode=mode.value, k=k, filters=filters_of(where or []))
         )
     except ValueError as error:
@@ -241,7 +238,7 @@ def records(
                     line = f"{record.file_name} #{record.chunk_index} {pages(record)}: {snippet(record.content)}"
                     out.print(line, markup=False)
 
-    await_now(show())
+    asyncio.run(show())
 
 
 @app.command()
@@ -293,7 +290,7 @@ def index_create(
         async with opened.source() as source:
             return await source.create_index(source_directory_id, name, products=products, store_attachments=attachment or ())
 
-    index = await_now(create())
+    index = asyncio.run(create())
     out.print_json(data={"index_id": index.index_id, "export_config_id": index.export_config_id, "status": index.status})
 
 
@@ -312,7 +309,7 @@ def index_sync(
     """Ask LlamaCloud to sync its index."""
     from pipeline.stages.detect import refresh
 
-    started = await_now(refresh(open_export(export), wait=wait))
+    started = asyncio.run(refresh(open_export(export), wait=wait))
     out.print("sync started" if started else "a sync is already running")
 
 
@@ -325,7 +322,7 @@ def index_status(export: ExportOption = "default", as_json: JsonOption = False) 
         async with opened.source() as source:
             return await source.get_index()
 
-    index = await_now(get())
+    index = asyncio.run(get())
     if as_json:
         out.print_json(data=asdict(index))
     else:

@@ -5,12 +5,11 @@ What belongs here: no commands. Imports of the pipeline are inside functions, so
 
 from __future__ import annotations
 
-import asyncio
 import codecs
 import io
 import json
 import sys
-from collections.abc import Container, Coroutine, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -91,9 +90,9 @@ def sinks_of(opened: Any, name: str | None) -> list[str]:
     return [name]
 
 
-def await_now(coroutine: Coroutine[Any, Any, T]) -> T:
-    """The result of a coroutine, for commands, which are not async."""
-    return asyncio.run(coroutine)
+def names_of(opened: Any) -> dict[str, str]:
+    """The names of the export's files by their ids."""
+    return {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
 
 
 def file_ids_of(opened: Any, file: str) -> list[str]:

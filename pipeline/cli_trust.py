@@ -5,6 +5,7 @@ What belongs here: arguments, output and exit codes, as in ``cli``.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
@@ -15,9 +16,9 @@ from pipeline.cli_common import (
     EverySinkOption,
     ExportOption,
     JsonOption,
-    await_now,
     err,
     ever_known,
+    names_of,
     opened_with_instance,
     out,
     sinks_of,
@@ -43,11 +44,11 @@ def verify(
     from pipeline.stages.verify import verify as run_verify
 
     with opened_with_instance(export) as (opened, _):
-        found = [await_now(run_verify(opened, name, deep=deep)) for name in sinks_of(opened, sink)]
+        found = [asyncio.run(run_verify(opened, name, deep=deep)) for name in sinks_of(opened, sink)]
     if as_json:
         out.print_json(data=[verification_json(one) for one in found])
     else:
-        names = {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
+        names = names_of(opened)
         for one in found:
             print_verification(out, one, names)
     if not all(one.ok for one in found):
@@ -68,9 +69,9 @@ def repair(
     from pipeline.stages.repair import repair as run_repair
 
     with opened_with_instance(export) as (opened, _), command_run("repair") as run_id:
-        names = {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
+        names = names_of(opened)
         reports = [
-            await_now(run_repair(opened, name, run_id=run_id, deep=not shallow, allow_deletes=allow_deletes))
+            asyncio.run(run_repair(opened, name, run_id=run_id, deep=not shallow, allow_deletes=allow_deletes))
             for name in sinks_of(opened, sink)
         ]
     if as_json:
@@ -91,7 +92,7 @@ def rebuild_ledger(export: ExportOption = "default", as_json: JsonOption = False
     from pipeline.stages.rebuild import rebuild_ledger as run_rebuild
 
     with opened_with_instance(export) as (opened, _):
-        rebuilt = await_now(run_rebuild(opened))
+        rebuilt = asyncio.run(run_rebuild(opened))
     if as_json:
         out.print_json(data=asdict(rebuilt))
     else:
@@ -109,11 +110,11 @@ def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None,
 
     with opened_with_instance(export) as (opened, _), SyncView(err) as view, command_run("rebuild") as run_id:
         opened.progress = view.progress
-        rebuilt = await_now(run_rebuild(opened, run_id=run_id, sinks=sinks_of(opened, sink)))
+        rebuilt = asyncio.run(run_rebuild(opened, run_id=run_id, sinks=sinks_of(opened, sink)))
     if as_json:
         out.print_json(data=lake_rebuild_json(rebuilt))
     else:
-        print_lake_rebuild(out, rebuilt, {file_id: row.display_name for file_id, row in opened.ledger.files().items()})
+        print_lake_rebuild(out, rebuilt, names_of(opened))
     if rebuilt.failures:
         raise typer.Exit(1)
 
@@ -125,7 +126,7 @@ def rebuild_sink(name: str, export: ExportOption = "default", as_json: JsonOptio
     from pipeline.orchestration.launcher import sync
 
     with opened_with_instance(export) as (opened, instance), SyncView(err) as view:
-        sinks_of(opened, name)
+        opened.check_sink(name)
         opened.ledger.register.reset_sink(name)
         report = sync(opened.settings, instance, progress=view.progress)
     if as_json:
@@ -170,7 +171,7 @@ def erase(
 
     with opened_with_instance(export) as (opened, _), command_run("erase") as run_id:
         chosen = [file_id for name in files for file_id in _erasable(opened, name)]
-        report = await_now(run_erase(opened, chosen, run_id=run_id))
+        report = asyncio.run(run_erase(opened, chosen, run_id=run_id))
     if as_json:
         out.print_json(data={**asdict(report), "proved": report.proved})
     else:
@@ -191,7 +192,7 @@ def retire(
     if model is None and sink is None:
         raise ConfigError("say what to retire: --model SLUG or --sink NAME")
     with opened_with_instance(export) as (opened, _):
-        for done in await_now(run_retire(opened, model=model, sink=sink)):
+        for done in asyncio.run(run_retire(opened, model=model, sink=sink)):
             what = "collection dropped" if done.kept is None else f"collection kept: {done.kept}"
             out.print(f"{done.slug} in {done.sink}: {done.files} files removed; {what}", highlight=False)
 

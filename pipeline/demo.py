@@ -30,7 +30,6 @@ QUESTIONS = (
     "Who approves a business trip abroad?",
     "What does fault code E01 mean?",
 )
-_QUESTIONS = 3
 _EDITED = Path("handbook/onboarding.md")
 _ADDED = Path("support/field-notes.md")
 _REMOVED = Path("support/opening-hours.txt")
@@ -112,7 +111,7 @@ async def _headings(export: Export) -> list[str]:
         async for record in held:
             lines = (record.context.strip() or record.content.strip()).splitlines()
             found.setdefault(record.file_name, lines[0].rsplit(" > ", 1)[-1].lstrip("# ")[:80])
-            if len(found) == _QUESTIONS:
+            if len(found) == len(QUESTIONS):
                 break
     return list(found.values())
 

@@ -22,13 +22,13 @@ from pipeline.documents.chunking import chunk_document
 from pipeline.documents.document import build_document
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
+from pipeline.lake.lake import DATASETS
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.orchestration.partitions import files_partitions
 from pipeline.orchestration.resources import EXPORTS
-from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.sinks.records import HASHED_FIELDS, ChunkRecord
 from pipeline.stages.detect import refresh
 from pipeline.stages.export import Export
@@ -138,7 +138,7 @@ class World:
         """Dagster shows every partition of every asset as materialized, and no other partitions."""
         rows = self.export.ledger.files()
         assert set(self.instance.get_dynamic_partitions(f"{self.settings.name}_files")) == set(rows)
-        shown = {asset: self.partition_statuses(asset) for asset in (*SHARED_ASSETS, *self.settings.sinks)}
+        shown = {asset: self.partition_statuses(asset) for asset in (*DATASETS, *self.settings.sinks)}
         assert shown == {asset: Counter({AssetPartitionStatus.MATERIALIZED: len(rows)}) for asset in shown}
 
     def assert_settled(self, sink: str = "lancedb") -> None:

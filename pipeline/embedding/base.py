@@ -37,7 +37,8 @@ class ModelIdentity:
     def slug(self) -> str:
         """Lower-case ``[a-z0-9-]`` name for collections, tables and namespaces; ends with 8 hex digits of the fingerprint.
 
-        At most 48 characters, so that a prefix still fits the tightest store (Pinecone index names: 45 to 52).
+        At most 41 characters, so that a prefix still fits the tightest stores: Pinecone's index names have 45, PostgreSQL's 63
+        bytes hold ``data_``, a prefix of 16, ``_`` and this.
         """
         base = re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")[:32].rstrip("-")
         return f"{base}-{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:8]}"

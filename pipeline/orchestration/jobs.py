@@ -8,12 +8,12 @@ from pydantic import Field
 
 from pipeline.clock import when
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
 from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.metadata import report_metadata
 from pipeline.orchestration.resources import Exports
-from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
@@ -47,7 +47,7 @@ class ApprovalConfig(dg.Config):
 def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
     """Every partitioned asset of the export, without the checks: they are of the whole export, not of a run's files. The sensor
     tells and asks for them."""
-    assets = [asset_key(settings, asset) for asset in (*SHARED_ASSETS, *settings.sinks)]
+    assets = [asset_key(settings, asset) for asset in (*DATASETS, *settings.sinks)]
     return dg.define_asset_job(
         f"{settings.name}_ingest",
         selection=dg.AssetSelection.assets(*assets).without_checks(),

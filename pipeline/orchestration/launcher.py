@@ -163,10 +163,8 @@ def _keep_few_heaps() -> None:
 
 
 async def _look(export: Export) -> Detection:
-    """A complete look, resumed until it is whole or breaks."""
+    """A complete look. Raises SyncFailed where the index has failed."""
     detection = await detect(export, complete=True)
-    while detection.look == "incomplete" and detection.cursor:
-        detection = await detect(export, cursor=detection.cursor)
     if detection.look == "failed":
         raise SyncFailed(detection.unread)
     return detection

@@ -18,10 +18,10 @@ from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.errors import ConfigError
+from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.partitions import is_of_export, key_order
 from pipeline.orchestration.standing import report_materialized, shown
-from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline.stages.export import Progress, silent
 from pipeline.stages.settings import ExportSettings
 
@@ -52,7 +52,7 @@ def _names_no_other(run: dg.DagsterRun, export: str) -> bool:
 
 def _tell_anew(instance: dg.DagsterInstance, settings: ExportSettings, run_ids: Collection[str]) -> None:
     file_ids = key_order(instance, settings.name)
-    for asset in (*SHARED_ASSETS, *settings.sinks):
+    for asset in (*DATASETS, *settings.sinks):
         key = asset_key(settings, asset)
         last = _last_runs(instance, key)
         told_by_these = [file_id for file_id in file_ids if last.get(file_id) in run_ids]

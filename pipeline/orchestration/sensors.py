@@ -24,6 +24,8 @@ from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
 
 _log = logging.getLogger(__name__)
+_LISTING_SECONDS = 40.0
+"""Of the minute that Dagster gives a sensor for a look."""
 
 
 def directory_changes(
@@ -86,11 +88,11 @@ def directory_changes(
     return sensor
 
 
-async def look(export: Export, *, cursor: str | None = None, complete: bool = False) -> Detection:
-    """Ask for a sync when one is due, then look at the index."""
+async def look(export: Export, *, cursor: str | None = None) -> Detection:
+    """Ask for a sync when one is due, then look at the index; a long listing is gone on with by the next look."""
     every = export.settings.detection.sync_every_seconds
     unsynced = None if every is None else await _sync_when_due(export, every)
-    return replace(await detect(export, cursor=cursor, complete=complete), unsynced=unsynced)
+    return replace(await detect(export, cursor=cursor, budget_seconds=_LISTING_SECONDS), unsynced=unsynced)
 
 
 async def _sync_when_due(export: Export, every: int) -> str | None:

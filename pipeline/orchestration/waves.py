@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import dagster as dg
 
+from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.broken_runs import note_what_stands
 from pipeline.orchestration.liveness import end_dead_runs
 from pipeline.orchestration.partitions import (
@@ -34,7 +35,6 @@ from pipeline.orchestration.standing import report_standing
 from pipeline.stages.export import Export
 from pipeline.stages.needs import Needs, needs_of
 
-SHARED_ASSETS = ("parsed_payloads", "chunks", "embeddings")
 MAX_RANGES = 8
 """More ranges than this cost more in run starts than moving the keys together does."""
 _KEYS_A_RUN = 100
@@ -106,7 +106,7 @@ def dispatch(
     _add_new_keys(instance, export.name, needs.wanted)
     wave = uuid.uuid4().hex
     lagging = needs.lagging
-    up = None if len(lagging) == len(export.settings.sinks) else (*SHARED_ASSETS, *lagging)
+    up = None if len(lagging) == len(export.settings.sinks) else (*DATASETS, *lagging)
     alone = [RunSpec((key,), up, wave, "retry", alone=True) for key in needs.alone]
     runs, waits = [], []
     for assets, lane, files in ((up, "incremental", needs.ingest), *((of, "sinks", f) for of, f in _by_sinks(lagging).items())):

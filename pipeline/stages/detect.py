@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -91,11 +92,14 @@ async def wait_until_ready(export: Export) -> None:
         await source.wait_until_ready(_SYNC_SECONDS)
 
 
-async def detect(export: Export, *, cursor: str | None = None, complete: bool = False, budget_seconds: float = 40.0) -> Detection:
+async def detect(
+    export: Export, *, cursor: str | None = None, complete: bool = False, budget_seconds: float = math.inf
+) -> Detection:
     """Look at the index and take what it lists into the ledger.
 
-    An unchanged index costs one request unless a complete listing is asked for (``complete``) or due. A listing that
-    outlasts ``budget_seconds`` goes on from the answer's cursor. Raises SourceUnavailable; what was listed until then is kept.
+    An unchanged index costs one request unless a complete listing is asked for (``complete``) or due. Whoever is called with a
+    limit of his own, as sensors are, gives ``budget_seconds``: a listing that outlasts it goes on from the answer's cursor.
+    Raises SourceUnavailable; what was listed until then is kept.
     """
     async with _source(export) as source:
         index = await source.get_index()

@@ -35,7 +35,6 @@ from pipeline.stages.work import borrowed, groups_of, opened_sink
 _THREADS = 8
 _FILES_AT_ONCE = 500
 """Whose rows and vector index are restored in one transaction each: runs wait for them."""
-_LISTING_SECONDS = 6 * 3600.0
 
 
 @dataclass(slots=True)
@@ -73,7 +72,7 @@ async def rebuild_ledger(export: Export) -> LedgerRebuild:
     """
     rebuilt = LedgerRebuild()
     rebuilt.tombstones = await asyncio.to_thread(restore_tombstones, export)
-    detection = await detect(export, complete=True, budget_seconds=_LISTING_SECONDS)
+    detection = await detect(export, complete=True)
     if detection.look != "complete":
         raise IncompleteListing(f"the listing is {detection.look}; a ledger is rebuilt from a complete one alone, so try again")
     scope = await export.scope()

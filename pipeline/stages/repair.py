@@ -22,8 +22,6 @@ from pipeline.stages.work import borrowed, groups_of, opened_sink
 _BEYOND_REPAIR: frozenset[FindingKind] = frozenset({"orphan_file", "foreign_records"})
 """What replacing a file does not mend: orphans are deleted, the rest is for people to decide."""
 
-_LISTING_SECONDS = 6 * 3600.0
-
 
 @dataclass(slots=True)
 class RepairReport:
@@ -147,7 +145,7 @@ async def _deletable(export: Export, orphans: list[str], allow_deletes: int) -> 
         return orphans, {}
     sure = [file_id for file_id in orphans if file_id in erased]
     try:
-        detection = await detect(export, complete=True, budget_seconds=_LISTING_SECONDS)
+        detection = await detect(export, complete=True)
     except SourceUnavailable as error:
         return sure, dict.fromkeys(unproven, f"no listing proves it gone: {error}")
     if detection.look != "complete":

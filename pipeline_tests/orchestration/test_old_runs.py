@@ -11,10 +11,10 @@ import pytest
 from dagster._core.utils import make_new_run_id
 
 from benchmarks.orchestration import use_postgres
+from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.old_runs import delete_old_runs
 from pipeline.orchestration.partitions import EXPORT_TAG, JOBS
-from pipeline.orchestration.waves import SHARED_ASSETS
 from pipeline_tests.command_line import invoke
 from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
 from pipeline_tests.world import World, home_of, open_world
@@ -49,7 +49,7 @@ def materialized(world: World) -> dict[str, set[str]]:
     """The partitions of each asset whose materialization can be looked at."""
     return {
         asset: world.instance.get_materialized_partitions(dg.AssetKey(["default", asset]))
-        for asset in (*SHARED_ASSETS, *world.settings.sinks)
+        for asset in (*DATASETS, *world.settings.sinks)
     }
 
 

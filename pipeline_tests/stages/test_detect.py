@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.stages.detect import detect
 from pipeline.stages.erase import erase
+from pipeline.stages.plan import make_plan
 from pipeline_tests.world import World, open_world
 
 
@@ -36,6 +38,16 @@ def test_a_listing_that_runs_out_of_time_goes_on_from_its_cursor(world: World) -
     third = asyncio.run(detect(world.export, cursor=second.cursor, budget_seconds=0))
     assert (second.new, third.new, third.look) == (2, 1, "complete")
     assert world.export.ledger.state().complete_at is not None
+
+
+def test_a_listing_without_a_limit_is_read_to_its_end_however_long_it_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.faults(page_size_cap=1)
+    clock = itertools.count(step=1_000.0)
+    monkeypatch.setattr("pipeline.stages.detect.time.monotonic", lambda: next(clock))
+    plan = asyncio.run(make_plan(world.export, run_id="command-plan"))
+    assert (plan.detection.look, plan.detection.new) == ("complete", 5)
 
 
 def test_an_unfinished_listing_makes_nothing_missing(world: World) -> None:
