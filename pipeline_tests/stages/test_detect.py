@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -45,7 +47,8 @@ def test_a_listing_without_a_limit_is_read_to_its_end_however_long_it_takes(
 ) -> None:
     world.faults(page_size_cap=1)
     clock = itertools.count(step=1_000.0)
-    monkeypatch.setattr("pipeline.stages.detect.time.monotonic", lambda: next(clock))
+    slow = SimpleNamespace(time=time.time, monotonic=lambda: next(clock))
+    monkeypatch.setattr("pipeline.stages.detect.time", slow)
     plan = asyncio.run(make_plan(world.export, run_id="command-plan"))
     assert (plan.detection.look, plan.detection.new) == ("complete", 5)
 
