@@ -7,12 +7,20 @@ import re
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 """Also with a ``?`` or ``#`` in the password, which should be percent-encoded there."""
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+_PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s]*@")
+"""In its place a github:// URL has the repository."""
 _HIGHEST_PORT = 65535
 
 
 def without_secrets(text: str) -> str:
     """``text``, whose URLs have lost what may be a secret: user, password and query."""
     return _QUERY.sub(r"\1", _USER.sub("", text))
+
+
+def without_password(url: str) -> str:
+    """``url``, which still says what it said but for the password: a user may stand for the place itself, as the container in
+    abfs://container@account. Not to be shown."""
+    return _PASSWORD.sub(r"\1@", url)
 
 
 def is_http_url(text: str) -> bool:
