@@ -7,6 +7,8 @@ import re
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 """Also with a ``?`` or ``#`` in the password, which should be percent-encoded there."""
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
+_PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s]*@")
+"""In its place a github:// URL has the repository."""
 _HIGHEST_PORT = 65535
 _LONGEST_QUOTE = 300
 _MOST_READ = 10_000
@@ -21,6 +23,12 @@ def without_secrets(text: str) -> str:
 def quoted(said: str) -> str:
     """What a server says of a failure, for a message of ours: its beginning, without what may be a secret in its URLs."""
     return without_secrets(said[:_MOST_READ])[:_LONGEST_QUOTE]
+
+
+def without_password(url: str) -> str:
+    """``url``, which still says what it said but for the password: a user may stand for the place itself, as the container in
+    abfs://container@account. Not to be shown."""
+    return _PASSWORD.sub(r"\1@", url)
 
 
 def is_http_url(text: str) -> bool:

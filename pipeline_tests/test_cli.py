@@ -314,7 +314,7 @@ def test_a_home_whose_local_cloud_is_in_use_is_waited_for(folder: Path, tmp_path
     with local_cloud_environment(str(folder), tmp_path / "home" / "local_cloud"):
         outcome = subprocess.run([*INDEXPORT, "plan", "--documents", str(folder)], capture_output=True, text=True)
     assert outcome.returncode == 1
-    assert re.fullmatch(r"error: .*local_cloud is in use by another command with --documents, .*; wait .*\n", outcome.stderr)
+    assert re.fullmatch(r"error: .*local_cloud/\w+ is in use by another command with --documents, .*; wait .*\n", outcome.stderr)
 
 
 def test_what_is_to_be_copied_is_whole_and_has_the_port_that_was_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from pipeline.local_cloud.identity import Clock, timestamp, utc_now
 from pipeline.local_cloud.parsing import ParsedCache
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline.local_cloud.state import State
+from pipeline.local_cloud.state_folder import state_folder
 
 URL_SECONDS = 3600
 """How long a presigned URL lives unless asked otherwise."""
@@ -51,13 +52,14 @@ def open_cloud(settings: LocalCloudSettings, clock: Clock = utc_now, faults: Fau
         raise ConfigError(
             f"state_dir={str(settings.state_dir)!r} lies among the documents; choose a folder outside or a hidden one"
         )
-    state = State(settings.state_dir)
+    state_dir = state_folder(settings.state_dir, folder)
+    state = State(state_dir)
     return Cloud(
         settings=settings,
         state=state,
         folder=folder,
-        blobs=BlobStore(settings.state_dir / "blobs"),
-        cache=ParsedCache(settings.state_dir / "parsed"),
+        blobs=BlobStore(state_dir / "blobs"),
+        cache=ParsedCache(state_dir / "parsed"),
         signer=TokenSigner(state.secret("url_key")),
         faults=FaultInjector(faults or Faults()),
         clock=clock,

@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.documents.models import MetadataValue
 from pipeline.errors import ConfigError
-from pipeline.urls import without_secrets
+from pipeline.urls import without_password, without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
 _LOCK_PREFIXES = ("~$", ".~lock.")
@@ -84,6 +84,8 @@ class DocumentFolder:
             ) from None
         self._root = str(root).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
+        self.address = _local_address(self._root) if self._local else without_password(url).rstrip("/")
+        """The same however the folder is named, and never another folder's; without a password."""
 
     def scan(self) -> list[FoundDocument]:
         """Every document in path order; hidden files, lock files and sidecars are left out.
@@ -217,6 +219,11 @@ def _unreadable(error: Exception) -> UnreadableDocument:
 def _reason(said: Exception | str) -> str:
     """What a driver says, in one line and without the secrets of a URL in it."""
     return without_secrets(" ".join(str(said).split())) or type(said).__name__
+
+
+def _local_address(root: str) -> str:
+    """An absolute path without links, as text also where it is not UTF-8."""
+    return os.fsencode(Path(root).resolve()).decode("utf-8", "backslashreplace")
 
 
 def _shown(path: str) -> str:

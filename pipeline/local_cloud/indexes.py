@@ -1,4 +1,4 @@
-"""Indexes and the one that exists from the first start, under ids that the same index name always gives."""
+"""Indexes and the one that exists from the first start, under ids that the same folder and index name always give."""
 
 from __future__ import annotations
 
@@ -42,14 +42,15 @@ class NewIndex:
         )
 
     @staticmethod
-    def first(name: str, store_attachments: tuple[str, ...]) -> NewIndex:
-        """The index over the folder; a new state directory gives the same ids, so sinks filled before stay valid."""
+    def first(address: str, name: str, store_attachments: tuple[str, ...]) -> NewIndex:
+        """The index over the folder at ``address``; a new state directory gives the same ids, so sinks filled before stay
+        valid, and another folder gives others, so that no sink takes the one's files for the other's."""
         return NewIndex(
-            id=f"idx-{stable_uuid(name, 'index')}",
-            export_config_id=f"exp-{stable_uuid(name, 'export')}",
-            sync_config_id=f"syn-{stable_uuid(name, 'sync')}",
-            output_directory_id=f"dir-{stable_uuid(name, 'output')}",
-            source_directory_id=f"dir-{stable_uuid(name, 'source')}",
+            id=f"idx-{stable_uuid(address, name, 'index')}",
+            export_config_id=f"exp-{stable_uuid(address, name, 'export')}",
+            sync_config_id=f"syn-{stable_uuid(address, name, 'sync')}",
+            output_directory_id=f"dir-{stable_uuid(address, name, 'output')}",
+            source_directory_id=f"dir-{stable_uuid(address, name, 'source')}",
             name=name,
             description="Created by the local server over its folder of documents.",
             store_attachments=store_attachments,
@@ -64,7 +65,7 @@ def ensure_first_index(cloud: Cloud) -> str | None:
         if known is not None:
             row = write.execute('SELECT id FROM "index" WHERE id = ?', (known["value"],)).fetchone()
             return str(row["id"]) if row else None
-        new = NewIndex.first(settings.index_name, settings.store_attachments)
+        new = NewIndex.first(cloud.folder.address, settings.index_name, settings.store_attachments)
         write.execute(
             "INSERT INTO directory (id, name, type, description, follows_folder, created_at, updated_at)"
             " VALUES (?, ?, 'user', ?, 1, ?, ?)",

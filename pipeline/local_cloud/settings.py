@@ -25,7 +25,9 @@ class LocalCloudSettings(BaseModel):
         min_length=1, description="Folder of documents: a local path or an fsspec URL (s3://bucket/prefix)."
     )
     storage_options: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments of the fsspec filesystem.")
-    state_dir: Path = Field(description="Where the database, parsed pages and payloads are kept. One server at a time.")
+    state_dir: Path = Field(
+        description="Where the database, parsed pages and payloads are kept, apart for every folder. One server a folder."
+    )
     host: str = Field(default="127.0.0.1", description="Address to listen on; only this machine can reach the default.")
     port: int = Field(default=0, ge=0, le=65535, description="0 picks a free port.")
     api_key: SecretStr = Field(default=SecretStr(LOCAL_CLOUD_KEY), min_length=1)

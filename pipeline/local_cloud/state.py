@@ -13,6 +13,7 @@ from typing import Any
 from pipeline.errors import ConfigError, SourceUnavailable
 
 Row = sqlite3.Row
+DATABASE = "state.sqlite3"
 
 _BUSY_SECONDS = 30.0
 _SCHEMA_VERSION = 1
@@ -111,7 +112,7 @@ class State:
         """Raises ``ConfigError`` if the folder is of another version, ``SourceUnavailable`` if it is used by another server or
         cannot be written."""
         folder.mkdir(parents=True, exist_ok=True)
-        self._path = folder / "state.sqlite3"
+        self._folder = folder
         self._lock_connection = _lock_folder(folder)
         self._write_lock = threading.RLock()
         self._local = threading.local()
@@ -121,7 +122,7 @@ class State:
             self._create_schema()
         except sqlite3.OperationalError as error:
             self.close()
-            raise _unusable(folder, error) from error
+            raise unusable(folder, error) from error
 
     def query(self, sql: str, *parameters: Any) -> list[Row]:
         """Rows of a read."""
@@ -153,7 +154,7 @@ class State:
                 return value
         except sqlite3.OperationalError as error:
             self.close()
-            raise _unusable(self._path.parent, error) from error
+            raise unusable(self._folder, error) from error
 
     def close(self) -> None:
         """Closes every connection and frees the folder. Call it when no thread uses the state any more."""
@@ -169,10 +170,7 @@ class State:
         return reader
 
     def _connect(self) -> sqlite3.Connection:
-        # Every connection is used by one thread at a time; close() may come from another.
-        connection = sqlite3.connect(self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-        connection.row_factory = sqlite3.Row
-        connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")
+        connection = connect(self._folder)
         self._connections.append(connection)
         return connection
 
@@ -182,7 +180,18 @@ class State:
             self._writer.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {_SCHEMA_VERSION}; COMMIT;")
         elif version != _SCHEMA_VERSION:
             self.close()
-            raise ConfigError(f"{self._path} was written by another version of the local server; delete its folder to start anew")
+            raise ConfigError(
+                f"{self._folder / DATABASE} was written by another version of the local server; delete its folder to start anew"
+            )
+
+
+def connect(folder: Path) -> sqlite3.Connection:
+    """A connection to the database under ``folder``, for one thread at a time."""
+    # Another thread may close it.
+    connection = sqlite3.connect(folder / DATABASE, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.row_factory = sqlite3.Row
+    connection.executescript("PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;")
+    return connection
 
 
 def _lock_folder(folder: Path) -> sqlite3.Connection:
@@ -197,9 +206,10 @@ def _lock_folder(folder: Path) -> sqlite3.Connection:
                 f"{folder} is in use by another command with --documents, `indexport local-cloud` or `indexport dev`; "
                 "wait until it has ended, or leave out --documents and use the address that the latter two show"
             ) from error
-        raise _unusable(folder, error) from error
+        raise unusable(folder, error) from error
     return connection
 
 
-def _unusable(folder: Path, error: sqlite3.OperationalError) -> SourceUnavailable:
+def unusable(folder: Path, error: sqlite3.OperationalError) -> SourceUnavailable:
+    """What to tell of a database that cannot be written."""
     return SourceUnavailable(f"the local server cannot keep its state in {folder}: {error}; check its space and its rights")

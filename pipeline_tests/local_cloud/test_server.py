@@ -149,7 +149,8 @@ def test_ten_thousand_files_are_listed_fast(tmp_path: Path) -> None:
     documents = tmp_path / "documents"
     documents.mkdir()
     with running(documents, tmp_path / "state") as cloud:
-        _fill(tmp_path / "state" / "state.sqlite3", cloud.index().output_directory_id, 10_000)
+        (database,) = (tmp_path / "state").glob("*/state.sqlite3")
+        _fill(database, cloud.index().output_directory_id, 10_000)
         directory = cloud.index().output_directory_id
         assert directory is not None
         path = f"{cloud.server.base_url}/api/v1/beta/directories/{directory}/files"

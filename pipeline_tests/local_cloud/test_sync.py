@@ -302,7 +302,7 @@ def test_a_sync_that_fails_drops_nothing(cloud: Harness, documents: Path, state_
 
 def texts_in(state_dir: Path) -> set[str]:
     """The texts of all pages in the cache of parsed documents."""
-    entries = [json.loads(gzip.decompress(path.read_bytes())) for path in (state_dir / "parsed").rglob("*.gz")]
+    entries = [json.loads(gzip.decompress(path.read_bytes())) for path in state_dir.glob("*/parsed/**/*.gz")]
     return {page["text"] for entry in entries for page in entry["document"]["pages"]}
 
 

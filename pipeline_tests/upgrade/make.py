@@ -10,6 +10,8 @@ import tarfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pipeline.local_cloud.documents import DocumentFolder
+from pipeline.local_cloud.state_folder import state_folder
 from pipeline_tests.command_line import SYNC, invoke
 from pipeline_tests.world import World, open_world
 
@@ -41,6 +43,8 @@ def make(name: str) -> None:
         with tarfile.open(HOMES / f"{name}.tar.xz", "x:xz") as archive:
             for kept in ("documents", "home"):
                 archive.add(Path(root) / kept, kept)
+            # Where any folder's was kept before each had its own: this one will be unpacked elsewhere.
+            archive.add(state_folder(Path(root) / "cloud", DocumentFolder(f"{root}/documents", {})), "cloud")
 
 
 if __name__ == "__main__":
