@@ -48,6 +48,11 @@ class FileRow:
     refetch: bool
 
     @property
+    def is_fetched(self) -> bool:
+        """The stored payload is the one that is listed now."""
+        return self.fetched_token is not None and self.fetched_token == self.change_token and not self.refetch
+
+    @property
     def is_leaving(self) -> bool:
         return self.status in LEAVING
 

@@ -10,6 +10,7 @@ import dagster as dg
 
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
+from pipeline.orchestration.metadata import table
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.needs import awaiting_approval
 from pipeline.stages.settings import ExportSettings
@@ -18,7 +19,6 @@ from pipeline.stages.verify import SinkVerification, verify
 INDEX_CHECK = "index_is_healthy"
 FILES_CHECK = "no_file_is_left_behind"
 SINK_CHECK = "holds_its_source"
-_TABLE_ROWS = 200
 
 
 def export_checks(settings: ExportSettings) -> list[dg.AssetChecksDefinition]:
@@ -72,16 +72,16 @@ def _no_file_is_left_behind(settings: ExportSettings) -> dg.AssetChecksDefinitio
 
 def files_check(settings: ExportSettings, failing: Mapping[str, FileRow]) -> dg.AssetCheckEvaluation:
     """Whether a file is left behind, outside of any run: inside one it would be asked before the run's own files have failed."""
-    table = [
-        dg.TableRecord({"file": r.display_name, "file_id": r.file_id, "status": r.status, "reason": r.last_error or ""})
-        for r in list(failing.values())[:_TABLE_ROWS]
+    rows = [
+        {"file": row.display_name, "file_id": row.file_id, "status": row.status, "reason": row.last_error or ""}
+        for row in failing.values()
     ]
     return dg.AssetCheckEvaluation(
         asset_key=asset_key(settings, "parsed_payloads"),
         check_name=FILES_CHECK,
         passed=not failing,
         severity=dg.AssetCheckSeverity.WARN,
-        metadata={"files": len(failing), **({"left_behind": dg.MetadataValue.table(table)} if table else {})},
+        metadata={"files": len(failing), **({"left_behind": table(rows)} if rows else {})},
     )
 
 
@@ -116,18 +116,15 @@ def verification_metadata(found: SinkVerification) -> dict[str, Any]:
     }
     metadata |= {f"findings_{kind}": count for kind, count in sorted(Counter(f.kind for f in found.findings).items())}
     if found.findings:
-        rows = [
-            dg.TableRecord(
-                {
-                    "kind": finding.kind,
-                    "file_id": finding.file_id or "",
-                    "chunk": "" if finding.chunk_index is None else str(finding.chunk_index),
-                    "detail": finding.detail,
-                }
-            )
-            for finding in found.findings[:_TABLE_ROWS]
-        ]
-        metadata["differences"] = dg.MetadataValue.table(rows)
+        metadata["differences"] = table(
+            {
+                "kind": finding.kind,
+                "file_id": finding.file_id or "",
+                "chunk": "" if finding.chunk_index is None else str(finding.chunk_index),
+                "detail": finding.detail,
+            }
+            for finding in found.findings
+        )
     if found.unchecked:
         metadata["not_checked"] = "; ".join(found.unchecked)
     return metadata

@@ -12,7 +12,7 @@ from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
 from pipeline.orchestration.liveness import marking_executor
-from pipeline.orchestration.metadata import report_metadata
+from pipeline.orchestration.metadata import report_metadata, table
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
@@ -143,10 +143,10 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
         export = exports.open(settings, context.instance)
         waiting = pending_removals(export)
         export.ledger.update_state(allowed_deletes=config.count)
-        rows = [dg.TableRecord({**asdict(removal), "missing_since": when(removal.missing_since)}) for removal in waiting[:200]]
+        rows = [{**asdict(removal), "missing_since": when(removal.missing_since)} for removal in waiting]
         metadata = {"approved": config.count, "waiting": len(waiting)}
-        table = {"files": dg.MetadataValue.table(rows)} if rows else {}
-        context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata={**metadata, **table}))
+        listed = {"files": table(rows)} if rows else {}
+        context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata={**metadata, **listed}))
 
     @dg.job(
         name=f"{settings.name}_approve_removals",

@@ -177,7 +177,7 @@ def execute(
     result = job.execute_in_process(
         instance=instance,
         run_config=_QUIET,
-        partition_key=spec.keys[0] if spec.alone else None,
+        partition_key=spec.partition_key,
         tags={**spec.tags(settings.name), PROCESS_TAG: mark},
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         raise_on_error=False,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import dagster as dg
@@ -35,12 +36,15 @@ def report_metadata(report: StageReport) -> dict[str, Any]:
     if report.sizes:
         metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     if report.rows:
-        metadata["files"] = dg.MetadataValue.table([dg.TableRecord(row) for row in report.rows[:_TABLE_ROWS]])
+        metadata["files"] = table(report.rows)
     if report.failures:
-        metadata["failures"] = dg.MetadataValue.table(
-            [dg.TableRecord({"file_id": f, "reason": reason}) for f, reason in list(report.failures.items())[:_TABLE_ROWS]]
-        )
+        metadata["failures"] = table({"file_id": f, "reason": reason} for f, reason in report.failures.items())
     return metadata
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:
+    """The first of these rows, of which there is at least one."""
+    return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in islice(rows, _TABLE_ROWS)])
 
 
 def column_schema(schema: Sequence[pa.Field]) -> dg.TableSchema:

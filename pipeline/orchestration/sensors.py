@@ -111,7 +111,7 @@ async def _sync_when_due(export: Export, every: int) -> str | None:
 def _request(settings: ExportSettings, spec: RunSpec) -> dg.RunRequest:
     return dg.RunRequest(
         job_name=f"{settings.name}_ingest",
-        partition_key=spec.keys[0] if spec.alone else None,
+        partition_key=spec.partition_key,
         asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
         tags=spec.tags(settings.name),
     )

@@ -53,8 +53,12 @@ class RunSpec:
     lane: str
     alone: bool = False
 
+    @property
+    def partition_key(self) -> str | None:
+        """A lone file is a plain partition, so that its failure is a failed partition anyone can see; others are a range."""
+        return self.keys[0] if self.alone else None
+
     def tags(self, export: str) -> dict[str, str]:
-        """The run's tags; a lone file is a plain partition, so that its failure is a failed partition anyone can see."""
         tags = {EXPORT_TAG: export, WAVE_TAG: self.wave, LANE_TAG: self.lane, FILES_TAG: str(len(self.keys))}
         return tags if self.alone else {**tags, RANGE_START: self.keys[0], RANGE_END: self.keys[-1]}
 

@@ -20,7 +20,7 @@ from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.ledger.models import MODEL, FileRow
 from pipeline.ledger.vectors import Claim
-from pipeline.stages.export import LEASE_SECONDS, Export, sink_backoff
+from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
 from pipeline.stages.work import begin, groups_of
@@ -63,9 +63,9 @@ async def embed(
         try:
             await _embed_all(export, stale, run_id, held, report)
         except (EmbedderUnavailable, ConfigError) as error:
-            await asyncio.to_thread(export.ledger.record_sink_state, MODEL, error=str(error), backoff=sink_backoff)
+            await asyncio.to_thread(export.record_sink_state, MODEL, str(error))
             raise
-        await asyncio.to_thread(export.ledger.record_sink_state, MODEL, error=None, backoff=sink_backoff)
+        await asyncio.to_thread(export.record_sink_state, MODEL, None)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
     return report.finish()
 

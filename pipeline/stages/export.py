@@ -181,6 +181,12 @@ class Export:
             return None
         return _digest(key, row.provenance, *scope, RECORD_VERSION)
 
+    def vectors_are_current(self, row: FileRow) -> bool:
+        return row.is_fetched and row.vectors_key is not None and row.vectors_key == self.vectors_key(row)
+
+    def records_are_current(self, row: FileRow, scope: tuple[str, str]) -> bool:
+        return row.records_key is not None and row.records_key == self.records_key(row, scope)
+
     def claim(self, file_ids: list[str], run_id: str, *, leaving: bool = False) -> list[str]:
         """Lease the files to a run, taking over from runs that have ended; answers those it holds now. Of files that are
         being removed, or are gone, none unless it is them that are wanted (``leaving``)."""
@@ -204,6 +210,10 @@ class Export:
             settings_digest=self.failure_digest,
         )
 
+    def record_sink_state(self, sink: str, error: str | None) -> None:
+        """Note that a sink, or ``MODEL``, failed as a whole, and when it is tried again, or (``None``) that it answered."""
+        self.ledger.record_sink_state(sink, error=error, backoff=_sink_backoff)
+
     def settle(self, file_ids: list[str], scope: tuple[str, str]) -> int:
         """Mark as done those files whose current records stand in every sink; answers how many."""
         rows = self.ledger.files(file_ids)
@@ -211,10 +221,9 @@ class Export:
         done = [
             file_id
             for file_id, row in rows.items()
-            if row.fetched_token == row.change_token
-            and not (row.refetch or row.is_leaving)
-            and row.records_key is not None
-            and row.records_key == self.records_key(row, scope)
+            if row.is_fetched
+            and not row.is_leaving
+            and self.records_are_current(row, scope)
             and all(held.get(sink, {}).get(file_id) == row.record_set_hash for sink in self.settings.sinks)
         ]
         self.ledger.record_done(done, self.settings_digest)
@@ -236,7 +245,7 @@ def file_backoff(attempts: int) -> float:
     return _backoff(attempts, 60.0, LONGEST_FILE_WAIT)
 
 
-def sink_backoff(attempts: int) -> float:
+def _sink_backoff(attempts: int) -> float:
     """Seconds to the next attempt of a sink, or the model, that is down: 30 s, doubling to 30 minutes at most, with jitter."""
     return _backoff(attempts, 30.0, LONGEST_SINK_WAIT)
 

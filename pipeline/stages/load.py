@@ -14,7 +14,7 @@ from pipeline.errors import SINK_ERRORS
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import UNKNOWN_RECORD_SET, Exporter, Snapshot
 from pipeline.sinks.records import FileProvenance, FileRecords, build_record_sets
-from pipeline.stages.export import Export, sink_backoff
+from pipeline.stages.export import Export
 from pipeline.stages.orphans import take_into_use
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
@@ -34,9 +34,9 @@ async def load(export: Export, sink: str, file_ids: list[str], *, run_id: str) -
             await _load(export, sink, exporter, scope, rows, report, run_id)
             await exporter.optimize()
     except SINK_ERRORS as error:
-        await asyncio.to_thread(export.ledger.record_sink_state, sink, error=str(error), backoff=sink_backoff)
+        await asyncio.to_thread(export.record_sink_state, sink, str(error))
         raise
-    await asyncio.to_thread(export.ledger.record_sink_state, sink, error=None, backoff=sink_backoff)
+    await asyncio.to_thread(export.record_sink_state, sink, None)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
     report.numbers["files_settled"] = await asyncio.to_thread(export.settle, list(rows), scope)
     return report.finish()
@@ -84,7 +84,7 @@ async def _load(
 
 def _matches(export: Export, row: FileRow, scope: tuple[str, str], snapshot: Snapshot | None) -> bool:
     """The sink holds this file's records as the ledger last digested them: nothing needs to be read."""
-    current = row.records_key == export.records_key(row, scope) and row.record_set_hash is not None
+    current = row.record_set_hash is not None and export.records_are_current(row, scope)
     return current and holds(snapshot, row.record_set_hash or "", row.chunk_count or 0)
 
 

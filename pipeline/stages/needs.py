@@ -104,8 +104,8 @@ def awaiting_approval(export: Export, rows: Mapping[str, FileRow]) -> list[str]:
 def standing_files(export: Export, rows: Mapping[str, FileRow], scope: tuple[str, str]) -> dict[str, list[str]]:
     """Those of these files that need nothing more, by dataset of the lake and by sink."""
     hashes = export.sink_hashes(rows)
-    made = [row for row in rows.values() if _vectors_are_current(export, row)]
-    current = [row for row in made if _records_are_current(export, row, scope)]
+    made = [row for row in rows.values() if export.vectors_are_current(row)]
+    current = [row for row in made if export.records_are_current(row, scope)]
     in_lake = [row.file_id for row in made]
     return dict.fromkeys(DATASETS, in_lake) | {
         sink: [row.file_id for row in current if _has(hashes, sink, row)] for sink in export.settings.sinks
@@ -132,18 +132,18 @@ def _sort(
         else:
             needs.alone.append(row.file_id)
             return
-        if row.wave not in live_waves and _records_are_current(export, row, scope):
+        if row.wave not in live_waves and export.records_are_current(row, scope):
             for sink, files in needs.lagging.items():
                 if not (_has(hashes, sink, row) or _has(refusals, sink, row)):
                     files.append(row.file_id)
-    elif not _vectors_are_current(export, row):
+    elif not export.vectors_are_current(row):
         if row.record_set_hash is None:
             needs.new.append(row.file_id)
         else:
             made_so = row.settings_digest in (export.settings_digest, export.failure_digest)
             (needs.changed if made_so else needs.stale).append(row.file_id)
     else:
-        current = _records_are_current(export, row, scope)
+        current = export.records_are_current(row, scope)
         # One that fails though it stands everywhere by now is compared, which says that it is done.
         lagging = [files for sink, files in needs.lagging.items() if failing or not (current and _has(hashes, sink, row))]
         for files in lagging:
@@ -162,15 +162,6 @@ def _hold_back(needs: Needs, held: Collection[str]) -> None:
     needs.blocked = [file_id for file_id in (*needs.removing, *needs.removable) if file_id not in held]
     needs.removing = [file_id for file_id in needs.removing if file_id in held]
     needs.removable = [file_id for file_id in needs.removable if file_id in held]
-
-
-def _vectors_are_current(export: Export, row: FileRow) -> bool:
-    fetched = row.fetched_token is not None and row.fetched_token == row.change_token and not row.refetch
-    return fetched and row.vectors_key is not None and row.vectors_key == export.vectors_key(row)
-
-
-def _records_are_current(export: Export, row: FileRow, scope: tuple[str, str]) -> bool:
-    return row.records_key is not None and row.records_key == export.records_key(row, scope)
 
 
 def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now: float) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pipeline.errors import SINK_ERRORS, SinkUnavailable
 from pipeline.ledger.models import LEAVING
 from pipeline.sinks.base import Exporter
-from pipeline.stages.export import Export, sink_backoff
+from pipeline.stages.export import Export
 from pipeline.stages.needs import needs_of
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin, opened_sink
@@ -70,7 +70,7 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
                     await delete_from(export, sink, exporter, config, doomed)
         except SINK_ERRORS as error:
             down[sink] = str(error)
-        await asyncio.to_thread(export.ledger.record_sink_state, sink, error=down.get(sink), backoff=sink_backoff)
+        await asyncio.to_thread(export.record_sink_state, sink, down.get(sink))
     if down:
         raise SinkUnavailable("; ".join(f"{sink}: {reason}" for sink, reason in down.items()))
     await asyncio.to_thread(export.lake.delete_many, doomed)

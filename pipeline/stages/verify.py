@@ -110,7 +110,7 @@ def _expectations(export: Export, sink: str, scope: tuple[str, str]) -> dict[str
         leaving = row.missing_since is not None or row.status == "removing"
         if file_id in held:
             expected[file_id] = _Expected(None, leaving, None)
-        elif row.record_set_hash is not None and row.records_key == export.records_key(row, scope):
+        elif row.record_set_hash is not None and export.records_are_current(row, scope):
             expected[file_id] = _Expected(row.record_set_hash, leaving, row)
         else:
             expected[file_id] = _Expected(recorded.get(file_id), leaving, None)
