@@ -90,8 +90,16 @@ class Register:
         c = schema.collections.c
         query = sa.select(*_COLLECTION_COLUMNS).where(c.export == self._export).order_by(c.sink, c.slug)
         with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings()
-            return [SinkCollection(**{**row, "settings": json.loads(row["settings"])}) for row in rows]
+            return [_collection(row) for row in connection.execute(query).mappings()]
+
+    def collections_of_others(self, scope: tuple[str, str]) -> list[tuple[str, SinkCollection]]:
+        """``collections`` of every other export that has this scope now, each with the export's name."""
+        c, of = schema.collections.c, schema.exports.c
+        same = sa.and_(of.export == c.export, of.tenant_id == scope[0], of.export_config_id == scope[1])
+        query = sa.select(c.export, *_COLLECTION_COLUMNS).join(schema.exports, same).where(c.export != self._export)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(c.export, c.sink, c.slug)).mappings()
+            return [(row["export"], _collection(row)) for row in rows]
 
     def forget_collection(self, sink: str, slug: str) -> None:
         """A collection has been retired: what was recorded of its files goes too."""
@@ -164,6 +172,11 @@ class Register:
         with writing(self._engine, self._export) as connection:
             for batch in batches(sorted(file_ids)):
                 connection.execute(sa.delete(schema.tombstones).where(c.export == self._export, c.file_id.in_(batch)))
+
+
+def _collection(row: sa.RowMapping) -> SinkCollection:
+    values = {name: row[name] for name in SinkCollection.__dataclass_fields__}
+    return SinkCollection(**{**values, "settings": json.loads(row["settings"])})
 
 
 def _kept(held: SinkCollection) -> dict[str, Any]:

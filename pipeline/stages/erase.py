@@ -159,9 +159,9 @@ def _prove_at_home(export: Export, report: ErasureReport) -> None:
 async def retire(export: Export, *, model: str | None = None, sink: str | None = None) -> list[Retired]:
     """Remove what this export holds in an old model's collections, or in a sink that has left its settings.
 
-    A collection is dropped where the store can do that and nobody else's records are in it; one that a present sink has taken
-    over under another name is left as it is. Raises ConfigError for what is
-    in use or unknown, SinkUnavailable.
+    A collection is dropped where the store can do that and nobody else's records are in it. What a present sink has taken over
+    under another name, or another export of the same index has there too, is left as it is. Raises ConfigError for what is in use
+    or unknown, SinkUnavailable.
     """
     chosen = await asyncio.to_thread(_retirable, export, model, sink)
     scopes = await export.scopes()
@@ -189,16 +189,27 @@ def _retirable(export: Export, model: str | None, sink: str | None) -> list[Sink
 async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[str, str]]) -> Retired:
     if present := export.present_name(held):
         return Retired(held.sink, held.slug, 0, f"it is that of the sink {present!r} now; the former name alone is forgotten")
+    shared = await asyncio.to_thread(_shared_with, export, held, scopes[0])
     files = 0
-    for tenant_id, config in scopes:
+    for tenant_id, config in scopes[1:] if shared else scopes:
         async with _opened(export, held, tenant_id) as exporter:
             snapshots = await exporter.list_snapshots(export_config_id=config)
             file_ids = sorted({snapshot.parsed_directory_file_id for snapshot in snapshots})
             await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
         files += len(file_ids)
+    if shared:
+        return Retired(held.sink, held.slug, files, shared)
     async with _opened(export, held, scopes[0][0]) as exporter:
         kept = await _drop_if_empty(exporter, scopes)
     return Retired(held.sink, held.slug, files, kept)
+
+
+def _shared_with(export: Export, held: SinkCollection, scope: tuple[str, str]) -> str | None:
+    """Which other export of the same index has its records in this collection: they are the very same records."""
+    for other, theirs in export.ledger.register.collections_of_others(scope):
+        if theirs.slug == held.slug and export.is_set_up_alike(theirs, held):
+            return f"the export {other!r} has the same records there, in its sink {theirs.sink!r}"
+    return None
 
 
 async def _drop_if_empty(exporter: Exporter, mine: Sequence[tuple[str, str]]) -> str | None:
