@@ -159,6 +159,7 @@ async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | No
 
     A vector is taken from a sink where the same model made it of the same text. Raises SourceUnavailable, LakeError.
     """
+    await asyncio.to_thread(restore_tombstones, export)
     rows = await asyncio.to_thread(export.ledger.files)
     async with borrowed(export, run_id):
         lost = await asyncio.to_thread(_find_lost, export, [row.file_id for row in rows.values() if not row.is_leaving], run_id)
