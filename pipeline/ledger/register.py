@@ -26,6 +26,19 @@ class Register:
         self._export = export
         self._clock = clock
 
+    def is_known(self) -> bool:
+        """Whether this ledger has ever looked at the export's index, and has not forgotten it since."""
+        with self._engine.connect() as connection:
+            query = sa.select(schema.exports.c.export).where(schema.exports.c.export == self._export)
+            return connection.execute(query).first() is not None
+
+    def forget_export(self) -> None:
+        """The export has ended: everything known of it goes but its tombstones, in case its name is used again."""
+        with writing(self._engine, self._export) as connection:
+            for table in schema.metadata.sorted_tables:
+                if table is not schema.tombstones:
+                    connection.execute(sa.delete(table).where(table.c.export == self._export))
+
     def known_scopes(self) -> set[tuple[str, str]]:
         """(tenant_id, export_config_id) of every export this ledger knows of."""
         c = schema.exports.c

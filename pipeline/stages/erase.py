@@ -172,6 +172,23 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
     return retired
 
 
+async def end(export: Export) -> list[Retired]:
+    """Remove all that an export without sinks, which is in no definitions any more, holds anywhere, its lake, and what the ledger
+    knows of it; its tombstones stay.
+
+    Can be run again after any failure. Raises ConfigError when the ledger does not know it or a run is working on it,
+    SinkUnavailable, LakeError.
+    """
+    if not await asyncio.to_thread(export.ledger.register.is_known):
+        raise ConfigError(f"the ledger knows no export {export.name!r}; check its name")
+    if held := export.held((await asyncio.to_thread(export.ledger.files)).values()):
+        raise ConfigError(f"a run is working on {len(held)} of its files; end {export.name!r} when that has ended")
+    retired = await retire(export) if await asyncio.to_thread(export.ledger.register.collections) else []
+    await asyncio.to_thread(export.lake.drop)
+    await asyncio.to_thread(export.ledger.register.forget_export)
+    return retired
+
+
 def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:
     written = _collections(export)
     known = [held for held in written if sink in (None, held.sink) and model in (None, held.slug)]
@@ -189,6 +206,8 @@ def _retirable(export: Export, model: str | None, sink: str | None) -> list[Sink
 async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[str, str]]) -> Retired:
     if present := export.present_name(held):
         return Retired(held.sink, held.slug, 0, f"it is that of the sink {present!r} now; the former name alone is forgotten")
+    if ":" in str(held.settings["type"]) and not export.settings.sinks:
+        return Retired(held.sink, held.slug, 0, "the settings of a plugged-in sink are not kept; what it holds is left to you")
     shared = await asyncio.to_thread(_shared_with, export, held, scopes[0])
     files = 0
     for tenant_id, config in scopes[1:] if shared else scopes:
