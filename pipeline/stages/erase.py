@@ -15,6 +15,7 @@ from itertools import groupby
 
 from pipeline.errors import SINK_ERRORS, ConfigError, SinkConflict
 from pipeline.lake.lake import DATASETS
+from pipeline.ledger import Ledger
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
@@ -78,6 +79,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
             await asyncio.to_thread(export.ledger.record_removed, free, run_id=run_id)
         await asyncio.to_thread(export.ledger.vectors.drop_ended, export.run_is_live)  # digests of texts, perhaps of these files
         await asyncio.to_thread(_prove_at_home, export, report)
+        report.problems += await asyncio.to_thread(_known_to_others, export, scopes[0], report.file_ids)
         if report.proved:
             await asyncio.to_thread(export.ledger.register.record_proof, free)
         await asyncio.to_thread(export.ledger.log, [(f, "erased", {"proved": report.proved}) for f in free], run_id=run_id)
@@ -223,12 +225,29 @@ async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[s
     return Retired(held.sink, held.slug, files, kept)
 
 
+def _known_to_others(export: Export, scope: tuple[str, str], file_ids: Sequence[str]) -> list[str]:
+    """Who would write these files again to a collection of this export."""
+    others = {other for held in _collections(export) for other, _ in _sharing(export, held, scope)}
+    found = []
+    for other in sorted(others):
+        rows = Ledger(export.home.ledger_url, other).files(file_ids).values()
+        if staying := [row.file_id for row in rows if not row.is_leaving]:
+            again = f"indexport erase --export {other} {' '.join(staying)}"
+            found.append(f"the export {other!r} has the same place and would write them again; erase there too: {again}")
+    return found
+
+
 def _shared_with(export: Export, held: SinkCollection, scope: tuple[str, str]) -> str | None:
     """Which other export of the same index has its records in this collection: they are the very same records."""
-    for other, theirs in export.ledger.register.collections_of_others(scope):
-        if theirs.slug == held.slug and export.is_set_up_alike(theirs, held):
-            return f"the export {other!r} has the same records there, in its sink {theirs.sink!r}"
+    for other, sink in _sharing(export, held, scope):
+        return f"the export {other!r} has the same records there, in its sink {sink!r}"
     return None
+
+
+def _sharing(export: Export, held: SinkCollection, scope: tuple[str, str]) -> list[tuple[str, str]]:
+    """Other exports of the same index that have their records in this collection, each with the name of its sink."""
+    theirs = export.ledger.register.collections_of_others(scope)
+    return [(other, one.sink) for other, one in theirs if one.slug == held.slug and export.is_set_up_alike(one, held)]
 
 
 async def _drop_if_empty(exporter: Exporter, mine: Sequence[tuple[str, str]]) -> str | None:

@@ -62,6 +62,18 @@ def test_a_sink_that_another_export_has_elsewhere_is_emptied(world: World) -> No
     other.assert_settled("shelf")
 
 
+def test_a_file_that_another_export_would_write_again_is_not_proved_erased_until_it_is_erased_there_too(world: World) -> None:
+    other, file_id = beside(world, world.root / "extra"), world.file_id("doc-0.md")
+    report = asyncio.run(erase(world.export, [file_id], run_id="erase"))
+    assert [proof.records for proof in report.proofs if proof.records] == []
+    assert not report.proved
+    assert f"indexport erase --export other {file_id}" in report.problems[0]
+    assert asyncio.run(erase(other.export, [file_id], run_id="erase")).proved
+    assert asyncio.run(erase(world.export, [file_id], run_id="erase")).proved
+    assert other.sync().ok
+    assert world.names("extra") == other.names("shelf") == {"doc-1.md"}
+
+
 def ended(world: World) -> list[Retired]:
     return asyncio.run(end(without_sinks(world.settings.name, world.instance)))
 
