@@ -59,13 +59,19 @@ def _json_escapes(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
+def defined_exports() -> dict[str, Any]:
+    """The settings of every export of ``defs/`` by name. Raises ConfigError."""
+    from pipeline.stages.settings import load_exports
+
+    return load_exports(Path(__file__).parent / "defs")
+
+
 def open_export(name: str) -> Any:
     """An export of ``defs/`` by its name. Raises ConfigError."""
     from pipeline.home import Home
     from pipeline.stages.export import Export
-    from pipeline.stages.settings import load_exports
 
-    exports = load_exports(Path(__file__).parent / "defs")
+    exports = defined_exports()
     if name not in exports:
         raise ConfigError(f"there is no export {name!r}; defs/ has: {', '.join(sorted(exports)) or 'none'}")
     return Export(exports[name], Home.from_environment())

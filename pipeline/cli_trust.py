@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +17,7 @@ from pipeline.cli_common import (
     EverySinkOption,
     ExportOption,
     JsonOption,
+    defined_exports,
     err,
     ever_known,
     names_of,
@@ -24,6 +26,9 @@ from pipeline.cli_common import (
     sinks_of,
 )
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from pipeline.stages.erase import Retired
 
 trust_app = typer.Typer(no_args_is_help=True)
 rebuild_app = typer.Typer(no_args_is_help=True, help="Make what was lost from what is left.")
@@ -186,15 +191,39 @@ def retire(
     model: Annotated[str | None, typer.Option(help="Slug of a model that is no longer used.")] = None,
     sink: Annotated[str | None, typer.Option(help="A sink that has left the export's YAML.")] = None,
 ) -> None:
-    """Remove an old model's records, or those of a sink that is no longer used."""
+    """Remove an old model's records, or those of a sink that is no longer used; without either all of an export that is in no
+    definitions any more."""
     from pipeline.stages.erase import retire as run_retire
 
     if model is None and sink is None:
-        raise ConfigError("say what to retire: --model SLUG or --sink NAME")
+        _end(export)
+        return
     with opened_with_instance(export) as (opened, _):
-        for done in asyncio.run(run_retire(opened, model=model, sink=sink)):
-            what = "collection dropped" if done.kept is None else f"collection kept: {done.kept}"
-            out.print(f"{done.slug} in {done.sink}: {done.files} files removed; {what}", highlight=False)
+        _print_retired(asyncio.run(run_retire(opened, model=model, sink=sink)))
+
+
+def _end(name: str) -> None:
+    from pipeline.home import Home
+    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.partitions import delete_keys, is_quiet, key_order
+    from pipeline.orchestration.resources import without_sinks
+    from pipeline.stages.erase import end
+
+    if name in defined_exports():
+        raise ConfigError(
+            f"say what to retire: --model SLUG or --sink NAME; to end the export {name!r}, take it out of the definitions first"
+        )
+    with open_instance(Home.from_environment()) as instance:
+        _print_retired(asyncio.run(end(without_sinks(name, instance))))
+        if is_quiet(instance, name):
+            delete_keys(instance, name, key_order(instance, name))
+    out.print(f"{name} has ended: its lake and what the ledger knew of it are gone, but for its erasures", highlight=False)
+
+
+def _print_retired(retired: Iterable[Retired]) -> None:
+    for done in retired:
+        what = "collection dropped" if done.kept is None else f"collection kept: {done.kept}"
+        out.print(f"{done.slug} in {done.sink}: {done.files} files removed; {what}", highlight=False)
 
 
 @trust_app.command()

@@ -144,6 +144,15 @@ class Lake:
         """``delete`` of many partitions from every dataset of files."""
         self._each(self.delete, partitions)
 
+    def drop(self) -> None:
+        """Remove every partition of every dataset of files, and what killed writers have left. Tombstones stay."""
+        for dataset in DATASETS:
+            with self._errors(f"delete {dataset}"), suppress(FileNotFoundError):
+                self._fs.rm(f"{self._root}/{dataset}", recursive=True)
+        if self._local:
+            with suppress(OSError):  # not empty: there are tombstones
+                Path(self._root).rmdir()
+
     def partitions(self, dataset: Dataset) -> list[str]:
         """Every partition of a dataset, sorted. Names longer than the file system allows come back as their digest."""
         paths: list[str] = []

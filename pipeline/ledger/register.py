@@ -28,6 +28,19 @@ class Register:
         self._export = export
         self._clock = clock
 
+    def is_known(self) -> bool:
+        """Whether this ledger has ever looked at the export's index, and has not forgotten it since."""
+        with self._engine.connect() as connection:
+            query = sa.select(schema.exports.c.export).where(schema.exports.c.export == self._export)
+            return connection.execute(query).first() is not None
+
+    def forget_export(self) -> None:
+        """The export has ended: everything known of it goes but its tombstones, in case its name is used again."""
+        with writing(self._engine, self._export) as connection:
+            for table in schema.metadata.sorted_tables:
+                if table is not schema.tombstones:
+                    connection.execute(sa.delete(table).where(table.c.export == self._export))
+
     def known_scopes(self) -> set[tuple[str, str]]:
         """(tenant_id, export_config_id) of every export this ledger knows of."""
         c = schema.exports.c
@@ -92,8 +105,16 @@ class Register:
         c = schema.collections.c
         query = sa.select(*_COLLECTION_COLUMNS).where(c.export == self._export).order_by(c.sink, c.slug)
         with self._engine.connect() as connection:
-            rows = connection.execute(query).mappings()
-            return [SinkCollection(**{**row, "settings": json.loads(row["settings"])}) for row in rows]
+            return [_collection(row) for row in connection.execute(query).mappings()]
+
+    def collections_of_others(self, scope: tuple[str, str]) -> list[tuple[str, SinkCollection]]:
+        """``collections`` of every other export that has this scope now, each with the export's name."""
+        c, of = schema.collections.c, schema.exports.c
+        same = sa.and_(of.export == c.export, of.tenant_id == scope[0], of.export_config_id == scope[1])
+        query = sa.select(c.export, *_COLLECTION_COLUMNS).join(schema.exports, same).where(c.export != self._export)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query.order_by(c.export, c.sink, c.slug)).mappings()
+            return [(row["export"], _collection(row)) for row in rows]
 
     def forget_collection(self, sink: str, slug: str) -> None:
         """A collection has been retired: what was recorded of its files goes too."""
@@ -189,6 +210,11 @@ class Register:
         with writing(self._engine, self._export) as connection:
             for batch in batches(sorted(file_ids)):
                 connection.execute(sa.delete(schema.tombstones).where(c.export == self._export, c.file_id.in_(batch)))
+
+
+def _collection(row: sa.RowMapping) -> SinkCollection:
+    values = {name: row[name] for name in SinkCollection.__dataclass_fields__}
+    return SinkCollection(**{**values, "settings": json.loads(row["settings"])})
 
 
 def _kept(held: SinkCollection) -> dict[str, Any]:

@@ -30,6 +30,12 @@ EXPORTS = Exports()
 """The one resource every export's definitions share: Dagster merges definitions only when they carry the same object."""
 
 
+def without_sinks(name: str, instance: dg.DagsterInstance) -> Export:
+    """An export of which the ledger alone knows: it is in no definitions any more, and has no sinks at present."""
+    settings = ExportSettings(name=name).model_copy(update={"sinks": {}})
+    return Export(settings, Home.from_environment(), run_is_live=partial(run_is_live, instance))
+
+
 @lru_cache(maxsize=32)
 def _open(settings: str, home: Home) -> Export:
     return Export(ExportSettings.model_validate_json(settings), home)

@@ -15,6 +15,7 @@ from itertools import groupby
 
 from pipeline.errors import SINK_ERRORS, ConfigError, SinkConflict
 from pipeline.lake.lake import DATASETS
+from pipeline.ledger import Ledger
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
@@ -78,6 +79,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
             await asyncio.to_thread(export.ledger.record_removed, free, run_id=run_id)
         await asyncio.to_thread(export.ledger.vectors.drop_ended, export.run_is_live)  # digests of texts, perhaps of these files
         await asyncio.to_thread(_prove_at_home, export, report)
+        report.problems += await asyncio.to_thread(_known_to_others, export, scopes[0], report.file_ids)
         if report.proved:
             await asyncio.to_thread(export.ledger.register.record_proof, free)
         await asyncio.to_thread(export.ledger.log, [(f, "erased", {"proved": report.proved}) for f in free], run_id=run_id)
@@ -159,9 +161,9 @@ def _prove_at_home(export: Export, report: ErasureReport) -> None:
 async def retire(export: Export, *, model: str | None = None, sink: str | None = None) -> list[Retired]:
     """Remove what this export holds in an old model's collections, or in a sink that has left its settings.
 
-    A collection is dropped where the store can do that and nobody else's records are in it; one that a present sink has taken
-    over under another name is left as it is. Raises ConfigError for what is
-    in use or unknown, SinkUnavailable.
+    A collection is dropped where the store can do that and nobody else's records are in it. What a present sink has taken over
+    under another name, or another export of the same index has there too, is left as it is. Raises ConfigError for what is in use
+    or unknown, SinkUnavailable.
     """
     chosen = await asyncio.to_thread(_retirable, export, model, sink)
     scopes = await export.scopes()
@@ -169,6 +171,23 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
     for (of_sink, slug), places in groupby(chosen, lambda held: (held.sink, held.slug)):
         retired += [await _retire(export, held, scopes) for held in places]
         await asyncio.to_thread(export.ledger.register.forget_collection, of_sink, slug)
+    return retired
+
+
+async def end(export: Export) -> list[Retired]:
+    """Remove all that an export without sinks, which is in no definitions any more, holds anywhere, its lake, and what the ledger
+    knows of it; its tombstones stay.
+
+    Can be run again after any failure. Raises ConfigError when the ledger does not know it or a run is working on it,
+    SinkUnavailable, LakeError.
+    """
+    if not await asyncio.to_thread(export.ledger.register.is_known):
+        raise ConfigError(f"the ledger knows no export {export.name!r}; check its name")
+    if held := export.held((await asyncio.to_thread(export.ledger.files)).values()):
+        raise ConfigError(f"a run is working on {len(held)} of its files; end {export.name!r} when that has ended")
+    retired = await retire(export) if await asyncio.to_thread(export.ledger.register.collections) else []
+    await asyncio.to_thread(export.lake.drop)
+    await asyncio.to_thread(export.ledger.register.forget_export)
     return retired
 
 
@@ -189,16 +208,46 @@ def _retirable(export: Export, model: str | None, sink: str | None) -> list[Sink
 async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[str, str]]) -> Retired:
     if present := export.present_name(held):
         return Retired(held.sink, held.slug, 0, f"it is that of the sink {present!r} now; the former name alone is forgotten")
+    if ":" in str(held.settings["type"]) and not export.settings.sinks:
+        return Retired(held.sink, held.slug, 0, "the settings of a plugged-in sink are not kept; what it holds is left to you")
+    shared = await asyncio.to_thread(_shared_with, export, held, scopes[0])
     files = 0
-    for tenant_id, config in scopes:
+    for tenant_id, config in scopes[1:] if shared else scopes:
         async with _opened(export, held, tenant_id) as exporter:
             snapshots = await exporter.list_snapshots(export_config_id=config)
             file_ids = sorted({snapshot.parsed_directory_file_id for snapshot in snapshots})
             await exporter.delete_files(parsed_directory_file_ids=file_ids, export_config_id=config)
         files += len(file_ids)
+    if shared:
+        return Retired(held.sink, held.slug, files, shared)
     async with _opened(export, held, scopes[0][0]) as exporter:
         kept = await _drop_if_empty(exporter, scopes)
     return Retired(held.sink, held.slug, files, kept)
+
+
+def _known_to_others(export: Export, scope: tuple[str, str], file_ids: Sequence[str]) -> list[str]:
+    """Who would write these files again to a collection of this export."""
+    others = {other for held in _collections(export) for other, _ in _sharing(export, held, scope)}
+    found = []
+    for other in sorted(others):
+        rows = Ledger(export.home.ledger_url, other).files(file_ids).values()
+        if staying := [row.file_id for row in rows if not row.is_leaving]:
+            again = f"indexport erase --export {other} {' '.join(staying)}"
+            found.append(f"the export {other!r} has the same place and would write them again; erase there too: {again}")
+    return found
+
+
+def _shared_with(export: Export, held: SinkCollection, scope: tuple[str, str]) -> str | None:
+    """Which other export of the same index has its records in this collection: they are the very same records."""
+    for other, sink in _sharing(export, held, scope):
+        return f"the export {other!r} has the same records there, in its sink {sink!r}"
+    return None
+
+
+def _sharing(export: Export, held: SinkCollection, scope: tuple[str, str]) -> list[tuple[str, str]]:
+    """Other exports of the same index that have their records in this collection, each with the name of its sink."""
+    theirs = export.ledger.register.collections_of_others(scope)
+    return [(other, one.sink) for other, one in theirs if one.slug == held.slug and export.is_set_up_alike(one, held)]
 
 
 async def _drop_if_empty(exporter: Exporter, mine: Sequence[tuple[str, str]]) -> str | None:

@@ -34,7 +34,7 @@ from pipeline.stages.work import borrowed, groups_of, opened_sink
 
 _THREADS = 8
 _FILES_AT_ONCE = 500
-"""Whose rows and vector index are restored in one transaction each: runs wait for them."""
+"""Whose rows and vector index are restored, or taken back, in one transaction each: runs wait for them."""
 
 
 @dataclass(slots=True)
@@ -158,9 +158,10 @@ async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | No
 
     A vector is taken from a sink where the same model made it of the same text. Raises SourceUnavailable, LakeError.
     """
-    rows = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if not row.is_leaving]
-    lost = await asyncio.to_thread(forget_lost, export, rows)
+    await asyncio.to_thread(restore_tombstones, export)
+    rows = await asyncio.to_thread(export.ledger.files)
     async with borrowed(export, run_id):
+        lost = await asyncio.to_thread(_find_lost, export, [row.file_id for row in rows.values() if not row.is_leaving], run_id)
         return await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)
 
 
@@ -172,15 +173,22 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
     return LakeRebuild(len(file_ids), fetched, cut, embedded)
 
 
-def forget_lost(export: Export, rows: Sequence[FileRow], *, read: bool = False) -> list[str]:
-    """Take back what the ledger says of partitions that are gone; answers the files that have lost one.
+def _find_lost(export: Export, file_ids: Sequence[str], run_id: str) -> list[str]:
+    """``forget_lost`` of files that no live run holds: what it has written and not noted yet would look like another's."""
+    lost: list[str] = []
+    for start in range(0, len(file_ids), _FILES_AT_ONCE):
+        held = export.claim(list(file_ids[start : start + _FILES_AT_ONCE]), run_id)
+        lost += forget_lost(export, list(export.ledger.files(held).values()))
+        export.ledger.drop_leases(run_id)
+    return lost
 
-    By the lake's own listing or, with ``read``, by reading each partition, which also finds those that are damaged or that the
-    ledger does not speak of.
-    """
+
+def forget_lost(export: Export, rows: Sequence[FileRow]) -> list[str]:
+    """Take back what the ledger says of partitions that are gone, damaged, or others than those it speaks of; answers the files
+    that have lost one. Reads each partition: a lake that was put back from a copy lists them all, and some are older."""
     gone: dict[Dataset, list[FileRow]] = {}
     for dataset in DATASETS:
-        there = set(known_tables(export, dataset, rows, columns=[]) if read else export.lake.partitions(dataset))
+        there = known_tables(export, dataset, rows, columns=[])
         gone[dataset] = [row for row in rows if row.file_id not in there]
     payload = {"fetched_token": None, "payload_digest": None, "text_digest": None}
     export.ledger.update_files([{"file_id": row.file_id, **payload} for row in gone["parsed_payloads"]])

@@ -90,7 +90,7 @@ async def _current_rows(
 ) -> list[FileRow]:
     """Rows whose records the lake can give, after making what it lacks; vectors of other sinks are taken back first."""
     rows = await asyncio.to_thread(export.ledger.files, file_ids)
-    await asyncio.to_thread(forget_lost, export, list(rows.values()), read=True)
+    await asyncio.to_thread(forget_lost, export, list(rows.values()))
     rows = await asyncio.to_thread(export.ledger.files, file_ids)
     lacking = [row.file_id for row in rows.values() if not export.records_key(row, scope)]
     if lacking:

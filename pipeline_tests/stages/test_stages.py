@@ -177,7 +177,7 @@ def test_a_payload_that_is_fetched_again_stands_in_the_lake_whatever_a_dead_run_
     world.refresh()
     asyncio.run(detect(world.export, complete=True))
     asyncio.run(fetch(world.export, list(world.export.ledger.files()), run_id="again"))
-    assert forget_lost(world.export, list(world.export.ledger.files().values()), read=True) == []
+    assert forget_lost(world.export, list(world.export.ledger.files().values())) == []
 
 
 def test_no_vector_of_another_model_stands_under_the_name_of_the_present_one(world: World) -> None:
@@ -195,9 +195,7 @@ def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> 
     world.sync()
     world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
     sync_that_dies_after(world, "embeddings")
-    rows = list(world.export.ledger.files().values())
-    assert forget_lost(world.export, rows) == []
-    assert forget_lost(world.export, rows, read=True) == [world.file_id("doc-0.md")]
+    assert forget_lost(world.export, list(world.export.ledger.files().values())) == [world.file_id("doc-0.md")]
 
 
 def test_groups_bound_what_is_held_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

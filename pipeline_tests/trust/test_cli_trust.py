@@ -107,3 +107,15 @@ def test_a_file_that_has_gone_is_asked_about_and_erased_by_its_id(folder: Path) 
 def test_retire_wants_to_know_what(folder: Path) -> None:
     outcome = CliRunner().invoke(app, ["retire"])
     assert "say what to retire" in str(outcome.exception)
+
+
+def test_an_export_is_ended_once_it_is_in_no_definitions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = CliRunner().invoke(app, ["retire", "--export", "default"])
+    assert "take it out of the definitions first" in str(outcome.exception)
+    monkeypatch.setattr("pipeline.cli_trust.defined_exports", dict)
+    told = invoke("retire").splitlines()
+    assert told[0].endswith("in lancedb: 3 files removed; collection dropped")
+    assert told[1].startswith("default has ended")
+    assert not list((folder.parent / "home" / "lake").iterdir())
+    outcome = CliRunner().invoke(app, ["retire"])
+    assert "knows no export 'default'" in str(outcome.exception)

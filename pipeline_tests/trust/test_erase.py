@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.resources import _open
 from pipeline.stages.chunk import chunk
@@ -237,6 +239,21 @@ def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: W
     world.export.ledger.register.lift([file_id])
     world.export.ledger.update_files([{"file_id": file_id, "status": "done"}])
     world.sync()
+    assert world.names() == {"other.md"}
+
+
+def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_ledger_after_it(world: World) -> None:
+    lake, file_id = world.root / "home" / "lake", world.file_id("patient.md")
+    shutil.copytree(lake, world.root / "backup")
+    assert wipe(world, file_id).proved
+    shutil.rmtree(lake)
+    (world.root / "backup").rename(lake)
+    world.write("other.md", "# Other\n\nStill nothing personal.\n")
+    assert world.sync().ok
+    assert [world.export.lake.metadata(dataset, file_id) for dataset in DATASETS] == [None] * len(DATASETS)
+    assert '{"lake": "had lost its tombstone"}' in [event.details for event in world.export.ledger.history(file_id)]
+    lose_ledger(world)
+    assert world.sync().ok
     assert world.names() == {"other.md"}
 
 

@@ -146,6 +146,21 @@ def test_a_lost_part_of_the_lake_is_all_that_is_made_again(world: World) -> None
     assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (1, 0, 0, 1)
 
 
+def test_a_lake_put_back_from_before_an_edit_is_made_what_the_ledger_speaks_of(world: World, embedded: list[str]) -> None:
+    lake = world.root / "home" / "lake"
+    shutil.copytree(lake, world.root / "backup")
+    world.write("doc-1.md", "# Document 1\n\nEdited since the backup.\n")
+    assert world.sync().ok
+    embedded.clear()
+    shutil.rmtree(lake)
+    (world.root / "backup").rename(lake)
+    rebuilt = restore_lake(world)
+    assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (1, 1, 1, 1)
+    assert embedded == []
+    assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+    assert world.sync().runs == 0
+
+
 def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: World, embedded: list[str]) -> None:
     lose_ledger(world)
     shutil.rmtree(world.root / "home" / "lake")
