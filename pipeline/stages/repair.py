@@ -31,7 +31,7 @@ class RepairReport:
 
     before: SinkVerification
     after: SinkVerification
-    replaced: list[str] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
     deleted: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -122,7 +122,7 @@ async def _replace(
     refused = {error.file_id: error.reason for error in outcome.refused}
     report.failures.update({**built_report.failures, **refused})
     written = {file.file_id: file.record_set_hash for file in built if file.file_id not in refused}
-    report.replaced += [file_id for file_id in written if file_id not in report.replaced]
+    report.replaced.update(written)
     await asyncio.to_thread(export.ledger.record_sink, sink, written, export.embedder.identity.slug)
     await asyncio.to_thread(export.ledger.log, [(f, f"repaired in {sink}", {}) for f in written], run_id=run_id)
 
