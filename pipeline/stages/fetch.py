@@ -23,8 +23,8 @@ from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin
 
 _STORE_AT_ONCE = 64
-_CHARACTERS_AT_ONCE = 4_000_000
-"""Of page text that waits to be stored: what is held follows the text where files are large."""
+_BYTES_AT_ONCE = 16 * 2**20
+"""Of payloads that wait to be stored: what is held is some ten times as much where they are structured items."""
 
 
 async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bool = False) -> StageReport:
@@ -35,17 +35,17 @@ async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bo
     report, rows = await begin(export, "fetch", file_ids, run_id)
     wanted = [_listed(row) for row in rows.values() if refetch or row.refetch or row.fetched_token != row.change_token]
     batch: list[tuple[DirectoryFile, Payload]] = []
-    characters = 0
+    size = 0
     async with export.source() as source:
         async for file, outcome in source.fetch_payloads(wanted):
             if isinstance(outcome, PayloadError):
                 report.failures[file.id] = outcome.reason
             else:
                 batch.append((file, outcome))
-                characters += sum(len(page.text) for page in outcome.pages)
-            if len(batch) >= _STORE_AT_ONCE or characters >= _CHARACTERS_AT_ONCE:
+                size += outcome.size
+            if len(batch) >= _STORE_AT_ONCE or size >= _BYTES_AT_ONCE:
                 await asyncio.to_thread(_store, export, rows, batch, report)
-                batch, characters = [], 0
+                batch, size = [], 0
             export.progress("fetch", report.worked + len(report.failures), len(wanted))
     await asyncio.to_thread(_store, export, rows, batch, report)
     await asyncio.to_thread(export.record_failures, report.failures, run_id)
