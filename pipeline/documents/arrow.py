@@ -44,6 +44,9 @@ PAGE_FIELDS: tuple[pa.Field, ...] = (
 )
 """The columns of the lake's ``parsed_payloads`` dataset, one row a page; ``items`` is a JSON array."""
 
+DOCUMENT_COLUMNS = tuple(field.name for field in PAGE_FIELDS if field.name != "items")
+"""Those that a document is built from; items are most of a payload."""
+
 
 def chunks_to_table(chunks: Sequence[Chunk]) -> pa.Table:
     """Rows of CHUNK_FIELDS, in the order given."""
@@ -92,9 +95,10 @@ def pages_to_tables(files: Sequence[Sequence[Page]]) -> list[pa.Table]:
 
 
 def pages_from_table(table: pa.Table) -> list[Page]:
-    """The reverse of ``pages_to_table``; columns beyond PAGE_FIELDS are ignored."""
+    """The reverse of ``pages_to_table``; columns beyond PAGE_FIELDS are ignored. Without ``items`` pages have none."""
     names = ("page_number", "text", "header", "footer")
-    items = (tuple(json.loads(value)) for value in table["items"].to_pylist())
+    values = table["items"].to_pylist() if "items" in table.column_names else ["[]"] * len(table)
+    items = (tuple(json.loads(value)) for value in values)
     plain = (table[name].to_pylist() for name in names)
     return [Page(*row) for row in zip(*plain, items, _attachment_tuples(table["attachments"]), strict=True)]
 

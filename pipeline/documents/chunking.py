@@ -22,7 +22,7 @@ from pipeline.documents.splitting import TextSizer, split_long
 from pipeline.documents.tokens import TokenCounter
 from pipeline.errors import ConfigError
 
-CHUNKER_VERSION = "5"
+CHUNKER_VERSION = "6"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 _LEAST_TOKENS = 32
@@ -134,7 +134,7 @@ def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, l
     joined = list(counted[:1])
     for draft, count in counted[1:]:
         before = joined[-1][0]
-        if _MARKS_ALONE.fullmatch(text, draft.start, draft.end):
+        if _MARKS_ALONE.fullmatch(text, draft.start, draft.end) and sizer.least(draft.end - before.start) <= limit:
             [(longer, together)] = _count(text, [before._replace(end=draft.end)], sizer)
             if together <= limit:
                 joined[-1] = longer, together

@@ -43,7 +43,7 @@ class Drafter:
         self._room = room
         self._markdown = markdown
         self._outline = Outline(blocks)
-        self._ends = [0, *accumulate(sizer.sizes(_additions(text, [(block.start, block.end) for block in blocks])))]
+        self._ends = [0, *accumulate(self._sizes([(block.start, block.end) for block in blocks]))]
         self._floors = _floors(blocks)
         self._contexts: dict[tuple[str, ...], tuple[str, int]] = {(): ("", 0)}
 
@@ -51,6 +51,10 @@ class Drafter:
         """All of the text's non-blank characters, in order."""
         if self._blocks:
             yield from self._divide(0, len(self._blocks))
+
+    def _sizes(self, spans: Sequence[tuple[int, int]]) -> list[int]:
+        """Of each span at least 1: any number of spans that hold nothing the tokenizer sees would fit a chunk."""
+        return [max(1, size) for size in self._sizer.sizes(_additions(self._text, spans))]
 
     def _size(self, first: int, last: int) -> int:
         return self._ends[last] - self._ends[first]
@@ -121,7 +125,7 @@ class Drafter:
         header = self._text[table.start : borders[0]].rstrip() + "\n"
         context, room = self._row_context(body, header)
         units = [(self._blocks[first].start, borders[0]), *pairwise(borders)]
-        sizes = self._sizer.sizes(_additions(self._text, units))
+        sizes = self._sizes(units)
         ranges = pack(
             sizes=sizes,
             rooms=[self._room_at(first), *[room] * (len(units) - 1)],

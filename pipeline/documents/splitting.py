@@ -41,10 +41,11 @@ class TextSizer:
     def sizes(self, texts: Sequence[str]) -> list[int]:
         """One size a text."""
         special = self.special_tokens
-        return [
-            max(count - special, len(text) // _MOST_CHARS_PER_TOKEN)
-            for count, text in zip(self.tokens.count(texts), texts, strict=True)
-        ]
+        return [max(count - special, self.least(len(text))) for count, text in zip(self.tokens.count(texts), texts, strict=True)]
+
+    def least(self, characters: int) -> int:
+        """What a text of so many characters has at least."""
+        return characters // _MOST_CHARS_PER_TOKEN
 
     def context_size(self, context: str) -> int:
         """What a context adds to the text behind it."""
@@ -53,7 +54,7 @@ class TextSizer:
 
     def size_up_to(self, limit: int, text: str) -> int:
         """The size of ``text``, or something above ``limit`` without the cost of counting."""
-        by_characters = len(text) // _MOST_CHARS_PER_TOKEN
+        by_characters = self.least(len(text))
         return by_characters if by_characters > limit else self.sizes([text])[0]
 
 

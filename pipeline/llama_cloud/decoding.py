@@ -34,9 +34,8 @@ class DecodingError(ValueError):
     """The bytes are not a JSON document this project can hold; the message says why and quotes nothing of it."""
 
 
-def decode_json(body: bytes, *, max_bytes: int) -> Any:
-    """Decompress, decode, parse and clean ``body``. Raises ``DecodingError``."""
-    plain = gunzip(body, max_bytes=max_bytes)
+def decode_json(plain: bytes) -> Any:
+    """Decode, parse and clean what ``gunzip`` gave. Raises ``DecodingError``."""
     try:
         text = plain.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -76,3 +76,5 @@ class Payload:
     source_modified_at: datetime | None
     failed_pages: tuple[int, ...] = ()
     """Numbers of pages the parser reported as failed; they are absent from ``pages``."""
+    size: int = field(default=0, compare=False)
+    """Bytes of JSON that it was read from, uncompressed: what it takes in memory follows them."""

@@ -21,14 +21,14 @@ The provenance fields are looked for at the top, in ``parse``, then in ``metadat
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import chain
 from typing import Any
 
 from pipeline.documents.models import Attachment, Page
 from pipeline.errors import PayloadError
-from pipeline.llama_cloud.decoding import DecodingError, decode_json, key_tree
+from pipeline.llama_cloud.decoding import DecodingError, decode_json, gunzip, key_tree
 from pipeline.llama_cloud.digests import pages_digest
 from pipeline.llama_cloud.models import DirectoryFile, Payload
 
@@ -78,11 +78,12 @@ def normalise_payload(body: bytes, file: DirectoryFile, *, max_bytes: int = DEFA
     decompressed; nothing else.
     """
     try:
-        root = decode_json(body, max_bytes=max_bytes)
+        plain = gunzip(body, max_bytes=max_bytes)
+        root = decode_json(plain)
     except DecodingError as error:
         raise PayloadError(file.id, f"the payload of {file.display_name!r} cannot be read: {error}. {_REMEDY}.") from None
     try:
-        return _payload(root, file)
+        return replace(_payload(root, file), size=len(plain))
     except _UnknownShape as error:
         raise PayloadError(
             file.id,

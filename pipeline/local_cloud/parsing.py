@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Set
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bs4 import BeautifulSoup, Tag
+from bs4.dammit import EncodingDetector, UnicodeDammit
 from markdownify import MarkdownConverter
 
 from pipeline.local_cloud.blobs import read_compressed, write_compressed
@@ -18,7 +20,7 @@ from pipeline.local_cloud.pdf import parse_pdf
 
 
 class _HtmlConverter(MarkdownConverter):
-    """Body only: the title in the head repeats the first heading.
+    """Without the title, which repeats the first heading.
 
     A long list takes no longer an item than a short one: the base class counts what stands before every item anew.
     """
@@ -43,8 +45,8 @@ class _HtmlConverter(MarkdownConverter):
         Tag(name="ol", attrs={"start": str(number)}).append(item)
         return item
 
-    def convert_head(self, *_element_and_text: object, **_context: object) -> str:
-        return ""
+    def convert_title(self, title: Tag, text: str, **_context: object) -> str:
+        return "" if title.parent is not None and title.parent.name == "head" else text
 
 
 def parse_text(content: bytes) -> ParsedDocument:
@@ -54,19 +56,30 @@ def parse_text(content: bytes) -> ParsedDocument:
 
 
 def parse_html(content: bytes) -> ParsedDocument:
-    """HTML as Markdown on one page."""
+    """HTML as Markdown on one page, read as a browser reads it: end tags may be left out."""
     try:
-        text: str = _HtmlConverter().convert_soup(BeautifulSoup(content, "html.parser"))
+        # Without huge_tree the parser ends, and says nothing, where elements are nested more than 256 deep or a text is long.
+        text: str = _HtmlConverter().convert_soup(BeautifulSoup(_html_text(content), "lxml", huge_tree=True))
     except RecursionError as error:
         raise DocumentRefused("HTML is nested too deeply") from error
     return _pages([text.strip()])
 
 
+def _html_text(content: bytes) -> str:
+    """Decoded as its byte order mark or it itself says, else as UTF-8 if it is that, else (UTF-16 has null bytes) by a guess."""
+    declared = EncodingDetector.find_declared_encoding(content, is_html=True)
+    encodings = [declared] if declared else [] if b"\x00" in content else ["utf-8"]
+    return _EMPTY.sub("", UnicodeDammit(content, user_encodings=encodings, is_html=True).unicode_markup or "")
+
+
+_EMPTY = re.compile(r"<(?:wbr|source|track)\b[^<>]*>", re.IGNORECASE)
+"""Elements that have neither text nor an end tag, which the parser does not know: it would put what follows inside them."""
+
 _LONGEST_REASON = 300
 _Parser = Callable[[bytes], ParsedDocument]
 _PARSERS: dict[str, tuple[str, _Parser]] = {
     **dict.fromkeys((".md", ".markdown", ".txt", ".text"), ("text-1", parse_text)),
-    **dict.fromkeys((".html", ".htm"), (f"html-1-{version('markdownify')}", parse_html)),
+    **dict.fromkeys((".html", ".htm"), (f"html-2-{version('lxml')}-{version('markdownify')}", parse_html)),
     ".pdf": (f"pdf-1-{version('liteparse')}", parse_pdf),
 }
 """Parser and its revision by suffix; a new revision parses documents again."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.documents.arrow import chunks_to_tables, pages_from_table
+from pipeline.documents.arrow import DOCUMENT_COLUMNS, chunks_to_tables, pages_from_table
 from pipeline.documents.chunking import chunk_document
 from pipeline.documents.document import build_document
 from pipeline.documents.models import Attachment, Chunk
@@ -43,7 +43,7 @@ def _chunk(export: Export, rows: dict[str, FileRow], report: StageReport) -> Non
 
 def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -> None:
     """Chunk files into the lake, then note in the ledger what they have, or that their payload is gone."""
-    payloads = known_tables(export, "parsed_payloads", rows)
+    payloads = known_tables(export, "parsed_payloads", rows, DOCUMENT_COLUMNS)
     objects: list[tuple[str, pa.Table, dict[str, str]]] = []
     updates: list[dict[str, Any]] = []
     lost = [row.file_id for row in rows if row.file_id not in payloads]

@@ -24,8 +24,8 @@ from pipeline.stages.report import StageReport
 from pipeline.stages.work import begin
 
 _STORE_AT_ONCE = 64
-_CHARACTERS_AT_ONCE = 4_000_000
-"""Of page text that waits to be stored: what is held follows the text where files are large."""
+_BYTES_AT_ONCE = 16 * 2**20
+"""Of payloads that wait to be stored: what is held is some ten times as much where they are structured items."""
 _MANY = 32
 """Downloads in a row whose failure tells of the storage, or twice as many as there are under way at once: files that are bad
 alone take long and end together, after the others."""
@@ -81,7 +81,7 @@ class _Arrivals:
         self._rows = rows
         self._report = report
         self._batch: list[tuple[DirectoryFile, Payload]] = []
-        self._characters = 0
+        self._size = 0
         self.seen: set[str] = set()
         self.out_of_reach: dict[str, str] = {}
         """File id -> why its download failed, where that may pass."""
@@ -99,14 +99,14 @@ class _Arrivals:
             self._report.failures[file.id] = outcome.reason
             return
         self._batch.append((file, outcome))
-        self._characters += sum(len(page.text) for page in outcome.pages)
-        if len(self._batch) >= _STORE_AT_ONCE or self._characters >= _CHARACTERS_AT_ONCE:
+        self._size += outcome.size
+        if len(self._batch) >= _STORE_AT_ONCE or self._size >= _BYTES_AT_ONCE:
             await self.store()
 
     async def store(self) -> None:
         """Store what waits to be."""
         await asyncio.to_thread(_store, self._export, self._rows, self._batch, self._report)
-        self._batch, self._characters = [], 0
+        self._batch, self._size = [], 0
 
 
 def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[DirectoryFile, Payload]], report: StageReport) -> None:

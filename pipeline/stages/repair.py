@@ -29,7 +29,7 @@ class RepairReport:
 
     before: SinkVerification
     after: SinkVerification
-    replaced: list[str] = field(default_factory=list)
+    replaced: set[str] = field(default_factory=set)
     deleted: list[str] = field(default_factory=list)
     kept: dict[str, str] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
@@ -121,7 +121,7 @@ async def _replace(
     report.failures.update({**built_report.failures, **refused})
     written = [file for file in built if file.file_id not in refused]
     hashes = {file.file_id: file.record_set_hash for file in written}
-    report.replaced += [file_id for file_id in hashes if file_id not in report.replaced]
+    report.replaced.update(hashes)
     await asyncio.to_thread(export.ledger.record_sink, sink, hashes, export.embedder.identity.slug)
     await asyncio.to_thread(log_written, export, f"repaired in {sink}", group, written, run_id)
 

@@ -265,7 +265,7 @@ def test_verify_names_it_repair_mends_it_alone_and_erase_proves_it_gone(sink: Al
         assert any(finding.kind == "altered_metadata" for finding in found)
         assert not deep or any("record_set_hash" in finding.detail for finding in found)
         mended = asyncio.run(repair(opened.export, name, run_id="r1"))
-        assert (mended.ok, mended.replaced) == (True, [victim])
+        assert (mended.ok, mended.replaced) == (True, {victim})
 
     sink.alter(victim, 0, "content_fingerprint_hash", None)
     for number in range(3):

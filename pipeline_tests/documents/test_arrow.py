@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import pyarrow as pa
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from pipeline.documents.arrow import (
     CHUNK_FIELDS,
+    DOCUMENT_COLUMNS,
     PAGE_FIELDS,
     chunks_from_table,
     chunks_to_table,
@@ -67,6 +69,7 @@ def test_pages_come_back_as_they_were(pages: list[Page]) -> None:
     assert table.schema == pa.schema(PAGE_FIELDS)
     table.validate(full=True)
     assert pages_from_table(table) == pages
+    assert pages_from_table(table.select(DOCUMENT_COLUMNS)) == [replace(page, items=()) for page in pages]
 
 
 @settings(max_examples=60, deadline=None)

@@ -84,6 +84,21 @@ def test_a_rule_is_no_chunk_of_its_own(chunk: Chunk_) -> None:
     assert all(c.content == text[c.chunk_start_char : c.chunk_end_char] for c in chunks)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "TOTAL FOR MAY\n" + (" " * 132 + "\n") * 2_000 + "*" * 40,
+        "\u200b\n\n" * 20_000,
+        "| a | b |\n|---|---|\n" + "\u200b\u00ad\n" * 20_000,
+    ],
+    ids=["white space above a rule", "unseen paragraphs", "unseen rows"],
+)
+def test_what_the_tokenizer_does_not_see_makes_no_chunk_too_long_for_a_store(chunk: Chunk_, text: str) -> None:
+    chunks = chunk(text)
+    assert max(len(c.content) for c in chunks) <= 32 * 256
+    assert "".join("".join(c.content for c in chunks).split()) == "".join(text.split())
+
+
 def test_a_document_of_rules_alone_is_kept(chunk: Chunk_) -> None:
     assert [c.content for c in chunk("---\n\n---\n")] == ["---\n\n---"]
 

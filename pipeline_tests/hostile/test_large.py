@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from pipeline.stages.detect import detect
+from pipeline.stages.fetch import _store, fetch
 from pipeline_tests.hostile.cloud import ServedFile, hostile_cloud
 from pipeline_tests.hostile.corpus import paged, payload
 from pipeline_tests.world import world_over
@@ -35,6 +42,24 @@ def test_a_streamed_body_of_two_hundred_megabytes_is_read_whole(tmp_path: Path) 
         yield b"]}}"
 
     _export_one(tmp_path, ServedFile("dfl-large", list(body())), starts="Behind two", ends="megabytes.")
+
+
+def test_many_payloads_of_structured_items_are_not_held_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of JSON each, which takes ten in memory, and a line of text."""
+    held: list[int] = []
+
+    def counted(*arguments: Any) -> None:
+        held.append(len(arguments[2]))
+        _store(*arguments)
+
+    items = [{"type": "text", "value": "word", "bbox": [{"x": n + 0.5, "y": 1.25, "w": 3.5, "h": 4.5}]} for n in range(13_000)]
+    body = gzip.compress(payload([{"page_number": 1, "text": "A scanned drawing.", "items": items}]), compresslevel=1)
+    monkeypatch.setattr("pipeline.stages.fetch._store", counted)
+    with hostile_cloud(*(ServedFile(f"dfl-{n:02}", body) for n in range(36))) as cloud, world_over(tmp_path, cloud) as world:
+        asyncio.run(detect(world.export, complete=True))
+        report = asyncio.run(fetch(world.export, list(world.export.ledger.files()), run_id="r"))
+    assert (report.worked, sum(held)) == (36, 36)
+    assert max(held) <= 16
 
 
 def _export_one(root: Path, file: ServedFile, *, starts: str, ends: str, last_page: int = 1) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import time
 from io import BytesIO
 from pathlib import Path
@@ -67,6 +68,48 @@ def test_html_becomes_markdown_without_scripts_and_styles() -> None:
 def test_html_in_another_encoding_is_read_as_it_says() -> None:
     page = '<html><head><meta charset="iso-8859-1"></head><body><p>Sæby</p></body></html>'
     assert _texts(parse_html(page.encode("iso-8859-1"))) == ["Sæby"]
+    assert _texts(parse_html(page.replace("iso-8859-1", "utf-8").encode())) == ["Sæby"]
+
+
+def test_html_that_says_nothing_of_its_encoding_and_is_utf8_is_read_as_that() -> None:
+    assert _texts(parse_html("<p>😀 𝒳 \ud7ff</p>".encode())) == ["😀 𝒳 \ud7ff"]
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        ("<ul><li>a<li>b<p>more<li>c</ul><p>after", "* a\n* b\n\n  more\n* c\n\nafter"),
+        ("<h1>T</h1><p>one<p>two<h2>S</h2><p>three", "# T\n\none\n\ntwo\n\n## S\n\nthree"),
+        ("<table><tr><th>a<th>b<tr><td><p>1<td>2<tr><td>3<td>4</table>", "| a | b |\n| --- | --- |\n| 1 | 2 |\n| 3 | 4 |"),
+        ("<dl><dt>a<dd>b<dt>c<dd>d</dl>", "a\n:   b\n\nc\n:   d"),
+        ("<head><title>T</title><main><p>text</p></main>", "text"),
+        ("<!DOCTYPE html><title>T</title><h1>T</h1><p>text", "# T\n\ntext"),
+        ("<p>a<wbr>b<p>c<p><picture><source srcset=x><img alt=i src=y></picture>", "ab\n\nc\n\n![i](y)"),
+        ("<p>Hello</p><![ endif]><?xml x?>", "Hello"),
+    ],
+)
+def test_html_may_leave_out_tags(page: str, text: str) -> None:
+    assert _texts(parse_html(page.encode())) == [text]
+
+
+@pytest.mark.parametrize("many", ["<p>paragraph", "<wbr>part", "<a href='x>link</a> it's ", "<p><!-- note ", "<tr><td>cell"])
+def test_html_that_leaves_out_tags_and_quotes_takes_no_longer_a_byte(many: str) -> None:
+    started = time.process_time()
+    (text,) = _texts(parse_html(f"first{many * 5_000}".encode()))
+    assert text.startswith("first")
+    assert time.process_time() - started < 5
+
+
+_TAGS = st.sampled_from(
+    ["p", "div", "ul", "li", "table", "tr", "td", "main", "span", "b", "dl", "dd", "head", "body", "wbr", "x-y"]
+)
+
+
+@given(st.lists(st.tuples(st.sampled_from(["<", "</"]), _TAGS), max_size=60))
+def test_no_word_of_html_is_lost_however_its_tags_stand(tags: list[tuple[str, str]]) -> None:
+    page = "".join(f"{opening}{tag}>word{number} " for number, (opening, tag) in enumerate(tags))
+    (text,) = _texts(parse_html(page.encode()))
+    assert re.findall(r"word\d+", text) == [f"word{number}" for number in range(len(tags))]
 
 
 @pytest.mark.parametrize(
@@ -82,7 +125,7 @@ def test_html_in_another_encoding_is_read_as_it_says() -> None:
     ],
 )
 def test_lists_of_html_are_numbered_as_markdownify_numbers_them(page: str) -> None:
-    assert _texts(parse_html(page.encode())) == [markdownify(page).strip()]
+    assert _texts(parse_html(page.encode())) == [markdownify(page, bs4_options="lxml").strip()]
 
 
 def test_a_long_html_list_is_numbered_as_fast_as_a_short_one() -> None:
@@ -95,6 +138,21 @@ def test_a_long_html_list_is_numbered_as_fast_as_a_short_one() -> None:
 def test_html_without_end_is_refused_not_fatal() -> None:
     with pytest.raises(DocumentRefused, match="nested too deeply"):
         parse_html(b"<div>" * 20_000)
+
+
+@pytest.mark.parametrize("depth", [257, 2_049, 20_000])
+def test_html_nested_deeply_is_kept_whole_or_refused(depth: int) -> None:
+    try:
+        (text,) = _texts(parse_html(b"<div>" * depth + b"deep" + b"</div>" * depth + b"<p>after</p>"))
+    except DocumentRefused:
+        assert depth > 257
+    else:
+        assert text == "deep\n\nafter"
+
+
+def test_a_long_text_and_a_long_attribute_of_html_end_nothing() -> None:
+    (text,) = _texts(parse_html(b"<pre>" + b"x" * 11_000_000 + b"</pre><i title='" + b"y" * 11_000_000 + b"'>after</i>"))
+    assert (len(text) > 11_000_000, text[-7:]) == (True, "*after*")
 
 
 @pytest.mark.parametrize(

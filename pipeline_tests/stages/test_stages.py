@@ -13,13 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from pipeline.documents.arrow import PAGE_FIELDS, pages_from_table
+from pipeline.documents.models import Page
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import LedgerUnavailable, RecordRefused
 from pipeline.lake import Lake
 from pipeline.lake.lake import Dataset
+from pipeline.lake.recent import RecentTables
 from pipeline.ledger import Ledger
 from pipeline.ledger.vectors import Claim, VectorIndex
 from pipeline.sinks.base import ReplaceReport
@@ -54,6 +58,25 @@ class PoisonousEmbedder(ConstantEmbedder):
             if "poison" in text:
                 vectors[position] = np.nan
         return vectors
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_structured_items_are_not_read_to_chunk(world: World, monkeypatch: pytest.MonkeyPatch, restarted: bool) -> None:
+    read: list[str] = []
+
+    def noted(pages: pa.Table) -> list[Page]:
+        read.extend(pages.column_names)
+        return pages_from_table(pages)
+
+    monkeypatch.setattr("pipeline.stages.chunk.pages_from_table", noted)
+    world.refresh()
+    asyncio.run(detect(world.export, complete=True))
+    file_ids = list(world.export.ledger.files())
+    asyncio.run(fetch(world.export, file_ids, run_id="r"))
+    if restarted:
+        world.export.lake._recent = RecentTables()
+    assert asyncio.run(chunk(world.export, file_ids, run_id="r")).worked == len(file_ids)
+    assert set(read) == {field.name for field in PAGE_FIELDS} - {"items"}
 
 
 def test_a_vector_that_is_not_finite_parks_its_file_and_no_other(world: World) -> None:

@@ -38,7 +38,7 @@ def mend(world: World, **options: Any) -> RepairReport:
 
 def test_a_sink_that_holds_its_source_is_not_touched(world: World, replaced: list[str]) -> None:
     report = mend(world)
-    assert (report.ok, report.replaced, replaced) == (True, [], [])
+    assert (report.ok, report.replaced, replaced) == (True, set(), [])
 
 
 def test_only_the_differing_files_are_replaced_and_nothing_is_embedded(
@@ -163,7 +163,7 @@ def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(wo
     file_id = world.file_id("long.md")
     world.export.lake.delete(file_id)
     report = mend(world)
-    assert (report.ok, report.replaced, embedded) == (True, [file_id], [])
+    assert (report.ok, report.replaced, embedded) == (True, {file_id}, [])
     assert file_id in world.export.lake.partitions("embeddings")
     assert world.sync().runs == 0
 
