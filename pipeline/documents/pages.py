@@ -15,8 +15,7 @@ class PageLookup:
     """Answers for one document."""
 
     def __init__(self, document: Document) -> None:
-        spans = [span for span in document.page_spans if not _is_blank(document.text, span.start, span.end)]
-        self._text = document.text
+        spans = [span for span in document.page_spans if document.text[span.start : span.end].strip()]
         self._numbers = [span.page_number for span in spans]
         self._starts = [span.start for span in spans]
         self._ends = [span.end for span in spans]
@@ -27,14 +26,9 @@ class PageLookup:
             owner.append(attachment)
 
     def touched(self, start: int, end: int) -> Sequence[int]:
-        """Numbers of the pages that own a non-blank character of ``text[start:end]``, in page order."""
-        first = bisect_right(self._ends, start)
-        last = bisect_left(self._starts, end)
-        while first < last and _is_blank(self._text, start, min(end, self._ends[first])):
-            first += 1
-        while first < last and _is_blank(self._text, max(start, self._starts[last - 1]), end):
-            last -= 1
-        return self._numbers[first:last]
+        """Numbers of the pages that own a non-blank character of ``text[start:end]``, in page order; for a slice whose
+        ends are of the same pages as its first and last such character, as a chunk's are."""
+        return self._numbers[bisect_right(self._ends, start) : bisect_left(self._starts, end)]
 
     def attachments(self, pages: Sequence[int]) -> tuple[Attachment, ...]:
         """Those of these pages and those of the whole file, each once."""
@@ -42,7 +36,3 @@ class PageLookup:
             return tuple(dict.fromkeys(self._of_file))
         of_pages = (attachment for page in pages for attachment in self._of_page.get(page, ()))
         return tuple(dict.fromkeys([*of_pages, *self._of_file]))
-
-
-def _is_blank(text: str, start: int, end: int) -> bool:
-    return start >= end or text[start:end].isspace()

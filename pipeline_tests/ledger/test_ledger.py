@@ -167,6 +167,18 @@ def test_a_lease_is_held_by_one_run_until_it_ends_or_expires(ledger: Ledger, clo
     assert ledger.claim(["b"], "run-4", seconds=60) == ["b"]
 
 
+def test_a_run_renews_and_gives_back_its_own_leases_alone(ledger: Ledger, clock: Clock) -> None:
+    ledger.record_listing([listed("a"), listed("b")], 1)
+    ledger.claim(["a"], "run-1", seconds=60)
+    ledger.claim(["b"], "run-2", seconds=60)
+    ledger.renew("run-1", seconds=120)
+    clock.now += 61
+    assert ledger.holders(["a", "b"]) == {"run-1"}
+    ledger.renew("run-2", seconds=60)
+    ledger.drop_leases("run-1")
+    assert ledger.holders(["a", "b"]) == {"run-2"}
+
+
 def test_an_unknown_file_cannot_be_leased(ledger: Ledger) -> None:
     assert ledger.claim(["nobody"], "run-1", seconds=60) == []
 

@@ -7,6 +7,7 @@ import itertools
 import json
 import time
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SourceUnavailable
-from pipeline.llama_cloud.models import ListingPage
+from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.stages.detect import detect
 from pipeline.stages.erase import erase
@@ -29,6 +30,10 @@ def world(tmp_path: Path) -> Iterator[World]:
             opened.write(f"doc-{n}.md", f"# Document {n}\n")
         opened.refresh()
         yield opened
+
+
+def missing(world: World) -> set[str]:
+    return {row.display_name for row in world.export.ledger.files().values() if row.missing_since is not None}
 
 
 def test_a_listing_that_runs_out_of_time_goes_on_from_its_cursor(world: World) -> None:
@@ -59,7 +64,7 @@ def test_an_unfinished_listing_makes_nothing_missing(world: World) -> None:
     world.refresh()
     world.faults(page_size_cap=2)
     asyncio.run(detect(world.export, budget_seconds=0))
-    assert all(row.missing_since is None for row in world.export.ledger.files().values())
+    assert missing(world) == set()
 
 
 def test_an_empty_listing_is_told_at_every_look_until_files_are_back(world: World) -> None:
@@ -70,7 +75,7 @@ def test_an_empty_listing_is_told_at_every_look_until_files_are_back(world: Worl
         found = asyncio.run(detect(world.export))
         assert found.look == "empty"
         assert "while 5 files are known" in (found.unread or "")
-    assert all(row.missing_since is None for row in world.export.ledger.files().values())
+    assert missing(world) == set()
     world.faults()
     found = asyncio.run(detect(world.export))
     assert (found.look, found.unread) == ("complete", None)
@@ -89,14 +94,14 @@ def test_a_directory_that_has_never_held_a_file_is_read_whole(world: World) -> N
 
 
 def test_a_cursor_of_an_older_state_of_the_index_is_dropped(world: World) -> None:
+    asyncio.run(detect(world.export))
     world.faults(page_size_cap=2)
-    first = asyncio.run(detect(world.export, budget_seconds=0))
-    world.faults()
-    world.write("doc-9.md", "# Nine\n")
+    first = asyncio.run(detect(world.export, complete=True, budget_seconds=0))
+    assert first.look == "incomplete"
+    world.remove("doc-0.md")  # of the page that has been read
     world.refresh()
-    answer = asyncio.run(detect(world.export, cursor=first.cursor))
-    assert answer.look == "complete"
-    assert len(world.export.ledger.files()) == 6
+    assert asyncio.run(detect(world.export, cursor=first.cursor)).look == "complete"
+    assert missing(world) == {"doc-0.md"}
 
 
 def test_items_repeated_across_pages_count_once(world: World) -> None:
@@ -105,19 +110,49 @@ def test_items_repeated_across_pages_count_once(world: World) -> None:
     assert answer.new == 5
 
 
-def test_a_listing_taken_during_a_sync_is_no_evidence_of_absence(world: World) -> None:
+def test_a_listing_taken_during_a_sync_is_no_evidence_of_absence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(detect(world.export))
-    world.faults(hold_syncs=True, hidden_files=["doc-0.md"])
+    world.faults(hidden_files=["doc-0.md"])
+    real = LlamaCloudSource.get_index
 
-    async def start() -> bool:
-        async with world.export.source() as source:
-            return await source.start_sync()
+    async def ready_and_syncing(self: LlamaCloudSource) -> IndexState:
+        return replace(await real(self), sync_in_progress=True)
 
-    assert asyncio.run(start())
-    answer = asyncio.run(detect(world.export, complete=True))
-    assert answer.look in ("building", "incremental")
-    assert all(row.missing_since is None for row in world.export.ledger.files().values())
-    world.faults()
+    monkeypatch.setattr(LlamaCloudSource, "get_index", ready_and_syncing)
+    assert asyncio.run(detect(world.export, complete=True)).look == "incremental"
+    assert missing(world) == set()
+
+
+def test_a_listing_during_which_the_index_moved_is_taken_again_although_the_index_has_moved_back(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asyncio.run(detect(world.export))
+    real, calls = LlamaCloudSource.get_index, itertools.count()
+
+    async def moves_and_returns(self: LlamaCloudSource) -> IndexState:
+        index = await real(self)
+        return replace(index, change_key="of a sync that came to nothing") if next(calls) == 1 else index
+
+    monkeypatch.setattr(LlamaCloudSource, "get_index", moves_and_returns)
+    assert asyncio.run(detect(world.export, complete=True)).look == "incremental"
+    assert [asyncio.run(detect(world.export)).look for _ in range(2)] == ["complete", "unchanged"]
+
+
+def test_a_look_at_what_has_changed_alone_is_no_evidence_of_absence(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asyncio.run(detect(world.export))
+    monkeypatch.setattr("pipeline.stages.detect._CHEAP_FILES", 0)
+    complete_at = world.export.ledger.state().complete_at
+    world.write("doc-1.md", "# Document 1\n\nEdited.\n")
+    world.write("doc-9.md", "# Nine\n")
+    world.remove("doc-0.md")
+    world.refresh()
+    found = asyncio.run(detect(world.export))
+    assert (found.look, found.new, found.changed) == ("incremental", 1, 1)
+    assert missing(world) == set()
+    assert world.export.ledger.state().complete_at == complete_at
+    assert asyncio.run(detect(world.export)).look == "unchanged"
+    assert asyncio.run(detect(world.export, complete=True)).missing == 1
+    assert missing(world) == {"doc-0.md"}
 
 
 def test_a_reconcile_marks_a_rotating_slice_for_another_fetch(world: World) -> None:

@@ -110,6 +110,20 @@ def test_a_text_that_is_refused_again_and_again_costs_none_of_its_file(world: Wo
     assert world.names() == {f"short-{n}.md" for n in range(3)}
 
 
+def test_a_refused_edit_costs_no_vector_of_the_version_before(world: World, till: Till) -> None:
+    assert world.sync().ok
+    path = world.documents / "long.md"
+    before = path.read_text()
+    till.refuses = lambda texts: (400, {"error": {"message": "content filter"}}) if "refused" in str(texts) else None
+    path.write_text(before.replace("in section 5", "in section 5, refused"))
+    assert not world.sync().ok
+    paid = till.paid.copy()
+    path.write_text(before)
+    assert world.sync().ok
+    assert till.paid == paid
+    world.assert_settled()
+
+
 class Failing(ConstantEmbedder):
     """Answers all texts but the last."""
 

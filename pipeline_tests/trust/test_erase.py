@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pyarrow as pa
@@ -20,6 +21,7 @@ from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.resources import _open
+from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
@@ -32,7 +34,8 @@ from pipeline.stages.report import StageReport
 from pipeline.stages.verify import verify
 from pipeline_tests.lake.test_lake import killed_writer
 from pipeline_tests.orchestration.test_removals import take_down
-from pipeline_tests.trust.damage import duplicate_rows
+from pipeline_tests.trust.conftest import LONG
+from pipeline_tests.trust.damage import drop_rows, duplicate_rows
 from pipeline_tests.trust.test_rebuild import lose_ledger
 from pipeline_tests.world import World, open_world
 
@@ -278,6 +281,20 @@ def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
     assert wipe(world, file_id).proved
     assert files_with(world.root / "second", b"Quirinus") == []
+
+
+def test_records_that_no_snapshot_speaks_of_keep_an_erasure_unproved(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def keep(self: LanceDBExporter, **given: Any) -> None: ...
+
+    world.write("patient.md", LONG)
+    assert world.sync().ok
+    drop_rows(world, "chunk_index = 0")
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "delete_files", keep)
+        report = wipe(world, world.file_id("patient.md"))
+    assert not report.problems
+    assert not report.proved
+    assert next(proof.records for proof in report.proofs if proof.place.startswith("lancedb")) == len(world.held())
 
 
 def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_every_sink(

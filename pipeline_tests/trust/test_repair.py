@@ -13,11 +13,14 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import SinkUnavailable
+from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
 from pipeline.stages.erase import erase, retire
+from pipeline.stages.export import Export
 from pipeline.stages.repair import RepairReport, repair
+from pipeline.stages.verify import SinkVerification, verify
 from pipeline_tests.trust.conftest import write_documents
 from pipeline_tests.trust.damage import alter, drop_rows, duplicate_rows
 from pipeline_tests.world import World, open_world
@@ -107,6 +110,31 @@ def test_an_orphan_stays_without_evidence(world: World) -> None:
     assert not report.ok
     assert "no listing proves it gone" in report.kept["dfl-gone"]
     assert report.deleted == []
+
+
+def test_an_orphan_the_directory_has_meanwhile_stays(world: World) -> None:
+    file_id = world.file_id("doc-0.md")
+    world.export.ledger.update_files([{"file_id": file_id, "status": "removed"}])
+    world.export.ledger.forget([file_id], run_id=None)
+    report = mend(world)
+    assert (report.deleted, report.kept) == ([], {file_id: "the directory has it now"})
+    assert "doc-0.md" in world.names()
+
+
+def test_a_file_that_a_live_run_has_taken_meanwhile_is_left_to_it(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    file_id = world.file_id("doc-0.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    with command_run("erase") as holder:
+
+        async def verify_and_lose(export: Export, sink: str, *, deep: bool) -> SinkVerification:
+            found = await verify(export, sink, deep=deep)
+            assert export.claim([file_id], holder) == [file_id]
+            return found
+
+        with monkeypatch.context() as patched:
+            patched.setattr("pipeline.stages.repair.verify", verify_and_lose)
+            assert mend(world).replaced == []
+    assert "doc-0.md" not in world.names()
 
 
 def test_too_many_orphans_wait_for_approval(tmp_path: Path) -> None:

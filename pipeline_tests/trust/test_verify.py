@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError
+from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.base import Exporter, Snapshot
 from pipeline.sinks.generations import PENDING_PREFIX
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -168,6 +169,17 @@ def test_a_file_on_its_way_claims_nothing(world: World) -> None:
     assert not world.sync().ok
     verification = found(world, deep=True)
     assert (verification.ok, verification.unsettled) == (True, 1)
+
+
+@pytest.mark.parametrize(("seconds", "unsettled"), [(60, 1), (-1, 0)])
+def test_nothing_is_claimed_of_what_a_live_run_holds_until_its_lease_has_run_out(
+    world: World, seconds: float, unsettled: int
+) -> None:
+    files = [world.file_id("doc-0.md")]
+    ledger = world.export.ledger
+    with command_run("plan") as holder:
+        assert ledger.claim(files, holder, seconds=seconds, dead_runs=ledger.holders(files)) == files
+        assert found(world).unsettled == unsettled
 
 
 @pytest.mark.parametrize("deep", [False, True])
