@@ -253,6 +253,7 @@ def world(sink: AlterableSink, tmp_path: Path) -> Iterator[tuple[World, str]]:
             opened.write(f"doc-{number}.md", f"# Document {number}\n\nThis is the body of document {number}.\n")
         assert opened.sync().ok
         yield opened, name
+        assert asyncio.run(erase(opened.export, list(opened.export.ledger.files()), run_id="command-erase")).proved
 
 
 def test_verify_names_it_repair_mends_it_alone_and_erase_proves_it_gone(sink: AlterableSink, world: tuple[World, str]) -> None:

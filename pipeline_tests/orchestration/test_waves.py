@@ -76,10 +76,12 @@ def test_a_file_that_stands_is_done_once_no_run_carries_its_wave_and_not_before(
 def scatter(world: World) -> list[str]:
     """Edit every third file: more ranges than are worth a run each."""
     world.sync()
-    names = [f"doc-{n:02d}.md" for n in range(0, FILES, 3)]
-    for name in names:
+    rows = world.export.ledger.files()
+    chosen = key_order(world.instance, "default")[::3]
+    for file_id in chosen:
+        name = rows[file_id].display_name
         world.write(name, f"# {name}\n\nEdited.\n")
-    return [world.file_id(name) for name in names]
+    return chosen
 
 
 def test_scattered_changes_are_moved_together_in_a_quiet_moment(world: World) -> None:
@@ -188,8 +190,8 @@ def test_a_run_whose_range_has_changed_under_it_fails_and_materializes_nothing(w
 
 def test_a_busy_export_holds_up_no_other_on_the_instance_and_its_keys_stay_where_they_are(world: World) -> None:
     changed = set(scatter(world))
-    world.remove("doc-39.md")
-    gone = world.file_id("doc-39.md")
+    gone = min(changed)
+    world.remove(world.export.ledger.files()[gone].display_name)
     world.instance.add_dynamic_partitions("busy_files", ["x", "y", "z"])
     tags = {EXPORT_TAG: "busy", RANGE_START: "x", RANGE_END: "z"}
     create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags=tags)
