@@ -11,6 +11,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
+from pipeline.components.index_export import export_definitions
 from pipeline.errors import SinkUnavailable
 from pipeline.orchestration.launcher import SyncReport
 from pipeline.orchestration.liveness import command_run
@@ -180,3 +181,22 @@ def test_a_removal_keeps_its_files_for_as_long_as_it_works(world: World, monkeyp
     monkeypatch.setattr(LanceDBExporter, "delete_files", delete_slowly)
     world.remove("doc-0.md")
     assert world.sync().removed == [file_id]
+
+
+def test_what_would_go_is_named_with_what_it_waits_for_and_goes_once_approved_in_the_ui(world: World) -> None:
+    for n in range(4):
+        world.write(f"more-{n}.md", f"# More {n}\n\nText {n}.\n")
+    world.sync()
+    for n in range(4):
+        world.remove(f"more-{n}.md")
+    report = world.sync()
+    assert len(report.needs.awaiting_approval) == 4
+    waiting = pending_removals(world.export)
+    assert [(removal.file, removal.waits_for) for removal in waiting] == [(f"more-{n}.md", "approval") for n in range(4)]
+    job = export_definitions(world.settings).resolve_job_def("default_approve_removals")
+    config = {"ops": {"default_approve": {"config": {"count": 4}}}}
+    assert job.execute_in_process(instance=world.instance, run_config=config).success
+    assert {removal.waits_for for removal in pending_removals(world.export)} == {"now"}
+    assert len(world.sync().removed) == 4
+    assert pending_removals(world.export) == []
+    assert world.names("first") == world.names("second") == {f"doc-{n}.md" for n in range(4)}

@@ -16,7 +16,6 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.liveness import command_run
@@ -29,7 +28,6 @@ from pipeline.stages.erase import ErasureReport, Retired, erase, retire
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
 from pipeline.stages.rebuild import rebuild_ledger
-from pipeline.stages.remove import pending_removals
 from pipeline.stages.report import StageReport
 from pipeline.stages.verify import verify
 from pipeline_tests.lake.test_lake import killed_writer
@@ -389,22 +387,3 @@ def test_of_a_sink_that_was_renamed_the_former_name_is_forgotten_and_nothing_del
     assert {held.sink for held in world.export.ledger.register.collections()} == {"main"}
     assert asyncio.run(verify(world.export, "main", deep=True)).ok
     world.assert_settled("main")
-
-
-def test_what_would_go_is_named_with_what_it_waits_for_and_goes_once_approved_in_the_ui(world: World) -> None:
-    for n in range(4):
-        world.write(f"more-{n}.md", f"# More {n}\n\nText {n}.\n")
-    world.sync()
-    for n in range(4):
-        world.remove(f"more-{n}.md")
-    report = world.sync()
-    assert len(report.needs.awaiting_approval) == 4
-    waiting = pending_removals(world.export)
-    assert [(removal.file, removal.waits_for) for removal in waiting] == [(f"more-{n}.md", "approval") for n in range(4)]
-    job = export_definitions(world.settings).resolve_job_def("default_approve_removals")
-    config = {"ops": {"default_approve": {"config": {"count": 4}}}}
-    assert job.execute_in_process(instance=world.instance, run_config=config).success
-    assert {removal.waits_for for removal in pending_removals(world.export)} == {"now"}
-    assert len(world.sync().removed) == 4
-    assert pending_removals(world.export) == []
-    assert world.names() == {"patient.md", "other.md"}
