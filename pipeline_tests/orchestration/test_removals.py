@@ -184,19 +184,19 @@ def test_a_removal_keeps_its_files_for_as_long_as_it_works(world: World, monkeyp
 
 
 def test_what_would_go_is_named_with_what_it_waits_for_and_goes_once_approved_in_the_ui(world: World) -> None:
-    for n in range(4):
+    for n in range(8):
         world.write(f"more-{n}.md", f"# More {n}\n\nText {n}.\n")
     world.sync()
-    for n in range(4):
+    for n in range(8):
         world.remove(f"more-{n}.md")
     report = world.sync()
-    assert len(report.needs.awaiting_approval) == 4
+    assert len(report.needs.awaiting_approval) == 8
     waiting = pending_removals(world.export)
-    assert [(removal.file, removal.waits_for) for removal in waiting] == [(f"more-{n}.md", "approval") for n in range(4)]
+    assert [(removal.file, removal.waits_for) for removal in waiting] == [(f"more-{n}.md", "approval") for n in range(8)]
     job = export_definitions(world.settings).resolve_job_def("default_approve_removals")
-    config = {"ops": {"default_approve": {"config": {"count": 4}}}}
+    config = {"ops": {"default_approve": {"config": {"count": 8}}}}
     assert job.execute_in_process(instance=world.instance, run_config=config).success
     assert {removal.waits_for for removal in pending_removals(world.export)} == {"now"}
-    assert len(world.sync().removed) == 4
+    assert len(world.sync().removed) == 8
     assert pending_removals(world.export) == []
     assert world.names("first") == world.names("second") == {f"doc-{n}.md" for n in range(4)}
