@@ -24,7 +24,7 @@ from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration import launcher
 from pipeline.stages.settings import ExportSettings
 
-pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_line")
+pytest.register_assert_rewrite("pipeline_tests.world", "pipeline_tests.command_line", "pipeline_tests.conformance.services")
 
 _new_ssl_context = httpx._config.create_ssl_context
 

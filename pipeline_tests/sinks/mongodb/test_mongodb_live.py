@@ -21,7 +21,8 @@ from pipeline.sinks.base import SearchHit, SearchRequest
 from pipeline.sinks.mongodb import MongoDBSettings
 from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.mongodb_harness import MongoDBUnderTest
-from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
+from pipeline_tests.conformance.services import assert_files_are_written_replaced_and_deleted, searched_files
+from pipeline_tests.conformance.test_search import FILTERS, expected_files
 
 SWITCH = "INDEXPORT_LIVE_MONGODB_URI"
 PATIENCE = 120
@@ -53,14 +54,7 @@ async def eventually(attempt: Callable[[], Awaitable[list[SearchHit]]], *, hits:
 @pytest.mark.parametrize("count", [9, 1_100])
 async def test_files_are_written_replaced_and_deleted(bench: Bench, count: int) -> None:
     files = [bench.file("dfl-1", count), bench.file("dfl-2", 3, metadata={"year": 2024, "tags": ["a"], "odd.key": 1})]
-    await bench.replace(*files)
-    await bench.open().provision()
-    await bench.assert_holds(*files)
-    shorter = bench.file("dfl-1", 2, version="v2")
-    await bench.replace(shorter, bench.file("dfl-2", 0))
-    await bench.assert_holds(shorter)
-    await bench.delete("dfl-1", "dfl-never-there")
-    await bench.assert_holds()
+    await assert_files_are_written_replaced_and_deleted(bench, *files)
 
 
 async def test_overlapping_runs_end_in_one_version(bench: Bench) -> None:
@@ -72,7 +66,7 @@ async def test_overlapping_runs_end_in_one_version(bench: Bench) -> None:
 
 
 async def test_searches_and_filters_mean_what_they_mean_elsewhere(bench: Bench) -> None:
-    files = [bench.file(f"dfl-{n}", ["sluice", "weir"], metadata=metadata) for n, metadata in enumerate(METADATA)]
+    files = searched_files(bench)
     await bench.replace(*files)
     query = matrix(files[0].table)[1]
     similarity = np.vstack([matrix(file.table) for file in files]) @ query

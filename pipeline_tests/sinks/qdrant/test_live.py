@@ -9,15 +9,13 @@ import os
 import uuid
 from collections.abc import AsyncIterator
 
-import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
-from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
-from pipeline_tests.conformance.harness import Bench, matrix, unit_vectors
+from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest
-from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
+from pipeline_tests.conformance.services import assert_vector_searches_mean_what_they_mean_elsewhere, searched_files
 
 SWITCH = "INDEXPORT_LIVE_QDRANT"
 
@@ -55,12 +53,6 @@ async def test_files_are_written_replaced_and_deleted(bench: Bench) -> None:
 
 
 async def test_searches_and_filters_mean_what_they_mean_elsewhere(bench: Bench) -> None:
-    files = [bench.file(f"dfl-{n}", ["sluice", "weir"], metadata=metadata) for n, metadata in enumerate(METADATA)]
+    files = searched_files(bench)
     await bench.replace(*files)
-    query = matrix(files[0].table)[1]
-    similarity = np.vstack([matrix(file.table) for file in files]) @ query
-    hits = await bench.search(SearchRequest(bench.config, vector=query, k=10))
-    np.testing.assert_allclose([hit.score for hit in hits], np.sort(similarity)[::-1], atol=1e-3)
-    for filters in FILTERS:
-        found = await bench.search(SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=50, filters=filters))
-        assert {hit.record.parsed_directory_file_id for hit in found} == expected_files(files, filters), filters
+    await assert_vector_searches_mean_what_they_mean_elsewhere(bench, files)

@@ -6,15 +6,14 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 
 from pipeline.errors import SinkConflict, SinkUnavailable
-from pipeline.sinks.base import SearchRequest, SinkContext
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, unit_vectors
+from pipeline.sinks.base import SinkContext
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest, qdrant_local
-from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
+from pipeline_tests.conformance.services import assert_vector_searches_mean_what_they_mean_elsewhere, searched_files
 
 CONTEXT = SinkContext("prj-1", MODEL, FIELDS)
 
@@ -67,15 +66,9 @@ async def test_files_are_written_replaced_and_deleted(local: QdrantUnderTest) ->
 async def test_searches_and_filters_mean_what_they_mean_elsewhere(local: QdrantUnderTest) -> None:
     bench = Bench(local)
     await bench.open().provision()
-    files = [bench.file(f"dfl-{n}", ["sluice", "weir"], metadata=metadata) for n, metadata in enumerate(METADATA)]
+    files = searched_files(bench)
     await bench.replace(*files)
-    query = matrix(files[0].table)[1]
-    similarity = np.vstack([matrix(file.table) for file in files]) @ query
-    hits = await bench.search(SearchRequest(bench.config, vector=query, k=10))
-    np.testing.assert_allclose([hit.score for hit in hits], np.sort(similarity)[::-1], atol=1e-3)
-    for filters in FILTERS:
-        found = await bench.search(SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=50, filters=filters))
-        assert {hit.record.parsed_directory_file_id for hit in found} == expected_files(files, filters), filters
+    await assert_vector_searches_mean_what_they_mean_elsewhere(bench, files)
     await bench.exporter.close()
 
 

@@ -9,14 +9,17 @@ import os
 import uuid
 from collections.abc import AsyncIterator, Iterator
 
-import numpy as np
 import pytest
 import turbopuffer as sdk
 
 from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.turbopuffer import TurbopufferSettings
-from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench, unit_vectors
-from pipeline_tests.conformance.test_search import FILTERS, METADATA, expected_files
+from pipeline_tests.conformance.harness import Bench, matrix, provisioned_bench
+from pipeline_tests.conformance.services import (
+    assert_files_are_written_replaced_and_deleted,
+    assert_vector_searches_mean_what_they_mean_elsewhere,
+    searched_files,
+)
 from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest
 
 SWITCH = "INDEXPORT_LIVE_TURBOPUFFER"
@@ -45,27 +48,15 @@ async def bench(live: TurbopufferUnderTest) -> AsyncIterator[Bench]:
 
 async def test_files_are_written_replaced_and_deleted(bench: Bench) -> None:
     files = [bench.file("dfl-1", 9), bench.file("dfl-2", 3, metadata={"year": 2024, "tags": ["a"]})]
-    await bench.replace(*files)
-    await bench.open().provision()
-    await bench.assert_holds(*files)
-    shorter = bench.file("dfl-1", 2, version="v2")
-    await bench.replace(shorter, bench.file("dfl-2", 0))
-    await bench.assert_holds(shorter)
-    await bench.delete("dfl-1", "dfl-never-there")
-    await bench.assert_holds()
+    await assert_files_are_written_replaced_and_deleted(bench, *files)
 
 
 async def test_searches_and_filters_mean_what_they_mean_elsewhere(bench: Bench) -> None:
-    files = [bench.file(f"dfl-{n}", ["sluice", "weir"], metadata=metadata) for n, metadata in enumerate(METADATA)]
+    files = searched_files(bench)
     await bench.replace(*files)
+    await assert_vector_searches_mean_what_they_mean_elsewhere(bench, files)
     query = matrix(files[0].table)[1]
-    similarity = np.vstack([matrix(file.table) for file in files]) @ query
-    hits = await bench.search(SearchRequest(bench.config, vector=query, k=10))
-    np.testing.assert_allclose([hit.score for hit in hits], np.sort(similarity)[::-1], atol=1e-3)
     for mode in ("text", "hybrid"):
         hits = await bench.search(SearchRequest(bench.config, mode=mode, vector=query, text="sluice", k=5))
         assert hits[0].record.content == "sluice" or mode == "hybrid"
         assert len(hits) == 5
-    for filters in FILTERS:
-        found = await bench.search(SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], k=50, filters=filters))
-        assert {hit.record.parsed_directory_file_id for hit in found} == expected_files(files, filters), filters
