@@ -40,6 +40,10 @@ class Generation:
     record_set_hash: str
     chunk_count: int
 
+    @classmethod
+    def of(cls, file: FileRecords) -> Self:
+        return cls(file.record_set_hash, file.table.num_rows)
+
     def __str__(self) -> str:
         return f"{self.record_set_hash}:{self.chunk_count}"
 

@@ -238,7 +238,7 @@ class LlamaDocstoreExporter(Exporter):
         from pipeline.sinks.llama_docstore_entries import encode_file
 
         key = self._key(file.provenance.export_config_id, file.file_id)
-        encoded = encode_file(file, self.ids(key, Generation(file.record_set_hash, file.table.num_rows)))
+        encoded = encode_file(file, self.ids(key, Generation.of(file)))
         if encoded.largest > self.settings.max_entry_bytes:
             raise _too_large(file.file_id, encoded.largest, self.settings.max_entry_bytes)
         return encoded

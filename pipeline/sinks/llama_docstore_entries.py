@@ -82,7 +82,7 @@ def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
     entries = [(node.node_id, {**doc_to_json(node), OURS: text}) for node, text in zip(nodes, beside, strict=True)]
     entries.append((document.node_id, doc_to_json(document)))
     hashes = [(node.node_id, {"doc_hash": node.hash, "ref_doc_id": document.node_id}) for node in nodes]
-    generation = Generation(file.record_set_hash, file.table.num_rows)
+    generation = Generation.of(file)
     sizes = [len(json.dumps(entry, ensure_ascii=False).encode()) for _, entry in entries]
     return FileEntries(
         key=key,

@@ -145,7 +145,7 @@ class Stores:
 
     def _plan(self, file: EncodedFile) -> _Plan:
         key = FileKey.of(file.file)
-        new = Generation(file.file.record_set_hash, file.file.table.num_rows)
+        new = Generation.of(file.file)
         held = self.state(key)
         generations = [] if held is None else list(held.generations)
         stale = [item for item in generations if item != new]

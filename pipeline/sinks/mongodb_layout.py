@@ -85,7 +85,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     Raises RecordRefused for a record larger than MongoDB holds.
     """
     key = FileKey.of(file)
-    table = with_ids(file.table, key.ids(Generation(file.record_set_hash, file.table.num_rows)))
+    table = with_ids(file.table, key.ids(Generation.of(file)))
     columns = {field_name(name): table[name].to_pylist() for name in table.column_names if name != "embedding"}
     columns["embedding"] = [packed(vector) for vector in matrix(table["embedding"])]
     columns["metadata"] = _node_fields(table, declared)

@@ -158,7 +158,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     _check_not_zero(file)
     if not file.table.num_rows:
         return FileWrites(key, file.record_set_hash, [])
-    chunk_ids = FileKey.ids(key, Generation(file.record_set_hash, file.table.num_rows))
+    chunk_ids = FileKey.ids(key, Generation.of(file))
     table = with_ids(file.table, chunk_ids)
     shared = {**_storable(file.provenance.metadata, declared), **flat, **_shared(table)}
     vectors, vector_sizes = short_decimals(table["embedding"])

@@ -183,7 +183,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
     key = FileKey.of(file)
     if not file.table.num_rows:
         return FileWrites(key, file.record_set_hash, [])
-    ids = key.ids(Generation(file.record_set_hash, file.table.num_rows))
+    ids = key.ids(Generation.of(file))
     table = with_ids(file.table, ids)
     nodes = node_contents(table, include_text=True)
     vectors, vector_sizes = short_decimals(table["embedding"])
