@@ -31,12 +31,11 @@ from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
-from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.liveness import process_mark
-from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG, PROCESS_TAG
+from pipeline.orchestration.partitions import PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
-from pipeline.orchestration.sensors import removal_config
+from pipeline.orchestration.sensors import removal_config, removal_tags
 from pipeline.orchestration.waves import RunSpec, dispatch
 from pipeline.stages.detect import Detection, detect
 from pipeline.stages.export import Export, Progress, silent
@@ -179,7 +178,7 @@ def execute(
         run_config=_QUIET,
         partition_key=spec.partition_key,
         tags={**spec.tags(settings.name), PROCESS_TAG: mark},
-        asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
+        asset_selection=spec.selection(settings),
         raise_on_error=False,
     )
     _stop_if_interrupted(result)
@@ -197,7 +196,7 @@ def _remove(
     result = job.execute_in_process(
         instance=instance,
         run_config={**_QUIET, **removal_config(settings, file_ids)},
-        tags={EXPORT_TAG: settings.name, LANE_TAG: "removal", PROCESS_TAG: mark},
+        tags={**removal_tags(settings), PROCESS_TAG: mark},
         raise_on_error=False,
     )
     _stop_if_interrupted(result)

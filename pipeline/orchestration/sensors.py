@@ -112,7 +112,7 @@ def _request(settings: ExportSettings, spec: RunSpec) -> dg.RunRequest:
     return dg.RunRequest(
         job_name=f"{settings.name}_ingest",
         partition_key=spec.partition_key,
-        asset_selection=[asset_key(settings, asset) for asset in spec.assets] if spec.assets else None,
+        asset_selection=spec.selection(settings),
         tags=spec.tags(settings.name),
     )
 
@@ -121,7 +121,7 @@ def _removal(settings: ExportSettings, file_ids: tuple[str, ...]) -> dg.RunReque
     return dg.RunRequest(
         job_name=f"{settings.name}_removal",
         run_config=removal_config(settings, file_ids),
-        tags={EXPORT_TAG: settings.name, LANE_TAG: "removal"},
+        tags=removal_tags(settings),
     )
 
 
@@ -137,6 +137,11 @@ def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> s
 def _verification(settings: ExportSettings, proof: str) -> dg.RunRequest:
     job = f"{settings.name}_verification"
     return dg.RunRequest(run_key=proof, job_name=job, tags={EXPORT_TAG: settings.name, LANE_TAG: "proof"})
+
+
+def removal_tags(settings: ExportSettings) -> dict[str, str]:
+    """Tags of a run of the removal job."""
+    return {EXPORT_TAG: settings.name, LANE_TAG: "removal"}
 
 
 def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:

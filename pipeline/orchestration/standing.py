@@ -16,6 +16,7 @@ from dagster._core.instance import RUNLESS_JOB_NAME, RUNLESS_RUN_ID
 from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.ledger.models import FileRow
+from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.partitions import files_partitions
 from pipeline.stages.export import Export
 from pipeline.stages.needs import standing_files
@@ -33,7 +34,7 @@ def report_standing(
     nor in progress. Answers whether it had time for all."""
     until = time.monotonic() + _SECONDS
     for asset, file_ids in standing_files(export, rows, scope).items():
-        key = dg.AssetKey([export.name, asset])
+        key = asset_key(export.settings, asset)
         unknown = _not_materialized(instance, export.name, key, file_ids)
         for start in range(0, len(unknown), _AT_ONCE):
             report_materialized(instance, key, unknown[start : start + _AT_ONCE], made_by=made_by)

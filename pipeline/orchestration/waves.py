@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import dagster as dg
 
 from pipeline.lake.lake import DATASETS
+from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.broken_runs import note_what_stands
 from pipeline.orchestration.liveness import end_dead_runs
 from pipeline.orchestration.partitions import (
@@ -34,6 +35,7 @@ from pipeline.orchestration.partitions import (
 from pipeline.orchestration.standing import report_standing
 from pipeline.stages.export import Export
 from pipeline.stages.needs import Needs, needs_of
+from pipeline.stages.settings import ExportSettings
 
 MAX_RANGES = 8
 """More ranges than this cost more in run starts than moving the keys together does."""
@@ -57,6 +59,10 @@ class RunSpec:
     def partition_key(self) -> str | None:
         """A lone file is a plain partition, so that its failure is a failed partition anyone can see; others are a range."""
         return self.keys[0] if self.alone else None
+
+    def selection(self, settings: ExportSettings) -> list[dg.AssetKey] | None:
+        """``assets`` as Dagster takes them."""
+        return [asset_key(settings, asset) for asset in self.assets] if self.assets else None
 
     def tags(self, export: str) -> dict[str, str]:
         tags = {EXPORT_TAG: export, WAVE_TAG: self.wave, LANE_TAG: self.lane, FILES_TAG: str(len(self.keys))}
