@@ -12,7 +12,7 @@ import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,7 +33,6 @@ out = PlainConsole(soft_wrap=True)
 """Lines stay whole: a pipe has no width."""
 err = PlainConsole(stderr=True)
 
-T = TypeVar("T")
 
 ExportOption = Annotated[str, typer.Option("--export", help="Which export, by its name.")]
 SinkOption = Annotated[str | None, typer.Option("--sink", help="Which sink; the export's first by default.")]
@@ -94,11 +93,6 @@ def sinks_of(opened: Any, name: str | None) -> list[str]:
         return list(opened.settings.sinks)
     opened.check_sink(name)
     return [name]
-
-
-def names_of(opened: Any) -> dict[str, str]:
-    """The names of the export's files by their ids."""
-    return {file_id: row.display_name for file_id, row in opened.ledger.files().items()}
 
 
 def file_ids_of(opened: Any, file: str) -> list[str]:

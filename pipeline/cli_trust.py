@@ -20,7 +20,6 @@ from pipeline.cli_common import (
     defined_exports,
     err,
     ever_known,
-    names_of,
     opened_with_instance,
     out,
     sinks_of,
@@ -53,7 +52,7 @@ def verify(
     if as_json:
         out.print_json(data=[verification_json(one) for one in found])
     else:
-        names = names_of(opened)
+        names = opened.file_names()
         for one in found:
             print_verification(out, one, names)
     if not all(one.ok for one in found):
@@ -74,7 +73,7 @@ def repair(
     from pipeline.stages.repair import repair as run_repair
 
     with opened_with_instance(export) as (opened, _), command_run("repair") as run_id:
-        names = names_of(opened)
+        names = opened.file_names()
         reports = [
             asyncio.run(run_repair(opened, name, run_id=run_id, deep=not shallow, allow_deletes=allow_deletes))
             for name in sinks_of(opened, sink)
@@ -119,7 +118,7 @@ def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None,
     if as_json:
         out.print_json(data=lake_rebuild_json(rebuilt))
     else:
-        print_lake_rebuild(out, rebuilt, names_of(opened))
+        print_lake_rebuild(out, rebuilt, opened.file_names())
     if rebuilt.failures:
         raise typer.Exit(1)
 

@@ -96,7 +96,7 @@ def _sync(out: Console, err: Console, export: Export) -> SyncReport:
     with SyncView(err) as view, open_instance(export.home) as instance:
         report = sync(export.settings, instance, progress=view.progress)
     print_sync(out, export, report)
-    names = {file_id: row.display_name for file_id, row in export.ledger.files().items()}
+    names = export.file_names()
     for file_id in report.ingested:
         out.print(f"  worked on {names.get(file_id, file_id)}", markup=False, highlight=False)
     if report.removed:

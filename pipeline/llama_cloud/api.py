@@ -118,9 +118,7 @@ class CloudApi:
         Raises ``NotThere``, ``Rejected``, ``ServerFailed`` or ``SourceUnavailable``.
         """
         try:
-            response = await _in_time(request)
-        except TimeoutError:
-            raise self._too_slow(doing) from None
+            response = await self._in_time(request, doing)
         except ValueError:  # The SDK's word for a path with an id like ".." or half a surrogate pair, and for its own headers.
             culprits = "an id that fits into no URL, or LLAMA_CLOUD_CUSTOM_HEADERS with letters that are not ASCII"
             raise NotThere(f"no request can be made for {doing}: {culprits}", httpx.codes.NOT_FOUND) from None
@@ -143,9 +141,7 @@ class CloudApi:
     ) -> bool:
         """Send ``request``; ``False`` when the answer's status is one of ``refusals``. Errors as ``call``'s."""
         try:
-            await _in_time(request)
-        except TimeoutError:
-            raise self._too_slow(doing) from None
+            await self._in_time(request, doing)
         except APIStatusError as error:
             if error.status_code in refusals:
                 return False
@@ -194,8 +190,13 @@ class CloudApi:
             seen.add(following)
             token = following
 
-    def _too_slow(self, doing: str) -> SourceUnavailable:
-        return SourceUnavailable(f"LlamaCloud at {self.shown_url} took longer than {_TOTAL_SECONDS:g} seconds while {doing}")
+    async def _in_time(self, request: Awaitable[T], doing: str) -> T:
+        try:
+            async with asyncio.timeout(_TOTAL_SECONDS):
+                return await request
+        except TimeoutError:
+            message = f"LlamaCloud at {self.shown_url} took longer than {_TOTAL_SECONDS:g} seconds while {doing}"
+            raise SourceUnavailable(message) from None
 
     def _not_llama_cloud(self, doing: str, got: str) -> SourceUnavailable:
         return SourceUnavailable(
@@ -233,11 +234,6 @@ class CloudApi:
         body = error.body
         detail = body.get("detail") if isinstance(body, dict) else None
         return f": {quoted(clean_text(str(detail)).replace(self.client.api_key, '...'))}" if detail else ""
-
-
-async def _in_time(request: Awaitable[T]) -> T:
-    async with asyncio.timeout(_TOTAL_SECONDS):
-        return await request
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:

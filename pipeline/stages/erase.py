@@ -7,7 +7,7 @@ holds (LlamaCloud, the documents) is the source's business.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -227,7 +227,8 @@ async def _retire(export: Export, held: SinkCollection, scopes: Sequence[tuple[s
 
 def _known_to_others(export: Export, scope: tuple[str, str], file_ids: Sequence[str]) -> list[str]:
     """Who would write these files again to a collection of this export."""
-    others = {other for held in _collections(export) for other, _ in _sharing(export, held, scope)}
+    theirs = export.ledger.register.collections_of_others(scope)
+    others = {other for held in _collections(export) for other, _ in _sharing(export, held, theirs)}
     found = []
     for other in sorted(others):
         rows = Ledger(export.home.ledger_url, other).files(file_ids).values()
@@ -239,14 +240,13 @@ def _known_to_others(export: Export, scope: tuple[str, str], file_ids: Sequence[
 
 def _shared_with(export: Export, held: SinkCollection, scope: tuple[str, str]) -> str | None:
     """Which other export of the same index has its records in this collection: they are the very same records."""
-    for other, sink in _sharing(export, held, scope):
+    for other, sink in _sharing(export, held, export.ledger.register.collections_of_others(scope)):
         return f"the export {other!r} has the same records there, in its sink {sink!r}"
     return None
 
 
-def _sharing(export: Export, held: SinkCollection, scope: tuple[str, str]) -> list[tuple[str, str]]:
-    """Other exports of the same index that have their records in this collection, each with the name of its sink."""
-    theirs = export.ledger.register.collections_of_others(scope)
+def _sharing(export: Export, held: SinkCollection, theirs: Iterable[tuple[str, SinkCollection]]) -> list[tuple[str, str]]:
+    """Those of whom this collection is one of ``theirs`` too, each with the name of its sink."""
     return [(other, one.sink) for other, one in theirs if one.slug == held.slug and export.is_set_up_alike(one, held)]
 
 

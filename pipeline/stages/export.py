@@ -187,6 +187,10 @@ class Export:
     def records_are_current(self, row: FileRow, scope: tuple[str, str]) -> bool:
         return row.records_key is not None and row.records_key == self.records_key(row, scope)
 
+    def file_names(self) -> dict[str, str]:
+        """The names of all known files by their ids."""
+        return {file_id: row.display_name for file_id, row in self.ledger.files().items()}
+
     def claim(self, file_ids: list[str], run_id: str, *, leaving: bool = False) -> list[str]:
         """Lease the files to a run, taking over from runs that have ended; answers those it holds now. Of files that are
         being removed, or are gone, none unless it is them that are wanted (``leaving``)."""

@@ -40,7 +40,7 @@ async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bo
     is kept.
     """
     report, rows = await begin(export, "fetch", file_ids, run_id)
-    wanted = [_listed(row) for row in rows.values() if refetch or row.refetch or row.fetched_token != row.change_token]
+    wanted = [_listed(row) for row in rows.values() if refetch or not row.is_fetched]
     arrivals = _Arrivals(export, rows, report)
     down = await _receive(export, wanted, arrivals)
     await arrivals.store()
