@@ -13,6 +13,7 @@ import sys
 from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -63,6 +64,21 @@ class Attachment(StrEnum):
 
     screenshots = "screenshots"
     items = "items"
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        out.print(f"indexport {version('indexport')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options of no command."""
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     with local_cloud_environment(str(documents), tmp_path / "cloud"):
         yield documents
     os.environ.pop("DAGSTER_HOME", None)
+
+
+def test_the_version_is_that_of_the_distribution() -> None:
+    assert invoke("--version") == f"indexport {version('indexport')}\n"
 
 
 def test_plan_sync_search_records_status_and_history_tell_one_story(folder: Path) -> None:
