@@ -83,7 +83,7 @@ class EmbeddingSettings(_Settings):
     threads: PositiveInt | None = Field(
         default=None, description="Batches computed at a time, a CPU thread each; default: one a usable CPU."
     )
-    batch_tokens: PositiveInt = Field(default=512, description="Padded tokens a model run; raise it on a GPU.")
+    batch_tokens: PositiveInt = Field(default=256, description="Padded tokens a model run; raise it on a GPU.")
     openai: OpenAISettings = OpenAISettings()
     constant_dimension: PositiveInt = Field(default=384, description="Vector size of the provider `constant`.")
 
