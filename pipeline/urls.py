@@ -1,8 +1,9 @@
-"""Addresses: as people may see them, and whether a client can be asked for them."""
+"""Addresses: as people may see them, whether two mean one place, and whether a client can be asked for them."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 """Also with a ``?`` or ``#`` in the password, which should be percent-encoded there."""
@@ -29,6 +30,14 @@ def without_password(url: str) -> str:
     """``url``, which still says what it said but for the password: a user may stand for the place itself, as the container in
     abfs://container@account. Not to be shown."""
     return _PASSWORD.sub(r"\1@", url)
+
+
+def one_spelling(address: str) -> str:
+    """The same for every way to write the address of one folder or server: a local path is absolute, without ``file://`` and
+    links; of others the password and the last slash go."""
+    if "://" in address and not address.startswith("file://"):
+        return without_password(address).rstrip("/")
+    return str(Path(address.removeprefix("file://")).resolve())
 
 
 def is_http_url(text: str) -> bool:

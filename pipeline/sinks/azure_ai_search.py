@@ -12,6 +12,7 @@ from before this exporter's own writes; other readers, on other replicas, follow
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from pipeline.sinks import azure_documents as documents
 from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
-from pipeline.sinks.azure_store import MAX_PAGE, Action, AzureStore, IndexMissing
+from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, IndexMissing
 from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.base import (
     Exporter,
@@ -46,6 +47,7 @@ from pipeline.sinks.generations import to_snapshots
 from pipeline.sinks.records import FileRecords, canonical_json, in_order, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.urls import one_spelling
 
 _RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
 """Records of this size are encoded at once, make about three times as many bytes, and are waited for together."""
@@ -80,6 +82,9 @@ class AzureAISearchSettings(SinkSettings):
     visibility_timeout_seconds: float = Field(
         default=120.0, gt=0, description="How long to wait until what was written is searchable; usually it is within seconds."
     )
+
+    def place(self) -> tuple[object, ...]:
+        return one_spelling(self.endpoint or os.environ.get(ENDPOINT, ENDPOINT)), self.index_prefix
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ from pipeline.sinks.lancedb_sweep import local_directory, sweep
 from pipeline.sinks.records import ChunkRecord, FileRecords, in_order, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.urls import one_spelling
 
 if TYPE_CHECKING:
     from lancedb.query import AsyncStandardQuery
@@ -90,6 +91,9 @@ class LanceDBSettings(SinkSettings):
     keep_versions_minutes: int = Field(
         default=60, ge=1, description="Old versions younger than this survive optimize(), for readers still using them."
     )
+
+    def place(self) -> tuple[object, ...]:
+        return one_spelling(self.uri), self.table_prefix
 
 
 class LanceDBExporter(Exporter):

@@ -92,6 +92,9 @@ class LlamaDocstoreSettings(SinkSettings):
         default=(), description="Import paths (module:Class) of errors that mean that the store cannot be used."
     )
 
+    def place(self) -> tuple[object, ...]:
+        return self.vector_sink, self.kvstore, self.prefix
+
 
 class LlamaDocstoreExporter(Exporter):
     """One namespace a model, tenant and config: see ``namespace``."""

@@ -64,6 +64,9 @@ class LlamaIndexSettings(SinkSettings):
         default=(), description="Import paths (module:Class) of errors that mean that a store cannot be used."
     )
 
+    def place(self) -> tuple[object, ...]:
+        return self.vector_store, self.docstore, self.prefix
+
 
 class LlamaIndexExporter(Exporter):
     """One collection and one set of namespaces a model, shared by all tenants and configs."""

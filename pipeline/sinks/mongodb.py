@@ -15,6 +15,7 @@ environment.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import ClassVar, Final
@@ -77,6 +78,9 @@ class MongoDBSettings(SinkSettings):
     index_wait_seconds: float = Field(
         default=600, ge=0, description="Longest wait for search indexes to be built when provisioning; 0 does not wait."
     )
+
+    def place(self) -> tuple[object, ...]:
+        return os.environ.get(self.uri_env, self.uri_env), self.database, self.collection_prefix
 
 
 class MongoDBExporter(Exporter):

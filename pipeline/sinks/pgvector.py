@@ -7,6 +7,7 @@ connections are ``pgvector_store``'s. The connection string, which holds the pas
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -82,6 +83,9 @@ class PgVectorSettings(SinkSettings):
     ef_search: int = Field(
         default=100, ge=1, le=_LARGEST_EF_SEARCH, description="Candidates an index search keeps: more is slower and misses less."
     )
+
+    def place(self) -> tuple[object, ...]:
+        return os.environ.get(self.dsn_env, self.dsn_env), self.schema_name, self.table_prefix
 
 
 class PgVectorExporter(Exporter):

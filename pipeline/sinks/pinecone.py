@@ -65,6 +65,9 @@ class PineconeSettings(SinkSettings):
         default=120.0, gt=0, description="How long the sink's own writes may take to become readable to it."
     )
 
+    def place(self) -> tuple[object, ...]:
+        return self.controller_host, self.index_prefix
+
 
 class PineconeExporter(Exporter):
     """One serverless index a model, ``{index_prefix}-{model.slug}`` cut to 45 characters, shared by all tenants and configs.

@@ -11,6 +11,7 @@ text and hybrid are not offered. Qdrant normalises vectors as it stores them, so
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -36,10 +37,11 @@ from pipeline.sinks.base import (
 from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
 from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
-from pipeline.sinks.qdrant_store import QdrantStore, RequestRefused, connection
+from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
 from pipeline.sinks.records import FileRecords, in_order, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.urls import one_spelling
 
 _FILES_PER_REPLACE: Final = 500
 _BYTES_PER_REPLACE: Final = 16 * 2**20
@@ -66,6 +68,9 @@ class QdrantSettings(SinkSettings):
         if self.url and self.path:
             raise ValueError("give url (a server) or path (a local directory), not both")
         return self
+
+    def place(self) -> tuple[object, ...]:
+        return one_spelling(self.path or self.url or os.environ.get(URL, URL)), self.collection_prefix
 
 
 class QdrantExporter(Exporter):

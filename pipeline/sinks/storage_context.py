@@ -34,6 +34,7 @@ from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import altered
 from pipeline.sinks.storage_context_index import ConfigIndex, Limits, Written
 from pipeline.sinks.storage_context_lease import Lease, held_lease
+from pipeline.urls import one_spelling
 
 T = TypeVar("T")
 
@@ -55,6 +56,9 @@ class StorageContextSettings(SinkSettings):
     max_bytes: int = Field(default=2 * 10**9, ge=1, description="Bytes of its records in memory, vectors included.")
     keep_generations: int = Field(default=3, ge=1, description="Versions kept for readers, the current one included.")
     lease_wait_seconds: float = Field(default=300.0, gt=0, description="How long to wait for another writer to end.")
+
+    def place(self) -> tuple[object, ...]:
+        return one_spelling(self.uri), self.prefix
 
 
 class StorageContextExporter(Exporter):

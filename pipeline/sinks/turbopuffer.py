@@ -13,6 +13,7 @@ version, whatever the others wrote between its read and its write.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, cast
@@ -71,6 +72,10 @@ class TurbopufferSettings(SinkSettings):
     namespace_prefix: str = Field(
         default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="How the names of its namespaces begin."
     )
+
+    def place(self) -> tuple[object, ...]:
+        base_url, region = os.environ.get("TURBOPUFFER_BASE_URL"), os.environ.get("TURBOPUFFER_REGION")
+        return self.base_url or base_url, self.region or region, self.namespace_prefix
 
 
 class TurbopufferExporter(Exporter):

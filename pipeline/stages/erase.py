@@ -116,7 +116,7 @@ def _places(export: Export, held: SinkCollection, now: SinkCollection) -> list[S
     here = replace(held, settings=now.settings)
     if held.settings["type"] != now.settings["type"]:
         return [held]
-    return [here] if ":" in str(held.settings["type"]) or export.is_set_up_alike(held, here) else [held, here]
+    return [here] if ":" in str(held.settings["type"]) or export.is_same_place(held, here) else [held, here]
 
 
 def _set_up(export: Export, held: SinkCollection) -> list[str]:
@@ -247,7 +247,7 @@ def _shared_with(export: Export, held: SinkCollection, scope: tuple[str, str]) -
 
 def _sharing(export: Export, held: SinkCollection, theirs: Iterable[tuple[str, SinkCollection]]) -> list[tuple[str, str]]:
     """Those of whom this collection is one of ``theirs`` too, each with the name of its sink."""
-    return [(other, one.sink) for other, one in theirs if one.slug == held.slug and export.is_set_up_alike(one, held)]
+    return [(other, one.sink) for other, one in theirs if one.slug == held.slug and export.is_same_place(one, held)]
 
 
 async def _drop_if_empty(exporter: Exporter, mine: Sequence[tuple[str, str]]) -> str | None:

@@ -154,14 +154,15 @@ class Export:
         """Which sink of this export has, under another name than it had, the present model's records in this collection."""
         for sink in self.settings.sinks:
             now = self.held_in(sink)
-            if sink != held.sink and now.slug == held.slug and self.is_set_up_alike(now, held):
+            if sink != held.sink and now.slug == held.slug and self.is_same_place(now, held):
                 return sink
         return None
 
-    def is_set_up_alike(self, one: SinkCollection, other: SinkCollection) -> bool:
-        """Whether the sinks of two collections have the same type and settings, with the defaults filled in."""
+    def is_same_place(self, one: SinkCollection, other: SinkCollection) -> bool:
+        """Whether the sinks of two collections have the same type and keep their records in the same place."""
         try:
-            return one.settings["type"] == other.settings["type"] and self._sink_settings(one) == self._sink_settings(other)
+            places = [self._sink_settings(held)[1].place() for held in (one, other)]
+            return one.settings["type"] == other.settings["type"] and bool(places[0] == places[1])
         except ConfigError:  # settings of a former version: whoever opens them is told
             return False
 

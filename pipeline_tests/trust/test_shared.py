@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,16 +29,22 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield opened
 
 
-def beside(world: World, uri: Path) -> World:
+def beside(world: World, uri: Path | str, **tuning: Any) -> World:
     """Another export of the same index, with a sink of another name at ``uri``, synced."""
-    settings = world.settings.model_copy(update={"name": "other", "sinks": {"shelf": {"type": "lancedb", "uri": str(uri)}}})
+    shelf = {"type": "lancedb", "uri": str(uri), **tuning}
+    settings = world.settings.model_copy(update={"name": "other", "sinks": {"shelf": shelf}})
     other = World(world.root, world.cloud, world.instance, settings)
     assert other.sync().ok
     return other
 
 
-def test_a_sink_that_another_export_still_has_is_forgotten_and_not_emptied(world: World) -> None:
-    other = beside(world, world.root / "extra")
+@pytest.mark.parametrize(
+    ("written", "tuning"), [("{}", {}), ("{}", {"keep_versions_minutes": 30}), ("{}/", {}), ("file://{}", {})]
+)
+def test_a_sink_that_another_export_still_has_is_forgotten_and_not_emptied(
+    world: World, written: str, tuning: dict[str, Any]
+) -> None:
+    other = beside(world, written.format(world.root / "extra"), **tuning)
     world.change(sinks={"lancedb": {}})
     [done] = asyncio.run(retire(world.export, sink="extra"))
     assert (done.files, done.kept) == (0, "the export 'other' has the same records there, in its sink 'shelf'")
@@ -62,8 +69,16 @@ def test_a_sink_that_another_export_has_elsewhere_is_emptied(world: World) -> No
     other.assert_settled("shelf")
 
 
+def test_a_sink_that_was_renamed_and_tuned_at_once_keeps_its_records_when_its_former_name_is_retired(world: World) -> None:
+    world.change(sinks={"lancedb": {}, "shelf": {"type": "lancedb", "uri": f"{world.root}/extra/", "index_threshold_rows": 5000}})
+    assert world.sync().ok
+    [done] = asyncio.run(retire(world.export, sink="extra"))
+    assert (done.files, done.kept) == (0, "it is that of the sink 'shelf' now; the former name alone is forgotten")
+    world.assert_settled("shelf")
+
+
 def test_a_file_that_another_export_would_write_again_is_not_proved_erased_until_it_is_erased_there_too(world: World) -> None:
-    other, file_id = beside(world, world.root / "extra"), world.file_id("doc-0.md")
+    other, file_id = beside(world, world.root / "extra", keep_versions_minutes=30), world.file_id("doc-0.md")
     report = asyncio.run(erase(world.export, [file_id], run_id="erase"))
     assert [proof.records for proof in report.proofs if proof.records] == []
     assert not report.proved
