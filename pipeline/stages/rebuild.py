@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -59,10 +59,13 @@ class LakeRebuild:
     fetched: StageReport
     cut: StageReport
     embedded: StageReport
+    busy: tuple[str, ...] = ()
+    """Files of which nobody knows whether they have lost anything: a live run holds them."""
 
     @property
     def failures(self) -> dict[str, str]:
-        return {**self.fetched.failures, **self.cut.failures, **self.embedded.failures}
+        busy = dict.fromkeys(self.busy, "a run is working on it; rebuild again when that has ended")
+        return {**busy, **self.fetched.failures, **self.cut.failures, **self.embedded.failures}
 
 
 async def rebuild_ledger(export: Export) -> LedgerRebuild:
@@ -161,8 +164,10 @@ async def rebuild_lake(export: Export, *, run_id: str, sinks: Iterable[str] | No
     await asyncio.to_thread(restore_tombstones, export)
     rows = await asyncio.to_thread(export.ledger.files)
     async with borrowed(export, run_id):
-        lost = await asyncio.to_thread(_find_lost, export, [row.file_id for row in rows.values() if not row.is_leaving], run_id)
-        return await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)
+        staying = [row.file_id for row in rows.values() if not row.is_leaving]
+        lost, busy = await asyncio.to_thread(_find_lost, export, staying, run_id)
+        made = await make_again(export, lost, run_id=run_id, sinks=export.settings.sinks if sinks is None else sinks)
+        return replace(made, busy=busy)
 
 
 async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks: Iterable[str]) -> LakeRebuild:
@@ -173,14 +178,17 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
     return LakeRebuild(len(file_ids), fetched, cut, embedded)
 
 
-def _find_lost(export: Export, file_ids: Sequence[str], run_id: str) -> list[str]:
-    """``forget_lost`` of files that no live run holds: what it has written and not noted yet would look like another's."""
+def _find_lost(export: Export, file_ids: Sequence[str], run_id: str) -> tuple[list[str], tuple[str, ...]]:
+    """``forget_lost`` of files that no live run holds, and those that one does: what it has written and not noted yet would look
+    like another's."""
     lost: list[str] = []
+    mine: set[str] = set()
     for start in range(0, len(file_ids), _FILES_AT_ONCE):
         held = export.claim(list(file_ids[start : start + _FILES_AT_ONCE]), run_id)
+        mine.update(held)
         lost += forget_lost(export, list(export.ledger.files(held).values()))
         export.ledger.drop_leases(run_id)
-    return lost
+    return lost, tuple(file_id for file_id in file_ids if file_id not in mine)
 
 
 def forget_lost(export: Export, rows: Sequence[FileRow]) -> list[str]:

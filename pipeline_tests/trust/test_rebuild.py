@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import Ledger, schema
 from pipeline.ledger.vectors import VectorIndex
+from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.partitions import key_order
 from pipeline.orchestration.resources import _open
 from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild, rebuild_lake, rebuild_ledger
@@ -55,6 +56,19 @@ def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
     assert world.sync().runs == 0
     assert (embedded, replaced) == ([], [])
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+
+
+def test_files_that_a_run_holds_are_named_and_made_again_by_the_next_rebuild(world: World) -> None:
+    [held, *_] = world.export.ledger.files()
+    shutil.rmtree(world.root / "home" / "lake")
+    with command_run("repair") as run_id:
+        assert world.export.claim([held], run_id) == [held]
+        rebuilt = restore_lake(world)
+        world.export.ledger.drop_leases(run_id)
+    assert (rebuilt.files, rebuilt.failures) == (4, {held: "a run is working on it; rebuild again when that has ended"})
+    again = restore_lake(world)
+    assert (again.files, again.failures) == (1, {})
+    assert len(world.export.lake.partitions("embeddings")) == 5
 
 
 def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]) -> None:
