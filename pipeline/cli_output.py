@@ -122,7 +122,7 @@ def print_repair(console: Console, report: RepairReport, names: Mapping[str, str
 
 def repair_json(report: RepairReport) -> dict[str, Any]:
     """The same for scripts."""
-    return {**asdict(report), "ok": report.ok}
+    return {**asdict(report), "replaced": sorted(report.replaced), "ok": report.ok}
 
 
 def print_ledger_rebuild(console: Console, rebuilt: LedgerRebuild) -> None:

@@ -186,7 +186,9 @@ def erase(
 
 @trust_app.command()
 def retire(
-    export: ExportOption = "default",
+    export: Annotated[
+        str | None, typer.Option("--export", help="Which export, by its name; 'default' with an option below.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Slug of a model that is no longer used.")] = None,
     sink: Annotated[str | None, typer.Option(help="A sink that has left the export's YAML.")] = None,
 ) -> None:
@@ -195,9 +197,11 @@ def retire(
     from pipeline.stages.erase import retire as run_retire
 
     if model is None and sink is None:
+        if export is None:
+            raise ConfigError("say what to retire: --model SLUG, --sink NAME, or --export NAME of one that is in no definitions")
         _end(export)
         return
-    with opened_with_instance(export) as (opened, _):
+    with opened_with_instance(export or "default") as (opened, _):
         _print_retired(asyncio.run(run_retire(opened, model=model, sink=sink)))
 
 
@@ -213,9 +217,13 @@ def _end(name: str) -> None:
             f"say what to retire: --model SLUG or --sink NAME; to end the export {name!r}, take it out of the definitions first"
         )
     with open_instance(Home.from_environment()) as instance:
-        _print_retired(asyncio.run(end(without_sinks(name, instance))))
-        if is_quiet(instance, name):
-            delete_keys(instance, name, key_order(instance, name))
+        ending = without_sinks(name, instance)
+        if not is_quiet(instance, name):
+            raise ConfigError(f"a run or backfill of {name!r} is unfinished in Dagster; end the export when that has ended")
+        delete_keys(
+            instance, name, key_order(instance, name)
+        )  # first: once the ledger has forgotten the export, none can be ended
+        _print_retired(asyncio.run(end(ending)))
     out.print(f"{name} has ended: its lake and what the ledger knew of it are gone, but for its erasures", highlight=False)
 
 

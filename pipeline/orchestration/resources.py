@@ -6,7 +6,9 @@ from functools import lru_cache, partial
 
 import dagster as dg
 
+from pipeline.errors import ConfigError
 from pipeline.home import Home
+from pipeline.ledger import Ledger
 from pipeline.orchestration.liveness import run_is_live
 from pipeline.orchestration.pools import limit_pools
 from pipeline.stages.export import Export, Progress, silent
@@ -31,9 +33,15 @@ EXPORTS = Exports()
 
 
 def without_sinks(name: str, instance: dg.DagsterInstance) -> Export:
-    """An export of which the ledger alone knows: it is in no definitions any more, and has no sinks at present."""
+    """An export of which the ledger alone knows: it is in no definitions any more, and has no sinks at present.
+
+    Raises ConfigError when the ledger does not know it either.
+    """
+    home = Home.from_environment()
+    if not Ledger(home.ledger_url, name).register.is_known():
+        raise ConfigError(f"the ledger knows no export {name!r}; check its name")
     settings = ExportSettings(name=name).model_copy(update={"sinks": {}})
-    return Export(settings, Home.from_environment(), run_is_live=partial(run_is_live, instance))
+    return Export(settings, home, run_is_live=partial(run_is_live, instance))
 
 
 @lru_cache(maxsize=32)

@@ -178,11 +178,8 @@ async def end(export: Export) -> list[Retired]:
     """Remove all that an export without sinks, which is in no definitions any more, holds anywhere, its lake, and what the ledger
     knows of it; its tombstones stay.
 
-    Can be run again after any failure. Raises ConfigError when the ledger does not know it or a run is working on it,
-    SinkUnavailable, LakeError.
+    Can be run again after any failure. Raises ConfigError when a run is working on it, SinkUnavailable, LakeError.
     """
-    if not await asyncio.to_thread(export.ledger.register.is_known):
-        raise ConfigError(f"the ledger knows no export {export.name!r}; check its name")
     if held := export.held((await asyncio.to_thread(export.ledger.files)).values()):
         raise ConfigError(f"a run is working on {len(held)} of its files; end {export.name!r} when that has ended")
     retired = await retire(export) if await asyncio.to_thread(export.ledger.register.collections) else []
@@ -233,8 +230,10 @@ def _known_to_others(export: Export, scope: tuple[str, str], file_ids: Sequence[
     for other in sorted(others):
         rows = Ledger(export.home.ledger_url, other).files(file_ids).values()
         if staying := [row.file_id for row in rows if not row.is_leaving]:
-            again = f"indexport erase --export {other} {' '.join(staying)}"
-            found.append(f"the export {other!r} has the same place and would write them again; erase there too: {again}")
+            found.append(
+                f"the export {other!r} has the same place and would write them again; erase there too: indexport erase --export "
+                f"{other} {' '.join(staying)}; or end it if it is in no definitions any more: indexport retire --export {other}"
+            )
     return found
 
 

@@ -9,13 +9,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import dagster as dg
 import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.partitions import PARTITION, key_order
 from pipeline_tests.command_line import INDEXPORT, invoke
+from pipeline_tests.world import home_of
 
 
 @pytest.fixture
@@ -43,6 +47,9 @@ def test_verify_says_what_is_missing_and_ends_with_one(folder: Path) -> None:
 
 def test_repair_and_rebuild_end_with_a_sink_that_verifies(folder: Path) -> None:
     home = folder.parent / "home"
+    shutil.rmtree(home / "lancedb")
+    [repaired] = json.loads(invoke("repair", "--json"))
+    assert (repaired["ok"], len(repaired["replaced"])) == (True, 3)
     shutil.rmtree(home / "lancedb")
     assert "3 files replaced" in invoke("repair")
     shutil.rmtree(home / "lake")
@@ -105,17 +112,47 @@ def test_a_file_that_has_gone_is_asked_about_and_erased_by_its_id(folder: Path) 
 
 
 def test_retire_wants_to_know_what(folder: Path) -> None:
-    outcome = CliRunner().invoke(app, ["retire"])
+    for arguments in ([], ["--export", "default"]):
+        outcome = CliRunner().invoke(app, ["retire", *arguments])
+        assert "say what to retire" in str(outcome.exception)
+
+
+def test_an_export_is_not_ended_unless_it_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr("pipeline.cli_trust.defined_exports", lambda: {"production": None})
+        outcome = CliRunner().invoke(app, ["retire"])
     assert "say what to retire" in str(outcome.exception)
+    assert len(invoke("records", "--json").splitlines()) == 3
+
+
+def test_an_export_with_an_unfinished_run_is_ended_when_that_has_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.cli_trust.defined_exports", dict)
+    with open_instance(home_of(folder.parent)) as instance:
+        run = dg.DagsterRun(
+            "default_ingest", status=dg.DagsterRunStatus.STARTED, tags={PARTITION: key_order(instance, "default")[0]}
+        )
+        instance.add_run(run)
+        outcome = CliRunner().invoke(app, ["retire", "--export", "default"])
+        assert "a run or backfill of 'default' is unfinished" in str(outcome.exception)
+        assert len(key_order(instance, "default")) == 3
+        instance.delete_run(run.run_id)
+        invoke("retire", "--export", "default")
+        assert key_order(instance, "default") == []
+
+
+def test_a_name_that_no_export_can_have_is_not_known(folder: Path) -> None:
+    outcome = CliRunner().invoke(app, ["retire", "--export", "De Fault"])
+    assert isinstance(outcome.exception, ConfigError)
+    assert "knows no export 'De Fault'" in str(outcome.exception)
 
 
 def test_an_export_is_ended_once_it_is_in_no_definitions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = CliRunner().invoke(app, ["retire", "--export", "default"])
     assert "take it out of the definitions first" in str(outcome.exception)
     monkeypatch.setattr("pipeline.cli_trust.defined_exports", dict)
-    told = invoke("retire").splitlines()
+    told = invoke("retire", "--export", "default").splitlines()
     assert told[0].endswith("in lancedb: 3 files removed; collection dropped")
     assert told[1].startswith("default has ended")
     assert not list((folder.parent / "home" / "lake").iterdir())
-    outcome = CliRunner().invoke(app, ["retire"])
+    outcome = CliRunner().invoke(app, ["retire", "--export", "default"])
     assert "knows no export 'default'" in str(outcome.exception)

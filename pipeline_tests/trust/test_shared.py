@@ -89,6 +89,17 @@ def test_a_file_that_another_export_would_write_again_is_not_proved_erased_until
     assert world.names("extra") == other.names("shelf") == {"doc-1.md"}
 
 
+def test_an_erasure_is_proved_once_the_former_name_of_a_renamed_export_is_ended(world: World) -> None:
+    renamed = World(world.root, world.cloud, world.instance, world.settings.model_copy(update={"name": "after"}))
+    assert renamed.sync().ok
+    file_id = world.file_id("doc-0.md")
+    [problem] = asyncio.run(erase(renamed.export, [file_id], run_id="erase")).problems
+    assert "or end it if it is in no definitions any more: indexport retire --export default" in problem
+    ended(world)
+    assert asyncio.run(erase(renamed.export, [file_id], run_id="erase")).proved
+    assert renamed.names() == {"doc-1.md"}
+
+
 def ended(world: World) -> list[Retired]:
     return asyncio.run(end(without_sinks(world.settings.name, world.instance)))
 
