@@ -274,14 +274,14 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 @app.command()
 def release(files: list[str], export: ExportOption = "default") -> None:
     """Give failed or parked files a fresh start at the next look; an erased file, by its id, may return."""
+    from pipeline.stages.tombstones import lift_tombstones
+
     opened = open_export(export)
     tombstones = opened.ledger.register.tombstones()
     erased = [name for name in files if name in tombstones]
     found = [file_id for name in files if name not in erased for file_id in unerased_ids_of(opened, name, tombstones)]
     # Only when every name is known: a command that is refused has lifted nothing.
-    for file_id in erased:
-        opened.lake.delete(file_id, ["tombstones"])
-    opened.ledger.register.lift(erased)
+    lift_tombstones(opened, erased)
     out.print(f"{opened.ledger.release(found) + len(erased)} files released")
 
 

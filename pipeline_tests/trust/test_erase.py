@@ -29,6 +29,7 @@ from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
 from pipeline.stages.rebuild import rebuild_ledger
 from pipeline.stages.report import StageReport
+from pipeline.stages.tombstones import lift_tombstones
 from pipeline.stages.verify import verify
 from pipeline_tests.lake.test_lake import killed_writer
 from pipeline_tests.orchestration.test_removals import take_down
@@ -328,8 +329,7 @@ def test_a_lifted_tombstone_lets_the_file_return(world: World) -> None:
     file_id = world.file_id("patient.md")
     wipe(world, file_id)
     assert world.sync().ok
-    world.export.lake.delete(file_id, ["tombstones"])
-    world.export.ledger.register.lift([file_id])
+    lift_tombstones(world.export, [file_id])
     assert world.sync().ok
     assert world.names() == {"patient.md", "other.md"}
 
