@@ -207,7 +207,8 @@ class OpenAIEmbedder:
         except TimeoutError:
             raise TryAgain(f"no whole answer in {seconds:g} s") from None
         except httpx.RequestError as error:
-            raise TryAgain(f"{type(error).__name__} {error}".rstrip()) from None
+            hung_up = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)  # as a worker does that a text has killed
+            raise (BrokeDown if hung_up else TryAgain)(f"{type(error).__name__} {error}".rstrip()) from None
         return read_vectors(
             response,
             count=len(texts),

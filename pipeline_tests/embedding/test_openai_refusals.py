@@ -40,7 +40,7 @@ async def test_a_server_is_asked_for_the_encoding_it_takes_from_then_on(
     assert [request.get("encoding_format") for request in endpoint.requests[before:]] == [known]
 
 
-def refuses(text: str, answer: Answer) -> Callable[[Body], Answer]:
+def refuses(text: str, answer: Answer | None) -> Callable[[Body], Answer | None]:
     return lambda request: answer if any(text in sent for sent in request["input"]) else right(request)
 
 
@@ -102,6 +102,14 @@ async def test_a_text_that_makes_the_server_fail_costs_no_other_and_few_requests
     assert np.flatnonzero(np.isnan(caught.value.vectors[:, 0])).tolist() == [37]
     tries, probes, both_halves_of_six_levels = 3, 2, 12
     assert len(endpoint.requests) == tries + probes + both_halves_of_six_levels
+
+
+async def test_a_text_that_makes_the_server_hang_up_costs_no_other(endpoint: Endpoint) -> None:
+    endpoint.script = [refuses("poison", None)] * 99
+    with pytest.raises(TextsRefused) as caught:
+        await embed(endpoint, ["good"] * 9 + ["poison"] + ["good"] * 6)
+    assert list(caught.value.refused) == [9]
+    assert np.flatnonzero(np.isnan(caught.value.vectors[:, 0])).tolist() == [9]
 
 
 async def test_a_lone_text_is_to_blame_only_when_another_is_answered_and_it_fails_again(endpoint: Endpoint) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,14 +63,41 @@ def test_a_file_that_alone_cannot_be_downloaded_is_left_out_and_stops_no_other(
         assert f"HTTP {status}" in (row.last_error or "")
 
 
-def test_a_storage_that_fails_for_every_file_counts_no_attempt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [400, 401, 403, 500])
+def test_a_storage_that_fails_for_every_file_counts_no_attempt(tmp_path: Path, status: int) -> None:
     with served(tmp_path, 8) as (cloud, world):
-        cloud.failing[ALL_BLOBS] = 500
-        with pytest.raises(SourceUnavailable, match=r"none of 8 payloads .*HTTP 500"):
+        cloud.failing[ALL_BLOBS] = status
+        with pytest.raises(SourceUnavailable, match=rf"none of 8 payloads .*HTTP {status}"):
             fetched(world)
         assert {row.attempts for row in world.export.ledger.files().values()} == {0}
         cloud.failing.clear()
         assert world.sync().ok
+
+
+def test_a_file_without_an_object_is_parked_in_the_end(tmp_path: Path) -> None:
+    with served(tmp_path, 8, detection={"max_attempts": 1}) as (cloud, world):
+        cloud.failing["^/_blob/7$"] = 404
+        assert "HTTP 404" in fetched(world).failures[BAD]
+        assert world.export.ledger.files()[BAD].status == "parked"
+
+
+def hang_up(_cloud: HostileCloud) -> None:
+    raise ConnectionResetError
+
+
+@pytest.mark.parametrize("answer", [hang_up, lambda _cloud: "a gateway's page", lambda _cloud: {"items": None}])
+def test_a_listing_with_urls_that_breaks_off_only_costs_requests(
+    tmp_path: Path, answer: Callable[[HostileCloud], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, 40) as (_, world):
+        asyncio.run(detect(world.export, complete=True))
+        real = HostileCloud.answer
+
+        def broken(cloud: HostileCloud, method: str, path: str) -> Any:
+            return answer(cloud) if path.endswith("/dir-output/files") else real(cloud, method, path)
+
+        monkeypatch.setattr(HostileCloud, "answer", broken)
+        assert asyncio.run(fetch(world.export, list(world.export.ledger.files()), run_id="a run")).worked == 40
 
 
 def test_a_storage_that_goes_down_half_way_is_left_alone_soon_and_what_has_come_is_gone_on_with(tmp_path: Path) -> None:
