@@ -17,6 +17,7 @@ import typer
 from pipeline.api_keys import LOCAL_CLOUD_KEY
 from pipeline.cli_common import err, out
 from pipeline.errors import ConfigError
+from pipeline.home import packaged
 from pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 local_app = typer.Typer(no_args_is_help=True)
 
 LOCAL_CLOUD_PORT = 8800
+_SAMPLES, _NAMED = str(packaged("samples")), "the samples"
 
 DocumentsOption = Annotated[
     str | None,
@@ -34,7 +36,7 @@ DocumentsOption = Annotated[
 
 @local_app.command("local-cloud")
 def local_cloud(
-    documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.")] = "samples",
+    documents: Annotated[str, typer.Argument(help="A folder or fsspec URL of documents.", show_default=_NAMED)] = _SAMPLES,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = LOCAL_CLOUD_PORT,
 ) -> None:
     """Serve a folder of documents the way LlamaCloud would."""
@@ -62,7 +64,7 @@ def demo(
 
 @local_app.command()
 def dev(
-    documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.")] = "samples",
+    documents: Annotated[str, typer.Option("--documents", help="What the local cloud serves.", show_default=_NAMED)] = _SAMPLES,
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port of the Dagster UI; 0 takes a free one.")] = 3000,
     cloud_port: Annotated[
         int, typer.Option(min=0, max=65535, help="Port of the local cloud; 0 takes a free one.")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -13,7 +17,23 @@ ROOT = Path(__file__).parents[1]
 def test_a_wheel_brings_along_what_the_code_looks_for_beside_its_modules() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {name: f"pipeline/{name}" for name in ("dagster.yaml", "samples")}
+    assert wheel["force-include"] == {
+        name: f"pipeline/{name}" for name in ("dagster.yaml", "dg.toml", "samples", "workspace.yaml")
+    }
     for name in wheel["force-include"]:
         assert packaged(name) == ROOT / name
         assert packaged(name).exists()
+
+
+def test_a_dagster_loads_the_definitions_of_an_installed_wheel(tmp_path: Path) -> None:
+    """Of a copy that lies as a wheel lays it out, where no project is around it."""
+    site = tmp_path / "site-packages"
+    copied = shutil.copytree(ROOT / "pipeline", site / "pipeline", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dagster.yaml", "dg.toml", "workspace.yaml"):
+        shutil.copy(ROOT / name, copied)
+    environment = {**os.environ, "PYTHONPATH": str(site), "DAGSTER_HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-w", str(copied / "workspace.yaml")]
+    outcome = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert outcome.returncode == 0, outcome.stderr
+    assert "Validation successful for code location pipeline" in outcome.stdout + outcome.stderr
+    assert "does not match the name" not in outcome.stdout + outcome.stderr

@@ -19,7 +19,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import LakeError
+from pipeline.errors import ConfigError, LakeError
 from pipeline.files import unfinished, write_whole
 from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
@@ -40,11 +40,18 @@ _REMOTE_THREADS = 16
 
 
 class Lake:
-    """The datasets of one export. Safe to use from several threads and processes: objects are replaced, never edited."""
+    """The datasets of one export. Safe to use from several threads and processes: objects are replaced, never edited.
+
+    Raises ConfigError for an address that no installed driver can open.
+    """
 
     def __init__(self, uri: str, export: str) -> None:
         self._fs: Any
-        self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
+        try:
+            self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
+        except (ImportError, ValueError) as error:
+            remedy = "its driver is an extra for s3:// (indexport[s3]), a package of its own for others"
+            raise ConfigError(f"INDEXPORT_LAKE_URI: {without_secrets(uri)} cannot be opened: {error}; {remedy}") from None
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
         self._shown = without_secrets(uri)
         self._recent = RecentTables()

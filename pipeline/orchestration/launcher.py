@@ -17,7 +17,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -261,9 +260,8 @@ def run_dagster_dev(port: int) -> int:
     """Dagster's webserver and daemon over this project, until they are stopped; answers their exit code."""
     with open_instance(Home.from_environment()):
         pass  # made and migrated before its processes open it
-    workspace = Path(__file__).parents[2] / "workspace.yaml"
-    location = ["-w", str(workspace)] if workspace.exists() else ["-m", "pipeline.definitions"]
-    command = [sys.executable, "-m", "dagster", "dev", *location, "-h", "127.0.0.1", "-p", str(port)]
+    workspace = str(packaged("workspace.yaml"))
+    command = [sys.executable, "-m", "dagster", "dev", "-w", workspace, "-h", "127.0.0.1", "-p", str(port)]
     # Handled signals are reset to their defaults in the child: one that inherits "ignored" could not be stopped at all.
     # A terminal interrupts the whole group, so that an interrupt need not be passed on.
     signal.signal(signal.SIGINT, lambda _number, _frame: None)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from s3fs import S3FileSystem
 
-from pipeline.errors import LakeError
+from pipeline.errors import ConfigError, LakeError
 from pipeline.lake import Lake, recent
 from pipeline.lake.lake import _object_name
 
@@ -178,6 +178,13 @@ def test_a_bucket_that_cannot_be_reached_is_named_with_a_remedy_and_no_secret(
         call(unreachable)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("uri", ["foo://user:canary@place/lake", "dropbox://lake"])
+def test_an_address_without_a_driver_is_a_wrong_setting(uri: str) -> None:
+    with pytest.raises(ConfigError, match=r"INDEXPORT_LAKE_URI: .* cannot be opened: .*indexport\[s3\]") as caught:
+        Lake(uri, "default")
+    assert "canary" not in str(caught.value)
 
 
 def test_an_address_is_named_without_its_secrets() -> None:
