@@ -56,8 +56,8 @@ def test_exports_of_two_folders_into_one_place_leave_each_other_alone(
     legal, hr = ((tmp_path / name, name, tmp_path / home, monkeypatch) for name, home in zip(("legal", "hr"), homes, strict=True))
     for export, ingested in ((legal, 3), (hr, 13), (hr, 0), (legal, 0)):
         with served(*export) as world:
-            report = world.sync()
-            assert (len(report.ingested), len(report.removed)) == (ingested, 0)
+            needs = world.ingest()
+            assert (len(needs.wanted), len(needs.due)) == (ingested, ingested)
             world.assert_settled()
             assert world.names() == {path.name for path in world.documents.iterdir()}
 

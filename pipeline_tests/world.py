@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import uuid
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,18 @@ from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.orchestration.partitions import files_partitions
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.sinks.records import HASHED_FIELDS, ChunkRecord
-from pipeline.stages.detect import refresh
+from pipeline.stages.chunk import chunk
+from pipeline.stages.detect import detect, refresh
+from pipeline.stages.embed import embed
 from pipeline.stages.export import Export
+from pipeline.stages.fetch import fetch
+from pipeline.stages.load import load
+from pipeline.stages.needs import Needs, needs_of
+from pipeline.stages.remove import remove
 from pipeline.stages.search import records
 from pipeline.stages.settings import ExportSettings
+from pipeline.stages.sink_vectors import of_former_use
+from pipeline.stages.work import kept
 
 CONSTANT: dict[str, Any] = {"provider": "constant"}
 
@@ -95,6 +104,35 @@ class World:
         """Refresh, then one shot."""
         self.refresh()
         return sync(self.settings, self.instance)
+
+    def ingest(self) -> Needs:
+        """Refresh, then all that a sync does to ledger, lake and sinks when nothing fails, without Dagster, which takes most of a
+        sync's time. Answers what there was to do; fails unless all of it is done."""
+        self.refresh()
+        return asyncio.run(self._ingest(self.export, str(uuid.uuid4())))
+
+    async def _ingest(self, export: Export, run_id: str) -> Needs:
+        detection = await detect(export, complete=True)
+        scope = (detection.index.project_id, detection.index.export_config_id)
+        export.ledger.register.end_waits()
+        needs = needs_of(export, scope)
+        made, gone = [*needs.ingest, *needs.alone], [*needs.removing, *needs.removable]
+        export.settle(needs.standing, scope)
+        export.ledger.mark_removing(needs.removable)
+        export.ledger.request(needs.wanted, run_id)
+        async with kept(export, run_id):
+            if made:
+                await fetch(export, made, run_id=run_id)
+                await chunk(export, made, run_id=run_id)
+                await embed(export, made, run_id=run_id, held=of_former_use(export))
+            for sink, lagging in needs.lagging.items():
+                if made or lagging:
+                    await load(export, sink, [*made, *lagging], run_id=run_id)
+            if gone:
+                await remove(export, gone, run_id=run_id)
+        export.ledger.forget([*needs.removed, *gone], run_id=None)
+        assert SyncReport(detection, needs=needs_of(export, scope)).ok
+        return needs
 
     def release_failed(self) -> None:
         """No failed file waits for its next attempt."""

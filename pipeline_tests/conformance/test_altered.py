@@ -251,7 +251,7 @@ def world(sink: AlterableSink, tmp_path: Path) -> Iterator[tuple[World, str]]:
     with open_world(tmp_path, sinks={name: settings}) as opened:
         for number in range(3):
             opened.write(f"doc-{number}.md", f"# Document {number}\n\nThis is the body of document {number}.\n")
-        assert opened.sync().ok
+        opened.ingest()
         yield opened, name
         assert asyncio.run(erase(opened.export, list(opened.export.ledger.files()), run_id="command-erase")).proved
 
@@ -271,7 +271,7 @@ def test_verify_names_it_repair_mends_it_alone_and_erase_proves_it_gone(sink: Al
     sink.alter(victim, 0, "content_fingerprint_hash", None)
     for number in range(3):
         opened.write(f"doc-{number}.md", f"# Document {number}\n\nNew words of document {number}.\n")
-    assert opened.sync().ok
+    opened.ingest()
     assert asyncio.run(verify(opened.export, name, deep=True)).ok
 
     sink.alter(victim, 0, "chunk_count", None)

@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         for n in range(5):
             opened.write(f"doc-{n}.md", f"# Document {n}\n\nThis is the body of document {n}.\n")
         opened.write("long.md", LONG)
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 
@@ -67,7 +67,7 @@ def test_llama_index_22639_a_failed_embedding_keeps_the_old_version(world: World
         assert not world.sync().ok
     assert len(before) > 3
     assert _of(world, "long.md") == before
-    assert world.sync().ok
+    world.ingest()
     assert any("at dusk" in record.content for record in _of(world, "long.md"))
     world.assert_settled()
 
@@ -85,7 +85,7 @@ def test_llama_index_a_crash_between_sink_and_bookkeeping_leaves_no_duplicates(
         patched.setattr(Ledger, "record_sink", die)
         assert not world.sync().ok
     assert any("at dusk" in record.content for record in _of(world, "long.md")), "the sink has acknowledged"
-    assert world.sync().ok
+    world.ingest()
     addresses = Counter((record.parsed_directory_file_id, record.chunk_index) for record in world.held())
     assert set(addresses.values()) == {1}
     world.assert_settled()
@@ -126,7 +126,7 @@ def test_llama_index_one_changed_file_of_many_embeds_one(world: World) -> None:
     """LlamaIndex 0.14.25 keys its cache by the whole batch, so one changed document of a hundred embeds a hundred."""
     for n in range(30):
         world.write(f"many-{n}.md", f"# Many {n}\n\nText number {n}.\n")
-    assert world.sync().ok
+    world.ingest()
     world.write("many-7.md", "# Many 7\n\nAnother text.\n")
     assert world.sync().ok
     assert world.numbers("embeddings")["computed"] == 1
@@ -137,7 +137,7 @@ def test_llama_index_22133_an_updated_file_keeps_all_of_its_chunks(world: World)
     """LlamaIndex before that change kept only the last chunk of a document it updated from nodes already split."""
     count = len(_of(world, "long.md"))
     world.write("long.md", LONG.replace("at dawn", "at dusk"))
-    assert world.sync().ok
+    world.ingest()
     held = _of(world, "long.md")
     assert len(held) == count > 3
     assert [record.chunk_index for record in held] == list(range(count))
@@ -148,10 +148,10 @@ def test_langchain_32612_an_unchanged_large_file_is_not_written_again(world: Wor
     world.write(
         "huge.md", "\n\n".join(f"## Reading {n}\n\n" + f"Reading {n} of the gauge is {n} metres. " * 20 for n in range(300))
     )
-    assert world.sync().ok
+    world.ingest()
     before = _of(world, "huge.md")
     assert len(before) >= 300
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
     assert _of(world, "huge.md") == before
 
 
@@ -178,7 +178,7 @@ def test_langchain_40226_a_partial_failure_is_reported_and_made_good(world: Worl
     assert world.export.ledger.files()[world.file_id("doc-0.md")].status == "failed"
     world.faults()
     world.export.ledger.release([world.file_id("doc-0.md")])
-    assert world.sync().ok
+    world.ingest()
     world.assert_settled()
 
 
@@ -223,7 +223,7 @@ def test_every_chunk_of_a_split_table_carries_its_header(world: World) -> None:
     header = "| Station | Level in metres | Observed at |\n|---|---|---|\n"
     rows = [f"| station {n} | {n}.{n % 7} | day {n} at noon |" for n in range(200)]
     world.write("table.md", "# Levels\n\n" + header + "\n".join(rows) + "\n")
-    assert world.sync().ok
+    world.ingest()
     chunks = _of(world, "table.md")
     assert len(chunks) > 5
     assert all("| Station | Level in metres | Observed at |" in record.context + record.content for record in chunks)
@@ -236,7 +236,7 @@ def test_langchain_21475_every_offset_is_where_the_chunk_stands(world: World) ->
     repeated = "\n\n".join("The same sentence stands here again and again. " * 9 for _ in range(60))
     world.write("repeated.md", repeated)
     world.change(chunking={"overlap": 16})
-    assert world.sync().ok
+    world.ingest()
     chunks = _of(world, "repeated.md")
     assert len(chunks) > 10
     assert all(record.content == repeated[record.chunk_start_char : record.chunk_end_char] for record in chunks)

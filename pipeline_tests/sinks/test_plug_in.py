@@ -48,13 +48,13 @@ def test_it_is_filled_skipped_when_current_and_follows_edits_shrinks_and_removal
     assert len(contents(world)["long.md"]) > 1
     assert world.sync().runs == 0
     world.write("long.md", "Short now.\n")
-    assert world.sync().ok
+    world.ingest()
     assert contents(world)["long.md"] == ["Short now."]
     world.remove("a.md")
     assert world.sync().ok
     assert set(contents(world)) == {"long.md"}
     world.write("long.md", "")
-    assert world.sync().ok
+    world.ingest()
     assert contents(world) == {}
 
 
@@ -70,7 +70,7 @@ def test_one_that_is_down_backs_off(world: World, monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_it_lacks_is_said_and_not_imitated(world: World) -> None:
-    world.sync()
+    world.ingest()
     exporter = world.export.sink("mine", "project")
     assert exporter.search_modes == frozenset()
     with pytest.raises(SinkConflict, match="cannot be read back"):

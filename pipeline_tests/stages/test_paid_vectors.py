@@ -68,7 +68,7 @@ def test_an_endpoint_that_stops_half_way_is_asked_for_the_rest_alone(world: Worl
     assert till.paid.total() == answered
     assert world.numbers("chunks")["chunks"] == SECTIONS + 3
     till.refuses = lambda _texts: None
-    assert world.sync().ok
+    world.ingest()
     assert set(till.paid.values()) == {1}
     assert till.paid.total() == SECTIONS + 3
     world.assert_settled()
@@ -77,10 +77,11 @@ def test_an_endpoint_that_stops_half_way_is_asked_for_the_rest_alone(world: Worl
 def test_an_endpoint_that_stops_again_and_again_is_done_with_in_the_end(world: World, till: Till) -> None:
     for answered in (4, 6, 10):
         stops_after(till, answered)
-        assert not world.sync().ok
+        with pytest.raises(EmbedderUnavailable):
+            world.ingest()
         assert till.paid.total() == answered
     till.refuses = lambda _texts: None
-    assert world.sync().ok
+    world.ingest()
     assert set(till.paid.values()) == {1}
     world.assert_settled()
 
@@ -90,7 +91,7 @@ def test_a_key_that_is_revoked_half_way_costs_nothing_that_was_answered(world: W
     report = world.sync()
     assert any("OPENAI_API_KEY" in error for error in report.errors), report.errors
     till.refuses = lambda _texts: None
-    assert world.sync().ok
+    world.ingest()
     assert set(till.paid.values()) == {1}
 
 
@@ -111,7 +112,7 @@ def test_a_text_that_is_refused_again_and_again_costs_none_of_its_file(world: Wo
 
 
 def test_a_refused_edit_costs_no_vector_of_the_version_before(world: World, till: Till) -> None:
-    assert world.sync().ok
+    world.ingest()
     path = world.documents / "long.md"
     before = path.read_text()
     till.refuses = lambda texts: (400, {"error": {"message": "content filter"}}) if "refused" in str(texts) else None
@@ -119,7 +120,7 @@ def test_a_refused_edit_costs_no_vector_of_the_version_before(world: World, till
     assert not world.sync().ok
     paid = till.paid.copy()
     path.write_text(before)
-    assert world.sync().ok
+    world.ingest()
     assert till.paid == paid
     world.assert_settled()
 
@@ -151,24 +152,26 @@ def test_the_error_is_the_model_s_own_with_its_reason(world: World) -> None:
 
 
 def test_the_old_version_answers_until_the_new_one_is_whole(world: World, till: Till) -> None:
-    assert world.sync().ok
+    world.ingest()
     before = world.held()
     world.write("long.md", "\n\n".join(f"# Section {n}\n\nWhat is said now in section {n}." for n in range(SECTIONS)))
     stops_after(till, till.paid.total() + 6)
-    assert not world.sync().ok
+    with pytest.raises(EmbedderUnavailable):
+        world.ingest()
     assert world.held() == before
     till.refuses = lambda _texts: None
-    assert world.sync().ok
+    world.ingest()
     assert set(till.paid.values()) == {1}
     world.assert_settled()
 
 
 def test_a_text_kept_of_a_file_that_is_not_whole_serves_another_file(world: World, till: Till) -> None:
     stops_after(till, 2)
-    assert not world.sync().ok
+    with pytest.raises(EmbedderUnavailable):
+        world.ingest()
     till.refuses = lambda _texts: None
     [first, *_] = till.paid
     world.remove("long.md")
     world.write("other.md", first)
-    assert world.sync().ok
+    world.ingest()
     assert till.paid[first] == 1

@@ -113,7 +113,7 @@ def test_the_history_says_which_payload_model_and_run_each_version_was_loaded_fr
 
 
 def test_a_refused_record_keeps_the_old_version_and_the_batch_goes_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    world.sync()
+    world.ingest()
     world.write("doc-0.md", "# Document 0\n\nToo much for the store.\n")
     world.write("doc-1.md", "# Document 1\n\nJust right.\n")
     real = LanceDBExporter.replace_files
@@ -135,20 +135,20 @@ def test_a_refused_record_keeps_the_old_version_and_the_batch_goes_on(world: Wor
 
 @pytest.mark.parametrize("dataset", ["parsed_payloads", "chunks", "embeddings"])
 def test_an_object_lost_from_the_lake_is_made_again_when_it_is_needed(world: World, dataset: str) -> None:
-    world.sync()
+    world.ingest()
     file_id = world.file_id("doc-2.md")
     (world.root / "home" / "lake" / "default" / dataset / f"{file_id}.parquet").unlink()
     world.change(chunking={"max_tokens": 64}, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
     world.sync()
-    sync_again_at_once(world)
+    ingest_again_at_once(world)
     world.assert_settled("lancedb")
     world.assert_settled("second")
 
 
-def sync_again_at_once(world: World) -> None:
-    """A sync in which no failed file waits for its next attempt."""
+def ingest_again_at_once(world: World) -> None:
+    """What failed does not wait for its next attempt."""
     world.release_failed()
-    assert world.sync().ok
+    world.ingest()
 
 
 def sync_that_dies_after(world: World, dataset: Dataset) -> None:
@@ -171,7 +171,7 @@ def sync_that_dies_after(world: World, dataset: Dataset) -> None:
 def test_what_a_dead_run_wrote_of_an_edit_that_was_undone_reaches_no_sink(
     world: World, dataset: Dataset, same_time: bool
 ) -> None:
-    world.sync()
+    world.ingest()
     path = world.documents / "doc-0.md"
     text, times = path.read_text(), path.stat()
     world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
@@ -180,17 +180,17 @@ def test_what_a_dead_run_wrote_of_an_edit_that_was_undone_reaches_no_sink(
     if same_time:
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     world.sync()
-    sync_again_at_once(world)
+    ingest_again_at_once(world)
     world.assert_settled()
     world.change(chunking={"max_tokens": 64}, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
     world.sync()
-    sync_again_at_once(world)
+    ingest_again_at_once(world)
     world.assert_settled("lancedb")
     world.assert_settled("second")
 
 
 def test_a_payload_that_is_fetched_again_stands_in_the_lake_whatever_a_dead_run_wrote_over_it(world: World) -> None:
-    world.sync()
+    world.ingest()
     path = world.documents / "doc-0.md"
     text, times = path.read_text(), path.stat()
     world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
@@ -204,18 +204,18 @@ def test_a_payload_that_is_fetched_again_stands_in_the_lake_whatever_a_dead_run_
 
 
 def test_no_vector_of_another_model_stands_under_the_name_of_the_present_one(world: World) -> None:
-    world.sync()
+    world.ingest()
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
     sync_that_dies_after(world, "embeddings")
     world.change(embedding={"provider": "constant"})
     world.write("doc-0.md.meta.json", json.dumps({"team": "gauges"}))
     world.sync()
-    sync_again_at_once(world)
+    ingest_again_at_once(world)
     world.assert_settled()
 
 
 def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> None:
-    world.sync()
+    world.ingest()
     world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
     sync_that_dies_after(world, "embeddings")
     assert forget_lost(world.export, list(world.export.ledger.files().values())) == [world.file_id("doc-0.md")]
@@ -228,13 +228,13 @@ def test_groups_bound_what_is_held_in_memory(world: World, monkeypatch: pytest.M
 
 
 def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: World) -> None:
-    world.sync()
+    world.ingest()
     world.write("copy.md", (world.documents / "doc-3.md").read_text())
     world.sync()
     assert world.numbers("embeddings")["reused"] == 1
     assert world.numbers("embeddings")["computed"] == 0
     world.remove("doc-3.md")
-    world.sync()
+    world.ingest()
     world.write("third.md", (world.documents / "copy.md").read_text())
     world.sync()
     assert world.numbers("embeddings")["computed"] == 0
@@ -289,12 +289,12 @@ def test_a_text_that_another_run_is_embedding_is_waited_for_and_not_embedded_aga
     monkeypatch.setattr(VectorIndex, "claim", claim)
     assert [(report.worked, dict(report.numbers)["computed"]) for report in asyncio.run(both())] == [(4, 4), (1, 0)]
     assert len(embedder.texts) == len(set(embedder.texts)) == 4
-    assert world.sync().ok
+    world.ingest()
     world.assert_settled()
 
 
 def test_a_run_keeps_its_leases_for_as_long_as_it_works(world: World) -> None:
-    world.sync()
+    world.ingest()
     export = world.export
     [file_id, *_] = export.ledger.files()
 
@@ -332,7 +332,7 @@ def test_a_renewal_that_fails_is_made_up_for_by_the_next_one(world: World, monke
 
 
 def test_a_dry_run_counts_what_would_be_embedded_and_writes_nothing(world: World) -> None:
-    world.sync()
+    world.ingest()
     world.change(chunking={"max_tokens": 64})
     export = world.export
     ids = list(export.ledger.files())

@@ -27,7 +27,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with open_world(tmp_path) as opened:
         write_documents(opened)
         opened.write("empty.md", "")
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 

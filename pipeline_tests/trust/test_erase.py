@@ -46,7 +46,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with open_world(tmp_path) as opened:
         opened.write("patient.md", f"# Patient\n\n{SECRET}\n")
         opened.write("other.md", "# Other\n\nNothing personal.\n")
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 
@@ -61,7 +61,9 @@ def files_with(root: Path, text: bytes) -> list[Path]:
 def test_an_erased_file_leaves_no_byte_and_the_next_syncs_do_not_bring_it_back(world: World) -> None:
     sink = world.root / "home" / "lancedb"
     assert files_with(sink, b"Quirinus")
+    assert world.sync().ok
     file_id = world.file_id("patient.md")
+    assert file_id in world.instance.get_dynamic_partitions("default_files")
     report = wipe(world, file_id)
     assert report.proved
     assert {proof.place.split(" ")[0] for proof in report.proofs} == {"lancedb", "lake", "vector"}
@@ -101,7 +103,7 @@ def test_what_a_killed_writer_left_of_a_file_is_erased_and_proved_gone(world: Wo
 def test_a_complete_look_sweeps_what_killed_writers_left_long_ago(world: World) -> None:
     killed_writer(world.export.lake, "dfl-gone")
     [left] = (world.root / "home" / "lake").rglob("*.tmp")
-    assert world.sync().ok
+    world.ingest()
     assert left.exists()
     os.utime(left, (0, 0))
     asyncio.run(detect(world.export, complete=True))
@@ -145,7 +147,7 @@ def test_the_digests_a_run_had_claimed_before_it_died_go_too(world: World) -> No
 def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
     file_id = world.file_id("patient.md")
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    assert world.sync().ok
+    world.ingest()
     report = wipe(world, file_id)
     assert report.proved
     assert len([proof for proof in report.proofs if proof.place.startswith("lancedb")]) == 2
@@ -156,7 +158,7 @@ def move_with_another_model(world: World, uri: Path) -> str:
     """The sink is set up elsewhere, and another model is used, in one edit; answers the former model."""
     old = world.export.embedder.identity.slug
     world.change(sinks={"lancedb": {"uri": str(uri)}}, embedding={"provider": "constant", "constant_dimension": 64})
-    assert world.sync().ok
+    world.ingest()
     return old
 
 
@@ -199,7 +201,7 @@ def test_a_former_model_is_neither_proved_gone_nor_forgotten_while_the_place_it_
 def test_a_former_model_of_a_sink_that_is_of_another_kind_now_is_erased_where_it_was_written(world: World) -> None:
     old = world.export.embedder.identity.slug
     world.change(sinks={"lancedb": {"type": "storage_context"}}, embedding={"provider": "constant", "constant_dimension": 64})
-    assert world.sync().ok
+    world.ingest()
     report = wipe(world, world.file_id("patient.md"))
     assert report.proved
     assert [proof.place for proof in report.proofs if old in proof.place] == [f"lancedb ({old}, as it was set up before)"]
@@ -209,15 +211,16 @@ def test_a_former_model_of_a_sink_that_is_of_another_kind_now_is_erased_where_it
 def test_a_file_that_was_removed_before_is_erased_from_an_old_models_collection_too(world: World) -> None:
     file_id = world.file_id("patient.md")
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.sync()
+    world.ingest()
     world.remove("patient.md")
-    assert world.sync().removed == [file_id]
+    assert world.ingest().removable == [file_id]
     assert files_with(world.root / "home" / "lancedb", b"Quirinus")
     assert wipe(world, file_id).proved
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
 
 
 def test_a_tombstone_outlives_the_ledger(world: World) -> None:
+    assert world.sync().ok
     file_id = world.file_id("patient.md")
     wipe(world, file_id)
     lose_ledger(world)
@@ -231,7 +234,7 @@ def test_a_tombstone_outlives_a_move_to_another_ledger(world: World, monkeypatch
     wipe(world, world.file_id("patient.md"))
     monkeypatch.setenv("INDEXPORT_LEDGER_URL", f"sqlite:///{world.root / 'shared.sqlite'}")
     _open.cache_clear()
-    assert world.sync().ok
+    world.ingest()
     assert world.names() == {"other.md"}
 
 
@@ -240,7 +243,7 @@ def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: W
     wipe(world, file_id)
     world.export.ledger.register.lift([file_id])
     world.export.ledger.update_files([{"file_id": file_id, "status": "done"}])
-    world.sync()
+    world.ingest()
     assert world.names() == {"other.md"}
 
 
@@ -251,11 +254,11 @@ def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_le
     shutil.rmtree(lake)
     (world.root / "backup").rename(lake)
     world.write("other.md", "# Other\n\nStill nothing personal.\n")
-    assert world.sync().ok
+    world.ingest()
     assert [world.export.lake.metadata(dataset, file_id) for dataset in DATASETS] == [None] * len(DATASETS)
     assert '{"lake": "had lost its tombstone"}' in [event.details for event in world.export.ledger.history(file_id)]
     lose_ledger(world)
-    assert world.sync().ok
+    world.ingest()
     assert world.names() == {"other.md"}
 
 
@@ -268,7 +271,7 @@ def test_a_name_that_is_released_frees_no_erased_file(world: World) -> None:
 
 def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run_again(world: World) -> None:
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
-    world.sync()
+    world.ingest()
     file_id = world.file_id("patient.md")
     blocked = world.root / "blocked"
     blocked.write_text("a file where the database should lie")
@@ -286,7 +289,7 @@ def test_records_that_no_snapshot_speaks_of_keep_an_erasure_unproved(world: Worl
     async def keep(self: LanceDBExporter, **given: Any) -> None: ...
 
     world.write("patient.md", LONG)
-    assert world.sync().ok
+    world.ingest()
     drop_rows(world, "chunk_index = 0")
     with monkeypatch.context() as patched:
         patched.setattr(LanceDBExporter, "delete_files", keep)
@@ -300,14 +303,14 @@ def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_eve
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
-    world.sync()
+    world.ingest()
     file_id = world.file_id("patient.md")
     with monkeypatch.context() as patched:
         take_down(world, patched, "second")
         assert not wipe(world, file_id).proved
     world.export.lake.delete(file_id, ["tombstones"])
     world.export.ledger.register.lift([file_id])
-    assert world.sync().ok
+    world.ingest()
     world.assert_settled("lancedb")
     world.assert_settled("second")
 
@@ -328,9 +331,9 @@ def test_a_file_held_by_a_live_run_is_not_erased_under_its_feet(world: World) ->
 def test_a_lifted_tombstone_lets_the_file_return(world: World) -> None:
     file_id = world.file_id("patient.md")
     wipe(world, file_id)
-    assert world.sync().ok
+    world.ingest()
     lift_tombstones(world.export, [file_id])
-    assert world.sync().ok
+    world.ingest()
     assert world.names() == {"patient.md", "other.md"}
 
 
@@ -341,7 +344,7 @@ def retired(world: World, **which: str) -> list[Retired]:
 def test_an_old_models_collection_is_dropped_and_the_present_one_is_refused(world: World) -> None:
     old = world.export.embedder.identity.slug
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.sync()
+    world.ingest()
     with pytest.raises(ConfigError, match="is in use"):
         retired(world, model=world.export.embedder.identity.slug)
     assert retired(world, model=old) == [Retired("lancedb", old, 2, None)]
@@ -355,7 +358,7 @@ def test_a_collection_that_others_use_loses_only_what_is_ours(world: World) -> N
     old = world.export.embedder.identity.slug
     duplicate_rows(world, world.file_id("other.md"), {"export_config_id": pa.scalar("exp-other")})
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.sync()
+    world.ingest()
     assert retired(world, model=old)[0].kept == "others have records in it"
     world.change(embedding={"provider": "constant", "constant_dimension": 384})
     assert world.held() == []
@@ -364,7 +367,7 @@ def test_a_collection_that_others_use_loses_only_what_is_ours(world: World) -> N
 def test_a_sink_that_has_left_the_yaml_is_emptied_and_one_in_use_is_refused(world: World) -> None:
     second = world.root / "second"
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(second)}})
-    world.sync()
+    world.ingest()
     with pytest.raises(ConfigError, match="is in use"):
         retired(world, sink="second")
     world.change(sinks={"lancedb": {}})
@@ -376,9 +379,9 @@ def test_a_sink_that_has_left_the_yaml_is_emptied_and_one_in_use_is_refused(worl
 def test_of_a_sink_that_was_renamed_the_former_name_is_forgotten_and_nothing_deleted(world: World) -> None:
     old = world.export.embedder.identity.slug
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    assert world.sync().ok
+    world.ingest()
     world.change(sinks={"main": {"type": "lancedb", "table_prefix": "indexport"}})  # the default, now written out
-    assert world.sync().ok
+    world.ingest()
     found = {one.slug: one for one in retired(world, sink="lancedb")}
     assert (found[old].files, found[old].kept) == (2, None)
     [renamed] = [one for slug, one in found.items() if slug != old]

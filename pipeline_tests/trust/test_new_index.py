@@ -20,7 +20,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     with open_world(tmp_path) as opened:
         for n in range(3):
             opened.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 
@@ -52,19 +52,19 @@ def test_its_files_replace_the_former_ones_in_the_sink(world: World) -> None:
     report = world.sync()
     assert (len(report.ingested), len(report.needs.awaiting_approval)) == (3, 0)
     world.assert_settled()
-    assert world.sync().ok
+    world.ingest()
     assert configs(world).isdisjoint(former)
 
 
 def test_what_another_export_has_of_the_former_index_stays(world: World) -> None:
     other = World(world.root, world.cloud, world.instance, world.settings.model_copy(update={"name": "other"}))
-    assert other.sync().ok
+    other.ingest()
     former = configs(world)
     make_index_anew(world)
-    assert len(world.sync().removed) == 3
+    assert len(world.ingest().removable) == 3
     assert former < configs(world)
     other.export.index_id = None
-    assert len(other.sync().removed) == 3
+    assert len(other.ingest().removable) == 3
     assert configs(world).isdisjoint(former)
 
 
@@ -73,7 +73,7 @@ def test_a_former_file_is_erased_under_the_former_index(world: World) -> None:
     files = list(world.export.ledger.files())
     make_index_anew(world)
     world.change(removal={"grace_period_seconds": 3600})
-    assert world.sync().ok
+    world.ingest()
     assert former < configs(world)
     report = asyncio.run(erase(world.export, files, run_id="erase"))
     assert report.proved
@@ -86,8 +86,8 @@ def test_an_old_models_collection_is_emptied_of_both(world: World) -> None:
     old = world.export.embedder.identity.slug
     world.change(removal={"grace_period_seconds": 3600})
     make_index_anew(world)
-    world.sync()
+    world.ingest()
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.sync()
+    world.ingest()
     [done] = asyncio.run(retire(world.export, model=old))
     assert (done.files, done.kept) == (6, None)

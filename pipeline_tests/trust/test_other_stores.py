@@ -52,7 +52,7 @@ def world(sink: str, tmp_path: Path) -> Iterator[World]:
         with open_world(tmp_path, sinks={sink: settings}) as opened:
             write_documents(opened)
             opened.write("patient.md", f"# Patient\n\n{SECRET}\n")
-            assert opened.sync().ok
+            opened.ingest()
             yield opened
 
 
@@ -89,7 +89,7 @@ def test_repair_mends_what_differs_and_embeds_nothing(world: World, sink: str, e
     held = files_held(world, sink)
     lose(world, sink, "doc-0.md")
     world.write("doc-1.md", "# Document 1\n\nAnother version.\n")
-    assert world.sync().ok
+    world.ingest()
     put(world, sink, held["doc-1.md"])
     embedded.clear()
     report = asyncio.run(repair(world.export, sink, run_id="repair-test"))
@@ -97,14 +97,14 @@ def test_repair_mends_what_differs_and_embeds_nothing(world: World, sink: str, e
     assert set(report.replaced) == {world.file_id("doc-0.md"), world.file_id("doc-1.md")}
     assert embedded == []
     assert_proved(world, sink)
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
 
 
 def test_an_orphan_is_found_and_goes(world: World, sink: str) -> None:
     lost = world.file_id("doc-2.md")
     stray = files_held(world, sink)["doc-2.md"]
     world.remove("doc-2.md")
-    assert world.sync().ok
+    world.ingest()
     put(world, sink, stray)
     report = asyncio.run(repair(world.export, sink, run_id="repair-test"))
     assert (report.ok, report.deleted) == (True, [lost])
@@ -114,11 +114,11 @@ def test_an_orphan_is_found_and_goes(world: World, sink: str) -> None:
 def test_a_lost_ledger_and_a_lost_lake_are_made_again_from_the_store(world: World, sink: str, embedded: list[str]) -> None:
     lose_ledger(world)
     assert asyncio.run(rebuild_ledger(world.export)).standing == {sink: 5}
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
     shutil.rmtree(world.root / "home" / "lake")
     assert asyncio.run(rebuild_lake(world.export, run_id="rebuild-test")).embedded.numbers["computed"] == 0
     assert embedded == []
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
     assert_proved(world, sink)
 
 
@@ -126,7 +126,7 @@ def test_a_lost_store_is_filled_from_the_lake(world: World, sink: str, embedded:
     lose(world, sink, *files_held(world, sink))
     assert world.held(sink) == []
     world.export.ledger.register.reset_sink(sink)
-    assert world.sync().ok
+    world.ingest()
     assert embedded == []
     assert_proved(world, sink)
 

@@ -53,7 +53,7 @@ def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
     rows = world.export.ledger.files()
     assert {f: (row.records_key, row.record_set_hash, row.chunk_count) for f, row in rows.items()} == before
     assert {row.status for row in rows.values()} == {"done"}
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
     assert (embedded, replaced) == ([], [])
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
 
@@ -75,7 +75,7 @@ def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]
     lose_ledger(world)
     restore_ledger(world)
     (world.documents / "long.md").rename(world.documents / "renamed.md")
-    assert world.sync().ok
+    world.ingest()
     assert embedded == []
     world.assert_settled()
 
@@ -142,7 +142,7 @@ def test_a_lost_lake_takes_its_vectors_back_from_the_sink(world: World, embedded
     assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (5, 5, 5, 5)
     assert (rebuilt.embedded.numbers["computed"], embedded) == (0, [])
     assert rebuilt.embedded.numbers["reused"] == len(world.held())
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
     assert replaced == []
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
 
@@ -164,7 +164,7 @@ def test_a_lake_put_back_from_before_an_edit_is_made_what_the_ledger_speaks_of(w
     lake = world.root / "home" / "lake"
     shutil.copytree(lake, world.root / "backup")
     world.write("doc-1.md", "# Document 1\n\nEdited since the backup.\n")
-    assert world.sync().ok
+    world.ingest()
     embedded.clear()
     shutil.rmtree(lake)
     (world.root / "backup").rename(lake)
@@ -172,7 +172,7 @@ def test_a_lake_put_back_from_before_an_edit_is_made_what_the_ledger_speaks_of(w
     assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (1, 1, 1, 1)
     assert embedded == []
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
 
 
 def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: World, embedded: list[str]) -> None:
@@ -181,14 +181,14 @@ def test_ledger_and_lake_lost_together_cost_payloads_and_no_embedding(world: Wor
     restore_ledger(world)
     restore_lake(world)
     assert embedded == []
-    assert world.sync().ok
+    world.ingest()
     world.assert_settled()
 
 
 def test_a_lost_sink_is_filled_from_the_lake(world: World, embedded: list[str]) -> None:
     shutil.rmtree(world.root / "home" / "lancedb")
     world.export.ledger.register.reset_sink("lancedb")
-    assert world.sync().ok
+    world.ingest()
     world.assert_settled()
     assert embedded == []
 
@@ -198,12 +198,13 @@ def test_a_half_restored_sink_is_written_only_where_it_lacks_something(world: Wo
     drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
     duplicate_rows(world, world.file_id("doc-0.md"), {"parsed_directory_file_id": pa.scalar(world.file_id("empty.md"))})
     world.export.ledger.register.reset_sink("lancedb")
-    assert world.sync().ok
+    world.ingest()
     assert set(replaced) == {file_id, world.file_id("empty.md")}
     world.assert_settled()
 
 
 def test_a_lost_instance_gets_its_partitions_back_and_runs_nothing(world: World) -> None:
+    assert world.sync().ok
     keys = set(key_order(world.instance, "default"))
     assert len(keys) == 5
     with dg.DagsterInstance.ephemeral() as fresh:

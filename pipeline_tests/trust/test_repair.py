@@ -31,7 +31,7 @@ def world(tmp_path: Path) -> Iterator[World]:
     """Without an empty file, which a repair does not note for a sink that it is the first to fill: the next run does."""
     with open_world(tmp_path) as opened:
         write_documents(opened)
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 
@@ -65,7 +65,7 @@ def test_only_the_differing_files_are_replaced_and_nothing_is_embedded(
     world.assert_settled()
     loaded, *_, repaired = [event for event in world.export.ledger.history(lost) if " lancedb" in event.event]
     assert (repaired.event, loaded.details) == ("repaired in lancedb", repaired.details)
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
 
 
 def test_a_duplicate_under_a_strange_id_is_mended(world: World) -> None:
@@ -140,7 +140,7 @@ def test_a_file_that_a_live_run_has_taken_meanwhile_is_left_to_it(world: World, 
 def test_too_many_orphans_wait_for_approval(tmp_path: Path) -> None:
     with open_world(tmp_path, removal={"grace_period_seconds": 0, "max_delete_fraction": 0.0}) as world:
         world.write("a.md", "# A\n\nText.\n")
-        world.sync()
+        world.ingest()
         for n in range(3):
             duplicate_rows(
                 world, world.file_id("a.md"), {"id": pa.scalar(f"x{n}"), "parsed_directory_file_id": pa.scalar(f"dfl-{n}")}
@@ -160,7 +160,7 @@ def fill_by_repair(world: World, sink: str) -> RepairReport:
 
 def test_a_sink_that_a_repair_was_the_first_to_fill_is_erased_from_and_retired_once_it_has_left(world: World) -> None:
     assert fill_by_repair(world, "second").ok
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
     world.change(sinks={"lancedb": {}})
     report = asyncio.run(erase(world.export, [world.file_id("doc-0.md")], run_id="erase-test"))
     assert report.proved
@@ -175,7 +175,7 @@ def test_what_was_removed_while_a_sink_was_not_in_use_goes_when_a_repair_uses_it
     gone = world.file_id("doc-0.md")
     world.remove("doc-0.md")
     world.write("doc-1.md", "# Document 1\n\nEdited meanwhile.\n")
-    assert world.sync().removed == [gone]
+    assert world.ingest().removable == [gone]
     if not proven:
         world.faults(hidden_files=["*"])
     report = fill_by_repair(world, "second")
@@ -183,7 +183,7 @@ def test_what_was_removed_while_a_sink_was_not_in_use_goes_when_a_repair_uses_it
     assert ("no listing proves it gone" in report.kept.get(gone, "")) is not proven
     world.faults()
     for _ in range(2):
-        assert world.sync().ok
+        world.ingest()
     world.assert_settled("second")
 
 
@@ -193,7 +193,7 @@ def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(wo
     report = mend(world)
     assert (report.ok, report.replaced, embedded) == (True, {file_id}, [])
     assert file_id in world.export.lake.partitions("embeddings")
-    assert world.sync().runs == 0
+    assert world.ingest().due == []
 
 
 def test_the_repair_job_observes_what_it_did(world: World) -> None:

@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         for n in range(2):
             opened.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
         opened.change(sinks={"lancedb": {}, "extra": {"type": "lancedb", "uri": str(tmp_path / "extra")}})
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 
@@ -34,7 +34,7 @@ def beside(world: World, uri: Path | str, **tuning: Any) -> World:
     shelf = {"type": "lancedb", "uri": str(uri), **tuning}
     settings = world.settings.model_copy(update={"name": "other", "sinks": {"shelf": shelf}})
     other = World(world.root, world.cloud, world.instance, settings)
-    assert other.sync().ok
+    other.ingest()
     return other
 
 
@@ -56,7 +56,7 @@ def test_a_sink_that_another_export_still_has_is_forgotten_and_not_emptied(
 def test_an_old_model_that_another_export_still_uses_is_forgotten_and_not_emptied(world: World) -> None:
     other, old = beside(world, world.root / "extra"), world.export.embedder.identity.slug
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    assert world.sync().ok
+    world.ingest()
     assert {one.sink: one.files for one in asyncio.run(retire(world.export, model=old))} == {"lancedb": 2, "extra": 0}
     other.assert_settled("shelf")
 
@@ -71,7 +71,7 @@ def test_a_sink_that_another_export_has_elsewhere_is_emptied(world: World) -> No
 
 def test_a_sink_that_was_renamed_and_tuned_at_once_keeps_its_records_when_its_former_name_is_retired(world: World) -> None:
     world.change(sinks={"lancedb": {}, "shelf": {"type": "lancedb", "uri": f"{world.root}/extra/", "index_threshold_rows": 5000}})
-    assert world.sync().ok
+    world.ingest()
     [done] = asyncio.run(retire(world.export, sink="extra"))
     assert (done.files, done.kept) == (0, "it is that of the sink 'shelf' now; the former name alone is forgotten")
     world.assert_settled("shelf")
@@ -91,7 +91,7 @@ def test_a_file_that_another_export_would_write_again_is_not_proved_erased_until
 
 def test_an_erasure_is_proved_once_the_former_name_of_a_renamed_export_is_ended(world: World) -> None:
     renamed = World(world.root, world.cloud, world.instance, world.settings.model_copy(update={"name": "after"}))
-    assert renamed.sync().ok
+    renamed.ingest()
     file_id = world.file_id("doc-0.md")
     [problem] = asyncio.run(erase(renamed.export, [file_id], run_id="erase")).problems
     assert "or end it if it is in no definitions any more: indexport retire --export default" in problem
@@ -118,10 +118,10 @@ def test_an_ended_export_leaves_nothing_where_only_it_was(world: World) -> None:
 
 def test_what_a_renamed_export_had_of_a_former_index_goes_with_its_former_name(world: World) -> None:
     renamed = World(world.root, world.cloud, world.instance, world.settings.model_copy(update={"name": "after"}))
-    assert renamed.sync().ok
+    renamed.ingest()
     former = configs(world)
     make_index_anew(renamed)
-    assert len(renamed.sync().removed) == 2
+    assert len(renamed.ingest().removable) == 2
     assert former < configs(world)
     assert {(one.sink, one.files) for one in ended(world)} == {("lancedb", 2), ("extra", 2)}
     assert configs(world).isdisjoint(former)
@@ -132,7 +132,7 @@ def test_the_erasures_of_an_ended_export_outlive_it(world: World) -> None:
     file_id = world.file_id("doc-0.md")
     assert asyncio.run(erase(world.export, [file_id], run_id="erase")).proved
     ended(world)
-    assert world.sync().ok
+    world.ingest()
     assert world.names() == {"doc-1.md"}
 
 

@@ -84,7 +84,7 @@ def test_an_altered_copy_that_filters_or_llama_index_read_is_found_and_mended(tm
     with open_world(tmp_path, metadata_fields={"team": "string"}) as world:
         world.write("doc.md", LONG)
         world.write("doc.md.meta.json", '{"team": "gauges"}')
-        assert world.sync().ok
+        world.ingest()
         file_id = world.file_id("doc.md")
         alter_filtered(world, f"parsed_directory_file_id = '{file_id}' AND chunk_index = 1", values)
         assert found(world).ok
@@ -152,7 +152,7 @@ def test_an_old_version_left_behind_is_stale(world: World) -> None:
     file_id = world.file_id("doc-0.md")
     old = [t for table in held_tables(world) for t in split_files(table) if t.file_id == file_id]
     world.write("doc-0.md", "# Document 0\n\nEdited.\n")
-    world.sync()
+    world.ingest()
     assert found(world, deep=True).ok
 
     async def write_back(exporter: Exporter) -> None:
