@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import dagster as dg
+import pytest
 from typer.testing import CliRunner
 
 import pipeline
-from pipeline.cli import app
+from pipeline.cli import app, main
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline.stages.settings import ExportSettings, load_exports
@@ -28,15 +33,36 @@ def invoke(*arguments: str, code: int = 0) -> str:
     return outcome.stdout
 
 
+def run(*arguments: str, encoding: str = "utf-8", **environment: str) -> CompletedProcess[str]:
+    """A command from its ``main()`` on, in this process: its exit code, and what it has written to an output of this encoding.
+    Where a process of its own would end with a traceback, the error is raised."""
+    stdout, stderr = (TextIOWrapper(BytesIO(), name, write_through=True) for name in (encoding, "utf-8"))
+    before = dict(os.environ)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+        patch.setattr(sys, "argv", ["indexport", *arguments])
+        os.environ |= environment
+        try:
+            main()
+            code: int | str | None = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    assert isinstance(code, int), code
+    written = (stream.buffer.getvalue().decode(stream.encoding) for stream in (stdout, stderr))
+    return CompletedProcess(arguments, code, *written)
+
+
 def assert_in_place(served: World, exports: Callable[[Path], dict[str, ExportSettings]] = load_exports) -> None:
     """The invariant in every sink, and nothing stuck: no file, no lease, no run, no partition."""
     settings = exports(Path(pipeline.__file__).parent / "defs")["default"]
     with open_instance(home_of(served.root)) as instance:
         world = World(served.root, served.cloud, instance, settings)
-        for sink in settings.sinks:
-            world.assert_settled(sink)
         rows = world.export.ledger.files()
         assert {row.status for row in rows.values()} == {"done"}
         assert not instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))
+        for sink in settings.sinks:
+            world.assert_settled(sink)
         assert not [holder for holder in world.export.ledger.holders(list(rows)) if world.export.run_is_live(holder)]
         world.assert_no_partition_is_behind()

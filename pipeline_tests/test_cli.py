@@ -1,13 +1,13 @@
-"""The command line as a user types it, in processes of its own where the environment matters."""
+"""The command line as a user types it, in processes of its own where the process matters."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,49 @@ from pipeline.cli_common import file_ids_of, open_export
 from pipeline.errors import ConfigError
 from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline_tests.command_line import INDEXPORT, invoke
+from pipeline_tests.command_line import INDEXPORT, invoke, run
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path) -> Iterator[Path]:
     """Documents behind a local cloud, a home of their own."""
-    documents = tmp_path / "documents"
-    documents.mkdir()
+    write_documents(tmp_path)
+    with served(tmp_path):
+        yield tmp_path / "documents"
+
+
+@pytest.fixture(scope="module")
+def once_synced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    write_documents(root := tmp_path_factory.mktemp("synced"))
+    with served(root):
+        invoke("sync", "--refresh")
+    return root
+
+
+@pytest.fixture
+def synced(once_synced: Path) -> Iterator[None]:
+    """Such a folder that has been synced, for tests that only read."""
+    with served(once_synced):
+        yield
+
+
+def write_documents(root: Path) -> None:
+    (documents := root / "documents").mkdir()
     (documents / "gauges.md").write_text("# Gauges\n\nThe gauge at the weir is read at noon.\n")
     (documents / "boats.md").write_text("# Boats\n\nThe red boat leaks.\n")
-    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    with local_cloud_environment(str(documents), tmp_path / "cloud"):
-        yield documents
+
+
+@contextmanager
+def served(root: Path) -> Iterator[None]:
+    before = dict(os.environ)
     os.environ.pop("DAGSTER_HOME", None)
+    os.environ["INDEXPORT_HOME"] = str(root / "home")
+    try:
+        with local_cloud_environment(str(root / "documents"), root / "cloud"):
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def test_the_version_is_that_of_the_distribution() -> None:
@@ -112,21 +140,22 @@ def test_a_product_without_its_configuration_is_refused(folder: Path) -> None:
     assert "parse=ID" in str(outcome.exception)
 
 
-def test_output_for_people_cites_pages(folder: Path) -> None:
-    invoke("sync", "--refresh")
+@pytest.mark.usefixtures("synced")
+def test_output_for_people_cites_pages() -> None:
     assert "boats.md, page 1" in invoke("search", "red boat", "-k", "1")
     assert "in lancedb" in invoke("status")
     assert "ready" in invoke("index", "status")
     assert "Plan of default" in invoke("plan")
 
 
-def test_conditions_on_one_key_hold_together(folder: Path) -> None:
-    invoke("sync", "--refresh")
+@pytest.mark.usefixtures("synced")
+def test_conditions_on_one_key_hold_together() -> None:
     gauges, boats = ("--where", "file_name=gauges.md"), ("--where", 'file_name={"ne": "gauges.md"}')
     assert len(json.loads(invoke("search", "red boat", *boats, "--json"))) == 1
     assert json.loads(invoke("search", "red boat", *gauges, *boats, "--json")) == []
 
 
+@pytest.mark.usefixtures("synced")
 @pytest.mark.parametrize(
     ("conditions", "message"),
     [
@@ -138,16 +167,15 @@ def test_conditions_on_one_key_hold_together(folder: Path) -> None:
         (["team=x"], "declare it in the export's metadata_fields"),
     ],
 )
-def test_a_condition_that_says_nothing_or_too_much_is_refused(folder: Path, conditions: list[str], message: str) -> None:
-    invoke("index", "sync", "--wait")
+def test_a_condition_that_says_nothing_or_too_much_is_refused(conditions: list[str], message: str) -> None:
     where = [part for condition in conditions for part in ("--where", condition)]
     outcome = CliRunner().invoke(app, ["search", "x", *where])
     assert isinstance(outcome.exception, ConfigError)
     assert message in str(outcome.exception)
 
 
-def test_a_search_that_finds_nothing_says_so_beside_the_results(folder: Path) -> None:
-    invoke("sync", "--refresh")
+@pytest.mark.usefixtures("synced")
+def test_a_search_that_finds_nothing_says_so_beside_the_results() -> None:
     for options, told in ((["--mode", "text"], "nothing found\n"), (["--mode", "text", "--json"], "")):
         outcome = CliRunner().invoke(app, ["search", "zeppelin", *options])
         assert (outcome.exit_code, outcome.stderr) == (0, told)
@@ -175,11 +203,11 @@ def test_nothing_that_a_terminal_obeys_is_shown_to_it(folder: Path) -> None:
     (folder / "boats.md").rename(folder / name)
     (folder / name).write_text("# Boats \x1b]0;owned\x07 :boat:\n\nThe \u2066red\u2069 boat leaks.\n")
     (folder / "\x1b[2Jbad.xyz").touch()
-    command = [*INDEXPORT, "sync", "--documents", str(folder)]
-    synced = subprocess.run(command, capture_output=True, text=True)
+    command = ["sync", "--documents", str(folder)]
+    synced = subprocess.run([*INDEXPORT, *command], capture_output=True, text=True)
     assert synced.returncode == 0
     assert r"no payload for \x1b[2Jbad.xyz: unsupported type" in synced.stderr
-    told = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True).stdout)
+    told = json.loads(run(*command, "--json").stdout)
     assert list(told["skipped"]) == ["\x1b[2Jbad.xyz"]
     opened = open_export("default")
     (file_id,) = file_ids_of(opened, name)
@@ -192,7 +220,7 @@ def test_nothing_that_a_terminal_obeys_is_shown_to_it(folder: Path) -> None:
     (folder / name).unlink()
     texts.append(invoke("status"))
     assert rf"{shown} ({file_id}): \x1b[1mpoison" in texts[-1]
-    outcome = subprocess.run([*INDEXPORT, "history", "\x1b[2J"], capture_output=True, text=True)
+    outcome = run("history", "\x1b[2J")
     assert r"\x1b[2J" in outcome.stderr
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", "".join([*texts, outcome.stderr]))
 
@@ -216,9 +244,9 @@ def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:
     assert len(invoke("history", f"{'very ' * 20}long.md").splitlines()) == 2
 
 
+@pytest.mark.usefixtures("synced")
 @pytest.mark.parametrize("options", [[], ["--json"]])
-def test_a_reader_that_has_seen_enough_is_no_traceback(folder: Path, options: list[str]) -> None:
-    invoke("sync", "--refresh")
+def test_a_reader_that_has_seen_enough_is_no_traceback(options: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     outcome = subprocess.run([*INDEXPORT, "records", *options], stdout=writing, stderr=subprocess.PIPE, text=True)
@@ -226,93 +254,21 @@ def test_a_reader_that_has_seen_enough_is_no_traceback(folder: Path, options: li
     assert (outcome.returncode, outcome.stderr) == (1, "")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
-def test_a_terminal_that_has_not_every_letter_gets_the_rest_escaped(folder: Path, encoding: str) -> None:
+def test_a_terminal_that_has_not_every_letter_gets_the_rest_escaped(folder: Path) -> None:
     text = "# Boats\n\nЛодка → “réd” 🛶."
     (folder / "boats.md").write_text(text)
     invoke("sync", "--refresh")
-    environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    for options in ([], ["--json"]):
-        command = [*INDEXPORT, "records", "--file", "boats.md", *options]
-        outcome = subprocess.run(command, capture_output=True, env=environment)
-        assert (outcome.returncode, outcome.stderr) == (0, b"")
-        assert rb"\u2192 \u201cr" in outcome.stdout
-    assert json.loads(outcome.stdout.decode(encoding))["content"] == text
-
-
-def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
-    with Path("/dev/full").open("wb") as full:
-        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
-        outcome = subprocess.run([*INDEXPORT, "status"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
-    told = f"error: standard output, or {tmp_path}: No space left on device; check its space and rights\n"
-    assert (outcome.returncode, outcome.stderr) == (1, told)
-
-
-def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
-    name = f"report [final] [/a] {'very ' * 20}long.md"
-    outcome = subprocess.run(
-        [*INDEXPORT, "history", name], capture_output=True, text=True, env={**os.environ, "INDEXPORT_HOME": str(tmp_path)}
-    )
-    told = f"no file of 'default' has the id or name {name!r}; one that has left the directory is known by its id alone"
-    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: {told}\n")
-
-
-def test_wrong_questions_end_with_two_and_one_line() -> None:
-    for arguments, message in (
-        (["status", "--export", "nope"], "there is no export 'nope'"),
-        (["search", "x", "--sink", "nope"], "has no sink 'nope'"),
-    ):
-        environment = {**os.environ, "INDEXPORT_HOME": "/nonexistent-parent/home", "LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9"}
-        outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True)
-        assert outcome.returncode in (1, 2)
-        assert "Traceback" not in outcome.stderr, outcome.stderr
-        if arguments[0] == "status":
-            assert message in outcome.stderr
-
-
-@pytest.mark.parametrize(
-    ("arguments", "variables", "code", "message"),
-    [
-        (["status"], {"INDEXPORT_LEDGER_URL": "postgres://user:canary@host/db"}, 2, "cannot be in 'postgres'"),
-        (["status"], {"INDEXPORT_LEDGER_URL": "host=h password=canary"}, 2, "no SQLAlchemy URL"),
-        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql://host:canary/db"}, 2, "no SQLAlchemy URL"),
-        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql+asyncpg://host/db"}, 2, "'asyncpg' is not installed"),
-        (["status"], {"INDEXPORT_HOME": __file__}, 1, f"{__file__}: File exists"),
-        (["removals"], {"INDEXPORT_HOME": __file__}, 1, "Not a directory"),
-        (["removals"], {"DAGSTER_HOME": "x/../relative"}, 0, ""),
-        (["removals"], {"INDEXPORT_HOME": "a?b"}, 2, "a?b/dagster: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
-        (["removals"], {"DAGSTER_HOME": "a%2Fb"}, 2, "a%2Fb: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
-        (["removals"], {"INDEXPORT_HOME": "100% 'ours' #1 +ü"}, 0, ""),
-        (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
-        (["local-cloud", "--port", "99999"], {}, 2, "65535"),
-        (["sync", "--allow-deletes", "-1"], {}, 2, "--allow-deletes'"),
-        (["repair", "--allow-deletes", "-1"], {}, 2, "--allow-deletes'"),
-        (["local-cloud", ""], {}, 2, "local-cloud: '' is no folder"),
-        (["sync", "--documents", ""], {}, 2, "--documents: '' is no folder"),
-        (["sync", "--documents", "/nope"], {}, 2, "--documents: '/nope' is no folder"),
-        (["plan", "--documents", __file__], {}, 2, f"--documents: {__file__!r} is no folder"),
-        (["dev", "--documents", "", "--port", "0"], {"LLAMA_CLOUD_API_KEY": ""}, 2, "--documents: '' is no folder"),
-    ],
-)
-def test_what_is_wrong_around_a_command_is_no_traceback(
-    tmp_path: Path, arguments: list[str], variables: dict[str, str], code: int, message: str
-) -> None:
-    environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / "home"), **variables}
-    outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
-    assert message in outcome.stderr
-    assert "canary" not in outcome.stderr
-
-
-def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        command = [*INDEXPORT, "dev", "--port", str(port), "--documents", str(tmp_path)]
-        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path / "home"), "LLAMA_CLOUD_API_KEY": ""}
-        outcome = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
-    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
-    assert f"127.0.0.1:{port}: Address already in use; choose another with --port" in outcome.stderr
-    assert not (tmp_path / "home").exists()
+    command = ["records", "--file", "boats.md"]
+    for encoding in ("ascii", "iso-8859-1"):
+        for options in ([], ["--json"]):
+            outcome = run(*command, *options, encoding=encoding)
+            assert (outcome.returncode, outcome.stderr) == (0, "")
+            assert r"\u2192 \u201cr" in outcome.stdout
+        assert json.loads(outcome.stdout)["content"] == text
+    environment = {**os.environ, "PYTHONIOENCODING": "iso-8859-1"}
+    in_its_process = subprocess.run([*INDEXPORT, *command, "--json"], capture_output=True, env=environment)
+    assert (in_its_process.returncode, in_its_process.stderr) == (0, b"")
+    assert in_its_process.stdout == outcome.stdout.encode("iso-8859-1")
 
 
 def test_a_home_whose_local_cloud_is_in_use_is_waited_for(folder: Path, tmp_path: Path) -> None:
@@ -354,21 +310,6 @@ def test_a_local_cloud_prints_the_port_it_has(tmp_path: Path) -> None:
         line = server.stderr.readline()
         server.kill()  # also where signals to stop are ignored
     assert re.fullmatch(r"LLAMA_CLOUD_BASE_URL=http://127.0.0.1:[1-9]\d+ LLAMA_CLOUD_API_KEY=local\n", line)
-
-
-@pytest.mark.takes_long
-def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> None:
-    environment = {
-        **os.environ,
-        "INDEXPORT_HOME": str(tmp_path),
-        "LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9",
-        "LLAMA_CLOUD_API_KEY": "llx-canary",
-    }
-    outcome = subprocess.run([*INDEXPORT, "index", "status"], env=environment, capture_output=True, text=True)
-    assert outcome.returncode == 1
-    assert "Traceback" not in outcome.stderr
-    assert "127.0.0.1:9" in outcome.stderr
-    assert "llx-canary" not in outcome.stderr + outcome.stdout
 
 
 @pytest.mark.parametrize("name", ["a?b", "a%41b", "a%2Fb", "a#b", "100%", "a b+c"])

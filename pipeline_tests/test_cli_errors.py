@@ -1,0 +1,106 @@
+"""What the command line says of wrong questions and of what is wrong around it: one line, and never a traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline_tests.command_line import INDEXPORT, run
+
+
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
+        outcome = subprocess.run([*INDEXPORT, "status"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+    told = f"error: standard output, or {tmp_path}: No space left on device; check its space and rights\n"
+    assert (outcome.returncode, outcome.stderr) == (1, told)
+
+
+def test_an_error_is_one_whole_line_whatever_it_names(tmp_path: Path) -> None:
+    name = f"report [final] [/a] {'very ' * 20}long.md"
+    outcome = run("history", name, INDEXPORT_HOME=str(tmp_path))
+    told = f"no file of 'default' has the id or name {name!r}; one that has left the directory is known by its id alone"
+    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: {told}\n")
+
+
+def test_wrong_questions_end_with_two_and_one_line() -> None:
+    for arguments, message in (
+        (["status", "--export", "nope"], "there is no export 'nope'"),
+        (["search", "x", "--sink", "nope"], "has no sink 'nope'"),
+    ):
+        outcome = run(*arguments, INDEXPORT_HOME="/nonexistent-parent/home", LLAMA_CLOUD_BASE_URL="http://127.0.0.1:9")
+        assert outcome.returncode in (1, 2)
+        if arguments[0] == "status":
+            assert message in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "code", "message"),
+    [
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgres://user:canary@host/db"}, 2, "cannot be in 'postgres'"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "host=h password=canary"}, 2, "no SQLAlchemy URL"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql://host:canary/db"}, 2, "no SQLAlchemy URL"),
+        (["status"], {"INDEXPORT_LEDGER_URL": "postgresql+asyncpg://host/db"}, 2, "'asyncpg' is not installed"),
+        (["removals"], {"INDEXPORT_HOME": __file__}, 1, "Not a directory"),
+        (["removals"], {"DAGSTER_HOME": "x/../relative"}, 0, ""),
+        (["removals"], {"DAGSTER_HOME": "a%2Fb"}, 2, "a%2Fb: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
+        (["prune", "--older-than-days", "1000000"], {}, 2, "no date is so many days ago"),
+        (["local-cloud", "--port", "99999"], {}, 2, "65535"),
+        (["sync", "--allow-deletes", "-1"], {}, 2, "--allow-deletes'"),
+        (["repair", "--allow-deletes", "-1"], {}, 2, "--allow-deletes'"),
+        (["local-cloud", ""], {}, 2, "local-cloud: '' is no folder"),
+        (["sync", "--documents", ""], {}, 2, "--documents: '' is no folder"),
+        (["sync", "--documents", "/nope"], {}, 2, "--documents: '/nope' is no folder"),
+        (["plan", "--documents", __file__], {}, 2, f"--documents: {__file__!r} is no folder"),
+        (["dev", "--documents", "", "--port", "0"], {"LLAMA_CLOUD_API_KEY": ""}, 2, "--documents: '' is no folder"),
+    ],
+)
+def test_what_is_wrong_around_a_command_is_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], variables: dict[str, str], code: int, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run(*arguments, **{"INDEXPORT_HOME": str(tmp_path / "home"), **variables})
+    assert outcome.returncode == code, outcome.stderr
+    assert message in outcome.stderr
+    assert "canary" not in outcome.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "home", "code", "message"),
+    [
+        (["removals"], "100% 'ours' #1 +ü", 0, ""),
+        (["removals"], "a?b", 2, "a?b/dagster: set DAGSTER_HOME, or INDEXPORT_HOME, to a path"),
+        (["status"], __file__, 1, f"{__file__}: File exists"),
+    ],
+)
+def test_what_is_wrong_is_no_traceback_of_a_process_either(
+    tmp_path: Path, arguments: list[str], home: str, code: int, message: str
+) -> None:
+    environment = {**os.environ, "INDEXPORT_HOME": home}
+    outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
+    assert message in outcome.stderr
+
+
+def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = ["dev", "--port", str(port), "--documents", str(tmp_path)]
+        outcome = run(*command, INDEXPORT_HOME=str(tmp_path / "home"), LLAMA_CLOUD_API_KEY="")
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert f"127.0.0.1:{port}: Address already in use; choose another with --port" in outcome.stderr
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.usefixtures("impatient_sdk")
+def test_an_unreachable_llamacloud_is_one_line_and_exit_one(tmp_path: Path) -> None:
+    nowhere = {"LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9", "LLAMA_CLOUD_API_KEY": "llx-canary"}
+    outcome = run("index", "status", INDEXPORT_HOME=str(tmp_path), **nowhere)
+    assert outcome.returncode == 1
+    assert len(outcome.stderr.splitlines()) == 1
+    assert "127.0.0.1:9" in outcome.stderr
+    assert "llx-canary" not in outcome.stderr + outcome.stdout
