@@ -19,7 +19,6 @@ from pydantic import SecretStr
 
 from pipeline.errors import (
     ConfigError,
-    IncompleteListing,
     IndexportError,
     PayloadError,
     PayloadOutOfReach,
@@ -244,9 +243,7 @@ class LlamaCloudSource:
         try:
             async for entries, _ in pages:
                 yield entries
-        except (IncompleteListing, Rejected):
-            return
-        except ServerFailed as error:
+        except (Rejected, SourceUnavailable) as error:
             if _meets_every_request(error):
                 raise
 
