@@ -39,8 +39,10 @@ _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
 _TOTAL_SECONDS = 900.0
 """For all attempts at one payload: a server that sends a byte a minute defeats every other time limit."""
-_STALE_STATUSES = frozenset({400, 401, 403, 404, 410})
-"""How object stores answer an expired URL, or one for an object that has been replaced or is not visible yet."""
+_REFUSALS = frozenset({400, 401, 403})
+"""How object stores answer an expired URL; and every URL where a policy, a filter or a clock is wrong."""
+_ABSENCES = frozenset({404, 410})
+"""How they answer one for an object that has been replaced, is not visible yet, or is gone."""
 _PASSING_STATUSES = frozenset({408, 425, 429})
 """Beside those of servers that fail."""
 _READABLE_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
@@ -63,8 +65,10 @@ class RetryPolicy:
 
 
 class _Kind(Enum):
-    STALE = auto()
-    """The URL is refused: ask for another one."""
+    REFUSED = auto()
+    """The URL is refused: ask for another one. A fresh one may be answered when the store is set right."""
+    ABSENT = auto()
+    """Nothing is behind the URL: ask for another one. Behind a fresh one it is gone."""
     TRANSIENT = auto()
     """This answer may be different in a moment, or when the store is well again."""
     FINAL = auto()
@@ -77,7 +81,7 @@ class _Failure:
     retry_after: float | None = None
 
     def error(self, file: DirectoryFile) -> PayloadError:
-        kind = PayloadOutOfReach if self.kind is _Kind.TRANSIENT else PayloadError
+        kind = PayloadOutOfReach if self.kind in {_Kind.TRANSIENT, _Kind.REFUSED} else PayloadError
         return kind(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {self.reason}")
 
 
@@ -140,7 +144,7 @@ class PayloadDownloader:
     ) -> bytes | _Failure:
         """From ``url`` while it can be used; one that is refused is replaced once."""
         outcome = await self._fetch(transport, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
-        if isinstance(outcome, _Failure) and outcome.kind is _Kind.STALE:
+        if isinstance(outcome, _Failure) and outcome.kind in {_Kind.REFUSED, _Kind.ABSENT}:
             await asyncio.sleep(self._retries.pause(0, None))
             outcome = await self._fetch(transport, await self._resolve(file))
         return outcome
@@ -161,7 +165,7 @@ class PayloadDownloader:
         """Attempts until one succeeds, fails for good, or there were enough."""
         for attempt in range(self._retries.attempts):
             outcome = await self._attempt(transport, url)
-            if isinstance(outcome, bytes) or outcome.kind in {_Kind.STALE, _Kind.FINAL}:
+            if isinstance(outcome, bytes) or outcome.kind is not _Kind.TRANSIENT:
                 break
             if attempt + 1 < self._retries.attempts:
                 await asyncio.sleep(self._retries.pause(attempt, outcome.retry_after))
@@ -224,8 +228,9 @@ def _get(url: httpx.URL) -> httpx.Request:
 
 def _failed_status(response: httpx.Response) -> _Failure:
     status = response.status_code
-    if status in _STALE_STATUSES:
-        return _Failure(_Kind.STALE, f"the storage refused a fresh presigned URL as well (HTTP {status})")
+    if status in _REFUSALS | _ABSENCES:
+        kind = _Kind.REFUSED if status in _REFUSALS else _Kind.ABSENT
+        return _Failure(kind, f"the storage refused a fresh presigned URL as well (HTTP {status})")
     if status in _PASSING_STATUSES or status >= httpx.codes.INTERNAL_SERVER_ERROR:
         asked = seconds_asked(response.headers.get("Retry-After"))
         return _Failure(_Kind.TRANSIENT, f"the storage answered HTTP {status}", asked)

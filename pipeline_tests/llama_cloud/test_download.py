@@ -97,11 +97,16 @@ async def test_a_refused_url_is_asked_for_again_once(status: int) -> None:
     assert [request.url.path for request in asked] == [f"/{SECRET}", "/fresh"]
 
 
-@pytest.mark.parametrize("status", [400, 403, 404])
-async def test_a_fresh_url_refused_too_is_the_files_fault(status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(400, PayloadOutOfReach), (401, PayloadOutOfReach), (403, PayloadOutOfReach), (404, PayloadError), (410, PayloadError)],
+)
+async def test_a_fresh_url_refused_too_may_be_the_storages_fault_unless_it_has_nothing_there(
+    status: int, kind: type[PayloadError]
+) -> None:
     handle, asked = answers(httpx.Response(status))
     error = await refusal(handle)
-    assert type(error) is PayloadError
+    assert type(error) is kind
     assert f"HTTP {status}" in str(error)
     assert "q3.pdf" in str(error)
     assert len(asked) == 2
