@@ -38,6 +38,9 @@ _ENCODINGS = ("base64", "float", None)
 """What is asked for, in turn: base64 is a quarter of the bytes, some servers know only floats, and LiteLLM in front of some
 vendors refuses the field itself."""
 _HARMLESS_TEXT = "text"
+_SEARCH_TIME_LIMITS = 15
+"""Of one attempt: how long a request is searched for the texts that a server hangs over, which takes one each time it is halved.
+A minute each would be hours where there are many of them."""
 
 
 class _KeepsBreakingDown(EmbedderUnavailable):
@@ -127,30 +130,32 @@ class OpenAIEmbedder:
         vectors: Vectors,
         refused: dict[int, str],
         *,
-        suspected: bool = False,
+        search_ends: float | None = None,
     ) -> None:
         """Put the vectors of ``texts`` into their rows. A request the endpoint refuses is halved, until it is small enough or the
         text to blame stands alone: its reason is put into ``refused``.
 
-        So is a request that the server breaks down over while it answers another. Its texts are ``suspected`` from then on: a
-        breakdown over them is a refusal, as each half would have to wait through all tries otherwise."""
+        So is a request that the server breaks down over while it answers another. Its texts are suspected from then on: a
+        breakdown over them is a refusal, as each half would have to wait through all tries otherwise. After ``search_ends``, in
+        the event loop's time, what is refused is not halved: all its texts are to blame, until their files are tried alone."""
         rows = list(texts)
+        clock = asyncio.get_running_loop().time
         try:
-            vectors[rows] = await self._request(client, list(texts.values()), suspected=suspected)
+            vectors[rows] = await self._request(client, list(texts.values()), suspected=search_ends is not None)
             return
         except Refused as refusal:
-            if len(rows) == 1:
+            if len(rows) == 1 or (search_ends is not None and clock() > search_ends):
                 await self._check_that_the_text_is_to_blame(client, refusal)
-                refused[rows[0]] = str(refusal)
+                refused.update(dict.fromkeys(rows, str(refusal)))
                 return
             _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(rows), refusal)
         except _KeepsBreakingDown as failure:
             await self._check_that_another_text_is_answered(client, failure)
-            suspected = True
+            search_ends = clock() + _SEARCH_TIME_LIMITS * self._settings.timeout_seconds
             _log.warning("the endpoint answers another text: %d texts are sent again in halves; %s", len(rows), failure)
         middle = len(rows) // 2
         for half in filter(None, (rows[:middle], rows[middle:])):  # The first is empty for a lone text, which is asked for again.
-            await self._fill(client, {row: texts[row] for row in half}, vectors, refused, suspected=suspected)
+            await self._fill(client, {row: texts[row] for row in half}, vectors, refused, search_ends=search_ends)
 
     async def _check_that_another_text_is_answered(self, client: httpx.AsyncClient, failure: EmbedderUnavailable) -> None:
         """Raise ``failure`` when none is at once."""
@@ -205,9 +210,10 @@ class OpenAIEmbedder:
             async with asyncio.timeout(seconds):  # httpx's own timeout is of each read: an answer in drops never exceeds it
                 response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
         except TimeoutError:
-            raise TryAgain(f"no whole answer in {seconds:g} s") from None
+            raise BrokeDown(f"no whole answer in {seconds:g} s") from None
         except httpx.RequestError as error:
-            raise TryAgain(f"{type(error).__name__} {error}".rstrip()) from None
+            verdict = BrokeDown if isinstance(error, httpx.ReadError | httpx.RemoteProtocolError) else TryAgain
+            raise verdict(f"{type(error).__name__} {error}".rstrip()) from None
         return read_vectors(
             response,
             count=len(texts),

@@ -35,7 +35,7 @@ class TryAgain(Exception):
 
 
 class BrokeDown(TryAgain):
-    """The server failed. It may recover; or one of the texts makes it fail, as often as it is sent."""
+    """The server failed, hung up or hangs. It may recover; or one of the texts makes it do so, as often as it is sent."""
 
 
 class Refused(Exception):

@@ -49,7 +49,7 @@ class Endpoint:
     """Answers with ``script``, one entry a request, then rightly."""
 
     url: str
-    script: list[Callable[[Body], Answer] | Answer | None] = field(default_factory=list)
+    script: list[Callable[[Body], Answer | None] | Answer | None] = field(default_factory=list)
     requests: list[Body] = field(default_factory=list)
     keys: list[str | None] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)

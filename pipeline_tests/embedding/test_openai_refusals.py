@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -102,6 +103,64 @@ async def test_a_text_that_makes_the_server_fail_costs_no_other_and_few_requests
     assert np.flatnonzero(np.isnan(caught.value.vectors[:, 0])).tolist() == [37]
     tries, probes, both_halves_of_six_levels = 3, 2, 12
     assert len(endpoint.requests) == tries + probes + both_halves_of_six_levels
+
+
+def drops(text: str) -> Callable[[Body], Answer | None]:
+    return lambda request: None if text in request["input"] else right(request)
+
+
+def hangs(text: str, released: threading.Event) -> Callable[[Body], Answer]:
+    def answer(request: Body) -> Answer:
+        if any(text in sent for sent in request["input"]):
+            released.wait(timeout=30)
+        return right(request)
+
+    return answer
+
+
+@pytest.fixture
+def released() -> Iterator[threading.Event]:
+    """Lets go at the end whoever waits."""
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("how", ["drops", "hangs"])
+async def test_a_text_over_which_the_server_drops_the_connection_or_hangs_costs_no_other(
+    endpoint: Endpoint, how: str, released: threading.Event
+) -> None:
+    endpoint.script = [drops("poison") if how == "drops" else hangs("poison", released)] * 99
+    with pytest.raises(TextsRefused) as caught:
+        await embed(endpoint, ["good"] * 7 + ["poison"] + ["good"] * 8, timeout_seconds=0.3)
+    reason = {"drops": "RemoteProtocolError Server disconnected", "hangs": "no whole answer in 0.3 s"}[how]
+    assert caught.value.refused.keys() == {7}
+    assert caught.value.refused[7].startswith(reason)
+    assert np.flatnonzero(np.isnan(caught.value.vectors[:, 0])).tolist() == [7]
+    tries, probes, both_halves_of_four_levels = 3, 2, 8
+    assert len(endpoint.requests) == tries + probes + both_halves_of_four_levels
+
+
+async def test_a_search_among_many_texts_that_hang_ends_and_blames_what_it_has_not_told_apart(
+    endpoint: Endpoint, released: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.embedding.openai_embedder._SEARCH_TIME_LIMITS", 2)
+    endpoint.script = [hangs("poison", released)] * 999
+    texts = ["good"] * 64 + ["poison"] * 63 + ["good"]
+    with pytest.raises(TextsRefused) as caught:
+        await embed(endpoint, texts, timeout_seconds=0.2)
+    assert caught.value.refused.keys() >= set(range(64, 127))
+    assert np.flatnonzero(np.isnan(caught.value.vectors[:, 0])).tolist() == sorted(caught.value.refused)
+    assert len(endpoint.requests) < 20
+
+
+async def test_a_server_too_slow_for_a_request_gets_smaller_ones(endpoint: Endpoint) -> None:
+    def slow(request: Body) -> Answer:
+        time.sleep(0.02 * len(request["input"]))
+        return right(request)
+
+    endpoint.script = [slow] * 99
+    assert await embed(endpoint, ["good"] * 32, timeout_seconds=0.4) == [vector("good")] * 32
 
 
 async def test_a_lone_text_is_to_blame_only_when_another_is_answered_and_it_fails_again(endpoint: Endpoint) -> None:
