@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from pipeline.ledger import schema
 from pipeline.ledger.engine import open_engine
+from pipeline.ledger.failures import own_failures
 from pipeline.ledger.models import LEAVING, ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
 from pipeline.ledger.sql import batches, delete_of_files, upsert, writing
@@ -250,17 +251,21 @@ class Ledger:
         backoff: Callable[[int], float],
         settings_digest: str,
     ) -> None:
-        """Count a failed attempt for each file with its reason; park those that have had ``max_attempts``, if given."""
+        """Count a failed attempt for each file with its reason; park those that have had ``max_attempts``. Without it the attempt
+        counts towards no parking, as the history tells: ``attempts`` are all that failed in a row, which the back-off follows."""
         if not failures:
             return
         now = self._clock()
         rows = self.files(list(failures))
+        with self._engine.connect() as connection:
+            before = own_failures(connection, self.export, [file_id for file_id, row in rows.items() if row.attempts])
+        mark = {"parks": False} if max_attempts is None else {}
         updates, events = [], []
         for file_id, reason in failures.items():
             if file_id not in rows:
                 continue
             attempts = rows[file_id].attempts + 1
-            status = "failed" if max_attempts is None or attempts < max_attempts else "parked"
+            status = "failed" if max_attempts is None or before[file_id] + 1 < max_attempts else "parked"
             updates.append(
                 {
                     "file_id": file_id,
@@ -271,7 +276,7 @@ class Ledger:
                     "settings_digest": settings_digest,
                 }
             )
-            events.append((file_id, status, {"reason": reason, "attempt": attempts}))
+            events.append((file_id, status, {"reason": reason, "attempt": attempts, **mark}))
         self.update_files(updates)
         self.log(events, run_id=run_id)
 
@@ -385,16 +390,9 @@ class Ledger:
     def _log(
         self, connection: sa.Connection, events: Sequence[tuple[str, str, Mapping[str, Any]]], run_id: str | None, now: float
     ) -> None:
+        common = {"export": self.export, "at": now, "run_id": run_id}
         rows = [
-            {
-                "export": self.export,
-                "file_id": file_id,
-                "at": now,
-                "event": event,
-                "run_id": run_id,
-                "details": json.dumps(details),
-            }
-            for file_id, event, details in events
+            {**common, "file_id": file_id, "event": event, "details": json.dumps(details)} for file_id, event, details in events
         ]
         if rows:
             connection.execute(sa.insert(schema.history), rows)

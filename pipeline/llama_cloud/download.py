@@ -39,10 +39,10 @@ _HEADERS = {"Accept": "*/*", "Accept-Encoding": "identity"}
 _TIMEOUT = httpx.Timeout(60.0, connect=10.0, pool=None)
 _TOTAL_SECONDS = 900.0
 """For all attempts at one payload: a server that sends a byte a minute defeats every other time limit."""
-_STALE_STATUSES = frozenset({400, 401, 403})
-"""How object stores answer an expired URL, and where a policy or a clock is wrong."""
-_MISSING_STATUSES = frozenset({404, 410})
-"""How they answer for an object that has been replaced or is not visible yet."""
+_REFUSALS = frozenset({400, 401, 403})
+"""How object stores answer an expired URL; and every URL where a policy, a filter or a clock is wrong."""
+_ABSENCES = frozenset({404, 410})
+"""How they answer one for an object that has been replaced, is not visible yet, or is gone."""
 _PASSING_STATUSES = frozenset({408, 425, 429})
 """Beside those of servers that fail."""
 _READABLE_ENCODINGS = frozenset({"", "identity", "gzip", "x-gzip"})
@@ -65,10 +65,10 @@ class RetryPolicy:
 
 
 class _Kind(Enum):
-    STALE = auto()
-    """The URL is refused: ask for another one. That a fresh one is refused as well is the storage's, and may pass."""
-    MISSING = auto()
-    """There is nothing behind the URL: ask for another one, which tells of the file."""
+    REFUSED = auto()
+    """The URL is refused: ask for another one. A fresh one may be answered when the store is set right."""
+    ABSENT = auto()
+    """Nothing is behind the URL: ask for another one. Behind a fresh one it is gone."""
     TRANSIENT = auto()
     """This answer may be different in a moment, or when the store is well again."""
     FINAL = auto()
@@ -81,7 +81,7 @@ class _Failure:
     retry_after: float | None = None
 
     def error(self, file: DirectoryFile) -> PayloadError:
-        kind = PayloadOutOfReach if self.kind in {_Kind.STALE, _Kind.TRANSIENT} else PayloadError
+        kind = PayloadOutOfReach if self.kind in {_Kind.TRANSIENT, _Kind.REFUSED} else PayloadError
         return kind(file.id, f"the payload of {file.display_name!r} cannot be downloaded: {self.reason}")
 
 
@@ -144,7 +144,7 @@ class PayloadDownloader:
     ) -> bytes | _Failure:
         """From ``url`` while it can be used; one that is refused is replaced once."""
         outcome = await self._fetch(transport, url if url and url.usable(_EXPIRY_MARGIN) else await self._resolve(file))
-        if isinstance(outcome, _Failure) and outcome.kind in {_Kind.STALE, _Kind.MISSING}:
+        if isinstance(outcome, _Failure) and outcome.kind in {_Kind.REFUSED, _Kind.ABSENT}:
             await asyncio.sleep(self._retries.pause(0, None))
             outcome = await self._fetch(transport, await self._resolve(file))
         return outcome
@@ -228,8 +228,8 @@ def _get(url: httpx.URL) -> httpx.Request:
 
 def _failed_status(response: httpx.Response) -> _Failure:
     status = response.status_code
-    if status in _STALE_STATUSES or status in _MISSING_STATUSES:
-        kind = _Kind.STALE if status in _STALE_STATUSES else _Kind.MISSING
+    if status in _REFUSALS | _ABSENCES:
+        kind = _Kind.REFUSED if status in _REFUSALS else _Kind.ABSENT
         return _Failure(kind, f"the storage refused a fresh presigned URL as well (HTTP {status})")
     if status in _PASSING_STATUSES or status >= httpx.codes.INTERNAL_SERVER_ERROR:
         asked = seconds_asked(response.headers.get("Retry-After"))

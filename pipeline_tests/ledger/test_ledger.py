@@ -194,6 +194,8 @@ def test_failures_back_off_then_park_and_a_change_releases(ledger: Ledger, clock
     ledger.record_listing([listed("a", 2)], 2)
     assert ledger.files()["a"].status == "new"
     assert ledger.files()["a"].attempts == 0
+    ledger.record_failures({"a": "boom"}, run_id="r", max_attempts=2, backoff=lambda n: 10.0 * n, settings_digest="s")
+    assert (ledger.files()["a"].status, ledger.files()["a"].attempts) == ("failed", 1)
 
 
 def test_a_sink_that_is_down_backs_off_and_recovers(ledger: Ledger, clock: Clock) -> None:

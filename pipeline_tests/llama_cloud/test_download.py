@@ -98,9 +98,12 @@ async def test_a_refused_url_is_asked_for_again_once(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"), [(400, PayloadOutOfReach), (403, PayloadOutOfReach), (404, PayloadError), (410, PayloadError)]
+    ("status", "kind"),
+    [(400, PayloadOutOfReach), (401, PayloadOutOfReach), (403, PayloadOutOfReach), (404, PayloadError), (410, PayloadError)],
 )
-async def test_a_fresh_url_refused_too_may_pass_unless_there_is_no_object(status: int, kind: type[PayloadError]) -> None:
+async def test_a_fresh_url_refused_too_may_be_the_storages_fault_unless_it_has_nothing_there(
+    status: int, kind: type[PayloadError]
+) -> None:
     handle, asked = answers(httpx.Response(status))
     error = await refusal(handle)
     assert type(error) is kind

@@ -114,14 +114,29 @@ async def test_listings_without_urls_fall_back_to_single_requests() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [failure(500), failure(404), failure(422), httpx.Response(200, json={"items": [{"display_name": "no id"}]})],
+    [
+        failure(500),
+        failure(403),
+        failure(404),
+        failure(422),
+        httpx.Response(200, json={"items": [{"display_name": "no id"}]}),
+        httpx.Response(200, text="<html>of a gateway</html>"),
+        httpx.ReadTimeout("x"),
+        httpx.RemoteProtocolError("x"),
+    ],
 )
 @pytest.mark.parametrize("page", [1, 2])
-async def test_a_listing_that_fails_falls_back_to_single_requests(answer: httpx.Response, page: int) -> None:
+async def test_a_listing_that_fails_falls_back_to_single_requests(answer: httpx.Response | Exception, page: int) -> None:
     cloud = cloud_with(60, page_size=30)
-    cloud.script = lambda request: (
-        answer if "expand=download_url" in str(request.url) and (page == 1 or "page_token=" in str(request.url)) else None
-    )
+
+    def fails(request: httpx.Request) -> httpx.Response | None:
+        if "expand=download_url" not in str(request.url) or (page == 2 and "page_token=" not in str(request.url)):
+            return None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    cloud.script = fails
     async with cloud.source() as source:
         outcomes = await fetch_all(source, [file(number) for number in range(60)])
     assert sum(isinstance(outcome, Payload) for outcome in outcomes.values()) == 60

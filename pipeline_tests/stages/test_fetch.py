@@ -48,7 +48,13 @@ def arrived(world: World) -> set[str]:
 
 @pytest.mark.parametrize(
     ("pattern", "count", "status"),
-    [("^/_blob/7$", 40, 500), ("^/_blob/7$", 40, 503), ("/file-7/content$", 20, 403), ("/file-7/content$", 20, 502)],
+    [
+        ("^/_blob/7$", 40, 403),
+        ("^/_blob/7$", 40, 500),
+        ("^/_blob/7$", 40, 503),
+        ("/file-7/content$", 20, 403),
+        ("/file-7/content$", 20, 502),
+    ],
 )
 def test_a_file_that_alone_cannot_be_downloaded_is_left_out_and_stops_no_other(
     tmp_path: Path, pattern: str, count: int, status: int
@@ -141,3 +147,14 @@ def test_a_file_that_cannot_be_downloaded_for_a_while_is_never_parked(tmp_path: 
             row = world.export.ledger.files()[BAD]
             assert (row.status, row.attempts) == ("failed", attempt)
             assert row.next_retry_at is not None
+
+
+def test_only_failures_that_are_the_files_own_count_towards_parking_it(tmp_path: Path) -> None:
+    with served(tmp_path, 8, detection={"max_attempts": 2}) as (cloud, world):
+        seen = []
+        for status in (503, 403, 404, 503, 404):
+            cloud.failing["^/_blob/7$"] = status
+            fetched(world, BAD)
+            row = world.export.ledger.files()[BAD]
+            seen.append((row.status, row.attempts))
+        assert seen == [("failed", 1), ("failed", 2), ("failed", 3), ("failed", 4), ("parked", 5)]
