@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
 from pipeline.sinks.registry import SINKS, exporter_class
+from pipeline.stages.export import LOCAL_SINKS
 from pipeline.stages.settings import ExportSettings
 
 TARGET = Path(__file__).with_name("settings.md")
@@ -41,8 +43,9 @@ def settings_page() -> str:
 
 
 def _sink(name: str) -> str:
+    home = {"uri": f"`INDEXPORT_{name.upper()}_URI`, or a folder of the home"} if name in LOCAL_SINKS else {}
     try:
-        return _table(exporter_class(name).settings_type)
+        return _table(exporter_class(name).settings_type, home)
     except ConfigError as error:
         raise SystemExit(f"settings.md needs every extra installed: {error}") from error
 
@@ -57,10 +60,12 @@ def _document(model: type[BaseModel]) -> str:
     return " ".join((model.__doc__ or "").split()) + "\n"
 
 
-def _table(model: type[BaseModel]) -> str:
+def _table(model: type[BaseModel], defaults: Mapping[str, str] = MappingProxyType({})) -> str:
+    """``defaults`` are those that are not in the model."""
     rows = ["| setting | default | meaning |", "|---|---|---|"]
     for name, field in model.model_fields.items():
-        default = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        in_model = "required" if field.is_required() else _shown(field.get_default(call_default_factory=True))
+        default = defaults.get(name, in_model)
         rows.append(f"| `{name}` | {default} | {_meaning(field)} |")
     return "\n".join(rows) + "\n"
 

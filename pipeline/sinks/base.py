@@ -57,7 +57,7 @@ class SinkSettings(BaseModel):
     def place(self) -> tuple[object, ...]:
         """What decides where the records are: two sinks of one type and of equal places have the same. Settings that only tune
         belong to no place: what another export still uses would be deleted as if nobody did."""
-        return tuple(self.model_dump().items())
+        return tuple(sorted(self.model_dump().items()))
 
 
 @dataclass(frozen=True, slots=True)

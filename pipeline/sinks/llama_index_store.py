@@ -45,8 +45,11 @@ _BYTES_AT_ONCE: Final = 16 * 2**20
 class LlamaIndexSettings(SinkSettings):
     """The two stores. The docstore's class or factory must take ``namespace``, as LlamaIndex's key-value docstores do."""
 
-    vector_store: ObjectSettings
-    docstore: ObjectSettings
+    vector_store: ObjectSettings = Field(
+        description="LlamaIndex's store: `class`, an import path, and `args`, which may be such objects themselves; ${NAME} is "
+        "an environment variable, {collection} the model's own name for its collection, {dimension} the number."
+    )
+    docstore: ObjectSettings = Field(description="The docstore beside it, said in the same way; it must take `namespace`.")
     prefix: str = Field(
         default="indexport",
         pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$",

@@ -123,7 +123,7 @@ class Export:
     def held_in(self, sink: str) -> SinkCollection:
         """Where a sink of this export keeps the present model's records."""
         settings = {"type": sink, **self.settings.sinks[sink]}
-        if settings["type"] in _LOCAL_SINKS:
+        if settings["type"] in LOCAL_SINKS:
             settings.setdefault("uri", self.home.sink_uri(settings["type"]))
         model = self.embedder.identity
         return SinkCollection(sink, model.slug, model.name, model.fingerprint, model.dimension, settings)
@@ -235,7 +235,7 @@ class Export:
         return len(done)
 
 
-_LOCAL_SINKS = ("lancedb", "storage_context")
+LOCAL_SINKS = ("lancedb", "storage_context")
 """Sinks that live in a folder or bucket: without a ``uri`` of their own they live under the home."""
 
 LEASE_SECONDS = 900.0

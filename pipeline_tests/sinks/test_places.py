@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.sinks.plug_in import PlugInSettings
 from pipeline.sinks.registry import exporter_class
 
 ELSEWHERE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
@@ -90,3 +91,11 @@ def test_a_folder_is_one_place_however_it_is_written(tmp_path: Path, monkeypatch
     written = [f"{tmp_path}/data", "data", "./data/", f"file://{tmp_path}/data", "link", "data/../data"]
     assert len({place("lancedb", uri=uri) for uri in written}) == 1
     assert place("storage_context", uri="s3://bucket/a/") == place("storage_context", uri="s3://bucket/a")
+
+
+def test_the_order_of_a_plugged_in_sinks_settings_makes_no_other_place() -> None:
+    assert (
+        PlugInSettings.model_validate({"url": "here", "space": "a"}).place()
+        == PlugInSettings.model_validate({"space": "a", "url": "here"}).place()
+    )
+    assert PlugInSettings.model_validate({"url": "here"}).place() != PlugInSettings.model_validate({"url": "there"}).place()
