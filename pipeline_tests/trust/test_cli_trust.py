@@ -97,6 +97,16 @@ def test_a_release_that_is_refused_lifts_no_tombstone(folder: Path) -> None:
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 2}
 
 
+def test_what_waits_to_be_removed_and_the_index_are_told_to_scripts(folder: Path) -> None:
+    (folder / "boats.md").unlink()
+    (folder / "weirs.md").unlink()
+    waiting = json.loads(invoke("sync", "--refresh", "--json", code=1))["awaiting_approval"]
+    removals = {removal["file_id"]: removal for removal in json.loads(invoke("removals", "--json"))}
+    assert sorted(removals) == sorted(waiting)
+    assert {(removal["file"], removal["records"]) for removal in removals.values()} == {("boats.md", 1), ("weirs.md", 1)}
+    assert json.loads(invoke("index", "status", "--json"))["status"] == "ready"
+
+
 def test_a_file_that_has_gone_is_asked_about_and_erased_by_its_id(folder: Path) -> None:
     [record] = map(json.loads, invoke("records", "--file", "boats.md", "--json").splitlines())
     file_id = record["parsed_directory_file_id"]
