@@ -31,7 +31,7 @@ def world(tmp_path: Path) -> Iterator[World]:
             opened.write(
                 f"doc-{n}.md", f"# Document {n}\n\n" + "\n\n".join(f"## Part {p}\n\n" + "Gauges. " * 90 for p in range(4))
             )
-        assert opened.sync().ok
+        opened.ingest()
         yield opened
 
 

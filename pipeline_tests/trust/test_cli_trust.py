@@ -14,25 +14,26 @@ import pytest
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.cli_common import defined_exports
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import PARTITION, key_order
 from pipeline_tests.command_line import INDEXPORT, invoke
-from pipeline_tests.world import home_of
+from pipeline_tests.world import World, home_of
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Documents behind a local cloud, synced into a home of their own."""
+    """Documents behind a local cloud, in the ledger, lake and sink of a home of their own."""
     documents = tmp_path / "documents"
     documents.mkdir()
     for name in ("gauges", "boats", "weirs"):
         (documents / f"{name}.md").write_text(f"# {name.title()}\n\nWhat there is to know of {name}.\n")
     monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    with local_cloud_environment(str(documents), tmp_path / "cloud"):
-        invoke("sync", "--refresh", "--json")
+    with local_cloud_environment(str(documents), tmp_path / "cloud") as cloud, dg.DagsterInstance.ephemeral() as instance:
+        World(tmp_path, cloud, instance, defined_exports()["default"]).ingest()
         yield documents
     os.environ.pop("DAGSTER_HOME", None)
 
@@ -136,6 +137,7 @@ def test_an_export_is_not_ended_unless_it_is_named(folder: Path, monkeypatch: py
 
 
 def test_an_export_with_an_unfinished_run_is_ended_when_that_has_ended(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    invoke("sync", "--json")
     monkeypatch.setattr("pipeline.cli_trust.defined_exports", dict)
     with open_instance(home_of(folder.parent)) as instance:
         run = dg.DagsterRun(

@@ -213,7 +213,7 @@ def test_a_file_that_was_removed_before_is_erased_from_an_old_models_collection_
     world.change(embedding={"provider": "constant", "constant_dimension": 64})
     world.ingest()
     world.remove("patient.md")
-    assert world.ingest().removable == [file_id]
+    assert world.ingest().due == [file_id]
     assert files_with(world.root / "home" / "lancedb", b"Quirinus")
     assert wipe(world, file_id).proved
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []

@@ -175,7 +175,7 @@ def test_what_was_removed_while_a_sink_was_not_in_use_goes_when_a_repair_uses_it
     gone = world.file_id("doc-0.md")
     world.remove("doc-0.md")
     world.write("doc-1.md", "# Document 1\n\nEdited meanwhile.\n")
-    assert world.ingest().removable == [gone]
+    assert set(world.ingest().due) == {gone, world.file_id("doc-1.md")}
     if not proven:
         world.faults(hidden_files=["*"])
     report = fill_by_repair(world, "second")
