@@ -45,7 +45,7 @@ def test_a_streamed_body_of_two_hundred_megabytes_is_read_whole(tmp_path: Path) 
 
 
 def test_many_payloads_of_structured_items_are_not_held_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of JSON, which takes ten times as much in memory, and a line of text: no more than the first that reach the bound."""
+    """Of JSON, which takes ten times as much in memory, and a line of text: no more of them than reach the bound."""
     held: list[int] = []
 
     def counted(*arguments: Any) -> None:
@@ -56,7 +56,10 @@ def test_many_payloads_of_structured_items_are_not_held_together(tmp_path: Path,
     body = payload([{"page_number": 1, "text": "A scanned drawing.", "items": items}])
     monkeypatch.setattr("pipeline.stages.fetch._store", counted)
     monkeypatch.setattr("pipeline.stages.fetch._BYTES_AT_ONCE", 16 * len(body))
-    with hostile_cloud(*(ServedFile(f"dfl-{n:02}", gzip.compress(body)) for n in range(36))) as cloud, world_over(tmp_path, cloud) as world:
+    with (
+        hostile_cloud(*(ServedFile(f"dfl-{n:02}", gzip.compress(body)) for n in range(36))) as cloud,
+        world_over(tmp_path, cloud) as world,
+    ):
         asyncio.run(detect(world.export, complete=True))
         report = asyncio.run(fetch(world.export, list(world.export.ledger.files()), run_id="r"))
     assert (report.worked, sum(held)) == (36, 36)
