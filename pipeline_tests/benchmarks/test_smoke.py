@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import random
+import sys
+from collections.abc import Mapping
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +21,8 @@ from benchmarks.edits import edited, edits
 from benchmarks.end_to_end import interleaved, smallest_cosine
 from benchmarks.figures import Figure, print_table, ratio_figure, write_json
 from benchmarks.orchestration import paired_runs
-from benchmarks.processes import Measured, local_cloud, run_measured
+from benchmarks.processes import Measured, run_measured
+from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.postgres import postgres, sqlalchemy_url
 
 
@@ -89,13 +95,27 @@ def test_chunks_embedded_after_an_edit_are_counted_through_a_real_sync(tmp_path:
         assert all(of["chunks"] >= 90 and 1 <= of["embedded"] <= of["chunks"] for of in figure.details["files"].values())
 
 
-def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do_and_embed_what_is_new_to_both_once(tmp_path: Path) -> None:
+def in_this_process(module: str, arguments: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[dict[str, Any], Measured]:
+    """A worker whose imports are done; what processes it starts are its own."""
+    told = StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(told):
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "argv", [module, json.dumps(dict(arguments))])
+        importlib.import_module(module).main()
+    return json.loads(told.getvalue().splitlines()[-1]), measured(0.0)
+
+
+def test_two_runs_at_once_on_a_new_postgresql_do_all_there_is_to_do_and_embed_what_is_new_to_both_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.orchestration.run_worker", in_this_process)
     documents = tmp_path / "documents"
     made_documents(documents, 10, 8)
     for document in list(documents.iterdir()):
         (documents / f"copy-of-{document.name}").write_bytes(document.read_bytes())
-    with local_cloud(documents, tmp_path / "cloud") as environment, postgres() as uri:
-        told = paired_runs(sqlalchemy_url(uri), tmp_path / "home", 20, environment)
+    with local_cloud_environment(str(documents), tmp_path / "cloud"), postgres() as uri:
+        told = paired_runs(sqlalchemy_url(uri), tmp_path / "home", 20, {})
     assert (told["files"], told["runs"]) == (20, 2)
     assert told["chunks"] == 2 * told["embedded"] > 0
 

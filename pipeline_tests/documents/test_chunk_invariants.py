@@ -73,7 +73,7 @@ def expected_attachments(document: Document, pages: list[int]) -> set[Attachment
     return {attachment for number, attachment in document.attachments if number is None or number in pages}
 
 
-@_QUICK
+@settings(_QUICK, max_examples=40)
 @given(pages=page_lists(), whole_file=file_attachments, chosen=_SETTINGS)
 def test_chunks_are_exact_complete_ordered_bounded_and_traceable(
     counter: TokenCounter, pages: list[Page], whole_file: tuple[Attachment, ...], chosen: ChunkingSettings

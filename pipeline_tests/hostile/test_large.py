@@ -45,17 +45,21 @@ def test_a_streamed_body_of_two_hundred_megabytes_is_read_whole(tmp_path: Path) 
 
 
 def test_many_payloads_of_structured_items_are_not_held_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A megabyte of JSON each, which takes ten in memory, and a line of text."""
+    """Of JSON, which takes ten times as much in memory, and a line of text: no more of them than reach the bound."""
     held: list[int] = []
 
     def counted(*arguments: Any) -> None:
         held.append(len(arguments[2]))
         _store(*arguments)
 
-    items = [{"type": "text", "value": "word", "bbox": [{"x": n + 0.5, "y": 1.25, "w": 3.5, "h": 4.5}]} for n in range(13_000)]
-    body = gzip.compress(payload([{"page_number": 1, "text": "A scanned drawing.", "items": items}]), compresslevel=1)
+    items = [{"type": "text", "value": "word", "bbox": [{"x": n + 0.5, "y": 1.25, "w": 3.5, "h": 4.5}]} for n in range(800)]
+    body = payload([{"page_number": 1, "text": "A scanned drawing.", "items": items}])
     monkeypatch.setattr("pipeline.stages.fetch._store", counted)
-    with hostile_cloud(*(ServedFile(f"dfl-{n:02}", body) for n in range(36))) as cloud, world_over(tmp_path, cloud) as world:
+    monkeypatch.setattr("pipeline.stages.fetch._BYTES_AT_ONCE", 16 * len(body))
+    with (
+        hostile_cloud(*(ServedFile(f"dfl-{n:02}", gzip.compress(body)) for n in range(36))) as cloud,
+        world_over(tmp_path, cloud) as world,
+    ):
         asyncio.run(detect(world.export, complete=True))
         report = asyncio.run(fetch(world.export, list(world.export.ledger.files()), run_id="r"))
     assert (report.worked, sum(held)) == (36, 36)
@@ -68,9 +72,10 @@ def _export_one(root: Path, file: ServedFile, *, starts: str, ends: str, last_pa
         began = time.process_time()
         world.ingest()
         assert time.process_time() - began < _SECONDS
-        records = [record for record in world.held() if record.parsed_directory_file_id == file.id]
+        held = world.held()
+        records = [record for record in held if record.parsed_directory_file_id == file.id]
         assert [record.chunk_index for record in records] == list(range(len(records)))
         assert records[0].content.startswith(starts)
         assert records[-1].content.endswith(ends)
         assert records[-1].page_range_end == last_page
-        assert len(world.held()) == len(records) + 1
+        assert len(held) == len(records) + 1

@@ -150,7 +150,7 @@ file_contents = st.sets(st.integers(0, 6), max_size=4)
 a_run_s_files = st.lists(file_contents, min_size=1, max_size=5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     runs=st.lists(a_run_s_files, min_size=2, max_size=4),
     turns=st.lists(st.integers(0, 3), max_size=30),

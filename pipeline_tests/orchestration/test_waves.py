@@ -14,15 +14,17 @@ from dagster._core.test_utils import create_run_for_test
 from pipeline.orchestration import waves
 from pipeline.orchestration.partitions import EXPORT_TAG, RANGE_END, RANGE_START, WAVE_TAG, key_order
 from pipeline.orchestration.sensors import look
-from pipeline.orchestration.waves import MAX_RANGES, Dispatch, dispatch
+from pipeline.orchestration.waves import Dispatch, dispatch
 from pipeline_tests.world import World, open_world
 
-FILES = 40
+FILES = 16
+MAX_RANGES = 3
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with open_world(tmp_path, detection={"files_per_run": 25}) as opened:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.setattr(waves, "MAX_RANGES", MAX_RANGES)
+    with open_world(tmp_path, detection={"files_per_run": 10}) as opened:
         for n in range(FILES):
             opened.write(f"doc-{n:02d}.md", f"# Document {n}\n\nText {n}.\n")
         yield opened
@@ -37,7 +39,7 @@ def decide(world: World, *, waiting_since: float | None = None) -> Dispatch:
 
 def test_new_files_go_out_as_contiguous_ranges_of_bounded_size(world: World) -> None:
     decided = decide(world)
-    assert [len(spec.keys) for spec in decided.runs] == [25, 15]
+    assert [len(spec.keys) for spec in decided.runs] == [10, 6]
     order = key_order(world.instance, "default")
     for spec in decided.runs:
         tags = spec.tags("default")
@@ -138,8 +140,8 @@ def test_a_sink_that_lacks_nearly_all_files_gets_them_as_they_lie(world: World, 
     world.change(detection={"files_per_run": 3})
     world.sync()
     before = key_order(world.instance, "default")
-    world.export.ledger.register.let_go("lancedb", [key for key in before if key not in before[10:30:4]])
-    assert len(decide(world).runs) > -(-35 // 3)
+    world.export.ledger.register.let_go("lancedb", [key for key in before if key not in before[2:13:5]])
+    assert len(decide(world).runs) > -(-13 // 3)
     assert key_order(world.instance, "default") == before
 
 
@@ -166,7 +168,7 @@ def test_after_the_longest_wait_small_ranges_go_out_as_they_lie(world: World) ->
 def test_a_few_scattered_changes_go_out_without_reordering(world: World) -> None:
     world.sync()
     before = key_order(world.instance, "default")
-    for n in (3, 20):
+    for n in (3, 12):
         world.write(f"doc-{n:02d}.md", "# Edited\n\nText.\n")
     decided = decide(world)
     assert [len(spec.keys) for spec in decided.runs] == [1, 1]

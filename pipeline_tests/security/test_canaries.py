@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from pydantic import SecretStr
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline_tests.command_line import run
 
 SECRETS = {
     "LLAMA_CLOUD_API_KEY": "llx-canary01",
@@ -130,26 +130,32 @@ def test_no_secret_and_no_presigned_url_is_written_or_printed(installation: Inst
         "sinks": {"lancedb": {}, **FAILING_SINKS},
         "removal": {"grace_period_seconds": 0},
     }
-    said = installation.run("pipeline_tests.security.worker", json.dumps(export))
-    assert said.count(b"cursor: ") == 1, said[-3000:].decode(errors="replace")
     commands = (["plan"], ["status", "--json"], ["history", "doc-1.md"])
-    printed = {" ".join(command): installation.run("pipeline.cli", *command) for command in commands}
-    printed["worker"] = said
+    said = installation.run("pipeline_tests.security.worker", json.dumps(export), json.dumps(commands))
+    assert said.count(b"cursor: ") == 1, said[-3000:].decode(errors="replace")
+    assert all(f"ended: {' '.join(command)}\n".encode() in said for command in commands), said[-3000:].decode(errors="replace")
     assert b"held: ChunkRecord" in said, "the sync has done its work"
     written = list(_written(installation.home))
     assert {"ledger.sqlite", "runs.db"} <= {Path(where).name for where, _ in written}
     assert any(b"qdrant" in data for where, data in written if where.endswith("ledger.sqlite")), "the sinks have failed"
-    assert _leaks(iter([*written, *printed.items()])) == {}
+    assert _leaks(iter([*written, ("worker", said)])) == {}
 
 
-@pytest.mark.takes_long
-def test_an_error_that_stops_the_sync_shows_no_secret(installation: Installation) -> None:
+@pytest.mark.usefixtures("impatient_sdk")
+def test_an_error_that_stops_the_sync_shows_no_secret(
+    installation: Installation,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    caplog.set_level(logging.DEBUG)
     installation.faults(server_error_requests=1000, server_error_status=500)
-    commands = ("sync", "plan")
-    with ThreadPoolExecutor() as pool:  # both wait out the SDK's retries
-        printed = dict(zip(commands, pool.map(partial(installation.run, "pipeline.cli"), commands), strict=True))
-    assert all(b"LlamaCloud" in said for said in printed.values())
-    assert _leaks(iter([*_written(installation.home), *printed.items()])) == {}
+    outcomes = [run(command, **installation.environment) for command in ("sync", "plan")]
+    assert all("LlamaCloud" in outcome.stderr for outcome in outcomes)
+    assert "500" in caplog.text
+    printed = [*(text for outcome in outcomes for text in (outcome.stdout, outcome.stderr)), caplog.text, *capfd.readouterr()]
+    assert _leaks(iter([*_written(installation.home), *((text, text.encode()) for text in printed)])) == {}
 
 
 def test_the_local_cloud_listens_on_this_machine_alone_unless_told_otherwise(tmp_path: Path) -> None:

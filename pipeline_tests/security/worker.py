@@ -1,16 +1,20 @@
 """A process that syncs an export as ``indexport sync`` does, with every logger of every library turned up.
 
-``python -m pipeline_tests.security.worker SETTINGS``: the export's settings as JSON; everything else from the environment.
+``python -m pipeline_tests.security.worker SETTINGS COMMANDS``: the export's settings as JSON, and commands that are run after it,
+each a list of arguments; everything else from the environment.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
+from contextlib import suppress
 
 import dagster as dg
 
+from pipeline import cli
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import IndexportError
 from pipeline.home import Home
@@ -21,7 +25,7 @@ from pipeline.stages.search import records
 from pipeline.stages.settings import ExportSettings
 
 
-def main(written: str) -> None:
+def main(written: str, commands: str) -> None:
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
     settings = ExportSettings.model_validate_json(written)
     with open_instance(Home.from_environment()) as instance:
@@ -33,6 +37,11 @@ def main(written: str) -> None:
             sys.stdout.write(f"{report}\n")
         asyncio.run(_show(EXPORTS.open(settings, instance)))
         _tick(settings, instance)
+    for command in json.loads(commands):
+        sys.argv[1:] = command
+        with suppress(SystemExit):
+            cli.main()
+        sys.stdout.write(f"ended: {' '.join(command)}\n")
 
 
 async def _show(export: Export) -> None:
@@ -52,4 +61,4 @@ def _tick(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

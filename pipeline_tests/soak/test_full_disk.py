@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.errors import IndexportError
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline_tests.command_line import INDEXPORT, invoke
+from pipeline_tests.command_line import INDEXPORT, invoke, run
 from pipeline_tests.local_cloud.harness import metadata, running
 from pipeline_tests.soak.kills import only_in_the_soak
 from pipeline_tests.world import World, open_world
@@ -237,8 +237,8 @@ def test_a_full_disk_under_dagsters_own_database_is_named_and_heals_with_room(
 def test_a_read_only_disk_under_dagsters_own_database_is_named_by_its_commands(folder: Path, small_instance: Path) -> None:
     _edit(folder, "second")
     assert _mounted("-o", "remount,ro", str(small_instance))
-    for command in (["sync"], ["dev", "--port", "0", "--cloud-port", "0"]):
-        _assert_told(_command(*command), small_instance)
+    _assert_told(run("sync"), small_instance)
+    _assert_told(_command("dev", "--port", "0", "--cloud-port", "0"), small_instance)
     assert _mounted("-o", "remount,rw", str(small_instance))
     _assert_healed(folder, small_instance)
 
@@ -247,7 +247,7 @@ def test_a_read_only_home_is_named(small_disk: Path, tmp_path: Path, monkeypatch
     (tmp_path / "documents").mkdir()
     monkeypatch.setenv("INDEXPORT_HOME", str(small_disk))
     assert _mounted("-o", "remount,ro", str(small_disk))
-    _assert_told(_command("sync", "--documents", str(tmp_path / "documents")), small_disk)
+    _assert_told(run("sync", "--documents", str(tmp_path / "documents")), small_disk)
 
 
 def test_a_home_that_became_read_only_is_named(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,7 +257,6 @@ def test_a_home_that_became_read_only_is_named(small_disk: Path, tmp_path: Path,
         pass
     monkeypatch.setenv("INDEXPORT_HOME", str(small_disk))
     assert _mounted("-o", "remount,ro", str(small_disk))
-    told = _command("sync", "--documents", str(tmp_path / "documents"))
+    told = run("sync", "--documents", str(tmp_path / "documents"))
     assert told.returncode == 1
-    assert "Traceback" not in told.stderr
     assert f"cannot keep its state in {small_disk}" in told.stderr

@@ -91,7 +91,7 @@ def kill_and_run_again(victim: Victim, kills: int) -> None:
 
 @pytest.mark.takes_long
 def test_a_killed_sync_is_made_good_by_the_next_one(victim: Victim) -> None:
-    kill_and_run_again(victim, 3)
+    kill_and_run_again(victim, 2)
 
 
 @only_in_the_soak

@@ -116,15 +116,17 @@ def test_a_storage_that_goes_down_half_way_is_left_alone_soon_and_what_has_come_
         assert {(row.status, row.attempts) for row in untried} == {("new", 0)}
 
 
-def test_many_files_that_alone_cannot_be_downloaded_stop_no_other(tmp_path: Path) -> None:
-    with served(tmp_path, 60) as (cloud, world):
-        cloud.failing["^/_blob/[1-3]?[0-9]$"] = 503
+def test_many_files_that_alone_cannot_be_downloaded_stop_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than a look tries in a row."""
+    monkeypatch.setattr("pipeline.stages.fetch._MANY", 16)
+    with served(tmp_path, 30, index={"max_concurrent_downloads": 8}) as (cloud, world):
+        cloud.failing["^/_blob/1?[0-9]$"] = 503
         for _ in range(12):
             try:
                 fetched(world)
             except SourceUnavailable:
                 continue
-        assert arrived(world) == {f"dfl-{n:03}" for n in range(40, 60)}
+        assert arrived(world) == {f"dfl-{n:03}" for n in range(20, 30)}
 
 
 def test_what_was_fetched_before_llamacloud_throttles_is_kept(tmp_path: Path) -> None:
