@@ -220,9 +220,8 @@ def _end(name: str) -> None:
         ending = without_sinks(name, instance)
         if not is_quiet(instance, name):
             raise ConfigError(f"a run or backfill of {name!r} is unfinished in Dagster; end the export when that has ended")
-        delete_keys(
-            instance, name, key_order(instance, name)
-        )  # first: once the ledger has forgotten the export, none can be ended
+        # The keys first: once the ledger has forgotten the export, it cannot be ended again.
+        delete_keys(instance, name, key_order(instance, name))
         _print_retired(asyncio.run(end(ending)))
     out.print(f"{name} has ended: its lake and what the ledger knew of it are gone, but for its erasures", highlight=False)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 _USER = re.compile(r"(?<=://)[^/\s]*@")
 """Also with a ``?`` or ``#`` in the password, which should be percent-encoded there."""
@@ -32,12 +33,18 @@ def without_password(url: str) -> str:
     return _PASSWORD.sub(r"\1@", url)
 
 
+def local_directory(uri: str) -> Path | None:
+    """The folder of this machine that an address names; ``None`` for an object store or a server."""
+    if "://" not in uri:
+        return Path(uri)
+    return Path(urlsplit(uri).path) if uri.lower().startswith("file://") else None
+
+
 def one_spelling(address: str) -> str:
     """The same for every way to write the address of one folder or server: a local path is absolute, without ``file://`` and
     links; of others the password and the last slash go."""
-    if "://" in address and not address.startswith("file://"):
-        return without_password(address).rstrip("/")
-    return str(Path(address.removeprefix("file://")).resolve())
+    folder = local_directory(address)
+    return str(folder.resolve()) if folder else without_password(address).rstrip("/")
 
 
 def is_http_url(text: str) -> bool:

@@ -9,9 +9,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from io import BytesIO, TextIOWrapper
 from pathlib import Path
 from subprocess import CompletedProcess
+from unittest.mock import patch
 
 import dagster as dg
-import pytest
 from typer.testing import CliRunner
 
 import pipeline
@@ -37,18 +37,13 @@ def run(*arguments: str, encoding: str = "utf-8", **environment: str) -> Complet
     """A command from its ``main()`` on, in this process: its exit code, and what it has written to an output of this encoding.
     Where a process of its own would end with a traceback, the error is raised."""
     stdout, stderr = (TextIOWrapper(BytesIO(), name, write_through=True) for name in (encoding, "utf-8"))
-    before = dict(os.environ)
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
-        patch.setattr(sys, "argv", ["indexport", *arguments])
-        os.environ |= environment
+    command = patch.object(sys, "argv", ["indexport", *arguments])
+    with command, patch.dict(os.environ, environment), redirect_stdout(stdout), redirect_stderr(stderr):
         try:
             main()
             code: int | str | None = 0
         except SystemExit as ended:
             code = ended.code or 0
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
     assert isinstance(code, int), code
     written = (stream.buffer.getvalue().decode(stream.encoding) for stream in (stdout, stderr))
     return CompletedProcess(arguments, code, *written)

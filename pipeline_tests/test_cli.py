@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import httpx
 import pytest
@@ -56,15 +57,10 @@ def write_documents(root: Path) -> None:
 
 @contextmanager
 def served(root: Path) -> Iterator[None]:
-    before = dict(os.environ)
-    os.environ.pop("DAGSTER_HOME", None)
-    os.environ["INDEXPORT_HOME"] = str(root / "home")
-    try:
+    with patch.dict(os.environ, {"INDEXPORT_HOME": str(root / "home")}):
+        os.environ.pop("DAGSTER_HOME", None)
         with local_cloud_environment(str(root / "documents"), root / "cloud"):
             yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def test_the_version_is_that_of_the_distribution() -> None:

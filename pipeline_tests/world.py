@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import dagster as dg
 import httpx
@@ -234,18 +235,13 @@ def world_over(root: Path, cloud: CloudServer, **settings: Any) -> Iterator[Worl
         "embedding": EmbeddingSettings(**CONSTANT),
         "removal": {"grace_period_seconds": 0, "max_delete_fraction": 0.5},
     }
-    before = dict(os.environ)
-    with dg.DagsterInstance.ephemeral() as instance:
-        os.environ |= {
-            "INDEXPORT_HOME": str(root / "home"),
-            "LLAMA_CLOUD_BASE_URL": cloud.base_url,
-            "LLAMA_CLOUD_API_KEY": cloud.api_key,
-        }
-        try:
-            yield World(root, cloud, instance, ExportSettings(**{**defaults, **settings}))
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
+    environment = {
+        "INDEXPORT_HOME": str(root / "home"),
+        "LLAMA_CLOUD_BASE_URL": cloud.base_url,
+        "LLAMA_CLOUD_API_KEY": cloud.api_key,
+    }
+    with dg.DagsterInstance.ephemeral() as instance, patch.dict(os.environ, environment):
+        yield World(root, cloud, instance, ExportSettings(**{**defaults, **settings}))
 
 
 def home_of(root: Path) -> Home:

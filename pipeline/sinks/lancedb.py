@@ -41,11 +41,11 @@ from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
-from pipeline.sinks.lancedb_sweep import local_directory, sweep
+from pipeline.sinks.lancedb_sweep import sweep
 from pipeline.sinks.records import ChunkRecord, FileRecords, in_order, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
-from pipeline.urls import one_spelling
+from pipeline.urls import local_directory, one_spelling
 
 if TYPE_CHECKING:
     from lancedb.query import AsyncStandardQuery

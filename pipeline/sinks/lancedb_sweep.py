@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 from pipeline.sinks.lancedb_table import FORMAT_KEY
 
@@ -20,14 +19,6 @@ ABANDONED_AFTER: Final = timedelta(hours=1)
 """Since something was last written to a file: four times as long as a run that has died keeps its files from others."""
 
 _INDEXES: Final = "_indices/" + "-".join("[0-9a-f]" * digits for digits in (8, 4, 4, 4, 12))
-
-
-def local_directory(uri: str) -> Path | None:
-    """Where a table lies, ``None`` for an object store."""
-    if "://" not in uri:
-        return Path(uri)
-    parts = urlsplit(uri)
-    return Path(parts.path) if parts.scheme == "file" else None
 
 
 def sweep(table: Path) -> None:

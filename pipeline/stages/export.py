@@ -160,9 +160,11 @@ class Export:
 
     def is_same_place(self, one: SinkCollection, other: SinkCollection) -> bool:
         """Whether the sinks of two collections have the same type and keep their records in the same place."""
+        if one.settings["type"] != other.settings["type"]:
+            return False
         try:
-            places = [self._sink_settings(held)[1].place() for held in (one, other)]
-            return one.settings["type"] == other.settings["type"] and bool(places[0] == places[1])
+            here, there = (self._sink_settings(held)[1].place() for held in (one, other))
+            return bool(here == there)
         except ConfigError:  # settings of a former version: whoever opens them is told
             return False
 

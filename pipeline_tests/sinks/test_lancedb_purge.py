@@ -16,7 +16,8 @@ import pytest
 from pipeline.embedding.base import ModelIdentity
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.lancedb import LanceDBExporter, LanceDBSettings
-from pipeline.sinks.lancedb_sweep import ABANDONED_AFTER, local_directory, sweep
+from pipeline.sinks.lancedb_sweep import ABANDONED_AFTER, sweep
+from pipeline.urls import local_directory
 from pipeline_tests.conformance.harness import FIELDS, Bench, matrix
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 

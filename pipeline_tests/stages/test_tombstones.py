@@ -39,6 +39,14 @@ def tombstones(export: Export) -> tuple[set[str], set[str]]:
     return set(export.lake.partitions("tombstones")), set(export.ledger.register.tombstones())
 
 
+def lose(export: Export, place: str) -> None:
+    if place == "ledger":
+        export.ledger.register.lift(ERASED)
+    if place == "lake":
+        for file_id in ERASED:
+            export.lake.delete(file_id, ["tombstones"])
+
+
 def cut_into(patch: pytest.MonkeyPatch, step: int, other: Callable[[], object]) -> list[str]:
     """``other`` runs after this step, counted from 0, of what is done next; answers the names of the steps, as they come."""
     done: list[str] = []
@@ -77,11 +85,7 @@ def test_a_look_at_any_moment_of_a_release_does_not_undo_it(export: Export, step
 def test_a_release_at_any_moment_of_a_look_is_not_undone(
     export: Export, lost: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if lost == "ledger":
-        export.ledger.register.lift(ERASED)
-    if lost == "lake":
-        for file_id in ERASED:
-            export.lake.delete(file_id, ["tombstones"])
+    lose(export, lost)
     with monkeypatch.context() as patch:
         done = cut_into(patch, step, lambda: lift_tombstones(export, ERASED))
         restore_tombstones(export)
@@ -92,10 +96,6 @@ def test_a_release_at_any_moment_of_a_look_is_not_undone(
 
 @pytest.mark.parametrize("lost", ["ledger", "lake"])
 def test_what_one_place_has_lost_the_other_gives_back(export: Export, lost: str) -> None:
-    if lost == "ledger":
-        export.ledger.register.lift(ERASED)
-    else:
-        for file_id in ERASED:
-            export.lake.delete(file_id, ["tombstones"])
+    lose(export, lost)
     assert restore_tombstones(export) == 2
     assert tombstones(export) == (set(ERASED), set(ERASED))
