@@ -19,7 +19,6 @@ from dagster._core.storage.event_log.schema import AssetKeyTable, SqlEventLogSto
 from hypothesis import HealthCheck, settings
 from sqlalchemy import Connection, Engine
 
-from pipeline.components.index_export import export_definitions
 from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration import launcher
 from pipeline.stages.settings import ExportSettings
@@ -92,9 +91,10 @@ def _instances_in_memory_are_cheap() -> Iterator[None]:
 @pytest.fixture(scope="session", autouse=True)
 def _definitions_are_made_once() -> Iterator[None]:
     """As in a process that carries out run after run."""
-    made = cache(lambda settings_json: export_definitions(ExportSettings.model_validate_json(settings_json)))
+    anew = launcher.jobs_of_a_sync
+    made = cache(lambda settings_json: anew(ExportSettings.model_validate_json(settings_json)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launcher, "export_definitions", lambda settings: made(settings.model_dump_json()))
+        patch.setattr(launcher, "jobs_of_a_sync", lambda settings: made(settings.model_dump_json()))
         yield
 
 

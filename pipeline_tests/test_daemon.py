@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ import httpx
 import pytest
 
 from pipeline_tests.command_line import INDEXPORT, run
+from pipeline_tests.ports import free_port
 
 DEADLINE = 240.0
 
@@ -80,13 +80,6 @@ def until(condition: Callable[[], Any], what: str) -> Any:
             pass
         time.sleep(0.5)
     pytest.fail(f"gave up waiting for {what}")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 @pytest.fixture

@@ -26,11 +26,12 @@ from dagster._core.execution.plan.objects import ErrorSource
 from dagster_shared.error import SerializableErrorInfo
 
 import pipeline.errors
-from pipeline.components.index_export import export_definitions
 from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable, SyncFailed
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
+from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import files_check
+from pipeline.orchestration.jobs import ingest_job, removal_job
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.partitions import PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
@@ -113,9 +114,7 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
     """
     _keep_few_heaps()
     export = EXPORTS.open(settings, instance, progress)
-    definitions = export_definitions(settings)
-    ingest = definitions.resolve_job_def(f"{settings.name}_ingest")
-    removal = definitions.resolve_job_def(f"{settings.name}_removal")
+    ingest, removal = jobs_of_a_sync(settings)
     detection = asyncio.run(_look(export))
     scope = (detection.index.project_id, detection.index.export_config_id)
     report = SyncReport(detection)
@@ -148,6 +147,14 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
         instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)
     return report
+
+
+def jobs_of_a_sync(settings: ExportSettings) -> tuple[dg.JobDefinition, dg.JobDefinition]:
+    """The ingest and the removal job of an export without checks: Dagster gives a job that is cut to some sinks those of these
+    sinks back, whatever it was made without, and executes them."""
+    ingest, removal = ingest_job(settings), removal_job(settings)
+    definitions = dg.Definitions(assets=export_assets(settings), jobs=[ingest, removal], resources={"exports": EXPORTS})
+    return definitions.resolve_job_def(ingest.name), definitions.resolve_job_def(removal.name)
 
 
 def _keep_few_heaps() -> None:

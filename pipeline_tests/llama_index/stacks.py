@@ -15,6 +15,8 @@ import pytest
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
 
+from pipeline_tests.ports import free_port
+
 _DOCSTORES: dict[str, SimpleDocumentStore] = {}
 _KVSTORES: dict[str, SimpleKVStore] = {}
 
@@ -100,9 +102,7 @@ def redis_server(directory: Path) -> Iterator[int]:
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed, so the Redis docstore is NOT TESTED: apt-get install redis-server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     arguments = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
     server = subprocess.Popen([program, *arguments], stdout=subprocess.DEVNULL)
     try:

@@ -21,6 +21,7 @@ from pipeline.local_cloud.cloud import open_cloud
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline_tests.local_cloud.harness import Harness, bearer, running, until
+from pipeline_tests.ports import free_port
 
 
 def test_it_listens_on_this_machine_only(cloud: Harness) -> None:
@@ -124,9 +125,7 @@ def test_unknown_settings_are_refused() -> None:
 
 
 def test_serve_runs_until_it_is_interrupted(documents: Path, state_dir: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     code = (
         "from pathlib import Path; from pipeline.local_cloud.server import serve;"
         "from pipeline.local_cloud.settings import LocalCloudSettings;"

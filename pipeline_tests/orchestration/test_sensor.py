@@ -111,6 +111,28 @@ def test_a_proof_is_asked_for_once_a_change_and_a_settled_look_says_what_waits_f
     ]
 
 
+JOINED = {"lancedb": {}, "vectors": {"type": "lancedb", "table_prefix": "vectors"}}
+
+
+def steps(world: World, run: dg.DagsterRun) -> set[str | None]:
+    """What a run has done."""
+    of_type = dg.DagsterEventType.STEP_START
+    return {entry.step_key for entry in world.instance.all_logs(run.run_id, of_type=of_type)}
+
+
+def test_a_run_for_some_of_the_sinks_leaves_the_proof_of_the_whole_sink_alone(world: World) -> None:
+    world.ingest()
+    world.change(sinks=JOINED)
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    [request] = answer.run_requests or ()
+    assert (request.asset_selection, request.asset_check_keys) == ([dg.AssetKey(["default", "vectors"])], [])
+    assert world.sync().ok
+    [run] = world.runs()
+    assert run.asset_selection == {dg.AssetKey(["default", "vectors"])}
+    assert steps(world, run) == {"default__vectors"}
+
+
 def test_nothing_is_proved_while_something_is_to_be_done(world: World) -> None:
     world.sync()
     world.write("doc-0.md", "# Document 0\n\nEdited.\n")

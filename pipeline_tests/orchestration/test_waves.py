@@ -75,14 +75,17 @@ def test_a_file_that_stands_is_done_once_no_run_carries_its_wave_and_not_before(
     assert ledger.files()[stands].status == "done"
 
 
-def scatter(world: World) -> list[str]:
-    """Edit every third file: more ranges than are worth a run each."""
-    world.sync()
+def edit(world: World, chosen: list[str]) -> None:
     rows = world.export.ledger.files()
-    chosen = key_order(world.instance, "default")[::3]
     for file_id in chosen:
         name = rows[file_id].display_name
         world.write(name, f"# {name}\n\nEdited.\n")
+
+
+def scatter(world: World) -> list[str]:
+    """Edit every third file: more ranges than are worth a run each."""
+    world.sync()
+    edit(world, chosen := key_order(world.instance, "default")[::3])
     return chosen
 
 
@@ -168,8 +171,7 @@ def test_after_the_longest_wait_small_ranges_go_out_as_they_lie(world: World) ->
 def test_a_few_scattered_changes_go_out_without_reordering(world: World) -> None:
     world.sync()
     before = key_order(world.instance, "default")
-    for n in (3, 12):
-        world.write(f"doc-{n:02d}.md", "# Edited\n\nText.\n")
+    edit(world, [before[3], before[12]])
     decided = decide(world)
     assert [len(spec.keys) for spec in decided.runs] == [1, 1]
     assert key_order(world.instance, "default") == before

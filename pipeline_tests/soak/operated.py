@@ -16,7 +16,8 @@ import pytest
 from pipeline.orchestration.launcher import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline_tests.command_line import INDEXPORT, assert_in_place
-from pipeline_tests.test_daemon import Deployment, free_port, until
+from pipeline_tests.ports import free_port
+from pipeline_tests.test_daemon import Deployment, until
 from pipeline_tests.world import World, home_of, world_over
 
 

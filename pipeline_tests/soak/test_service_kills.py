@@ -14,8 +14,9 @@ from pathlib import Path
 import httpx
 
 from pipeline_tests.command_line import INDEXPORT, SYNC
+from pipeline_tests.ports import free_port
 from pipeline_tests.soak.kills import CLOUD_KILLS, SEED, UsualTime, only_in_the_soak, until_landed
-from pipeline_tests.test_daemon import Deployment, free_port, until
+from pipeline_tests.test_daemon import Deployment, until
 
 FILES = 10
 
