@@ -140,5 +140,8 @@ def imported(path: str) -> Any:
         for name in attributes.split("."):
             found = getattr(found, name)
     except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{path!r} cannot be imported: {error}; install the package that has it") from error
+        has_it = "LlamaIndex with: pip install 'indexport[llama-index]'"
+        if not (isinstance(error, ImportError) and error.name == "llama_index"):
+            has_it = "the package that has it"
+        raise ConfigError(f"{path!r} cannot be imported: {error}; install {has_it}") from error
     return found

@@ -125,10 +125,10 @@ class LlamaIndexExporter(Exporter):
             return self._held[1]
 
     def _open(self) -> Stores:
-        from pipeline.sinks.llama_index_stores import Stores
-
         namespaces = (f"{self.collection}{suffix}" for suffix in ("", "_records", "_states"))
         docstores = [self._builder.build(self.settings.docstore, namespace=namespace) for namespace in namespaces]
+        from pipeline.sinks.llama_index_stores import Stores  # when it is known that there is a LlamaIndex
+
         make_vectors = partial(self._builder.build, self.settings.vector_store)
         return Stores(make_vectors, *docstores, in_memory=self.settings.in_memory)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
 
+from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.base import SinkContext
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
+from pipeline.sinks.registry import exporter_class
 
 
 def build(path: str, args: Any) -> Any:
@@ -39,6 +43,19 @@ def test_what_is_wrong_with_a_description_is_said_by_name(monkeypatch: pytest.Mo
     ):
         with pytest.raises(ConfigError, match=named):
             build(path, args)
+
+
+@pytest.mark.skipif(find_spec("llama_index") is not None, reason="LlamaIndex is installed")
+@pytest.mark.parametrize("kind", ["llama_docstore", "llama_index"])
+async def test_without_llama_index_the_extra_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONGODB_URI", "mongodb://127.0.0.1:1")
+    store = {"class": "llama_index.core.storage.docstore:SimpleDocumentStore"}
+    settings = {"llama_docstore": {"vector_sink": "lancedb"}, "llama_index": {"vector_store": store, "docstore": store}}
+    found = exporter_class(kind)
+    sink = found(found.settings_type.model_validate(settings[kind]), SinkContext("project", ConstantEmbedder().identity))
+    for opening in (sink.provision(), sink.list_snapshots(export_config_id="config")):
+        with pytest.raises(ConfigError, match=r"pip install 'indexport\[llama-index\]'"):
+            await opening
 
 
 def test_secrets_are_named_instead_of_shown(monkeypatch: pytest.MonkeyPatch) -> None:
