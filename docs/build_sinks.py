@@ -50,9 +50,35 @@ storage_context = StorageContext.from_defaults(
 index = load_index_from_storage(storage_context, store_nodes_override=True)
 index.delete_ref_doc(f"{export_config_id}:{file_id}", delete_from_docstore=True)
 ```
-"""
+""",
+    "llama_index": """
+```yaml
+sinks:
+  llama_index:                              # Chroma, and LlamaIndex's docstore on MongoDB
+    vector_store:
+      class: llama_index.vector_stores.chroma:ChromaVectorStore.from_params
+      args: {collection_name: "{collection}", persist_dir: /srv/chroma, collection_kwargs: {metadata: {"hnsw:space": cosine}}}
+    docstore:
+      class: llama_index.storage.docstore.mongodb:MongoDocumentStore.from_uri
+      args: {uri: "${MONGODB_URI}", db_name: documents}
+```
+""",
 }
-"""Sink -> how its readers open it, where that takes more than one line."""
+"""Sink -> how it is set up or opened by its readers, where that takes more than one line."""
+_OWN = """
+## Your own class
+
+```yaml
+sinks:
+  mine: {type: "your.module:YourExporter", path: /srv/rows.json}   # what is not a setting of every sink goes to its constructor
+```
+
+Any class with the reference exporters' four methods will do: `export`, `delete_file`, `delete_files` and `list_snapshots`
+([an example](../pipeline_tests/sinks/reference_exporter.py)). It is filled, kept up to date and proved by its snapshots. One that
+derives from `Exporter` ([base.py](../pipeline/sinks/base.py) says what each method promises) can be searched, read back, deeply
+verified and repaired as well; the conformance suite tells whether it keeps what it promises
+([harness.py](../pipeline_tests/conformance/harness.py)).
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +124,16 @@ async def _watch(reader: Exporter, config: str, done: asyncio.Event, seen: Count
 
 def sinks_page() -> str:
     """The page as measured now."""
-    lines = [_HEAD.format(records=_RECORDS, rounds=_ROUNDS)]
+    return "".join([_HEAD.format(records=_RECORDS, rounds=_ROUNDS), *map(_row, sorted(HARNESSES)), about_sinks()])
+
+
+def about_sinks() -> str:
+    """What of the page is not measured."""
     notes = []
     for name in sorted(HARNESSES):
-        lines.append(_row(name))
         module = importlib.import_module(SINKS[name].partition(":")[0])
         notes.append(f"\n## `{name}`\n\n{_about(module.__doc__ or '')}\n{_EXAMPLES.get(name, '')}")
-    return "".join(lines + notes)
+    return "".join([*notes, _OWN])
 
 
 def _row(name: str) -> str:

@@ -7,10 +7,11 @@ import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.sinks.registry import SINKS
+from pipeline.sinks.registry import SINKS, exporter_class
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,6 +21,19 @@ def test_the_settings_page_is_what_the_settings_say(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("LLAMA_CLOUD_API_KEY", raising=False)
     page = runpy.run_path(str(ROOT / "docs" / "build_settings.py"))["settings_page"]()
     assert (ROOT / "docs" / "settings.md").read_text(encoding="utf-8") == page, "run: python docs/build_settings.py"
+
+
+def test_what_the_page_of_sinks_says_of_them_is_what_they_say_themselves() -> None:
+    about = runpy.run_path(str(ROOT / "docs" / "build_sinks.py"))["about_sinks"]()
+    assert (ROOT / "docs" / "sinks.md").read_text(encoding="utf-8").endswith(about), "run: python docs/build_sinks.py"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_sink_that_is_shown_has_settings_that_are_taken(page: Path) -> None:
+    for block in re.findall(r"```yaml\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+        for name, given in (yaml.safe_load(block).get("sinks") or {}).items():
+            if ":" not in (kind := given.pop("type", name)):
+                exporter_class(kind).settings_type.model_validate(given)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
