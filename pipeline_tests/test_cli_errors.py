@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,6 +86,19 @@ def test_what_is_wrong_is_no_traceback_of_a_process_either(
     outcome = subprocess.run([*INDEXPORT, *arguments], env=environment, capture_output=True, text=True, cwd=tmp_path)
     assert (outcome.returncode, "Traceback" in outcome.stderr) == (code, False), outcome.stderr
     assert message in outcome.stderr
+
+
+def test_a_storage_whose_extra_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = tmp_path / "dagster" / "dagster.yaml"
+    settings.parent.mkdir()
+    custom = {"module": "pipeline.orchestration.postgres_storage", "class": "BatchingPostgresStorage"}
+    settings.write_text(json.dumps({"storage": {"custom": {**custom, "config": {"postgres_url": "postgresql://host/db"}}}}))
+    monkeypatch.setitem(sys.modules, "dagster_postgres", None)
+    monkeypatch.delitem(sys.modules, "pipeline.orchestration.postgres_storage", raising=False)
+    outcome = run("removals", INDEXPORT_HOME=str(tmp_path))
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert f"{settings} names what is not installed" in outcome.stderr
+    assert "pip install 'indexport[postgres]'" in outcome.stderr
 
 
 def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:

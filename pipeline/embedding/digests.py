@@ -59,4 +59,11 @@ def remembered_sha256(path: Path) -> str:
 
 
 def _cache_path() -> Path:
-    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache" / "indexport" / "models")
+    if given := os.environ.get(CACHE_VARIABLE):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "indexport" / "models"
+    except RuntimeError as error:  # a container's user without a name and without HOME
+        raise ConfigError(
+            f"this user has no home directory for the model cache; point {CACHE_VARIABLE} at a writable directory, or set HOME"
+        ) from error

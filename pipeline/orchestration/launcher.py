@@ -17,12 +17,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import sqlalchemy.exc
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
+from dagster_shared.check import CheckError
 from dagster_shared.error import SerializableErrorInfo
 
 import pipeline.errors
@@ -75,7 +77,8 @@ class SyncReport:
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none.
 
-    Raises InstanceUnavailable where its storage cannot be used, now or in the block.
+    Raises InstanceUnavailable where its storage cannot be used, now or in the block, and ConfigError where what its
+    ``dagster.yaml`` names is not installed.
     """
     folder = home.dagster_home
     try:
@@ -85,7 +88,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
             write_whole(settings, packaged("dagster.yaml").read_bytes())
         os.environ["DAGSTER_HOME"] = str(folder)
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
-        with dg.DagsterInstance.get() as instance:
+        with _instance(settings) as instance:
             yield instance
     except _errors_of_storages() as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
@@ -96,6 +99,17 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         raise InstanceUnavailable(
             f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
             "runs, then sync again: what was not done is done then"
+        ) from error
+
+
+def _instance(settings: Path) -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.get()
+    except CheckError as error:
+        if not isinstance(missing := error.__context__, ModuleNotFoundError):
+            raise
+        raise ConfigError(
+            f"{settings} names what is not installed: {missing}; for storage in PostgreSQL: pip install 'indexport[postgres]'"
         ) from error
 
 

@@ -206,6 +206,19 @@ def test_a_cache_that_cannot_be_written_names_its_variable(
         offline_model.ensure_model()
 
 
+def test_a_user_without_a_home_directory_is_told_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number nobody has given a name."""
+
+    def nobody(_: int) -> None:
+        raise KeyError
+
+    monkeypatch.delenv(digests.CACHE_VARIABLE, raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    with pytest.raises(ConfigError, match="INDEXPORT_MODEL_CACHE"):
+        digests.model_cache()
+
+
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(digests.CACHE_VARIABLE, str(tmp_path / "cache"))
     file = tmp_path / "weights"
