@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -88,17 +89,44 @@ def test_what_is_wrong_is_no_traceback_of_a_process_either(
     assert message in outcome.stderr
 
 
-def test_a_storage_whose_extra_is_not_installed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (
+            {"config": {"postgres_url": "postgresql://host/db"}},
+            "not installed: .*; for storage in PostgreSQL: pip install 'indexport",
+        ),
+        ({"config": {"postgres_url": {"env": "NO_SUCH_URL"}}}, "names the environment variable NO_SUCH_URL, which is not set"),
+        ({"config": {"postgres_url": {"canary": "x"}}}, 'Received unexpected config entry "canary"'),
+        ({"config": {"postgres_url": "postgres://u:secret@host/db"}}, "no SQLAlchemy URL, such as"),
+        ({"config": {"postgres_url": "secret"}}, "no SQLAlchemy URL, such as"),
+        ({"config": {"postgres_url": ["secret"]}}, "at path root:postgres_url"),
+        ({"class": "NoSuchStorage"}, "Couldn't find class NoSuchStorage"),
+    ],
+)
+def test_wrong_settings_of_the_dagster_instance_are_one_line_without_their_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, object], told: str
+) -> None:
     settings = tmp_path / "dagster" / "dagster.yaml"
     settings.parent.mkdir()
-    custom = {"module": "pipeline.orchestration.postgres_storage", "class": "BatchingPostgresStorage"}
-    settings.write_text(json.dumps({"storage": {"custom": {**custom, "config": {"postgres_url": "postgresql://host/db"}}}}))
-    monkeypatch.setitem(sys.modules, "dagster_postgres", None)
-    monkeypatch.delitem(sys.modules, "pipeline.orchestration.postgres_storage", raising=False)
+    custom = {"module": "pipeline.orchestration.postgres_storage", "class": "BatchingPostgresStorage", **given}
+    settings.write_text(json.dumps({"storage": {"custom": custom}}))
+    if "not installed" in told:
+        monkeypatch.setitem(sys.modules, "dagster_postgres", None)
+        monkeypatch.delitem(sys.modules, "pipeline.orchestration.postgres_storage", raising=False)
     outcome = run("removals", INDEXPORT_HOME=str(tmp_path))
     assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
-    assert f"{settings} names what is not installed" in outcome.stderr
-    assert "pip install 'indexport[postgres]'" in outcome.stderr
+    assert outcome.stderr.startswith(f"configuration: {settings}: ")
+    assert re.search(told, outcome.stderr)
+    assert "secret" not in outcome.stderr
+
+
+def test_a_dagster_yaml_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
+    settings = tmp_path / "dagster" / "dagster.yaml"
+    settings.parent.mkdir()
+    settings.write_text("storage: {}\nrun_queue: [secret\n")
+    outcome = run("removals", INDEXPORT_HOME=str(tmp_path))
+    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: {settings}: line 3 is no YAML\n")
 
 
 def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ from typing import Any
 
 import dagster as dg
 import sqlalchemy.exc
+import yaml
+from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
 from dagster_shared.check import CheckError
@@ -48,6 +50,10 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """From glibc's malloc.h."""
 _HEAPS = 2
 _LARGE_BYTES = 2**20
+_UNSET = re.compile(r'environment variable "(\w+)" which is not set')
+_UNLOADED = re.compile(r"Couldn't find class .*")
+_BEFORE_VALUES = re.compile(r"\. | of original value")
+"""Where what Dagster says of a wrong setting goes on with what it is set to."""
 _PLACE = re.compile(r'File "(.+)", line (\d+)')
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -105,12 +111,27 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
 def _instance(settings: Path) -> dg.DagsterInstance:
     try:
         return dg.DagsterInstance.get()
-    except CheckError as error:
-        if not isinstance(missing := error.__context__, ModuleNotFoundError):
+    except (CheckError, DagsterInvalidConfigError, yaml.YAMLError, sqlalchemy.exc.ArgumentError) as error:
+        if not (reason := _what_is_wrong(error)):
             raise
-        raise ConfigError(
-            f"{settings} names what is not installed: {missing}; for storage in PostgreSQL: pip install 'indexport[postgres]'"
-        ) from error
+        raise ConfigError(f"{settings}: {reason}") from error
+
+
+def _what_is_wrong(error: Exception) -> str | None:
+    """With the settings of an instance, without their values, for these may be secrets; ``None`` if something else is."""
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        return f"line {mark.line + 1} is no YAML" if mark else "it is no YAML"
+    if isinstance(error, sqlalchemy.exc.ArgumentError):
+        return "the address of its storage is no SQLAlchemy URL, such as postgresql+psycopg2://user@host/db"
+    if isinstance(missing := error.__context__, ModuleNotFoundError):
+        return f"it names what is not installed: {missing}; for storage in PostgreSQL: pip install 'indexport[postgres]'"
+    if unset := _UNSET.search(str(error)):
+        return f"it names the environment variable {unset[1]}, which is not set"
+    if isinstance(error, DagsterInvalidConfigError):
+        return _BEFORE_VALUES.split(error.errors[0].message)[0]
+    unloaded = _UNLOADED.search(str(error))
+    return unloaded and unloaded[0]
 
 
 def _errors_of_storages() -> tuple[type[Exception], ...]:

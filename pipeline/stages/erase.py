@@ -21,7 +21,7 @@ from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.remove import delete_from
 from pipeline.stages.tombstones import entomb
-from pipeline.stages.work import borrowed, provisioned
+from pipeline.stages.work import borrowed, provisioned, read_whole_or_closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +142,12 @@ async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence
     snapshots = await exporter.list_snapshots(export_config_id=config, parsed_directory_file_ids=file_ids)
     records = sum(max(1, snapshot.chunk_count) for snapshot in snapshots)
     try:
-        tables = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
+        held = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
     except SinkConflict:
         return Proof(place, "snapshots", records)
-    held = 0
-    async for table in tables:
-        held += table.num_rows
-    return Proof(place, "snapshots and records", max(records, held))
+    async with read_whole_or_closed(held) as tables:
+        read = sum([table.num_rows async for table in tables])
+    return Proof(place, "snapshots and records", max(records, read))
 
 
 def _prove_at_home(export: Export, report: ErasureReport) -> None:

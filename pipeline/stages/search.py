@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
 from pipeline.stages.export import Export
-from pipeline.stages.work import opened_sink
+from pipeline.stages.work import opened_sink, read_whole_or_closed
 
 
 async def search(
@@ -27,11 +27,8 @@ async def records(export: Export, sink: str, file_ids: Sequence[str] | None = No
     """Every record a sink holds of this export, or of some of its files. Who stops before the end closes it (``aclosing``)."""
     tenant_id, config = await export.scope()
     async with opened_sink(export, sink, tenant_id) as exporter:
-        tables = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
-        try:
+        held = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
+        async with read_whole_or_closed(held) as tables:
             async for table in tables:
                 for record in to_records(table):
                     yield record
-        finally:
-            if isinstance(tables, AsyncGenerator):
-                await tables.aclose()  # while the exporter is open

@@ -14,7 +14,7 @@ from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import SINK_ERRORS
 from pipeline.stages.embed import HeldVectors, embedding_texts, vector_matrix
 from pipeline.stages.export import Export
-from pipeline.stages.work import opened_sink
+from pipeline.stages.work import opened_sink, read_whole_or_closed
 
 
 class SinkVectors:
@@ -32,8 +32,10 @@ class SinkVectors:
                 async with opened_sink(self._export, sink, tenant_id) as exporter:
                     if not exporter.holds_vectors:
                         continue
-                    async for table in exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids):
-                        found = {**await asyncio.to_thread(self._vectors, table), **found}
+                    held = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
+                    async with read_whole_or_closed(held) as tables:
+                        async for table in tables:
+                            found = {**await asyncio.to_thread(self._vectors, table), **found}
             except SINK_ERRORS:
                 continue  # another sink may have them; what none has is embedded
         return found

@@ -22,7 +22,7 @@ from pipeline.stages.export import Export
 from pipeline.stages.findings import Finding, FindingKind, compare_file
 from pipeline.stages.load import complete_snapshot, record_sets
 from pipeline.stages.stamps import known_tables
-from pipeline.stages.work import opened_sink
+from pipeline.stages.work import opened_sink, read_whole_or_closed
 
 _SEEN_IN_DEEP: frozenset[FindingKind] = frozenset({"missing_file", "stale_file", "duplicate", "wrong_model"})
 """What a deep verification says more exactly of a file whose records it has read."""
@@ -187,18 +187,19 @@ async def _check_records(
 ) -> None:
     pending = {finding.file_id for finding in found.findings if finding.kind == "pending"}
     try:
-        tables = exporter.fetch_records(export_config_id=scope[1])
+        held = exporter.fetch_records(export_config_id=scope[1])
     except SinkConflict as error:
         found.unchecked.append(str(error))
         return
     seen: set[str] = set()
     differences: list[Finding] = []
-    async for table in tables:
-        files = {group["parsed_directory_file_id"][0].as_py(): group for group in group_files(table)}
-        compared = {file_id: group for file_id, group in files.items() if file_id not in pending}
-        differences += await asyncio.to_thread(_compare, export, found.sink, scope, expected, compared)
-        found.records += table.num_rows
-        seen |= compared.keys()
+    async with read_whole_or_closed(held) as tables:
+        async for table in tables:
+            files = {group["parsed_directory_file_id"][0].as_py(): group for group in group_files(table)}
+            compared = {file_id: group for file_id, group in files.items() if file_id not in pending}
+            differences += await asyncio.to_thread(_compare, export, found.sink, scope, expected, compared)
+            found.records += table.num_rows
+            seen |= compared.keys()
     told = {(finding.file_id, finding.kind) for finding in found.findings}
     found.findings = [f for f in found.findings if not (f.kind in _SEEN_IN_DEEP and f.file_id in seen)]
     found.findings += [f for f in differences if f.kind != "orphan_file" or (f.file_id, f.kind) not in told]

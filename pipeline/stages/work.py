@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
+
+import pyarrow as pa
 
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger.models import FileRow
@@ -93,3 +95,13 @@ async def provisioned(make: Callable[[], Exporter]) -> AsyncIterator[Exporter]:
         yield exporter
     finally:
         await exporter.close()
+
+
+@asynccontextmanager
+async def read_whole_or_closed(tables: AsyncIterator[pa.Table]) -> AsyncIterator[AsyncIterator[pa.Table]]:
+    """What a sink is read as, ended at the end of the block, and so while its exporter is open, wherever the reading stops."""
+    try:
+        yield tables
+    finally:
+        if isinstance(tables, AsyncGenerator):
+            await tables.aclose()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.errors import LakeError
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.records import FileRecords, split_files
 from pipeline.stages.erase import Retired, erase, retire
@@ -120,6 +121,24 @@ def test_a_lost_ledger_and_a_lost_lake_are_made_again_from_the_store(world: Worl
     assert embedded == []
     assert world.ingest().due == []
     assert_proved(world, sink)
+
+
+def test_a_verification_that_breaks_off_leaves_no_reading_of_the_store_open(
+    world: World, sink: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(*_: object) -> None:
+        raise LakeError("the lake is away")
+
+    monkeypatch.setattr("pipeline.stages.verify.known_tables", gone)
+    told: list[dict[str, object]] = []
+
+    async def verified() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _loop, context: told.append(context))
+        await verify(world.export, sink, deep=True)
+
+    with pytest.raises(LakeError, match="the lake is away"):
+        asyncio.run(verified())
+    assert told == []
 
 
 def test_a_lost_store_is_filled_from_the_lake(world: World, sink: str, embedded: list[str]) -> None:
