@@ -13,7 +13,8 @@ from benchmarks.sync_worker import settings_of
 from pipeline.documents.tokens import TokenCounter
 from pipeline.embedding.base import Embedder, ModelIdentity, Vectors
 from pipeline.home import Home
-from pipeline.orchestration.launcher import open_instance, sync
+from pipeline.orchestration.instance import open_instance
+from pipeline.orchestration.launcher import sync
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.detect import refresh
 

@@ -21,7 +21,8 @@ from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
 from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration.assets import asset_key
-from pipeline.orchestration.launcher import execute, failures, open_instance
+from pipeline.orchestration.instance import open_instance
+from pipeline.orchestration.launcher import execute, failures
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.waves import dispatch

@@ -21,7 +21,8 @@ from pipeline.components.index_export import export_definitions
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
 from pipeline.interpreter import look_for_garbage_less
-from pipeline.orchestration.launcher import SyncReport, open_instance, sync
+from pipeline.orchestration.instance import open_instance
+from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.detect import refresh
 from pipeline.stages.settings import ExportSettings, RemovalSettings

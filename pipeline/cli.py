@@ -111,7 +111,7 @@ def sync(
 ) -> None:
     """One shot, for cron and CI: detect, materialize, remove."""
     from pipeline.cli_output import SyncView, print_sync, sync_summary
-    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.instance import open_instance
     from pipeline.orchestration.launcher import sync as run_sync
     from pipeline.stages.detect import refresh, wait_until_ready
 

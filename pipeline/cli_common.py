@@ -79,7 +79,7 @@ def open_export(name: str) -> Any:
 @contextmanager
 def opened_with_instance(name: str) -> Iterator[tuple[Any, Any]]:
     """An export that knows which runs are live, and the Dagster instance that knows it."""
-    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.instance import open_instance
     from pipeline.orchestration.resources import EXPORTS
 
     opened = open_export(name)

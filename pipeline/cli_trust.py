@@ -207,7 +207,7 @@ def retire(
 
 def _end(name: str) -> None:
     from pipeline.home import Home
-    from pipeline.orchestration.launcher import open_instance
+    from pipeline.orchestration.instance import open_instance
     from pipeline.orchestration.partitions import delete_keys, is_quiet, key_order
     from pipeline.orchestration.resources import without_sinks
     from pipeline.stages.erase import end

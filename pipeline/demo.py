@@ -18,7 +18,8 @@ from pipeline.cli_output import SyncView, print_hits, print_sync
 from pipeline.errors import ConfigError, IndexportError
 from pipeline.home import Home, packaged
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline.orchestration.launcher import SyncReport, open_instance, sync
+from pipeline.orchestration.instance import open_instance
+from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.stages.detect import refresh
 from pipeline.stages.export import Export
 from pipeline.stages.search import records, search

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import pipeline
 from pipeline.cli import app, main
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline.stages.settings import ExportSettings, load_exports
 from pipeline_tests.world import World, home_of

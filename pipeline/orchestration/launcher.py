@@ -7,34 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import os
 import re
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import dagster as dg
-import sqlalchemy.exc
-import yaml
-from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.plan.objects import ErrorSource
-from dagster_shared.check import CheckError
+from dagster._core.utils import make_new_run_id
 from dagster_shared.error import SerializableErrorInfo
 
 import pipeline.errors
-from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable, SyncFailed
-from pipeline.files import write_whole
+from pipeline.errors import ConfigError, SyncFailed
 from pipeline.home import Home, packaged
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import files_check
+from pipeline.orchestration.heartbeats import kept_heard_of
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.jobs import ingest_job, removal_job
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.partitions import PROCESS_TAG
@@ -50,10 +43,6 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 """From glibc's malloc.h."""
 _HEAPS = 2
 _LARGE_BYTES = 2**20
-_UNSET = re.compile(r'environment variable "(\w+)" which is not set')
-_UNLOADED = re.compile(r"Couldn't find class .*")
-_BEFORE_VALUES = re.compile(r"\. | of original value")
-"""Where what Dagster says of a wrong setting goes on with what it is set to."""
 _PLACE = re.compile(r'File "(.+)", line (\d+)')
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
@@ -77,68 +66,6 @@ class SyncReport:
         left = self.needs
         waiting = left.parked or left.backing_off or left.without_a_sink or left.awaiting_approval
         return not (self.detection.unread or self.failed_runs or left.due or waiting)
-
-
-@contextmanager
-def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
-    """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none.
-
-    Raises InstanceUnavailable where its storage cannot be used, now or in the block, and ConfigError where what its
-    ``dagster.yaml`` names is not installed.
-    """
-    folder = home.dagster_home
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        settings = folder / "dagster.yaml"
-        if not settings.exists():
-            write_whole(settings, packaged("dagster.yaml").read_bytes())
-        os.environ["DAGSTER_HOME"] = str(folder)
-        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
-        with _instance(settings) as instance:
-            yield instance
-    except _errors_of_storages() as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
-            raise
-        reason: BaseException = error
-        while reason.__cause__:  # the driver's own
-            reason = reason.__cause__
-        raise InstanceUnavailable(
-            f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
-            "runs, then sync again: what was not done is done then"
-        ) from error
-
-
-def _instance(settings: Path) -> dg.DagsterInstance:
-    try:
-        return dg.DagsterInstance.get()
-    except (CheckError, DagsterInvalidConfigError, yaml.YAMLError, sqlalchemy.exc.ArgumentError) as error:
-        if not (reason := _what_is_wrong(error)):
-            raise
-        raise ConfigError(f"{settings}: {reason}") from error
-
-
-def _what_is_wrong(error: Exception) -> str | None:
-    """With the settings of an instance, without their values, for these may be secrets; ``None`` if something else is."""
-    if isinstance(error, yaml.YAMLError):
-        mark = getattr(error, "problem_mark", None)
-        return f"line {mark.line + 1} is no YAML" if mark else "it is no YAML"
-    if isinstance(error, sqlalchemy.exc.ArgumentError):
-        return "the address of its storage is no SQLAlchemy URL, such as postgresql+psycopg2://user@host/db"
-    if isinstance(missing := error.__context__, ModuleNotFoundError):
-        return f"it names what is not installed: {missing}; for storage in PostgreSQL: pip install 'indexport[postgres]'"
-    if unset := _UNSET.search(str(error)):
-        return f"it names the environment variable {unset[1]}, which is not set"
-    if isinstance(error, DagsterInvalidConfigError):
-        return _BEFORE_VALUES.split(error.errors[0].message)[0]
-    unloaded = _UNLOADED.search(str(error))
-    return unloaded and unloaded[0]
-
-
-def _errors_of_storages() -> tuple[type[Exception], ...]:
-    """With what Dagster's storage in PostgreSQL, an extra, raises when it has tried often enough."""
-    postgres = sys.modules.get("dagster_postgres.utils")
-    tried_enough = (postgres.DagsterPostgresException,) if postgres else ()
-    return (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *tried_enough)
 
 
 def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Progress = silent) -> SyncReport:
@@ -214,14 +141,18 @@ def execute(
     job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, mark: str
 ) -> dg.ExecuteInProcessResult:
     """One run of the export's ingest job, here and now. ``mark`` is this process's."""
-    result = job.execute_in_process(
-        instance=instance,
-        run_config=_QUIET,
-        partition_key=spec.partition_key,
-        tags={**spec.tags(settings.name), PROCESS_TAG: mark},
-        asset_selection=spec.selection(settings),
-        raise_on_error=False,
-    )
+    tags = spec.tags(settings.name)
+    given = {"partition_key": spec.partition_key, "asset_selection": spec.selection(settings), "run_config": _QUIET}
+    return _carried_out(job, instance, mark, tags, **given)
+
+
+def _carried_out(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, mark: str, tags: dict[str, str], **given: Any
+) -> dg.ExecuteInProcessResult:
+    run_id = make_new_run_id()
+    with kept_heard_of(instance, run_id) as heard:
+        tags = {**tags, **heard, PROCESS_TAG: mark}
+        result = job.execute_in_process(instance=instance, run_id=run_id, tags=tags, raise_on_error=False, **given)
     _stop_if_interrupted(result)
     return result
 
@@ -234,13 +165,8 @@ def _remove(
     report: SyncReport,
     mark: str,
 ) -> None:
-    result = job.execute_in_process(
-        instance=instance,
-        run_config={**_QUIET, **removal_config(settings, file_ids)},
-        tags={**removal_tags(settings), PROCESS_TAG: mark},
-        raise_on_error=False,
-    )
-    _stop_if_interrupted(result)
+    config = {**_QUIET, **removal_config(settings, file_ids)}
+    result = _carried_out(job, instance, mark, removal_tags(settings), run_config=config)
     _count(result, report)
     if result.success:
         report.removed += file_ids

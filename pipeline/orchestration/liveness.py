@@ -3,7 +3,7 @@
 A process that is killed cannot say so, and Dagster would count its runs as started for ever: their files would wait with
 them, and no moment would be quiet again. So every run is tagged with a mark that names a file which its process holds
 locked; the kernel lets go of the lock however the process ends. Until its own process tags it, it bears the mark of the
-process that launched it. Marks of other machines are unknown here and left to the run launcher's own monitoring.
+process that launched it. Marks of other machines are unknown here: their runs are over when they are not heard of any more.
 A command that holds files as a run does (an erasure, a repair) has such a mark in its name.
 """
 
@@ -29,7 +29,9 @@ from dagster._core.storage.dagster_run import RunRecord
 
 from pipeline.clock import is_due
 from pipeline.home import Home
+from pipeline.orchestration.heartbeats import kept_heard_of, silent_runs
 from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED
+from pipeline.stages.export import LEASE_SECONDS
 
 _SUFFIX = ".lock"
 _WITH_A_PROCESS = [status for status in UNFINISHED if status is not dg.DagsterRunStatus.QUEUED]
@@ -90,9 +92,11 @@ class MarkingRunLauncher(DefaultRunLauncher):
 
 class _MarkingExecutor(InProcessExecutor):
     def execute(self, plan_context: PlanOrchestrationContext, execution_plan: ExecutionPlan) -> Iterator[dg.DagsterEvent]:
-        if mark := _mark_of_this_process():
-            plan_context.instance.add_run_tags(plan_context.run_id, {PROCESS_TAG: mark})
-        yield from super().execute(plan_context, execution_plan)
+        instance, run_id = plan_context.instance, plan_context.run_id
+        mark = _mark_of_this_process()
+        with kept_heard_of(instance, run_id) as heard:
+            instance.add_run_tags(run_id, {**heard, PROCESS_TAG: mark} if mark else heard)
+            yield from super().execute(plan_context, execution_plan)
 
 
 marking_executor = dg.ExecutorDefinition(
@@ -103,7 +107,8 @@ marking_executor = dg.ExecutorDefinition(
 
 
 def end_dead_runs(instance: dg.DagsterInstance) -> None:
-    """Report as failed the unfinished runs, of any export, whose process was of this machine and has ended.
+    """Report as failed the unfinished runs, of any export, whose process was of this machine and has ended, or was of another
+    and is not heard of any more.
 
     Their places in the pools are given back first: without a daemon nobody else would, and all runs would wait for them.
     """
@@ -117,6 +122,13 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
             _end(instance, run)
         if len(dead) == len(records):
             path.unlink(missing_ok=True)
+    for run in silent_runs(instance):
+        if not _path(_folder(), run.tags.get(PROCESS_TAG, "")).exists():  # of a process of this machine its mark tells
+            _end(
+                instance,
+                run,
+                f"nothing was heard of this run for {LEASE_SECONDS / 60:.0f} minutes: it was killed, or its machine stopped",
+            )
     for run in _never_launched(instance):
         _end(instance, run)
     for run in _never_begun(instance):

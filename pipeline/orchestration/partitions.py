@@ -23,6 +23,7 @@ FILES_TAG = "indexport/files"
 LANE_TAG = "indexport/lane"
 PROCESS_TAG = "indexport/process"
 LAUNCHER_TAG = "indexport/launcher"
+HEARD_TAG = "indexport/heard_of"
 NOTED_TAG = "indexport/noted"
 
 JOBS = ("ingest", "removal", "verification", "repair", "approve_removals")

@@ -13,7 +13,8 @@ from dagster._core.utils import make_new_run_id
 
 from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
-from pipeline.orchestration.launcher import open_instance, sync
+from pipeline.orchestration.instance import open_instance
+from pipeline.orchestration.launcher import sync
 from pipeline.orchestration.liveness import (
     _mark_for_life,
     command_run,

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.home import Home
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.sqlite_storage import BatchingSqliteStorage
 
 AT_ONCE = 4

@@ -12,7 +12,7 @@ from dagster._core.utils import make_new_run_id
 
 from benchmarks.orchestration import use_postgres
 from pipeline.lake.lake import DATASETS
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.old_runs import delete_old_runs
 from pipeline.orchestration.partitions import EXPORT_TAG, JOBS
 from pipeline_tests.command_line import invoke

@@ -10,7 +10,7 @@ import pytest
 from dagster._utils.concurrency import ConcurrencySlotStatus
 
 from pipeline.home import Home
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.pools import limit_pools, pool_of
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.stages.settings import ExportSettings

@@ -12,7 +12,7 @@ from dagster_postgres.schedule_storage import PostgresScheduleStorage
 
 from pipeline.errors import ConfigError, InstanceUnavailable
 from pipeline.home import Home
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.postgres_storage import (
     BatchingPostgresEventLogStorage,
     BatchingPostgresStorage,

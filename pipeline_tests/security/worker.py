@@ -18,7 +18,8 @@ from pipeline import cli
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import IndexportError
 from pipeline.home import Home
-from pipeline.orchestration.launcher import open_instance, sync
+from pipeline.orchestration.instance import open_instance
+from pipeline.orchestration.launcher import sync
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.stages.export import Export
 from pipeline.stages.search import records

@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline_tests.command_line import INDEXPORT, assert_in_place
 from pipeline_tests.ports import free_port

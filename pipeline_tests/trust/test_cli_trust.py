@@ -17,7 +17,7 @@ from pipeline.cli import app
 from pipeline.cli_common import defined_exports
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.environment import local_cloud_environment
-from pipeline.orchestration.launcher import open_instance
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import PARTITION, key_order
 from pipeline_tests.command_line import INDEXPORT, invoke
 from pipeline_tests.world import World, home_of

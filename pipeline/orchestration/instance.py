@@ -1,0 +1,88 @@
+"""The Dagster instance of an installation: opened, and what is wrong with it told in one line."""
+
+from __future__ import annotations
+
+import os
+import re
+import sqlite3
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+import sqlalchemy.exc
+import yaml
+from dagster._core.errors import DagsterInvalidConfigError
+from dagster_shared.check import CheckError
+
+from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable
+from pipeline.files import write_whole
+from pipeline.home import Home, packaged
+
+_UNSET = re.compile(r'environment variable "(\w+)" which is not set')
+_UNLOADED = re.compile(r"Couldn't find class .*")
+_BEFORE_VALUES = re.compile(r"\. | of original value")
+"""Where what Dagster says of a wrong setting goes on with what it is set to."""
+
+
+@contextmanager
+def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
+    """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none.
+
+    Raises InstanceUnavailable where its storage cannot be used, now or in the block, and ConfigError where what its
+    ``dagster.yaml`` names is not installed.
+    """
+    folder = home.dagster_home
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = folder / "dagster.yaml"
+        if not settings.exists():
+            write_whole(settings, packaged("dagster.yaml").read_bytes())
+        os.environ["DAGSTER_HOME"] = str(folder)
+        os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
+        with _instance(settings) as instance:
+            yield instance
+    except errors_of_storages() as error:
+        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+            raise
+        reason: BaseException = error
+        while reason.__cause__:  # the driver's own
+            reason = reason.__cause__
+        raise InstanceUnavailable(
+            f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
+            "runs, then sync again: what was not done is done then"
+        ) from error
+
+
+def _instance(settings: Path) -> dg.DagsterInstance:
+    try:
+        return dg.DagsterInstance.get()
+    except (CheckError, DagsterInvalidConfigError, yaml.YAMLError, sqlalchemy.exc.ArgumentError) as error:
+        if not (reason := _what_is_wrong(error)):
+            raise
+        raise ConfigError(f"{settings}: {reason}") from error
+
+
+def _what_is_wrong(error: Exception) -> str | None:
+    """With the settings of an instance, without their values, for these may be secrets; ``None`` if something else is."""
+    if isinstance(error, yaml.YAMLError):
+        mark = getattr(error, "problem_mark", None)
+        return f"line {mark.line + 1} is no YAML" if mark else "it is no YAML"
+    if isinstance(error, sqlalchemy.exc.ArgumentError):
+        return "the address of its storage is no SQLAlchemy URL, such as postgresql+psycopg2://user@host/db"
+    if isinstance(missing := error.__context__, ModuleNotFoundError):
+        return f"it names what is not installed: {missing}; for storage in PostgreSQL: pip install 'indexport[postgres]'"
+    if unset := _UNSET.search(str(error)):
+        return f"it names the environment variable {unset[1]}, which is not set"
+    if isinstance(error, DagsterInvalidConfigError):
+        return _BEFORE_VALUES.split(error.errors[0].message)[0]
+    unloaded = _UNLOADED.search(str(error))
+    return unloaded and unloaded[0]
+
+
+def errors_of_storages() -> tuple[type[Exception], ...]:
+    """With what Dagster's storage in PostgreSQL, an extra, raises when it has tried often enough."""
+    postgres = sys.modules.get("dagster_postgres.utils")
+    tried_enough = (postgres.DagsterPostgresException,) if postgres else ()
+    return (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *tried_enough)

@@ -1,0 +1,131 @@
+"""Runs of other machines are over when they are not heard of any more, and not before."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from pipeline.orchestration import heartbeats
+from pipeline.orchestration.heartbeats import kept_heard_of
+from pipeline.orchestration.liveness import end_dead_runs, marking_executor, process_mark
+from pipeline.orchestration.partitions import EXPORT_TAG, HEARD_TAG, PROCESS_TAG, is_quiet
+from pipeline.stages.export import LEASE_SECONDS
+from pipeline_tests.world import open_world
+
+ELSEWHERE = "0" * 32
+"""The mark of a process that is not of this machine."""
+
+
+@dg.op
+def nothing() -> None:
+    pass
+
+
+@dg.job(executor_def=marking_executor)
+def launched() -> None:
+    nothing()
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as made:
+        yield made
+
+
+def started(instance: dg.DagsterInstance, heard_ago: float | None, mark: str = ELSEWHERE) -> str:
+    heard = {} if heard_ago is None else {HEARD_TAG: f"{time.time() - heard_ago:.0f}"}
+    run = dg.DagsterRun(
+        job_name="any", status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: mark, EXPORT_TAG: "default", **heard}
+    )
+    instance.add_run(run)
+    return run.run_id
+
+
+def unfinished(instance: dg.DagsterInstance) -> set[str]:
+    return {run.run_id for run in instance.get_runs() if not run.is_finished}
+
+
+def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long_as_a_lease(instance: dg.DagsterInstance) -> None:
+    silent = started(instance, LEASE_SECONDS + 5)
+    kept = {
+        started(instance, LEASE_SECONDS - 60),
+        started(instance, -600.0),  # its clock is ahead
+        started(instance, None),  # of a version that told nothing
+    }
+    end_dead_runs(instance)
+    assert unfinished(instance) == kept
+    (told,) = [e for e in instance.all_logs(silent) if e.dagster_event and e.dagster_event.is_job_failure]
+    assert "nothing was heard of this run for 15 minutes" in told.user_message + str(told.dagster_event)
+
+
+def test_of_a_process_of_this_machine_its_mark_tells(instance: dg.DagsterInstance) -> None:
+    """A laptop that was asleep."""
+    with process_mark() as mark:
+        asleep = started(instance, 10 * LEASE_SECONDS, mark)
+        end_dead_runs(instance)
+        assert unfinished(instance) == {asleep}
+
+
+def test_a_run_executed_again_is_not_over_for_when_the_first_was_heard_of(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = started(instance, 10 * LEASE_SECONDS)
+    [record] = instance.get_run_records()
+    monkeypatch.setattr(instance, "get_run_records", lambda *_args, **_given: [record._replace(start_time=time.time())])
+    assert heartbeats.silent_runs(instance) == []
+    monkeypatch.setattr(instance, "get_run_records", lambda *_args, **_given: [record._replace(start_time=1.0)])
+    assert [run.run_id for run in heartbeats.silent_runs(instance)] == [again]
+
+
+def test_it_is_told_again_and_again_as_long_as_the_run_takes(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeats, "_EVERY_SECONDS", 0.01)
+    run_id = started(instance, 10 * LEASE_SECONDS)
+
+    def heard() -> float:
+        run = instance.get_run_by_id(run_id)
+        assert run is not None
+        return time.time() - float(run.tags[HEARD_TAG])
+
+    with kept_heard_of(instance, run_id):
+        deadline = time.monotonic() + 30
+        while heard() > 60 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert heard() < 60
+    with kept_heard_of(instance, "no such run"):
+        pass
+
+
+def test_runs_of_a_sync_and_runs_that_are_launched_say_that_they_are_carried_out(tmp_path: Path) -> None:
+    with open_world(tmp_path, removal={"grace_period_seconds": 0, "max_delete_fraction": 1.0}) as world:
+        for name in ("a.md", "b.md"):
+            world.write(name, f"# {name}\n\nText.\n")
+        assert world.sync().ok
+        world.remove("a.md")
+        assert world.sync().ok
+        with dg.instance_for_test() as instance:
+            assert dg.execute_job(dg.reconstructable(launched), instance=instance).success
+            runs = [*world.runs(), *instance.get_runs()]
+        assert len(runs) == 3
+        assert all(abs(time.time() - float(run.tags[HEARD_TAG])) < 120 for run in runs)
+
+
+def test_a_wave_of_a_machine_that_is_gone_is_worked_on_by_another(tmp_path: Path) -> None:
+    with open_world(tmp_path) as world:
+        world.write("a.md", "# A\n\nText.\n")
+        world.refresh()
+        assert world.sync().ok
+        world.instance.add_run_tags(started(world.instance, LEASE_SECONDS + 5), {"dagster/partition": world.file_id("a.md")})
+        assert not is_quiet(world.instance, "default")
+        world.write("a.md", "# A\n\nEdited.\n")
+        assert world.sync().ok
+        assert is_quiet(world.instance, "default")
