@@ -178,7 +178,7 @@ def print_erasure(console: Console, report: ErasureReport) -> None:
         console.print(f"{proof.place}: {proof.records} found ({proof.checked})", markup=False, highlight=False)
     for problem in report.problems:
         console.print(f"not erased: {problem}", markup=False, highlight=False)
-    verdict = "[green]erased and proved[/green]" if report.proved else "[red]not proved; erase again[/red]"
+    verdict = "[green]erased and proved[/green]" if report.proved else "[red]not proved; erase again, by id[/red]"
     console.print(f"{escape(', '.join(report.file_ids))}: {verdict}", highlight=False)
 
 

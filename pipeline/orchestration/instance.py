@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sqlite3
@@ -14,12 +15,18 @@ import dagster as dg
 import sqlalchemy.exc
 import yaml
 from dagster._core.errors import DagsterInvalidConfigError
+from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster_shared.check import CheckError
 
 from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
 
+_log = logging.getLogger(__name__)
+_SHARED_IN_PART = (
+    "the ledger is in PostgreSQL and Dagster's storage is this machine's alone: what runs on other machines is not seen, and is "
+    "done again; if there are others, share that storage too (%s says how)"
+)
 _UNSET = re.compile(r'environment variable "(\w+)" which is not set')
 _UNLOADED = re.compile(r"Couldn't find class .*")
 _BEFORE_VALUES = re.compile(r"\. | of original value")
@@ -42,6 +49,8 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         os.environ["DAGSTER_HOME"] = str(folder)
         os.environ.setdefault("DAGSTER_EVENT_BATCH_SIZE", "1000")
         with _instance(settings) as instance:
+            if home.ledger_url.startswith("postgresql") and isinstance(instance.run_storage, SqliteRunStorage):
+                _log.warning(_SHARED_IN_PART, settings)
             yield instance
     except errors_of_storages() as error:
         if isinstance(error, OSError) and error.errno not in DISK_ERRORS:

@@ -61,3 +61,16 @@ def test_all_of_them_open_it_with_its_own_settings(processes: ProcessPoolExecuto
 def test_all_of_them_may_be_the_first_to_ask_for_the_events_of_a_run(processes: ProcessPoolExecutor, tmp_path: Path) -> None:
     read = processes.map(_read_new_runs, [tmp_path] * AT_ONCE)
     assert list(read) == [[0] * ROUNDS] * AT_ONCE
+
+
+@pytest.mark.parametrize(("ledger", "warnings"), [("postgresql+psycopg2://host/db", 1), ("sqlite:///ledger.sqlite", 0)])
+def test_a_ledger_that_is_shared_beside_a_dagster_that_is_not_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, ledger: str, warnings: int
+) -> None:
+    monkeypatch.setenv("INDEXPORT_LEDGER_URL", ledger)
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    with open_instance(Home(tmp_path)):
+        pass
+    told = [record.getMessage() for record in caplog.records if "share that storage too" in record.getMessage()]
+    assert len(told) == warnings
+    assert all(str(tmp_path / "dagster" / "dagster.yaml") in line for line in told)
