@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from pipeline.errors import ConfigError
+
 
 def packaged(name: str) -> Path:
     """A file or folder of the project: in an installed wheel beside the package's modules, in a checkout at its top."""
@@ -64,7 +66,11 @@ class Home:
 
 
 def _sqlite_url(path: Path) -> str:
-    """The URL of a file, whatever in its path would mean something else in a URL."""
-    from sqlalchemy import URL  # not for those who only want paths
+    """The URL of a file, whatever in its path would mean something else in a URL. Raises ConfigError for what SQLAlchemy before
+    2.1 cannot write as one."""
+    from sqlalchemy import URL, make_url  # not for those who only want paths
 
-    return URL.create("sqlite", database=str(path)).render_as_string()
+    url = URL.create("sqlite", database=str(path)).render_as_string()
+    if make_url(url).database != str(path):
+        raise ConfigError(f"{path} cannot be a URL; set INDEXPORT_HOME to a path without '?', or install sqlalchemy>=2.1")
+    return url

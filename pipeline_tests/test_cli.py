@@ -16,11 +16,13 @@ from unittest.mock import patch
 import httpx
 import pytest
 from llama_cloud.resources.indexes import AsyncIndexesResource
+from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.cli_common import file_ids_of, open_export
 from pipeline.errors import ConfigError
+from pipeline.home import Home
 from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline_tests.command_line import INDEXPORT, invoke, run
@@ -314,6 +316,13 @@ def test_a_ledger_is_in_its_home_whatever_that_is_called(tmp_path: Path, name: s
     invoke("status")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name / "ledger.sqlite").is_file()
+
+
+def test_a_home_that_sqlalchemy_before_2_1_would_cut_off_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(URL, "render_as_string", lambda url: f"sqlite:///{url.database}")
+    with pytest.raises(ConfigError, match=r"a\?b/ledger.sqlite cannot be a URL; set INDEXPORT_HOME to a path without"):
+        _ = Home(tmp_path / "a?b").ledger_url
+    assert Home(tmp_path / "a b").ledger_url == f"sqlite:///{tmp_path}/a b/ledger.sqlite"
 
 
 def test_two_homes_never_touch_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
