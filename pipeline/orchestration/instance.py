@@ -37,8 +37,8 @@ _BEFORE_VALUES = re.compile(r"\. | of original value")
 def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
     """The Dagster instance of this installation; its home is made, with our ``dagster.yaml``, when there is none.
 
-    Raises InstanceUnavailable where its storage cannot be used, now or in the block, and ConfigError where what its
-    ``dagster.yaml`` names is not installed.
+    Raises InstanceUnavailable where its storage cannot be used, now or in the block, and ConfigError where its settings are
+    wrong or name what is not installed.
     """
     folder = home.dagster_home
     try:
