@@ -9,7 +9,7 @@ LLAMA_VENV := .venv-llama-index
 LLAMA_STAMP := $(LLAMA_VENV)/.installed
 LLAMA_TLS := $(LLAMA_VENV)/tls
 # More than cores: tests of daemons and of retries mostly wait.
-TEST_WORKERS ?= 6
+TEST_WORKERS ?= 4
 DOCS ?=
 SINK ?=
 SOAK_SECONDS ?= 600
