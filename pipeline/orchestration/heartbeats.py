@@ -48,8 +48,8 @@ def silent_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     now = time.time()
     silent = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_CARRIED_OUT)):
-        heard = record.dagster_run.tags.get(HEARD_TAG)
-        if heard is not None and now - max(float(heard), record.start_time or 0.0) >= LEASE_SECONDS:
+        heard = record.dagster_run.tags.get(HEARD_TAG, "")
+        if heard.isdecimal() and now - max(int(heard), record.start_time or 0.0) >= LEASE_SECONDS:
             silent.append(record.dagster_run)
     return silent
 

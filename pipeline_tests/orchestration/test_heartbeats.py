@@ -59,7 +59,9 @@ def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long
         started(instance, LEASE_SECONDS - 60),
         started(instance, -600.0),  # its clock is ahead
         started(instance, None),  # of a version that told nothing
+        overwritten := started(instance, LEASE_SECONDS + 5),
     }
+    instance.add_run_tags(overwritten, {HEARD_TAG: "by hand"})
     end_dead_runs(instance)
     assert unfinished(instance) == kept
     (told,) = [e for e in instance.all_logs(silent) if e.dagster_event and e.dagster_event.is_job_failure]
