@@ -17,12 +17,11 @@ import dagster as dg
 import lancedb  # noqa: F401 - warm: the sink imports it on first use
 
 from benchmarks.sync_worker import settings_of, timed
-from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
 from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration.assets import asset_key
 from pipeline.orchestration.instance import open_instance
-from pipeline.orchestration.launcher import execute, failures
+from pipeline.orchestration.launcher import execute, failures, jobs_of_a_sync
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.waves import dispatch
@@ -36,7 +35,7 @@ def carry_out(settings: ExportSettings, orders: Connection) -> None:
     look_for_garbage_less()  # as the code location that a run's process loads
     with open_instance(Home.from_environment()) as instance, process_mark() as mark:
         _ = EXPORTS.open(settings, instance).embedder.tokens
-        ingest = export_definitions(settings).resolve_job_def(f"{settings.name}_ingest")
+        ingest, _ = jobs_of_a_sync(settings)
         orders.send("warm")
         _, cpu_seconds, result = timed(partial(execute, ingest, orders.recv(), settings, instance, mark))
         orders.send((cpu_seconds, failures(result)))

@@ -141,9 +141,8 @@ def execute(
     job: dg.JobDefinition, spec: RunSpec, settings: ExportSettings, instance: dg.DagsterInstance, mark: str
 ) -> dg.ExecuteInProcessResult:
     """One run of the export's ingest job, here and now. ``mark`` is this process's."""
-    tags = spec.tags(settings.name)
-    given = {"partition_key": spec.partition_key, "asset_selection": spec.selection(settings), "run_config": _QUIET}
-    return _carried_out(job, instance, mark, tags, **given)
+    selection, tags = spec.selection(settings), spec.tags(settings.name)
+    return _carried_out(job, instance, mark, tags, partition_key=spec.partition_key, asset_selection=selection, run_config=_QUIET)
 
 
 def _carried_out(

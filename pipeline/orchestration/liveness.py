@@ -42,6 +42,7 @@ _SPEECHLESS_SECONDS = 60.0
 _UNBEGUN_SECONDS = 300.0
 """Dagster queues or launches a run as soon as it has written down what it plans for every file: 11 ms each where that is not
 batched."""
+_SILENT = f"nothing was heard of this run for {LEASE_SECONDS / 60:.0f} minutes: it was killed, or its machine stopped"
 
 
 @contextmanager
@@ -124,11 +125,7 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
             path.unlink(missing_ok=True)
     for run in silent_runs(instance):
         if not _path(_folder(), run.tags.get(PROCESS_TAG, "")).exists():  # of a process of this machine its mark tells
-            _end(
-                instance,
-                run,
-                f"nothing was heard of this run for {LEASE_SECONDS / 60:.0f} minutes: it was killed, or its machine stopped",
-            )
+            _end(instance, run, _SILENT)
     for run in _never_launched(instance):
         _end(instance, run)
     for run in _never_begun(instance):

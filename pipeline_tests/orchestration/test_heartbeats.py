@@ -10,8 +10,9 @@ import pytest
 from pipeline.orchestration import heartbeats
 from pipeline.orchestration.heartbeats import kept_heard_of
 from pipeline.orchestration.liveness import end_dead_runs, marking_executor, process_mark
-from pipeline.orchestration.partitions import EXPORT_TAG, HEARD_TAG, PROCESS_TAG, is_quiet
+from pipeline.orchestration.partitions import HEARD_TAG, is_quiet
 from pipeline.stages.export import LEASE_SECONDS
+from pipeline_tests.orchestration.test_liveness import started
 from pipeline_tests.world import open_world
 
 ELSEWHERE = "0" * 32
@@ -40,26 +41,25 @@ def instance() -> Iterator[dg.DagsterInstance]:
         yield made
 
 
-def started(instance: dg.DagsterInstance, heard_ago: float | None, mark: str = ELSEWHERE) -> str:
-    heard = {} if heard_ago is None else {HEARD_TAG: f"{time.time() - heard_ago:.0f}"}
-    run = dg.DagsterRun(
-        job_name="any", status=dg.DagsterRunStatus.STARTED, tags={PROCESS_TAG: mark, EXPORT_TAG: "default", **heard}
-    )
-    instance.add_run(run)
-    return run.run_id
+def heard_of(instance: dg.DagsterInstance, ago: float | None, mark: str = ELSEWHERE) -> str:
+    """A run that is carried out, so many seconds after it was heard of."""
+    tags = {} if ago is None else {HEARD_TAG: f"{time.time() - ago:.0f}"}
+    return started(instance, mark, dg.DagsterRunStatus.STARTED, **tags)
 
 
 def unfinished(instance: dg.DagsterInstance) -> set[str]:
     return {run.run_id for run in instance.get_runs() if not run.is_finished}
 
 
-def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long_as_a_lease(instance: dg.DagsterInstance) -> None:
-    silent = started(instance, LEASE_SECONDS + 5)
+def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long_as_a_lease(
+    instance: dg.DagsterInstance,
+) -> None:
+    silent = heard_of(instance, LEASE_SECONDS + 5)
     kept = {
-        started(instance, LEASE_SECONDS - 60),
-        started(instance, -600.0),  # its clock is ahead
-        started(instance, None),  # of a version that told nothing
-        overwritten := started(instance, LEASE_SECONDS + 5),
+        heard_of(instance, LEASE_SECONDS - 60),
+        heard_of(instance, -600.0),  # its clock is ahead
+        heard_of(instance, None),  # of a version that told nothing
+        overwritten := heard_of(instance, LEASE_SECONDS + 5),
     }
     instance.add_run_tags(overwritten, {HEARD_TAG: "by hand"})
     end_dead_runs(instance)
@@ -71,7 +71,7 @@ def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long
 def test_of_a_process_of_this_machine_its_mark_tells(instance: dg.DagsterInstance) -> None:
     """A laptop that was asleep."""
     with process_mark() as mark:
-        asleep = started(instance, 10 * LEASE_SECONDS, mark)
+        asleep = heard_of(instance, 10 * LEASE_SECONDS, mark)
         end_dead_runs(instance)
         assert unfinished(instance) == {asleep}
 
@@ -79,7 +79,7 @@ def test_of_a_process_of_this_machine_its_mark_tells(instance: dg.DagsterInstanc
 def test_a_run_executed_again_is_not_over_for_when_the_first_was_heard_of(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = started(instance, 10 * LEASE_SECONDS)
+    again = heard_of(instance, 10 * LEASE_SECONDS)
     [record] = instance.get_run_records()
     monkeypatch.setattr(instance, "get_run_records", lambda *_args, **_given: [record._replace(start_time=time.time())])
     assert heartbeats.silent_runs(instance) == []
@@ -91,7 +91,7 @@ def test_it_is_told_again_and_again_as_long_as_the_run_takes(
     instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(heartbeats, "_EVERY_SECONDS", 0.01)
-    run_id = started(instance, 10 * LEASE_SECONDS)
+    run_id = heard_of(instance, 10 * LEASE_SECONDS)
 
     def heard() -> float:
         run = instance.get_run_by_id(run_id)
@@ -126,7 +126,7 @@ def test_a_wave_of_a_machine_that_is_gone_is_worked_on_by_another(tmp_path: Path
         world.write("a.md", "# A\n\nText.\n")
         world.refresh()
         assert world.sync().ok
-        world.instance.add_run_tags(started(world.instance, LEASE_SECONDS + 5), {"dagster/partition": world.file_id("a.md")})
+        world.instance.add_run_tags(heard_of(world.instance, LEASE_SECONDS + 5), {"dagster/partition": world.file_id("a.md")})
         assert not is_quiet(world.instance, "default")
         world.write("a.md", "# A\n\nEdited.\n")
         assert world.sync().ok

@@ -45,7 +45,9 @@ def test_what_is_wrong_with_a_description_is_said_by_name(monkeypatch: pytest.Mo
             build(path, args)
 
 
-@pytest.mark.skipif(find_spec("llama_index") is not None, reason="LlamaIndex is installed")
+@pytest.mark.skipif(
+    find_spec("llama_index") is not None, reason="LlamaIndex is installed: the main environment, which never has it, runs this"
+)
 @pytest.mark.parametrize("kind", ["llama_docstore", "llama_index"])
 async def test_without_llama_index_the_extra_is_named(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MONGODB_URI", "mongodb://127.0.0.1:1")
