@@ -5,6 +5,8 @@ parsed pages are tidy enough for them:
 
 - A setext heading has one line (a bare rule under running text is no heading), and that line may be numbered like a list.
 - A table may be indented like code, and its delimiter row need not have as many cells as its header.
+- A fence that is not closed ends with its page: pages are parsed one by one, and one that was cut off would take the headings
+  and tables of all that follow.
 - An HTML table reaches to its closing tag. HTML that is to be taken as it stands (comments, ``<pre>``) is code where it has
   more lines than one and is closed; all other HTML is text.
 - A list item may interrupt a paragraph whatever its number, and without content.
@@ -17,6 +19,8 @@ item's marker or indented by four columns, lines that end with a bare carriage r
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections.abc import Sequence
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -72,8 +76,8 @@ def scan_paragraphs(text: str) -> list[Block]:
     return scan.blocks
 
 
-def scan_markdown(text: str) -> list[Block]:
-    """Headings (ATX, setext), fenced code, tables, and paragraphs for all the rest."""
+def scan_markdown(text: str, page_starts: Sequence[int] = ()) -> list[Block]:
+    """Headings (ATX, setext), fenced code, tables, and paragraphs for all the rest. ``page_starts``: where pages begin, ascending."""
     scan = _Scan()
     items = _ListItems()
     tables = html_tables(text)
@@ -82,6 +86,8 @@ def scan_markdown(text: str) -> list[Block]:
     while match := _LINE.match(text, end):
         line = match.group()
         start, end = match.span()
+        if scan.fence and start >= scan.fence_until:
+            scan.close()
         if scan.fence and scan.continue_code(end, line):
             continue
         first = line.lstrip(" \t")[:1]
@@ -91,7 +97,9 @@ def scan_markdown(text: str) -> list[Block]:
         if first in _OPENING or (items.columns and (first in "#<" or not scan.is_paragraph)):
             column = items.follow(line)
             if ("```" in line or "~~~" in line) and (marks := _opening_fence(line, column)):
-                scan.open_code(start, end, marks, column)
+                following = bisect_right(page_starts, start)
+                until = page_starts[following] if following < len(page_starts) else len(text)
+                scan.open_code(start, end, marks, column, until)
                 continue
         if first == "#" and (atx := _atx_heading(line)):
             scan.add_heading(start, end, *atx)
@@ -206,6 +214,7 @@ class _Scan:
     def __init__(self) -> None:
         self.blocks: list[Block] = []
         self.fence = ""
+        self.fence_until = 0
         self._fence_column = 0
         self._kind = BlockKind.PARAGRAPH
         self._start = self._end = 0
@@ -281,10 +290,10 @@ class _Scan:
         self.close()
         self.blocks.append(Block(BlockKind.CODE, start, end))
 
-    def open_code(self, start: int, end: int, fence: str, column: int) -> None:
-        """A fence, in a list item whose content begins at ``column``."""
+    def open_code(self, start: int, end: int, fence: str, column: int, until: int) -> None:
+        """A fence, in a list item whose content begins at ``column`` and on a page that ends before ``until``."""
         self.close()
-        self._kind, self.fence, self._fence_column = BlockKind.CODE, fence, column
+        self._kind, self.fence, self._fence_column, self.fence_until = BlockKind.CODE, fence, column, until
         self._start, self._end = start, end
 
     def continue_code(self, end: int, line: str) -> bool:

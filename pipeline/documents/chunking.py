@@ -17,17 +17,16 @@ from itertools import pairwise
 from pipeline.documents.blocks import scan_markdown, scan_paragraphs
 from pipeline.documents.drafts import Draft, Drafter
 from pipeline.documents.models import Chunk, ChunkingSettings, Document
-from pipeline.documents.pages import PageLookup
+from pipeline.documents.pages import MARKS_ALONE, PageLookup
 from pipeline.documents.splitting import TextSizer, split_long
 from pipeline.documents.tokens import TokenCounter
 from pipeline.errors import ConfigError
 
-CHUNKER_VERSION = "6"
+CHUNKER_VERSION = "7"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 _LEAST_TOKENS = 32
 _WORD_START = re.compile(r"(?<!\S)\S")
-_MARKS_ALONE = re.compile(r"[-*_=|:.+~#>`\s]{1,80}")
 
 
 def token_limit(settings: ChunkingSettings, tokens: TokenCounter, model_max_tokens: int) -> int:
@@ -79,7 +78,7 @@ def chunk_document(document: Document, settings: ChunkingSettings, tokens: Token
     limit = token_limit(settings, tokens, max_tokens)
     sizer = TextSizer(tokens)
     markdown = settings.strategy == "markdown"
-    blocks = scan_markdown(text) if markdown else scan_paragraphs(text)
+    blocks = scan_markdown(text, [span.start for span in document.page_spans]) if markdown else scan_paragraphs(text)
     drafter = Drafter(text, blocks, sizer, limit - sizer.special_tokens - settings.overlap, markdown=markdown)
     counted = _joined(text, _mend(text, _trim(text, drafter.drafts()), sizer, limit), sizer, limit)
     if settings.overlap:
@@ -130,12 +129,17 @@ def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> l
 
 def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
     """A draft of nothing but Markdown's marks (the rule at the end of a page) says nothing alone: it joins the one before where
-    it fits."""
+    it fits, the first of all the one behind it."""
     joined = list(counted[:1])
     for draft, count in counted[1:]:
         before = joined[-1][0]
-        if _MARKS_ALONE.fullmatch(text, draft.start, draft.end) and sizer.least(draft.end - before.start) <= limit:
-            [(longer, together)] = _count(text, [before._replace(end=draft.end)], sizer)
+        longer = None
+        if MARKS_ALONE.fullmatch(text, draft.start, draft.end):
+            longer = before._replace(end=draft.end)
+        elif len(joined) == 1 and MARKS_ALONE.fullmatch(text, before.start, before.end):
+            longer = draft._replace(start=before.start)
+        if longer and sizer.least(longer.end - longer.start) <= limit:
+            [(longer, together)] = _count(text, [longer], sizer)
             if together <= limit:
                 joined[-1] = longer, together
                 continue

@@ -5,11 +5,13 @@ What belongs here: joining page bodies into one text and keeping where each page
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from pipeline.documents.models import Attachment, Document, Page, PageSpan
 
 _JOINER = "\n\n"
+_PAGE_OF_NAME = re.compile(r"(?:.*[/_-])?page_([1-9]\d{0,8})\.\w+", re.DOTALL)
 
 
 def build_document(
@@ -18,7 +20,8 @@ def build_document(
     """Join the pages' bodies by a blank line, in page order.
 
     With ``include_headers_footers`` a page contributes its header, body and footer, those it has, joined the same way; its
-    span covers all of them. ``attachments`` are those of the whole file.
+    span covers all of them. ``attachments`` are those that LlamaCloud lists for the whole file: what is named after a page
+    (``screenshots/page_3.jpg``) is that page's, whether there is such a page or not.
     """
     ordered = sorted(pages, key=lambda page: page.page_number)
     bodies = [_body(page, include_headers_footers) for page in ordered]
@@ -32,9 +35,14 @@ def build_document(
         page_spans=tuple(spans),
         attachments=(
             *((page.page_number, attachment) for page in ordered for attachment in page.attachments),
-            *((None, attachment) for attachment in attachments),
+            *((_page_of(attachment), attachment) for attachment in attachments),
         ),
     )
+
+
+def _page_of(attachment: Attachment) -> int | None:
+    named = _PAGE_OF_NAME.fullmatch(attachment.attachment_name)
+    return int(named[1]) if named else None
 
 
 def _body(page: Page, include_headers_footers: bool) -> str:

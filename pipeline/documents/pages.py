@@ -5,10 +5,15 @@ What belongs here: offsets back to page numbers and attachments.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from typing import Final
 
 from pipeline.documents.models import Attachment, Document
+
+MARKS_ALONE: Final = re.compile(r"[-*_=|:.+~#>`\s]{1,80}")
+"""Nothing but Markdown's marks, as the rule under a page's header: it says nothing alone."""
 
 
 class PageLookup:
@@ -16,6 +21,7 @@ class PageLookup:
 
     def __init__(self, document: Document) -> None:
         spans = [span for span in document.page_spans if document.text[span.start : span.end].strip()]
+        self._text = document.text
         self._numbers = [span.page_number for span in spans]
         self._starts = [span.start for span in spans]
         self._ends = [span.end for span in spans]
@@ -27,8 +33,14 @@ class PageLookup:
 
     def touched(self, start: int, end: int) -> Sequence[int]:
         """Numbers of the pages that own a non-blank character of ``text[start:end]``, in page order; for a slice whose
-        ends are of the same pages as its first and last such character, as a chunk's are."""
-        return self._numbers[bisect_right(self._ends, start) : bisect_left(self._starts, end)]
+        ends are of the same pages as its first and last such character, as a chunk's are. Pages at its ends of which it has
+        nothing but Markdown's marks are left out, unless it has nothing else."""
+        first, after = bisect_right(self._ends, start), bisect_left(self._starts, end)
+        while after - first > 1 and MARKS_ALONE.fullmatch(self._text, max(start, self._starts[first]), self._ends[first]):
+            first += 1
+        while after - first > 1 and MARKS_ALONE.fullmatch(self._text, self._starts[after - 1], min(end, self._ends[after - 1])):
+            after -= 1
+        return self._numbers[first:after]
 
     def attachments(self, pages: Sequence[int]) -> tuple[Attachment, ...]:
         """Those of these pages and those of the whole file, each once."""

@@ -8,10 +8,11 @@ markdown (header, text, footer), structured items, attachments and provenance, n
     (or ``parse.text.pages[]``), with ``parse.items.pages[]``
 (c) ``parse`` itself a list of pages as in (a)
 
-Rules. Unknown keys are ignored. A page must say its text (``markdown`` or ``text``; ``null`` is empty), unless it says
-``success: false``: then it is listed in ``failed_pages``. A page without a usable number gets the number after the page before
-it, which is its position where no page is numbered. Pages with the same number are merged in the order given: texts joined by
-a blank line (as documents join pages), differing headers and footers by a line break, items and attachments appended.
+Rules. Unknown keys are ignored. A page must say its text (``markdown``, or ``text`` where that is empty; ``null`` is empty),
+unless it says ``success: false``: then it is listed in ``failed_pages``. A payload whose every page has failed says nothing of
+its file and is refused, so that an earlier one stays. A page without a usable number gets the number after the page before it,
+which is its position where no page is numbered. Pages with the same number are merged in the order given: texts joined by a
+blank line (as documents join pages), differing headers and footers by a line break, items and attachments appended.
 Items kept outside the pages go to the page they name (``items.pages[]`` is numbered as pages are), those that name none to the
 first page; items of a page that is not there are dropped. Attachments go to the page they name, else to the whole file.
 Entries of an item or attachment list that are no item or attachment are dropped.
@@ -99,6 +100,8 @@ def _payload(root: Any, file: DirectoryFile) -> Payload:
         raise _UnknownShape("it has no key 'parse'")
     parse = root["parse"]
     parts, failed = _gather_pages(_page_list(parse), file.id)
+    if failed and not parts:
+        raise PayloadError(file.id, f"LlamaCloud could not parse any of the {len(failed)} pages of {file.display_name!r}")
     holders: tuple[Mapping[str, Any], ...] = (parse, root) if isinstance(parse, dict) else (root,)
     _distribute_items(holders, parts)
     attachments = _distribute_attachments(holders, parts, file.id)
@@ -165,7 +168,7 @@ def _page_text(entry: Mapping[str, Any], position: int) -> str:
     texts = [entry[key] for key in present if entry[key] is not None]
     if not all(isinstance(text, str) for text in texts):
         raise _UnknownShape(f"entry {position} of its pages has a text that is not a string")
-    return str(texts[0]) if texts else ""
+    return next((str(text) for text in texts if text), "")
 
 
 def _optional_text(entry: Mapping[str, Any], key: str, position: int) -> list[str]:

@@ -80,7 +80,7 @@ _Parser = Callable[[bytes], ParsedDocument]
 _PARSERS: dict[str, tuple[str, _Parser]] = {
     **dict.fromkeys((".md", ".markdown", ".txt", ".text"), ("text-1", parse_text)),
     **dict.fromkeys((".html", ".htm"), (f"html-2-{version('lxml')}-{version('markdownify')}", parse_html)),
-    ".pdf": (f"pdf-1-{version('liteparse')}", parse_pdf),
+    ".pdf": (f"pdf-2-{version('liteparse')}", parse_pdf),
 }
 """Parser and its revision by suffix; a new revision parses documents again."""
 

@@ -19,6 +19,9 @@ from pipeline.local_cloud.parsed import DocumentRefused, FailedPage, PageContent
 _BAND = 0.08
 """Share of the page's height, at the top and at the bottom, in which headers and footers are looked for."""
 _NUMBER = re.compile(r"\d+")
+_WORD = re.compile(r"[^\W_]+")
+_MAX_PAGES = 2**31 - 1
+"""All of them: without it LiteParse ends after a thousand pages, and says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ def parse_pdf(content: bytes) -> ParsedDocument:
         keep_headers_footers=True,
         extract_blocks=True,
         continue_on_page_error=True,
+        max_pages=_MAX_PAGES,
     )
     try:
         result = parser.parse(content)
@@ -57,7 +61,7 @@ def parse_pdf(content: bytes) -> ParsedDocument:
 def screenshots(content: bytes) -> dict[int, bytes]:
     """A PNG of every page by page number. Raises ``DocumentRefused``."""
     try:
-        result = LiteParse(ocr_enabled=False, quiet=True, extract_screenshots=True, dpi=72).parse(content)
+        result = LiteParse(ocr_enabled=False, quiet=True, extract_screenshots=True, dpi=72, max_pages=_MAX_PAGES).parse(content)
     except ParseError as error:
         raise DocumentRefused(f"PDF cannot be rendered: {error}") from error
     return {shot.page_num: shot.image_bytes for shot in result.screenshots}
@@ -79,6 +83,7 @@ def _page(page: ParsedPage, repeated: frozenset[str]) -> PageContent:
             break
         text = text.removesuffix(block.text or "").rstrip()
         footers.insert(0, block)
+    text = "\n\n".join(filter(None, [text, *_lost_lines(page)]))
     body = [*furniture.headers[len(headers) :], *furniture.body, *furniture.footers[: len(furniture.footers) - len(footers)]]
     return PageContent(
         page_number=page.page_num,
@@ -89,6 +94,15 @@ def _page(page: ParsedPage, repeated: frozenset[str]) -> PageContent:
         width=round(page.width, 2),
         height=round(page.height, 2),
     )
+
+
+def _lost_lines(page: ParsedPage) -> list[str]:
+    """Lines that LiteParse has read and left out of its Markdown, as it does with prose that runs sideways: those most of whose
+    words, two at least (one may be the rest of a hyphenated word), the Markdown lacks."""
+    lacking = Counter(_WORD.findall(page.text))
+    lacking.subtract(_WORD.findall(page.markdown))
+    lines = ((line.strip(), [lacking[word] > 0 for word in _WORD.findall(line)]) for line in page.text.splitlines())
+    return [line for line, lost in lines if sum(lost) > max(1, len(lost) // 2)]
 
 
 def _split(page: ParsedPage, repeated: frozenset[str]) -> _Furniture:

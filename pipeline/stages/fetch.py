@@ -131,7 +131,15 @@ def _store(export: Export, rows: dict[str, FileRow], batch: Iterable[tuple[Direc
         report.numbers["pages"] += len(payload.pages)
         report.numbers["changed"] += moved
         report.numbers["failed_pages"] += len(payload.failed_pages)
-        report.rows.append({"file": file.display_name, "file_id": file.id, "pages": len(payload.pages), "changed": moved})
+        report.rows.append(
+            {
+                "file": file.display_name,
+                "file_id": file.id,
+                "pages": len(payload.pages),
+                "failed_pages": ", ".join(map(str, payload.failed_pages)),
+                "changed": moved,
+            }
+        )
         updates.append(
             {
                 "file_id": file.id,

@@ -171,3 +171,11 @@ def test_blocks_are_whole_lines_or_html_tables_in_order_with_nothing_but_blanks_
             assert {block.start, block.end} <= lines | tables
             position = block.end
         assert not text[position:].strip()
+
+
+def test_a_fence_that_is_not_closed_ends_with_its_page() -> None:
+    first, second = "Intro\n\n```\ncode that was cut off", "# Chapter\n\n```\n# a comment\n```\n\n| a | b |\n|---|---|\n| 1 | 2 |"
+    text = f"{first}\n\n\n\n{second}"
+    starts = [0, len(first) + 2, len(first) + 4]
+    assert [block.kind for block in scan_markdown(text, starts)] == [_P, _C, _H, _C, _T]
+    assert [(block.kind, block.title) for block in scan_markdown(text)][2] == (_H, "a comment")

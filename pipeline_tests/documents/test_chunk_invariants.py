@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -62,11 +63,14 @@ def counter(request: pytest.FixtureRequest, minilm: HuggingFaceTokens) -> TokenC
 
 
 def touched_pages(document: Document, chunk: Chunk) -> list[int]:
-    return [
-        span.page_number
+    """From the first to the last page of which the chunk says something; all of its pages where it says nothing."""
+    parts = [
+        (span.page_number, document.text[max(span.start, chunk.chunk_start_char) : min(span.end, chunk.chunk_end_char)])
         for span in document.page_spans
-        if document.text[max(span.start, chunk.chunk_start_char) : min(span.end, chunk.chunk_end_char)].strip()
     ]
+    parts = [(number, part) for number, part in parts if part.strip()]
+    saying = [index for index, (_, part) in enumerate(parts) if len(part) > 80 or re.search(r"[^-*_=|:.+~#>`\s]", part)]
+    return [number for number, _ in (parts[saying[0] : saying[-1] + 1] if saying else parts)]
 
 
 def expected_attachments(document: Document, pages: list[int]) -> set[Attachment]:

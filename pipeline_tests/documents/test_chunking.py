@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from pipeline.documents.chunking import chunk_document, chunker_fingerprint, token_limit
 from pipeline.documents.document import build_document
-from pipeline.documents.models import Chunk, ChunkingSettings, Page
+from pipeline.documents.models import Attachment, Chunk, ChunkingSettings, Page
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens
 from pipeline.errors import ConfigError
 from pipeline_tests.documents import corpus
@@ -97,6 +97,20 @@ def test_what_the_tokenizer_does_not_see_makes_no_chunk_too_long_for_a_store(chu
     chunks = chunk(text)
     assert max(len(c.content) for c in chunks) <= 32 * 256
     assert "".join("".join(c.content for c in chunks).split()) == "".join(text.split())
+
+
+def test_a_rule_at_the_start_goes_with_what_is_behind_it(chunk: Chunk_) -> None:
+    chunks = chunk("***\n\n# Manual\n\n" + "\n\n".join(prose(70, seed) for seed in range(6)))
+    assert chunks[0].content.startswith("***\n\n# Manual")
+    assert all(c.chunk_token_count <= 256 for c in chunks)
+
+
+def test_a_page_of_which_a_chunk_has_a_rule_alone_is_not_cited(minilm: HuggingFaceTokens) -> None:
+    shots = [Attachment(f"page_{number}.png", "s", "screenshot") for number in (1, 2, 3, 4)]
+    document = build_document([Page(1, "---"), Page(2, f"---\n\n{prose(60)}"), Page(3, "***"), Page(4, "---")], shots)
+    [held] = chunk_document(document, ChunkingSettings(), minilm, 256)
+    assert held.content == document.text
+    assert (held.page_range_start, held.page_range_end, held.attachments) == (2, 2, (shots[1],))
 
 
 def test_a_document_of_rules_alone_is_kept(chunk: Chunk_) -> None:

@@ -30,6 +30,12 @@ def test_attachments_keep_their_page_and_those_of_the_file_have_none() -> None:
     assert document.attachments == ((2, shot), (None, original))
 
 
+def test_attachments_of_the_file_that_are_named_after_a_page_are_that_pages() -> None:
+    names = ["screenshots/page_2.jpg", "items/page_12.json", "page_1.png", "a_page_2.png", "page_0.png", "page_2", "pages_2.png"]
+    document = build_document([Page(1, "a"), Page(2, "b")], [Attachment(name, "s", "by-product") for name in names])
+    assert [number for number, _ in document.attachments] == [2, 12, 1, 2, None, None, None]
+
+
 @settings(max_examples=100, deadline=None)
 @given(pages=page_lists(), include=st.booleans())
 def test_every_span_is_what_its_page_contributed_and_nothing_lies_between_but_the_joiner(

@@ -189,6 +189,29 @@ def test_a_single_page_has_no_headers() -> None:
     assert "Top line" in page.text
 
 
+def test_a_pdf_of_more_than_a_thousand_pages_is_read_to_its_end() -> None:
+    pages = parse_pdf(_pdf([[(700, 11, f"page{number}")] for number in range(1, 1_003)])).pages
+    assert (len(pages), pages[-1].page_number, pages[-1].text) == (1_002, 1_002, "page1002")
+
+
+@pytest.mark.parametrize("upright", [True, False])
+def test_prose_that_runs_sideways_is_kept(upright: bool) -> None:
+    buffer = BytesIO()
+    canvas = Canvas(buffer, pagesize=(595, 842), invariant=1)
+    if upright:
+        canvas.drawString(300, 780, "Upright words here.")
+    canvas.rotate(90)
+    lines = [f"sideways{number} prose{number} of line{number}" for number in range(10)]
+    for number, line in enumerate(lines):
+        canvas.drawString(72, -100 - 14 * number, line)
+    canvas.save()
+    parsed = parse_pdf(buffer.getvalue())
+    words = parsed.pages[0].text.split()
+    assert parsed.warning is None
+    assert all(words.count(word) == 1 for line in lines for word in line.split() if word != "of")
+    assert ("Upright" in words) == upright
+
+
 def test_boxes_lie_where_the_words_are() -> None:
     (page,) = parse_pdf(_pdf([[(700, 12, "A sentence in the middle of the page.")]])).pages
     assert page.items is not None
@@ -300,7 +323,7 @@ def test_only_what_is_asked_for_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_revision_names_the_parsers_version() -> None:
-    assert parser_revision("a.pdf").startswith("pdf-1-")
+    assert parser_revision("a.pdf").startswith("pdf-2-")
     with pytest.raises(DocumentRefused, match=r"unsupported type \.docx"):
         parser_revision("a.docx")
 

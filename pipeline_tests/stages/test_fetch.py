@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.stages.detect import detect
 from pipeline.stages.fetch import fetch
 from pipeline.stages.report import StageReport
 from pipeline_tests.hostile.cloud import HostileCloud, ServedFile, hostile_cloud
-from pipeline_tests.hostile.corpus import paged
+from pipeline_tests.hostile.corpus import paged, payload
 from pipeline_tests.world import World, world_over
 
 BAD = "dfl-007"
@@ -160,3 +161,17 @@ def test_only_failures_that_are_the_files_own_count_towards_parking_it(tmp_path:
             row = world.export.ledger.files()[BAD]
             seen.append((row.status, row.attempts))
         assert seen == [("failed", 1), ("failed", 2), ("failed", 3), ("failed", 4), ("parked", 5)]
+
+
+def test_pages_that_fail_are_named_and_a_file_none_of_whose_pages_can_be_parsed_keeps_its_old_version(tmp_path: Path) -> None:
+    failed = {"success": False, "error": "time-out"}
+    with served(tmp_path, 2) as (cloud, world):
+        assert world.sync().ok
+        for at, pages in (("11", [{"page_number": 1, "text": "Text of file 0."}, {"page_number": 2, **failed}]), ("12", [failed])):
+            cloud.files[0] = replace(cloud.files[0], body=payload(pages), updated_at=f"2026-11-20T{at}:00:00Z")
+            report = world.sync()
+            assert world.names() == {"0.pdf", "1.pdf"}
+            told = world.export.ledger.files()["dfl-000"]
+            if report.ok:
+                assert [row["failed_pages"] for row in world.numbers("parsed_payloads")["files"]] == ["2"]
+        assert (told.status, told.last_error) == ("failed", "LlamaCloud could not parse any of the 1 pages of '0.pdf'")
