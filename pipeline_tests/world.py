@@ -198,7 +198,7 @@ class World:
         export = self.export
         found: dict[tuple[str, int], dict[str, Any]] = {}
         async with export.source() as source:
-            files = await source.list_all_files()
+            files = {file.id: file async for page in source.list_files() for file in page.files}
             async for file, payload in source.fetch_payloads(list(files.values())):
                 if isinstance(payload, Exception):
                     raise payload

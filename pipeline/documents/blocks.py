@@ -77,7 +77,7 @@ def scan_paragraphs(text: str) -> list[Block]:
 
 
 def scan_markdown(text: str, page_starts: Sequence[int] = ()) -> list[Block]:
-    """Headings (ATX, setext), fenced code, tables, and paragraphs for all the rest. ``page_starts``: where pages begin, ascending."""
+    """Headings (ATX, setext), fenced code, tables, and paragraphs for all the rest; ``page_starts`` are where pages begin."""
     scan = _Scan()
     items = _ListItems()
     tables = html_tables(text)

@@ -182,8 +182,8 @@ class LlamaCloudSource:
         """Page after page of the payload directory; resumable from the token of the last page seen.
 
         ``updated_since`` is inclusive. Soft-deleted files are left out. The API gives no snapshot and no order: a file may be on
-        two pages, and one that moves meanwhile on none. Raises ``IncompleteListing`` when it stops half way, also when
-        LlamaCloud no longer accepts ``page_token``.
+        two pages, of which the later one counts, and one that moves meanwhile on none. Raises ``IncompleteListing`` when it
+        stops half way, also when LlamaCloud no longer accepts ``page_token``.
         """
         pages = directory_pages(
             self._api,
@@ -194,21 +194,6 @@ class LlamaCloudSource:
         )
         async for entries, following in pages:
             yield ListingPage(files=tuple(entry.file for entry in entries), next_page_token=following)
-
-    async def list_all_files(self) -> dict[str, DirectoryFile]:
-        """Every file by id, the latest state of each; complete, or ``IncompleteListing`` is raised."""
-        files: dict[str, DirectoryFile] = {}
-        async for page in self.list_files():
-            for file in page.files:
-                known = files.get(file.id)
-                if known is None or _is_newer(file, known):
-                    files[file.id] = file
-        return files
-
-    async def fetch_payload(self, file: DirectoryFile) -> Payload:
-        """The parsed payload of one file. Raises ``PayloadError`` when it cannot be had or read, its ``PayloadOutOfReach`` when
-        that may pass."""
-        return await self._fetch(FileEntry(file, None))
 
     async def fetch_payloads(
         self, files: Sequence[DirectoryFile]
@@ -310,9 +295,3 @@ def _check_ready(state: IndexState) -> IndexState:
     if state.status == "failed":
         raise SyncFailed(f"index {state.name!r} failed: {state.error_message or 'LlamaCloud gives no reason'}")
     return state
-
-
-def _is_newer(file: DirectoryFile, known: DirectoryFile) -> bool:
-    if file.updated_at is None or known.updated_at is None:
-        return known.updated_at is None
-    return file.updated_at >= known.updated_at

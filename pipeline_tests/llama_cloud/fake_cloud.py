@@ -12,6 +12,7 @@ import httpx
 from pydantic import SecretStr
 
 from pipeline.llama_cloud.download import RetryPolicy
+from pipeline.llama_cloud.models import DirectoryFile, Payload
 from pipeline.llama_cloud.settings import LlamaCloudSettings
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline_tests.llama_cloud.samples import FORM_A, body
@@ -150,3 +151,16 @@ def presigned(file_id: str | None, expires_at: str = "2126-01-01T00:00:00Z") -> 
 
 def cloud_with(count: int, **knobs: Any) -> FakeCloud:
     return FakeCloud(files=[file_body(number) for number in range(count)], **knobs)
+
+
+async def list_all(source: LlamaCloudSource) -> dict[str, DirectoryFile]:
+    """Every file of the payload directory by id."""
+    return {file.id: file async for page in source.list_files() for file in page.files}
+
+
+async def payload_of(source: LlamaCloudSource, file: DirectoryFile) -> Payload:
+    """The payload of one file; what is wrong with it is raised."""
+    [(_, payload)] = [outcome async for outcome in source.fetch_payloads([file])]
+    if isinstance(payload, Exception):
+        raise payload
+    return payload

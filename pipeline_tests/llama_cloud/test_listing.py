@@ -13,6 +13,7 @@ from pipeline_tests.llama_cloud.fake_cloud import (
     failure,
     file_body,
     index_body,
+    list_all,
 )
 
 LISTING = "/beta/directories/dir-out/files"
@@ -37,20 +38,20 @@ async def test_the_payload_directory_is_the_one_chosen(choice: str, output: str 
         script=lambda request: httpx.Response(200, json={"items": []}) if request.url.path.endswith("/files") else None,
     )
     async with cloud.source(payload_directory=choice) as source:
-        assert await source.list_all_files() == {}
+        assert await list_all(source) == {}
     assert cloud.count(f"/directories/{listed}/files") == 1
 
 
 async def test_a_missing_output_directory_names_the_setting() -> None:
     async with FakeCloud(indexes=[index_body(output_directory_id=None)]).source(payload_directory="output") as source:
         with pytest.raises(ConfigError, match="payload_directory"):
-            await source.list_all_files()
+            await list_all(source)
 
 
 async def test_a_directory_that_does_not_exist_names_the_setting() -> None:
     async with FakeCloud(indexes=[index_body(output_directory_id="gone")]).source() as source:
         with pytest.raises(ConfigError, match="payload_directory"):
-            await source.list_all_files()
+            await list_all(source)
 
 
 async def test_a_listing_goes_through_all_pages_and_resumes_from_a_token() -> None:
@@ -61,7 +62,7 @@ async def test_a_listing_goes_through_all_pages_and_resumes_from_a_token() -> No
         assert pages[-1].next_page_token is None
         rest = [page async for page in source.list_files(page_token=pages[0].next_page_token)]
         assert rest == pages[1:]
-        assert len(await source.list_all_files()) == 25
+        assert len(await list_all(source)) == 25
     assert cloud.count("page_size=1000") == 8
 
 
@@ -76,7 +77,7 @@ async def test_what_the_api_says_of_a_file_is_kept_and_cleaned() -> None:
         script=lambda request: listing(json.dumps({"items": cloud.files})) if LISTING in str(request.url) else None,
     )
     async with cloud.source() as source:
-        files = await source.list_all_files()
+        files = await list_all(source)
     assert files["dfl-1"].display_name == "a\ufffdb"
     assert files["dfl-1"].metadata == {"f": 1.5, "l": ["x"], "n": None, "nested": '{"k": [1]}', "t\ufffd": "\ufffd"}
     assert files["dfl-1"].updated_at == datetime(2026, 11, 20, 10, 0, 1, tzinfo=UTC)
@@ -95,22 +96,14 @@ async def test_soft_deleted_files_are_left_out_and_an_emptied_page_does_not_end_
     gone = [file_body(number, deleted_at="2026-11-20T00:00:00Z") for number in range(2)]
     cloud = FakeCloud(files=[*gone, file_body(2)], page_size=2)
     async with cloud.source() as source:
-        assert list(await source.list_all_files()) == ["dfl-2"]
+        assert list(await list_all(source)) == ["dfl-2"]
 
 
 async def test_an_empty_page_with_a_token_is_not_the_end() -> None:
     pages = iter([{"items": [], "next_page_token": "t"}, {"items": [file_body(1)], "next_page_token": ""}])
     cloud = FakeCloud(script=lambda request: httpx.Response(200, json=next(pages)) if LISTING in str(request.url) else None)
     async with cloud.source() as source:
-        assert list(await source.list_all_files()) == ["dfl-1"]
-
-
-async def test_of_a_repeated_file_the_latest_state_counts() -> None:
-    newer = file_body(1, updated_at="2027-01-01T00:00:00Z", file_id="newer")
-    for files in ([file_body(1), newer], [newer, file_body(1)], [file_body(1, updated_at=None), newer]):
-        async with FakeCloud(files=files, page_size=1).source() as source:
-            listed = await source.list_all_files()
-        assert listed["dfl-1"].file_id == "newer"
+        assert list(await list_all(source)) == ["dfl-1"]
 
 
 @pytest.mark.parametrize(
@@ -133,7 +126,7 @@ async def test_a_listing_that_breaks_half_way_is_incomplete(second: httpx.Respon
     cloud.script = lambda request: second if "page_token" in str(request.url) else None
     async with cloud.source() as source:
         with pytest.raises(IncompleteListing):
-            await source.list_all_files()
+            await list_all(source)
 
 
 async def test_a_token_that_is_no_longer_accepted_is_an_incomplete_listing() -> None:
@@ -152,7 +145,7 @@ async def test_a_listing_that_repeats_itself_under_ever_new_tokens_ends() -> Non
 
     async with FakeCloud(script=again).source() as source:
         with pytest.raises(IncompleteListing, match="does not end"):
-            await source.list_all_files()
+            await list_all(source)
 
 
 async def test_many_pages_without_news_are_not_the_end() -> None:
@@ -169,4 +162,4 @@ async def test_many_pages_without_news_are_not_the_end() -> None:
         return httpx.Response(200, json={"items": items, "next_page_token": token})
 
     async with FakeCloud(script=page).source() as source:
-        assert list(await source.list_all_files()) == ["dfl-0", "dfl-1", "dfl-2"]
+        assert list(await list_all(source)) == ["dfl-0", "dfl-1", "dfl-2"]

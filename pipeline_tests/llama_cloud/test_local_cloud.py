@@ -14,6 +14,7 @@ from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline_tests.llama_cloud.fake_cloud import list_all, payload_of
 
 DOCUMENTS = {f"note-{number:02d}.md": f"# Note {number}\n\nBody of note {number}.\n" for number in range(30)}
 SECONDS = 30.0
@@ -51,9 +52,9 @@ def injected(served: LocalCloudSettings, faults: Faults) -> RunningLocalCloud:
 async def test_a_folder_becomes_payloads(cloud: RunningLocalCloud) -> None:
     async with source_of(cloud, page_size=7) as source:
         index = await source.wait_until_ready(SECONDS)
-        files = await source.list_all_files()
+        files = await list_all(source)
         outcomes = {file.display_name: outcome async for file, outcome in source.fetch_payloads(list(files.values()))}
-        alone = await source.fetch_payload(next(iter(files.values())))
+        alone = await payload_of(source, next(iter(files.values())))
     assert index.settled
     assert {file.display_name for file in files.values()} == set(DOCUMENTS)
     assert all(isinstance(outcome, Payload) for outcome in outcomes.values())
@@ -69,13 +70,13 @@ async def test_a_changed_and_a_removed_document_show_after_the_next_sync(
     folder = Path(served.documents)
     async with source_of(cloud) as source:
         before = await source.wait_until_ready(SECONDS)
-        old = {file.display_name: file for file in (await source.list_all_files()).values()}
+        old = {file.display_name: file for file in (await list_all(source)).values()}
         (folder / "note-00.md").write_text("# Rewritten\n")
         (folder / "note-01.md").unlink()
         assert await source.start_sync()
         after = await source.wait_until_ready(SECONDS)
-        new = {file.display_name: file for file in (await source.list_all_files()).values()}
-        payload = await source.fetch_payload(new["note-00.md"])
+        new = {file.display_name: file for file in (await list_all(source)).values()}
+        payload = await payload_of(source, new["note-00.md"])
     assert after.change_key != before.change_key
     assert new.keys() == old.keys() - {"note-01.md"}
     assert new["note-00.md"].id == old["note-00.md"].id
@@ -108,7 +109,7 @@ async def test_bad_payloads_and_expired_urls_stay_with_their_files(served: Local
     with injected(served, faults) as cloud:
         async with source_of(cloud) as source:
             await source.wait_until_ready(SECONDS)
-            files = await source.list_all_files()
+            files = await list_all(source)
             outcomes = {file.display_name: outcome async for file, outcome in source.fetch_payloads(list(files.values()))}
     assert len(outcomes) == len(DOCUMENTS)
     bad = {name for name, outcome in outcomes.items() if isinstance(outcome, PayloadError)}
@@ -120,7 +121,7 @@ async def test_a_listing_that_breaks_is_incomplete_and_an_outage_is_unavailable(
         source = source_of(cloud, page_size=10)
         await source.wait_until_ready(SECONDS)
         with pytest.raises(IncompleteListing):
-            await source.list_all_files()
+            await list_all(source)
     async with source:
         with pytest.raises(SourceUnavailable, match="LLAMA_CLOUD_BASE_URL"):
             await source.get_index()

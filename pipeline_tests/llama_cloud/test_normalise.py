@@ -75,14 +75,19 @@ def test_a_payload_without_pages_is_valid_and_has_a_fingerprint() -> None:
 
 
 def test_null_texts_are_empty_and_text_stands_in_for_markdown_that_is_empty() -> None:
-    texts = [{"text": None}, {"text": "t", "markdown": None}, {"text": "t", "markdown": ""}, {"text": "t", "markdown": "# t"}]
+    texts: list[dict[str, Any]] = [
+        {"text": None},
+        {"text": "t", "markdown": None},
+        {"text": "t", "markdown": ""},
+        {"text": "t", "markdown": "# t"},
+    ]
     stored = pages_of(*({"page_number": number, **text} for number, text in enumerate(texts, start=1)))
     assert [page.text for page in normalise_payload(stored, FILE).pages] == ["", "t", "t", "# t"]
 
 
 def test_a_payload_whose_every_page_has_failed_is_refused() -> None:
     failed = [{"page_number": number, "success": False, "error": "time-out"} for number in (1, 2)]
-    with pytest.raises(PayloadError, match="could not parse any of the 2 pages of 'q3.pdf'"):
+    with pytest.raises(PayloadError, match=r"could not parse any of the 2 pages of 'q3\.pdf'"):
         normalise_payload(pages_of(*failed), FILE)
     assert normalise_payload(pages_of(*failed, {"page_number": 3, "text": ""}), FILE).failed_pages == (1, 2)
 

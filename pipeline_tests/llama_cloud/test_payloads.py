@@ -17,6 +17,8 @@ from pipeline_tests.llama_cloud.fake_cloud import (
     FakeCloud,
     cloud_with,
     failure,
+    list_all,
+    payload_of,
     presigned,
 )
 
@@ -29,7 +31,7 @@ def file(number: int, **changes: Any) -> DirectoryFile:
 async def test_one_payload_takes_one_request_and_one_download() -> None:
     cloud = cloud_with(1)
     async with cloud.source() as source:
-        payload = await source.fetch_payload(file(0))
+        payload = await payload_of(source, file(0))
     assert [page.page_number for page in payload.pages] == [1, 2]
     assert [request.url.path for request in cloud.requests] == ["/api/v1/beta/files/file-0/content", "/file-0"]
 
@@ -38,7 +40,7 @@ async def test_a_file_without_storage_is_not_asked_for() -> None:
     cloud = cloud_with(1)
     async with cloud.source() as source:
         with pytest.raises(PayloadError, match="not stored yet"):
-            await source.fetch_payload(file(0, file_id=None))
+            await payload_of(source, file(0, file_id=None))
     assert cloud.requests == []
 
 
@@ -46,7 +48,7 @@ async def test_a_file_without_storage_is_not_asked_for() -> None:
 async def test_a_url_that_cannot_be_had_is_the_files_fault(answer: httpx.Response) -> None:
     async with FakeCloud(script=lambda _: answer).source() as source:
         with pytest.raises(PayloadError, match=r"f0\.pdf") as refused:
-            await source.fetch_payload(file(0))
+            await payload_of(source, file(0))
     assert refused.type is PayloadError
 
 
@@ -54,14 +56,14 @@ async def test_a_url_that_cannot_be_had_is_the_files_fault(answer: httpx.Respons
 async def test_a_url_that_cannot_be_had_now_may_be_so_for_this_file_alone_or_for_all(answer: httpx.Response) -> None:
     async with FakeCloud(script=lambda _: answer).source() as source:
         with pytest.raises(PayloadOutOfReach, match=r"f0\.pdf"):
-            await source.fetch_payload(file(0))
+            await payload_of(source, file(0))
 
 
 @pytest.mark.parametrize("answer", [failure(401), failure(429)])
 async def test_an_api_that_refuses_everything_is_not_the_files_fault(answer: httpx.Response) -> None:
     async with FakeCloud(script=lambda _: answer).source() as source:
         with pytest.raises(SourceUnavailable):
-            await source.fetch_payload(file(0))
+            await payload_of(source, file(0))
 
 
 async def fetch_all(source: LlamaCloudSource, files: list[DirectoryFile]) -> dict[str, Payload | PayloadError]:
@@ -71,7 +73,7 @@ async def fetch_all(source: LlamaCloudSource, files: list[DirectoryFile]) -> dic
 async def test_many_payloads_take_their_urls_from_listings() -> None:
     cloud = cloud_with(300, page_size=100)
     async with cloud.source() as source:
-        outcomes = await fetch_all(source, list((await source.list_all_files()).values()))
+        outcomes = await fetch_all(source, list((await list_all(source)).values()))
     assert len(outcomes) == 300
     assert all(isinstance(outcome, Payload) for outcome in outcomes.values())
     assert cloud.count("/content") == 0
@@ -89,7 +91,7 @@ async def test_few_payloads_are_asked_for_one_by_one() -> None:
 async def test_only_the_span_of_the_wanted_files_is_listed() -> None:
     cloud = cloud_with(60)
     async with cloud.source() as source:
-        files = await source.list_all_files()
+        files = await list_all(source)
         assert len(await fetch_all(source, [files[f"dfl-{number}"] for number in range(20, 46)])) == 26
     (asked,) = [request.url.params for request in cloud.requests if request.url.params.get("expand") == "download_url"]
     assert asked["updated_at_on_or_after"] == "2026-11-20T10:00:19+00:00"
@@ -205,7 +207,7 @@ async def test_a_file_id_that_no_request_can_hold_is_an_error_of_its_file_alone(
 
     cloud.script = odd
     async with cloud.source() as source:
-        listed = await source.list_all_files()
+        listed = await list_all(source)
         outcomes = await fetch_all(source, list(listed.values()))
     assert [key for key, outcome in outcomes.items() if isinstance(outcome, PayloadError)] == ["dfl-3"]
     assert len(outcomes) == 5
@@ -217,7 +219,7 @@ async def test_a_time_that_stands_for_none_costs_no_other_file_its_payload(momen
     cloud = cloud_with(30)
     cloud.files[3]["updated_at"] = moment
     async with cloud.source() as source:
-        listed = await source.list_all_files()
+        listed = await list_all(source)
         outcomes = await fetch_all(source, list(listed.values()))
     assert listed["dfl-3"].updated_at is None
     assert all(isinstance(outcome, Payload) for outcome in outcomes.values())
@@ -258,7 +260,7 @@ async def test_neither_key_nor_url_is_ever_logged(caplog: pytest.LogCaptureFixtu
     cloud.files = [entry | {"download_url": expired.get(entry["id"])} for entry in cloud.files]
     async with cloud.source() as source:
         await fetch_all(source, [file(number) for number in range(40)])
-        await source.fetch_payload(file(0))
+        await payload_of(source, file(0))
     assert BASE_URL in caplog.text
     assert URL_SECRET not in caplog.text
     assert API_KEY not in caplog.text

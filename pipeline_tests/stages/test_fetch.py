@@ -167,7 +167,10 @@ def test_pages_that_fail_are_named_and_a_file_none_of_whose_pages_can_be_parsed_
     failed = {"success": False, "error": "time-out"}
     with served(tmp_path, 2) as (cloud, world):
         assert world.sync().ok
-        for at, pages in (("11", [{"page_number": 1, "text": "Text of file 0."}, {"page_number": 2, **failed}]), ("12", [failed])):
+        for at, pages in (
+            ("11", [{"page_number": 1, "text": "Text of file 0."}, {"page_number": 2, **failed}]),
+            ("12", [failed]),
+        ):
             cloud.files[0] = replace(cloud.files[0], body=payload(pages), updated_at=f"2026-11-20T{at}:00:00Z")
             report = world.sync()
             assert world.names() == {"0.pdf", "1.pdf"}
