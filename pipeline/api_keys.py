@@ -8,7 +8,7 @@ from typing import Final
 from pipeline.errors import ConfigError
 
 LOCAL_CLOUD_KEY: Final = "local"
-"""The local cloud's, unless its settings have another; no secret. In LLAMA_CLOUD_API_KEY it says that a folder is behind it."""
+"""The local cloud's, unless its settings have another; no secret."""
 
 
 def read_key(variable: str) -> str:

@@ -14,7 +14,7 @@ from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
@@ -43,6 +43,8 @@ from pipeline.interpreter import look_for_garbage_less
 
 if TYPE_CHECKING:
     from llama_cloud.types.index_create_params import Product
+
+    from pipeline.llama_cloud.models import IndexState
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="LlamaCloud indexes in databases you own.")
 index_app = typer.Typer(no_args_is_help=True, help="The LlamaCloud index itself.")
@@ -106,7 +108,7 @@ def sync(
     export: ExportOption = "default",
     documents: DocumentsOption = None,
     ask: Annotated[bool, typer.Option("--refresh", help="Ask LlamaCloud to sync the index first, and wait.")] = False,
-    allow_deletes: Annotated[int, typer.Option(min=0, help="Approve up to this many deletes beyond the fuse.")] = 0,
+    allow_deletes: Annotated[int, typer.Option(min=0, help="Approve so many deletes beyond the fuse; if more wait, none.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """One shot, for cron and CI: detect, materialize, remove."""
@@ -129,14 +131,15 @@ def sync(
     if as_json:
         out.print_json(data=sync_summary(report) | skipped)
     else:
-        print_sync(out, opened, report)
+        print_sync(out, opened, report, documents)
     if not report.ok:
         raise typer.Exit(1)
 
 
 @app.command()
 def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
-    """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink."""
+    """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink. Exit code 1 when that is
+    not all: another run holds files, or the directory could not be read whole."""
     from pipeline.cli_output import plan_summary, print_plan
     from pipeline.orchestration.liveness import command_run
     from pipeline.stages.detect import wait_until_ready
@@ -150,6 +153,8 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
         out.print_json(data=plan_summary(made))
     else:
         print_plan(out, export, made)
+    if not made.whole:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -302,7 +307,7 @@ def index_create(
     products = [_product(given) for given in product or []]
     opened = open_export(export)
 
-    async def create() -> Any:
+    async def create() -> IndexState:
         async with opened.source() as source:
             return await source.create_index(source_directory_id, name, products=products, store_attachments=attachment or ())
 
@@ -334,7 +339,7 @@ def index_status(export: ExportOption = "default", as_json: JsonOption = False) 
     """What LlamaCloud says of the index now."""
     opened = open_export(export)
 
-    async def get() -> Any:
+    async def get() -> IndexState:
         async with opened.source() as source:
             return await source.get_index()
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -20,6 +20,12 @@ from rich.text import Text
 
 from pipeline.errors import ConfigError
 from pipeline.printable import printable
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
+
+    from pipeline.stages.export import Export
+    from pipeline.stages.settings import ExportSettings
 
 
 class PlainConsole(Console):
@@ -58,14 +64,14 @@ def _json_escapes(error: UnicodeError) -> tuple[str, int]:
     return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
-def defined_exports() -> dict[str, Any]:
+def defined_exports() -> dict[str, ExportSettings]:
     """The settings of every export of ``defs/`` by name. Raises ConfigError."""
     from pipeline.stages.settings import load_exports
 
     return load_exports(Path(__file__).parent / "defs")
 
 
-def open_export(name: str) -> Any:
+def open_export(name: str) -> Export:
     """An export of ``defs/`` by its name. Raises ConfigError."""
     from pipeline.home import Home
     from pipeline.stages.export import Export
@@ -77,7 +83,7 @@ def open_export(name: str) -> Any:
 
 
 @contextmanager
-def opened_with_instance(name: str) -> Iterator[tuple[Any, Any]]:
+def opened_with_instance(name: str) -> Iterator[tuple[Export, DagsterInstance]]:
     """An export that knows which runs are live, and the Dagster instance that knows it."""
     from pipeline.orchestration.instance import open_instance
     from pipeline.orchestration.resources import EXPORTS
@@ -87,7 +93,7 @@ def opened_with_instance(name: str) -> Iterator[tuple[Any, Any]]:
         yield EXPORTS.open(opened.settings, instance), instance
 
 
-def sinks_of(opened: Any, name: str | None) -> list[str]:
+def sinks_of(opened: Export, name: str | None) -> list[str]:
     """The sink named, or every one. Raises ConfigError for one the export does not have."""
     if name is None:
         return list(opened.settings.sinks)
@@ -95,7 +101,7 @@ def sinks_of(opened: Any, name: str | None) -> list[str]:
     return [name]
 
 
-def file_ids_of(opened: Any, file: str) -> list[str]:
+def file_ids_of(opened: Export, file: str) -> list[str]:
     """Files of this id or name. Raises ConfigError when there are none."""
     rows = opened.ledger.files()
     found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
@@ -106,7 +112,7 @@ def file_ids_of(opened: Any, file: str) -> list[str]:
     return found
 
 
-def unerased_ids_of(opened: Any, file: str, tombstones: Container[str]) -> list[str]:
+def unerased_ids_of(opened: Export, file: str, tombstones: Container[str]) -> list[str]:
     """``file_ids_of`` without what is erased. Raises ConfigError when nothing else has that name: what is erased is named by
     its id, for a file of another time may have had the same name."""
     found = file_ids_of(opened, file)
@@ -116,7 +122,7 @@ def unerased_ids_of(opened: Any, file: str, tombstones: Container[str]) -> list[
     return unerased
 
 
-def ever_known(opened: Any, file: str) -> list[str]:
+def ever_known(opened: Export, file: str) -> list[str]:
     """``file_ids_of``, and a file that is gone by its id: its history stays."""
     return [file] if opened.ledger.history(file) else file_ids_of(opened, file)
 

@@ -5,6 +5,7 @@ What belongs here: formatting only; nothing here reads a store.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -27,6 +28,7 @@ from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild
 from pipeline.stages.remove import Removal
 from pipeline.stages.repair import RepairReport
 from pipeline.stages.verify import SinkVerification
+from pipeline.urls import without_secrets
 
 if TYPE_CHECKING:
     from pipeline.orchestration.launcher import SyncReport
@@ -202,6 +204,7 @@ def _plan_counts(plan: Plan) -> dict[str, Any]:
         "lagging": {sink: len(files) for sink, files in needs.lagging.items()},
         "unreachable": {sink: len(files) for sink, files in needs.unreachable.items()},
         "blocked": len(needs.blocked),
+        "held_by_another_run": len(plan.held),
         "failing": plan.failures,
         "chunks_to_embed": plan.chunks,
         "chunks_reused": plan.reused,
@@ -246,7 +249,7 @@ def sync_summary(report: SyncReport) -> dict[str, Any]:
     }
 
 
-def print_sync(console: Console, export: Export, report: SyncReport) -> None:
+def print_sync(console: Console, export: Export, report: SyncReport, documents: str | None = None) -> None:
     """The same for people."""
     rows = export.ledger.files()
     console.print(
@@ -268,10 +271,13 @@ def print_sync(console: Console, export: Export, report: SyncReport) -> None:
     if report.needs.due and not report.errors:
         count = len(report.needs.due)
         console.print(f"[yellow]files held by another run: {count}[/yellow]; sync again when it has ended")
-    print_awaiting_approval(console, len(report.needs.awaiting_approval))
+    print_awaiting_approval(console, len(report.needs.awaiting_approval), documents)
 
 
-def print_awaiting_approval(console: Console, count: int) -> None:
-    """How many files the fuse keeps from being deleted, and what lets them go; nothing where there are none."""
+def print_awaiting_approval(console: Console, count: int, documents: str | None = None) -> None:
+    """How many files the fuse keeps from being deleted, and what lets them go, of the folder that was synced, if it was one;
+    nothing where there are none."""
     if count:
-        console.print(f"[yellow]{count} files wait for approval to be deleted[/yellow]: indexport sync --allow-deletes {count}")
+        folder = f"--documents {shlex.quote(without_secrets(documents))} " if documents else ""
+        remedy = escape(f"indexport sync {folder}--allow-deletes {count}")
+        console.print(f"[yellow]{count} files wait for approval to be deleted[/yellow]: {remedy}")

@@ -9,7 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,6 +28,7 @@ from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
     from pipeline.stages.erase import Retired
+    from pipeline.stages.export import Export
 
 trust_app = typer.Typer(no_args_is_help=True)
 rebuild_app = typer.Typer(no_args_is_help=True, help="Make what was lost from what is left.")
@@ -64,7 +65,7 @@ def repair(
     export: ExportOption = "default",
     sink: EverySinkOption = None,
     shallow: Annotated[bool, typer.Option("--shallow", help="Trust snapshots instead of reading every record.")] = False,
-    allow_deletes: Annotated[int, typer.Option(min=0, help="Approve up to this many deletes beyond the fuse.")] = 0,
+    allow_deletes: Annotated[int, typer.Option(min=0, help="Approve so many deletes beyond the fuse; if more wait, none.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Replace the files that differ, and no other, from the lake; ends with a verification."""
@@ -250,7 +251,7 @@ def prune(
     out.print(f"{deleted} runs deleted", highlight=False)
 
 
-def _erasable(opened: Any, name: str) -> list[str]:
+def _erasable(opened: Export, name: str) -> list[str]:
     """Also files that are gone, by their ids: a former model's collection may still hold them, or their erasure is to be
     proved again. What has the form of an id is looked for everywhere, known or not: the ledger may have been lost."""
     is_id = _FILE_ID.fullmatch(name) or name in opened.ledger.register.tombstones()

@@ -70,7 +70,10 @@ def run_demo(out: Console, err: Console, documents: str | None) -> bool:
         out.rule("3. Sync again: only what changed is worked on")
         ok = _sync(out, err, export).ok and ok
     out.print()
-    out.print(f"Everything is in {escape(str(home.root))}. Next: [bold]{_UI}[/bold] opens the Dagster UI.", highlight=False)
+    out.print(
+        f"Everything is in {escape(str(home.root))}. Next: [bold]{_UI}[/bold], the Dagster UI over the samples.",
+        highlight=False,
+    )
     return ok
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -16,11 +17,13 @@ from unittest.mock import patch
 import httpx
 import pytest
 from llama_cloud.resources.indexes import AsyncIndexesResource
+from rich.console import Console
 from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.cli_common import file_ids_of, open_export
+from pipeline.cli_output import print_awaiting_approval
 from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.ledger.models import MODEL
@@ -232,6 +235,9 @@ def test_status_names_how_many_files_wait_for_approval_to_be_deleted() -> None:
     ledger.update_files([{"file_id": file_id, "missing_since": 1.0} for file_id in ledger.files()])
     assert json.loads(invoke("status", "--json"))["awaiting_approval"] == list(ledger.files())
     assert "2 files wait for approval to be deleted: indexport sync --allow-deletes 2" in invoke("status")
+    told = io.StringIO()
+    print_awaiting_approval(Console(file=told, width=200), 2, "/my documents")
+    assert "indexport sync --documents '/my documents' --allow-deletes 2" in told.getvalue()
 
 
 def test_lines_stay_whole_in_a_pipe(folder: Path) -> None:

@@ -26,7 +26,7 @@ from pipeline.documents.tokens import HuggingFaceTokens, TokenCounter
 from pipeline.embedding import offline_model
 from pipeline.embedding.base import ModelIdentity, Vectors, stopped
 from pipeline.embedding.batching import check_inputs, plan_batches
-from pipeline.embedding.digests import remembered_sha256
+from pipeline.embedding.digests import model_cache, remembered_sha256
 from pipeline.embedding.settings import MINILM, EmbeddingSettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 
@@ -161,6 +161,7 @@ def _load_model(settings: EmbeddingSettings, name: str, folder: Path | None) -> 
     try:
         return TextEmbedding(
             name,
+            cache_dir=None if folder else _downloads(),
             threads=1,
             specific_model_path=str(folder) if folder else None,
             local_files_only=no_hub,
@@ -176,6 +177,11 @@ def _load_model(settings: EmbeddingSettings, name: str, folder: Path | None) -> 
             f"The model {settings.model} could not be fetched ({error}); {remedy}, set embedding.model_path to a local folder, "
             f"or {offline}"
         ) from error
+
+
+def _downloads() -> str:
+    """Where fastembed keeps what it downloads: beside our own models, not in ``/tmp``, unless it is told a place itself."""
+    return os.environ.get("FASTEMBED_CACHE_PATH") or str(model_cache() / "fastembed")
 
 
 def _supported_name(settings: EmbeddingSettings) -> str:

@@ -123,7 +123,8 @@ class IndexClient:
             return _identifiers(matches[0])
         meant = f"has the {self._setting} {self._wanted!r}" if self._wanted else "exists"
         if matches:
-            raise ConfigError(f"more than one index {meant}: set index_id to one of {_shown(matches)}, or check project_id")
+            setting = "index_id" if self._wanted else "index_id or index_name"
+            raise ConfigError(f"more than one index {meant}: set {setting} to one of {_shown(matches)}, or check project_id")
         raise ConfigError(f"no index {meant}: choose from {_shown(entries)}, or check project_id")
 
     def _is_meant(self, entry: Mapping[str, Any]) -> bool:

@@ -171,7 +171,8 @@ def _wanted(
 ) -> Literal["complete", "incremental"] | None:
     now = time.time()
     reconcile = _reconcile_is_due(export, state)
-    evidence = any(_awaits_evidence(row, state, now, export.settings.removal.grace_period_seconds) for row in rows.values())
+    grace = export.grace_period
+    evidence = any(_awaits_evidence(row, state, now, grace) for row in rows.values())
     if complete or reconcile or evidence or (index.change_key != state.change_key and len(rows) <= _CHEAP_FILES):
         return "complete"
     return "incremental" if index.change_key != state.change_key else None

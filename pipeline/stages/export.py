@@ -24,6 +24,7 @@ from pipeline.lake import Lake
 from pipeline.ledger import Ledger
 from pipeline.ledger.models import FileRow, SinkCollection
 from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.local_cloud.identity import PROJECT_ID as LOCAL_PROJECT
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
 from pipeline.sinks.records import RECORD_VERSION, canonical_json
@@ -93,6 +94,15 @@ class Export:
         download = (index.max_payload_bytes, index.allow_private_addresses)
         sinks, fields = sorted(self.settings.sinks.items()), sorted(self.settings.metadata_fields.items())
         return _digest(self.settings_digest, repr(download), repr(sinks), repr(fields))
+
+    @property
+    def grace_period(self) -> int:
+        """Seconds a file must have been missing before it may be deleted: as set, else an hour, but none for a folder behind the
+        local cloud, which means what it says at once."""
+        chosen = self.settings.removal.grace_period_seconds
+        if chosen is not None:
+            return chosen
+        return 0 if self.ledger.state().tenant_id == LOCAL_PROJECT else 3600
 
     async def scope(self) -> tuple[str, str]:
         """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""

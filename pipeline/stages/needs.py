@@ -167,7 +167,7 @@ def _hold_back(needs: Needs, held: Collection[str]) -> None:
 def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now: float) -> None:
     """Deletes need evidence: a complete listing after the grace period, and no more of them than the fuse lets through."""
     state = export.ledger.state()
-    removal = export.settings.removal
+    removal, grace = export.settings.removal, export.grace_period
     ready: list[str] = []
     for row in rows.values():
         if row.status == "removing":
@@ -175,10 +175,10 @@ def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now
         elif row.status == "removed":
             needs.removed.append(row.file_id)
         elif row.missing_since is not None:
-            over = row.missing_since + removal.grace_period_seconds
+            over = row.missing_since + grace
             proven = state.complete_at is not None and over <= state.complete_at <= now
             (ready if proven else needs.awaiting_grace).append(row.file_id)
-    window = max(removal.grace_period_seconds, 3600)
+    window = max(grace, 3600)
     recent = export.ledger.count_removed(now - window, now + window)  # of a machine whose clock is ahead, but not for ever
     recent += len(set(needs.removing) - export.ledger.register.tombstones().keys())
     known = len(rows) - len(needs.removed) - len(needs.removing) + recent

@@ -21,7 +21,7 @@ from pipeline.stages.work import borrowed
 @dataclass(frozen=True, slots=True)
 class Plan:
     """``chunks`` and ``tokens`` are what would be embedded after reuse, also what waits for a model that is down, which a sync
-    tries; ``reused`` chunks cost nothing."""
+    tries; ``reused`` chunks cost nothing. Of files that another run holds (``held``) nothing is counted."""
 
     detection: Detection
     needs: Needs
@@ -29,6 +29,12 @@ class Plan:
     reused: int
     tokens: int
     failures: dict[str, str]
+    held: list[str]
+
+    @property
+    def whole(self) -> bool:
+        """The directory was read whole, and everything in it counted."""
+        return not (self.detection.unread or self.held)
 
 
 async def make_plan(export: Export, *, run_id: str) -> Plan:
@@ -42,4 +48,5 @@ async def make_plan(export: Export, *, run_id: str) -> Plan:
         cut = await chunk(export, wanted, run_id=run_id)
         counted = await embed(export, wanted, run_id=run_id, dry_run=True)
     failures = {**fetched.failures, **cut.failures, **counted.failures}
-    return Plan(detection, needs, counted.numbers["computed"], counted.numbers["reused"], counted.numbers["tokens"], failures)
+    numbers, held = counted.numbers, fetched.held_elsewhere
+    return Plan(detection, needs, numbers["computed"], numbers["reused"], numbers["tokens"], failures, held)

@@ -77,7 +77,8 @@ async def rebuild_ledger(export: Export) -> LedgerRebuild:
     rebuilt.tombstones = await asyncio.to_thread(restore_tombstones, export)
     detection = await detect(export, complete=True)
     if detection.look != "complete":
-        raise IncompleteListing(f"the listing is {detection.look}; a ledger is rebuilt from a complete one alone, so try again")
+        reason = detection.unread or f"the index is {detection.look}"
+        raise IncompleteListing(f"{reason}; a ledger is rebuilt from a complete listing alone")
     scope = await export.scope()
     await asyncio.to_thread(_restore_rows, export, rebuilt)
     ready = [row for row in (await asyncio.to_thread(export.ledger.files)).values() if export.records_key(row, scope)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from difflib import get_close_matches
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from pipeline.api_keys import LOCAL_CLOUD_KEY
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.errors import ConfigError
@@ -57,21 +55,19 @@ class DetectionSettings(_Settings):
     )
 
 
-def _grace_period() -> int:
-    """A folder on one's own disk, behind the local cloud and its key, means what it says at once."""
-    return 0 if os.environ.get("LLAMA_CLOUD_API_KEY") == LOCAL_CLOUD_KEY else 3600
-
-
 class RemovalSettings(_Settings):
     """When a file that the index no longer lists may be deleted from the sinks."""
 
-    grace_period_seconds: int = Field(
-        default_factory=_grace_period,
+    grace_period_seconds: int | None = Field(
+        default=None,
         ge=0,
-        description="How long a file must have been missing. Default for a folder behind the local cloud (API key `local`): 0.",
+        description="How long a file must have been missing. Default: 3,600; 0 for a folder behind the local cloud.",
     )
     max_delete_fraction: float = Field(
-        default=0.2, ge=0, le=1, description="More than this part of the directory within the grace window waits for approval."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="More than this part of the directory within the grace period, an hour at least, waits for approval.",
     )
 
     def most_deletes(self, known: int) -> int:

@@ -123,7 +123,7 @@ async def test_the_only_index_of_a_project_needs_no_name() -> None:
 
 async def test_several_indexes_and_no_name_lists_the_candidates() -> None:
     async with FakeCloud(indexes=[index_body(), index_body(id="idx-2")]).source(index_id=None) as source:
-        with pytest.raises(ConfigError, match=r"more than one index exists: set index_id to one of .*idx-1.*idx-2"):
+        with pytest.raises(ConfigError, match=r"more than one index exists: set index_id or index_name to one of .*idx-1.*idx-2"):
             await source.get_index()
 
 

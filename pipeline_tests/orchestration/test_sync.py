@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
@@ -22,7 +24,9 @@ from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.detect import refresh
 from pipeline.stages.needs import Needs
 from pipeline_tests.command_line import invoke
-from pipeline_tests.world import World, open_world
+from pipeline_tests.hostile.cloud import ServedFile, hostile_cloud
+from pipeline_tests.hostile.corpus import paged
+from pipeline_tests.world import World, open_world, world_over
 
 LONG = "\n\n".join(
     f"## Part {n}\n\n" + f"Sentence number {n} speaks of river gauges and of nothing else. " * 12 for n in range(12)
@@ -205,9 +209,9 @@ def test_a_listing_that_breaks_half_way_deletes_nothing_and_the_next_one_heals(w
 def test_what_a_broken_listing_shows_is_worked_on_and_the_command_says_that_it_is_not_all(world: World) -> None:
     world.refresh()
     world.faults(page_size_cap=2, fail_listing_at_page=2)
-    planned = json.loads(invoke("plan", "--json"))
+    planned = json.loads(invoke("plan", "--json", code=1))
     assert (planned["new"], "HTTP 500" in planned["unread"]) == (2, True)
-    assert "the directory was not read whole" in invoke("plan")
+    assert "the directory was not read whole" in invoke("plan", code=1)
     summary = json.loads(invoke("sync", "--json", code=1))
     assert len(summary["ingested"]) == 2
     assert "HTTP 500" in summary["unread"]
@@ -244,6 +248,21 @@ def test_a_grace_period_keeps_a_missing_file_answering(tmp_path: Path) -> None:
         assert report.removed == []
         assert len(report.needs.awaiting_grace) == 1
         assert world.names() == {"a.md", "b.md"}
+
+
+def test_what_leaves_a_folder_goes_at_once_and_what_leaves_llamacloud_after_an_hour_unless_it_is_set(tmp_path: Path) -> None:
+    with open_world(tmp_path / "folder", removal={}) as world:
+        world.write("a.md", "# A\n\nText.\n")
+        world.sync()
+        with patch.dict(os.environ):  # `indexport status` in a shell that does not know the local cloud
+            del os.environ["LLAMA_CLOUD_API_KEY"]
+            assert world.export.grace_period == 0
+        world.change(removal={"grace_period_seconds": 5})
+        assert world.export.grace_period == 5
+    hosted = ServedFile("dfl-1", paged("Text of the file."), "a.pdf")
+    with hostile_cloud(hosted) as cloud, world_over(tmp_path / "hosted", cloud, removal={}) as world:
+        world.sync()
+        assert world.export.grace_period == 3600
 
 
 @pytest.mark.parametrize("fault", ["truncated", "not_json", "wrong_shape", "missing"])

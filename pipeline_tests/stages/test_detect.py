@@ -58,6 +58,19 @@ def test_a_listing_without_a_limit_is_read_to_its_end_however_long_it_takes(
     assert (plan.detection.look, plan.detection.new) == ("complete", 5)
 
 
+def test_a_plan_beside_other_work_says_that_it_has_not_counted_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    export = world.export
+    asyncio.run(detect(export, complete=True))
+    held = [world.file_id("doc-0.md")]
+    monkeypatch.setattr(export, "run_is_live", lambda _run_id: True)
+    export.claim(held, "another")
+    plan = asyncio.run(make_plan(export, run_id="command-plan"))
+    assert (plan.held, plan.chunks, plan.whole) == (held, 4, False)
+    export.ledger.drop_leases("another")
+    plan = asyncio.run(make_plan(export, run_id="command-plan"))
+    assert (plan.held, plan.chunks, plan.whole) == ([], 5, True)
+
+
 def test_an_unfinished_listing_makes_nothing_missing(world: World) -> None:
     asyncio.run(detect(world.export))
     world.remove("doc-4.md")

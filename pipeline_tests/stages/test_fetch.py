@@ -176,5 +176,5 @@ def test_pages_that_fail_are_named_and_a_file_none_of_whose_pages_can_be_parsed_
             assert world.names() == {"0.pdf", "1.pdf"}
             told = world.export.ledger.files()["dfl-000"]
             if report.ok:
-                assert [row["failed_pages"] for row in world.numbers("parsed_payloads")["files"]] == ["2"]
+                assert [row.data["failed_pages"] for row in world.numbers("parsed_payloads")["files"].records] == ["2"]
         assert (told.status, told.last_error) == ("failed", "LlamaCloud could not parse any of the 1 pages of '0.pdf'")

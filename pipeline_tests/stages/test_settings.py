@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import pipeline
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError
 from pipeline.stages.settings import ExportSettings, load_exports
@@ -74,15 +73,3 @@ def test_no_sink_is_called_as_an_asset_of_every_export_is() -> None:
         if key.path[-1] != "lancedb":
             with pytest.raises(ValueError, match="sink"):
                 ExportSettings(name="x", sinks={key.path[-1]: {"type": "lancedb"}})
-
-
-@pytest.mark.parametrize(("key", "seconds"), [("local", 0), ("llx-canary", 3600), (None, 3600)])
-def test_the_shipped_export_gives_llamacloud_an_hour_and_a_folder_none(
-    monkeypatch: pytest.MonkeyPatch, key: str | None, seconds: int
-) -> None:
-    monkeypatch.delenv("LLAMA_CLOUD_API_KEY", raising=False)
-    if key:
-        monkeypatch.setenv("LLAMA_CLOUD_API_KEY", key)
-    shipped = load_exports(Path(pipeline.__file__).parent / "defs")["default"]
-    assert shipped.removal.grace_period_seconds == seconds
-    assert ExportSettings.model_validate({"name": "x", "removal": {"grace_period_seconds": 5}}).removal.grace_period_seconds == 5

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
-from pipeline.errors import LedgerUnavailable
+from pipeline.errors import IncompleteListing, LedgerUnavailable, SyncFailed
 from pipeline.ledger import Ledger, schema
 from pipeline.ledger.vectors import VectorIndex
 from pipeline.orchestration.liveness import command_run
@@ -40,6 +40,14 @@ def restore_ledger(world: World) -> LedgerRebuild:
 
 def restore_lake(world: World, **options: Any) -> LakeRebuild:
     return asyncio.run(rebuild_lake(world.export, run_id="rebuild-test", **options))
+
+
+def test_a_ledger_is_not_rebuilt_from_a_listing_that_is_not_whole_and_the_reason_is_told(world: World) -> None:
+    world.faults(sync_error="the connector's token has expired")
+    with pytest.raises(SyncFailed):
+        world.refresh()
+    with pytest.raises(IncompleteListing, match="token has expired; a ledger is rebuilt from a complete listing alone"):
+        restore_ledger(world)
 
 
 def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
@@ -132,7 +140,7 @@ def test_orphans_found_without_a_ledger_go_the_way_of_removed_files(world: World
 def test_an_incomplete_listing_rebuilds_nothing(world: World) -> None:
     lose_ledger(world)
     world.faults(page_size_cap=2, fail_listing_at_page=2)
-    with pytest.raises(Exception, match="rebuilt from a complete one alone"):
+    with pytest.raises(Exception, match="the listing broke off; a ledger is rebuilt from a complete listing alone"):
         restore_ledger(world)
 
 
