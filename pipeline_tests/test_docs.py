@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import runpy
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ import yaml
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from pipeline.sinks.records import record_schema
 from pipeline.sinks.registry import SINKS, exporter_class
+from pipeline_tests.command_line import invoke
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -64,3 +67,24 @@ def test_every_sink_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for sink in SINKS:
         assert f"`{sink}`" in readme, sink
+
+
+def test_the_page_on_reading_names_every_field_of_a_record() -> None:
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \|", page.split("## A record")[1].split("## Where")[0], re.MULTILINE)
+    assert Counter(re.findall(r"`(\w+)`", " ".join(rows))) == Counter(record_schema(1).names)
+
+
+def test_records_are_read_as_the_page_on_reading_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "shop.md").write_text("# Shop\n\nThe opening hours are from nine to five.\n")
+    invoke("sync", "--documents", str(tmp_path / "documents"))
+    page = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    shown, *_ = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "shown.py").write_text(shown, encoding="utf-8")
+    capsys.readouterr()
+    runpy.run_path(str(tmp_path / "shown.py"))
+    assert re.fullmatch(r"0\.\d+ shop\.md 1 # Shop\n\nThe opening hours are from nine to five\.\n", capsys.readouterr().out)
