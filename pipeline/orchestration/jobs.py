@@ -1,6 +1,8 @@
-"""Jobs of an export: the ingest of any partitions, the verification of its sinks, the removal of files that are gone."""
+"""Jobs of an export: the ingest of any partitions, the verification of its sinks, the removal of files that are gone, the repair
+of its sinks, and the approval of removals that the fuse has stopped."""
 
 from dataclasses import asdict
+from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -13,6 +15,7 @@ from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
 from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.metadata import report_metadata, table
+from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
@@ -24,6 +27,21 @@ class RemovalConfig(dg.Config):
     """Which files to remove; only those the ledger has marked are touched."""
 
     file_ids: list[str]
+
+
+def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:
+    """Run config of the removal job."""
+    return {"ops": {_remove_files(settings): {"config": {"file_ids": list(file_ids)}}}}
+
+
+def removal_tags(settings: ExportSettings) -> dict[str, str]:
+    """Tags of a run of the removal job."""
+    return {EXPORT_TAG: settings.name, LANE_TAG: "removal"}
+
+
+def _remove_files(settings: ExportSettings) -> str:
+    """The op's name."""
+    return f"{settings.name}_remove_files"
 
 
 class RepairConfig(dg.Config):
@@ -69,7 +87,7 @@ def verification_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
 def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     """Deletes the records of files the index no longer lists; partition-free, idempotent."""
 
-    @dg.op(name=f"{settings.name}_remove_files")
+    @dg.op(name=_remove_files(settings))
     async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
         """Delete from every sink and the lake, then log one observation with what went."""
         export = exports.open(settings, context.instance)

@@ -28,11 +28,10 @@ from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.heartbeats import kept_heard_of
 from pipeline.orchestration.instance import open_instance
-from pipeline.orchestration.jobs import ingest_job, removal_job
+from pipeline.orchestration.jobs import ingest_job, removal_config, removal_job, removal_tags
 from pipeline.orchestration.liveness import process_mark
 from pipeline.orchestration.partitions import PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
-from pipeline.orchestration.sensors import removal_config, removal_tags
 from pipeline.orchestration.waves import RunSpec, dispatch
 from pipeline.stages.detect import Detection, detect
 from pipeline.stages.export import Export, Progress, silent

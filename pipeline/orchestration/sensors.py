@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import files_check, index_check
+from pipeline.orchestration.jobs import removal_config, removal_tags
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
@@ -75,10 +76,10 @@ def directory_changes(
         context.update_cursor(json.dumps(left))
         emptied = detection.look == "empty" != cursor.get("look")
         observed = detection.new or detection.changed or detection.status_changed or emptied or detection.look == "complete"
-        requests = [_request(settings, spec) for spec in decided.runs]
-        requests += [_removal(settings, decided.removals)] if decided.removals else []
+        requests = [_request(settings, ingest.name, spec) for spec in decided.runs]
+        requests += [_removal(settings, removal.name, decided.removals)] if decided.removals else []
         if proof and proof != cursor.get("proof"):
-            requests.append(_verification(settings, proof))
+            requests.append(_verification(settings, verification.name, proof))
         events = _events(settings, export, detection, decided) if observed else []
         if observed or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
@@ -108,9 +109,9 @@ async def _sync_when_due(export: Export, every: int) -> str | None:
     return None
 
 
-def _request(settings: ExportSettings, spec: RunSpec) -> dg.RunRequest:
+def _request(settings: ExportSettings, job: str, spec: RunSpec) -> dg.RunRequest:
     return dg.RunRequest(
-        job_name=f"{settings.name}_ingest",
+        job_name=job,
         partition_key=spec.partition_key,
         asset_selection=spec.selection(settings),
         asset_check_keys=[] if spec.assets else None,  # a job that is cut to a selection gets back the checks it was made without
@@ -118,12 +119,8 @@ def _request(settings: ExportSettings, spec: RunSpec) -> dg.RunRequest:
     )
 
 
-def _removal(settings: ExportSettings, file_ids: tuple[str, ...]) -> dg.RunRequest:
-    return dg.RunRequest(
-        job_name=f"{settings.name}_removal",
-        run_config=removal_config(settings, file_ids),
-        tags=removal_tags(settings),
-    )
+def _removal(settings: ExportSettings, job: str, file_ids: tuple[str, ...]) -> dg.RunRequest:
+    return dg.RunRequest(job_name=job, run_config=removal_config(settings, file_ids), tags=removal_tags(settings))
 
 
 def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> str | None:
@@ -135,19 +132,8 @@ def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> s
     return f"{export.name}_verification-{loaded_at}-{export.ledger.state().complete_at}-{awaiting_approval}"
 
 
-def _verification(settings: ExportSettings, proof: str) -> dg.RunRequest:
-    job = f"{settings.name}_verification"
+def _verification(settings: ExportSettings, job: str, proof: str) -> dg.RunRequest:
     return dg.RunRequest(run_key=proof, job_name=job, tags={EXPORT_TAG: settings.name, LANE_TAG: "proof"})
-
-
-def removal_tags(settings: ExportSettings) -> dict[str, str]:
-    """Tags of a run of the removal job."""
-    return {EXPORT_TAG: settings.name, LANE_TAG: "removal"}
-
-
-def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:
-    """Run config of the removal job."""
-    return {"ops": {f"{settings.name}_remove_files": {"config": {"file_ids": list(file_ids)}}}}
 
 
 def _events(
