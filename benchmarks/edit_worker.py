@@ -45,9 +45,6 @@ class Recording:
     async def embed_query(self, text: str) -> Vectors:
         return await self._inner.embed_query(text)
 
-    async def close(self) -> None:
-        await self._inner.close()
-
 
 def main() -> None:
     arguments = json.loads(sys.argv[1])

@@ -151,7 +151,6 @@ def main() -> None:
     list(alone.embed(warm_up))
     ours(embedder, warm_up)
     rows = summarise(measure(runs, options.rounds), len(texts))
-    asyncio.run(embedder.close())
 
     show(rows, f"{len(texts)} texts, {sum(counts)} tokens, {MINILM}")
     if options.json:

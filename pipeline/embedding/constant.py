@@ -54,9 +54,6 @@ class ConstantEmbedder:
         vector: Vectors = self._vectors([text])[0]
         return vector
 
-    async def close(self) -> None:
-        """Nothing is held."""
-
     def _vectors(self, texts: Sequence[str]) -> Vectors:
         dimension = self._identity.dimension
         data = b"".join(hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(dimension) for text in texts)

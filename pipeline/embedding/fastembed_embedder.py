@@ -100,9 +100,6 @@ class FastEmbedEmbedder:
         vectors: Vectors = (await self._run(self._embed_query, [text]))[0]
         return vectors
 
-    async def close(self) -> None:
-        await asyncio.to_thread(self._pool.shutdown, cancel_futures=True)
-
     async def _run(self, work: Any, texts: list[str]) -> Vectors:
         try:
             rows = await asyncio.get_running_loop().run_in_executor(self._pool, work, texts)

@@ -106,9 +106,6 @@ class OpenAIEmbedder:
                 raise ConfigError(refused_for_good(str(refusal))) from None
         return vectors
 
-    async def close(self) -> None:
-        """Connections live as long as the call that opened them."""
-
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx.Limits(max_connections=self._settings.concurrency)

@@ -42,9 +42,6 @@ class PrefixedEmbedder:
     async def embed_query(self, text: str) -> Vectors:
         return await self._inner.embed_query(self._query + text)
 
-    async def close(self) -> None:
-        await self._inner.close()
-
 
 def _with_prefix(model: ModelIdentity, passage: str) -> ModelIdentity:
     digest = hashlib.sha256(passage.encode()).hexdigest()[:16]

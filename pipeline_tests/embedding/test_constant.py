@@ -18,7 +18,6 @@ async def test_vectors_are_unit_length_repeatable_and_different() -> None:
     np.testing.assert_array_equal(vectors[0], vectors[2])
     assert not np.array_equal(vectors[0], vectors[1])
     np.testing.assert_array_equal(await embedder.embed_query("b"), vectors[1])
-    await embedder.close()
 
 
 async def test_nothing_gives_no_rows() -> None:

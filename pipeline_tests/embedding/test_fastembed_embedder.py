@@ -41,7 +41,6 @@ async def test_a_small_budget_changes_the_batches_and_not_the_vectors(minilm: Fa
     counts = minilm.tokens.count(TEXTS)
     one_by_one = load_fastembed(EmbeddingSettings(batch_tokens=1, threads=2))
     assert np.sum(await minilm.embed(TEXTS, counts) * await one_by_one.embed(TEXTS, counts), axis=1).min() > 0.9999
-    await one_by_one.close()
 
 
 async def test_known_sentences_keep_the_published_similarities(minilm: FastEmbedEmbedder) -> None:
@@ -181,8 +180,6 @@ async def test_a_local_model_of_any_name_is_loaded_with_the_pooling_asked_for(
     assert np.sum(await mean.embed(TEXTS, counts) * expected, axis=1).min() > 0.9999
     assert np.linalg.norm(await cls.embed(TEXTS, counts), axis=1).max() > 1.5
     assert len({mean.identity.fingerprint, cls.identity.fingerprint, minilm.identity.fingerprint}) == 3
-    await mean.close()
-    await cls.close()
 
 
 def test_the_fingerprint_of_a_local_model_covers_its_tokenizer_and_limit(local_model: Path) -> None:

@@ -38,7 +38,6 @@ async def test_vectors_are_float32_and_nothing_gives_no_rows(endpoint: Endpoint)
     assert (await made.embed(["a"], [1])).dtype == np.float32
     assert (await made.embed([], [])).shape == (0, 3)
     assert (await made.embed_query("abc")).tolist() == vector("abc")
-    await made.close()
 
 
 async def test_no_more_requests_than_allowed_are_under_way(endpoint: Endpoint) -> None:

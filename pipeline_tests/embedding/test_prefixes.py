@@ -27,7 +27,6 @@ async def test_passages_and_questions_are_embedded_with_their_prefixes() -> None
         await made.embed(texts, made.tokens.count(texts)), await PLAIN.embed([f"passage: {text}" for text in texts], [9, 9])
     )
     assert np.array_equal(await made.embed_query("a duck"), await PLAIN.embed_query("query: a duck"))
-    await made.close()
 
 
 async def test_a_prefix_takes_its_room_from_the_passage() -> None:
