@@ -62,7 +62,6 @@ class IndexClient:
         source_directory_id: str,
         name: str,
         *,
-        description: str | None = None,
         products: Sequence[Product] = (),
         store_attachments: Sequence[str] = (),
     ) -> IndexState:
@@ -81,7 +80,6 @@ class IndexClient:
             source_directory_id=source_directory_id,
             name=name,
             vector_target="DISABLED",
-            description=description or omit,
             products=products or omit,
             store_attachments=list(store_attachments) or omit,
             project_id=self._api.project_id or omit,

@@ -108,7 +108,6 @@ class LlamaCloudSource:
         source_directory_id: str,
         name: str,
         *,
-        description: str | None = None,
         products: Sequence[Product] = (),
         store_attachments: Sequence[str] = (),
     ) -> IndexState:
@@ -117,9 +116,7 @@ class LlamaCloudSource:
         ``store_attachments``: any of ``screenshots`` and ``items``. The vendor starts the first sync by itself. The source
         reads this index from then on.
         """
-        state = await self._index.create(
-            source_directory_id, name, description=description, products=products, store_attachments=store_attachments
-        )
+        state = await self._index.create(source_directory_id, name, products=products, store_attachments=store_attachments)
         return self._settle_directory(state)
 
     async def start_sync(self) -> bool:

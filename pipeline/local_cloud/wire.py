@@ -71,10 +71,10 @@ def not_found(what: str) -> HTTPException:
     return HTTPException(404, f"{what} not found")
 
 
-def answer(value: object, status: int = 200) -> Response:
+def answer(value: object) -> Response:
     """A JSON response; plain ``dumps`` is several times faster than a response model."""
     content = json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
-    return Response(content, status, media_type="application/json")
+    return Response(content, media_type="application/json")
 
 
 def page_answer(items: Sequence[dict[str, Any]], rows: Sequence[Row], asked: Paging, total: int | None = None) -> Response:

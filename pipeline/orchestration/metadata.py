@@ -17,6 +17,8 @@ from pipeline.stages.report import StageReport
 
 _TABLE_ROWS = 200
 _BINS = 24
+_WIDTH, _HEIGHT = 480, 160
+"""Of the histogram, in pixels."""
 
 
 def report_metadata(report: StageReport) -> dict[str, Any]:
@@ -62,19 +64,19 @@ def _type_name(kind: pa.DataType) -> str:
     return f"fixed_size_list<item: {kind.value_type}>" if pa.types.is_fixed_size_list(kind) else str(kind)
 
 
-def histogram(values: Sequence[int], *, width: int = 480, height: int = 160) -> str:
+def histogram(values: Sequence[int]) -> str:
     """A Markdown image: how many chunks have how many tokens."""
     counts, edges = np.histogram(values, bins=_BINS)
-    image = Image.new("RGB", (width, height), "white")
+    image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
     draw = ImageDraw.Draw(image)
-    base, top = height - 22, 18
-    step = width / _BINS
+    base, top = _HEIGHT - 22, 18
+    step = _WIDTH / _BINS
     for position, count in enumerate(counts):
         bar = (base - top) * int(count) / max(int(counts.max()), 1)
         draw.rectangle((position * step + 1, base - bar, (position + 1) * step - 1, base), fill="#4f6bed")
-    draw.line((0, base, width, base), fill="#555555")
+    draw.line((0, base, _WIDTH, base), fill="#555555")
     draw.text((2, base + 5), str(int(edges[0])), fill="#333333")
-    draw.text((width - 34, base + 5), str(int(edges[-1])), fill="#333333")
+    draw.text((_WIDTH - 34, base + 5), str(int(edges[-1])), fill="#333333")
     draw.text((2, 2), f"{len(values)} chunks by tokens, median {int(np.median(values))}", fill="#333333")
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)

@@ -77,10 +77,10 @@ class Dispatch:
     runs: tuple[RunSpec, ...]
     removals: tuple[str, ...]
     waiting_since: float | None
+    restoring: bool
+    """Dagster is not told of all that stands yet."""
     settled: bool = False
     """Nothing runs and nothing is to be run."""
-    restoring: bool = False
-    """Dagster is not told of all that stands yet."""
 
 
 def dispatch(
@@ -112,7 +112,7 @@ def dispatch(
         _drop_keys_of_erased_files(instance, export)
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
     if not needs.wanted:
-        return Dispatch(needs, (), removals, None, settled=not (running or removals), restoring=restoring)
+        return Dispatch(needs, (), removals, None, restoring, settled=not (running or removals))
     _add_new_keys(instance, export.name, needs.wanted)
     wave = uuid.uuid4().hex
     lagging = needs.lagging
@@ -127,7 +127,7 @@ def dispatch(
     runs = [run for run in runs if wanted(run)][:_MAX_RUNS]
     waiting = {*needs.backing_off, *needs.parked}
     export.ledger.request(sorted({key for run in runs for key in run.keys}), wave, waiting=waiting)
-    return Dispatch(needs, tuple(runs), removals, min(waits, default=None), restoring=restoring)
+    return Dispatch(needs, tuple(runs), removals, min(waits, default=None), restoring)
 
 
 def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, str]) -> bool:

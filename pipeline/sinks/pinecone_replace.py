@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import ClassVar, Final
 
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.generations import FileWrites, FirstFound, Head, remove_generations
@@ -43,6 +43,11 @@ def page_size(dimension: int) -> int:
 class NamespaceWriter:
     """Writes to one namespace, that of one config of one tenant; what ``replace_generations`` needs (a GenerationStore)."""
 
+    max_records: ClassVar[int] = 1_000
+    max_bytes: ClassVar[int] = MAX_REQUEST_BYTES - _ENVELOPE_BYTES
+    max_ids: ClassVar[int] = 1_000
+    concurrency: ClassVar[int] = 8
+
     store: PineconeStore
     namespace: str
     tenant_id: str
@@ -50,11 +55,6 @@ class NamespaceWriter:
     dimension: int
 
     first_found: FirstFound = field(default_factory=FirstFound, init=False)
-
-    max_records: int = 1_000
-    max_bytes: int = MAX_REQUEST_BYTES - _ENVELOPE_BYTES
-    max_ids: int = 1_000
-    concurrency: int = 8
 
     async def read_heads(self, keys: Sequence[FileKey]) -> list[Head]:
         heads = await self.heads([key.file_id for key in keys])

@@ -76,13 +76,12 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
     """Sort every known file by what it needs now. ``live_waves`` are waves that unfinished runs still carry."""
     rows = export.ledger.files()
     hashes, refusals = export.sink_hashes(), export.ledger.register.refusals()
-    now = time.time()
     needs = Needs(lagging={sink: [] for sink in export.settings.sinks})
     for row in rows.values():
         if row.missing_since is not None or row.is_leaving:
             continue
         _sort(export, row, scope, needs, hashes, refusals, live_waves)
-    _sort_missing(export, rows, needs, now)
+    _sort_missing(export, rows, needs)
     down = {name for name, state in export.ledger.sink_states().items() if is_awaited(state.down_until, LONGEST_SINK_WAIT)}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
     needs.lagging = {sink: files for sink, files in needs.lagging.items() if sink not in down}
@@ -97,7 +96,7 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
 def awaiting_approval(export: Export, rows: Mapping[str, FileRow]) -> list[str]:
     """Those of these, all the files of the ledger, that the fuse keeps from being deleted. Needs no model."""
     needs = Needs()
-    _sort_missing(export, rows, needs, time.time())
+    _sort_missing(export, rows, needs)
     return needs.awaiting_approval
 
 
@@ -164,8 +163,9 @@ def _hold_back(needs: Needs, held: Collection[str]) -> None:
     needs.removable = [file_id for file_id in needs.removable if file_id in held]
 
 
-def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs, now: float) -> None:
+def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs) -> None:
     """Deletes need evidence: a complete listing after the grace period, and no more of them than the fuse lets through."""
+    now = time.time()
     state = export.ledger.state()
     removal, grace = export.settings.removal, export.grace_period
     ready: list[str] = []

@@ -255,7 +255,7 @@ async def test_waiting_has_an_end() -> None:
 async def test_an_index_is_made_once() -> None:
     cloud = FakeCloud()
     async with cloud.source(index_name="mine") as source:
-        first = await source.create_index("dir-9", "mine", store_attachments=["screenshots"], description="d")
+        first = await source.create_index("dir-9", "mine", store_attachments=["screenshots"])
         second = await source.create_index("dir-9", "mine")
         assert first.index_id == second.index_id == (await source.get_index()).index_id == "idx-new"
         with pytest.raises(ConfigError, match="exists over another source directory"):
