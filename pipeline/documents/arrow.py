@@ -1,7 +1,7 @@
 """Pages and chunks as Arrow tables.
 
-What belongs here: the columns of the lake's ``parsed_payloads`` and ``chunks`` datasets and the conversion both ways,
-column by column. What a sink adds to a chunk is the sinks' own business.
+What belongs here: the columns of the lake's ``parsed_payloads`` and ``chunks`` datasets, the conversion to them and that of
+pages back, column by column. What a sink adds to a chunk is the sinks' own business.
 """
 
 from __future__ import annotations
@@ -65,13 +65,6 @@ def chunks_to_tables(files: Sequence[Sequence[Chunk]]) -> list[pa.Table]:
 
 def _slices(table: pa.Table, counts: Iterable[int]) -> list[pa.Table]:
     return [table.slice(start, end - start) for start, end in pairwise(accumulate(counts, initial=0))]
-
-
-def chunks_from_table(table: pa.Table) -> list[Chunk]:
-    """The reverse of ``chunks_to_table``; columns beyond CHUNK_FIELDS are ignored."""
-    columns = {field.name: table[field.name].to_pylist() for field in CHUNK_FIELDS if field.name != "attachments"}
-    columns["attachments"] = _attachment_tuples(table["attachments"])
-    return [Chunk(*row) for row in zip(*(columns[field.name] for field in CHUNK_FIELDS), strict=True)]
 
 
 def pages_to_table(pages: Sequence[Page]) -> pa.Table:

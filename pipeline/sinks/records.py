@@ -102,10 +102,6 @@ class ChunkRecord:
     record_set_hash: str
     metadata: Mapping[str, MetadataValue]
 
-    @property
-    def ref_doc_id(self) -> str:
-        return ref_doc_id(self.export_config_id, self.parsed_directory_file_id)
-
 
 @dataclass(frozen=True, slots=True)
 class FileProvenance:
@@ -138,15 +134,10 @@ def ref_doc_id(export_config_id: str, file_id: str) -> str:
     return f"{export_config_id}:{file_id}"
 
 
-def chunk_id(tenant_id: str, export_config_id: str, file_id: str, chunk_index: int, generation: str | None = None) -> str:
-    """uuid5 of the chunk's address. Stores without atomic replace pass ``generation`` (the record_set_hash)."""
-    return chunk_ids(tenant_id, export_config_id, file_id, [chunk_index], generation)[0]
-
-
 def chunk_ids(
     tenant_id: str, export_config_id: str, file_id: str, chunk_indices: Iterable[int], generation: str | None = None
 ) -> list[str]:
-    """``chunk_id`` of many chunks of one file."""
+    """The uuid5 of each chunk's address. Stores without atomic replace pass ``generation`` (the record_set_hash)."""
     address = json.dumps([tenant_id, export_config_id, file_id, *([] if generation is None else [generation])])[:-1]
     begun = hashlib.sha1(_ID_NAMESPACE.bytes + address.encode(), usedforsecurity=False)
     return [_uuid5(begun, f", {index}]") for index in chunk_indices]

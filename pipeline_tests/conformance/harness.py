@@ -24,7 +24,7 @@ from pipeline.documents.arrow import chunks_to_table
 from pipeline.documents.models import Attachment, Chunk
 from pipeline.embedding.base import ModelIdentity
 from pipeline.sinks.base import Exporter, MetadataType, ReplaceReport, SearchHit, SearchRequest, SinkContext, Snapshot
-from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records, group_files, record_set_hash
+from pipeline.sinks.records import FileProvenance, FileRecords, build_file_records, chunk_ids, group_files, record_set_hash
 
 HARNESSES: dict[str, str] = {
     "azure_ai_search": "pipeline_tests.conformance.azure_ai_search_harness:azure_ai_search",
@@ -273,6 +273,11 @@ async def provisioned_bench(sink: SinkUnderTest) -> AsyncIterator[Bench]:
     finally:
         for exporter in made.opened:
             await exporter.close()
+
+
+def chunk_id(tenant_id: str, export_config_id: str, file_id: str, chunk_index: int, generation: str | None = None) -> str:
+    """``chunk_ids`` of one chunk."""
+    return chunk_ids(tenant_id, export_config_id, file_id, [chunk_index], generation)[0]
 
 
 def matrix(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -129,7 +129,7 @@ async def test_a_hit_is_the_whole_record(bench: Bench) -> None:
     assert hit.record.metadata == {"year": 2024, "other": ["x"]}
     assert [attachment.attachment_name for attachment in hit.record.attachments] == ["page_2_0.png", "page_2_1.png"]
     assert hit.record.source_modified_at == file.provenance.source_modified_at
-    assert hit.record.ref_doc_id == f"{bench.config}:dfl-1"
+    assert (hit.record.export_config_id, hit.record.parsed_directory_file_id) == (bench.config, "dfl-1")
 
 
 async def test_text_search_finds_words_at_once_and_forgets_deleted_ones(bench: Bench) -> None:

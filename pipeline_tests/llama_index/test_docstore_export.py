@@ -14,6 +14,7 @@ from pipeline_tests.llama_index.bench import REASON
 pytest.importorskip("llama_index.core", reason=REASON)
 
 from pipeline.sinks.llama_docstore import LlamaDocstoreExporter
+from pipeline.sinks.records import ref_doc_id
 from pipeline.stages.rebuild import rebuild_lake
 from pipeline.stages.repair import repair
 from pipeline.stages.verify import verify
@@ -44,7 +45,7 @@ def docstore(world: World) -> tuple[LlamaDocstoreExporter, str]:
 
 def assert_same_ids(world: World) -> None:
     exporter, config = docstore(world)
-    held = {record.id: record.ref_doc_id for record in world.held("lancedb")}
+    held = {record.id: ref_doc_id(config, record.parsed_directory_file_id) for record in world.held("lancedb")}
     context = exporter.storage_context(config, None)
     infos = context.docstore.get_all_ref_doc_info() or {}
     assert {name: document for document, info in infos.items() for name in info.node_ids} == held

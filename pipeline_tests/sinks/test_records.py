@@ -17,7 +17,6 @@ from pipeline.sinks.records import (
     build_file_records,
     build_record_sets,
     canonical_json,
-    chunk_id,
     chunk_ids,
     from_records,
     group_files,
@@ -25,7 +24,7 @@ from pipeline.sinks.records import (
     split_files,
     to_records,
 )
-from pipeline_tests.conformance.harness import MODEL, Bench, matrix, synthetic_chunks, unit_vectors, vector_column
+from pipeline_tests.conformance.harness import MODEL, Bench, chunk_id, matrix, synthetic_chunks, unit_vectors, vector_column
 
 FILES = Bench(sink=None, tenant="prj-1", config="cfg-1")  # type: ignore[arg-type] # only its builder of files is used
 

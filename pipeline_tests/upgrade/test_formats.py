@@ -33,10 +33,10 @@ from pipeline.ledger import schema
 from pipeline.ledger.models import FileRow
 from pipeline.llama_cloud.digests import payload_digest, text_digest
 from pipeline.llama_cloud.models import DirectoryFile, Payload
-from pipeline.sinks.records import RECORD_VERSION, FileProvenance, build_file_records, chunk_id, ref_doc_id
+from pipeline.sinks.records import RECORD_VERSION, FileProvenance, build_file_records, ref_doc_id
 from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
-from pipeline_tests.conformance.harness import MODEL, synthetic_chunks, unit_vectors, vector_column
+from pipeline_tests.conformance.harness import MODEL, chunk_id, synthetic_chunks, unit_vectors, vector_column
 from pipeline_tests.documents.corpus import headed_paragraphs
 
 AT = datetime(2026, 11, 27, 8, 30, 15, 123000, UTC)

@@ -16,9 +16,8 @@ from pipeline.sinks import azure_store as store
 from pipeline.sinks import azure_writer as writer
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import SearchRequest, SinkContext
-from pipeline.sinks.records import chunk_id
 from pipeline_tests.conformance.azure_ai_search_harness import AzureAISearchUnderTest
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, provisioned_bench
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, chunk_id, matrix, provisioned_bench
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator
 
 

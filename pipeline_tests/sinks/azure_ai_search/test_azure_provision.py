@@ -18,9 +18,8 @@ from pipeline.sinks import azure_store as store
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.azure_layout import FILTER_FIELDS, IndexDesign, field_name, profile_name
 from pipeline.sinks.base import Exporter, MetadataType, SearchRequest, SinkContext
-from pipeline.sinks.records import chunk_id
 from pipeline_tests.conformance.azure_ai_search_harness import INDEX, AzureAISearchUnderTest
-from pipeline_tests.conformance.harness import MODEL, Bench, unit_vectors
+from pipeline_tests.conformance.harness import MODEL, Bench, chunk_id, unit_vectors
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
 from pipeline_tests.emulators.azure_ai_search_schema import completed
 

@@ -12,12 +12,11 @@ from azure.search.documents import SearchClient
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.azure_ai_search import AzureAISearchSettings
 from pipeline.sinks.base import ReplaceReport
-from pipeline.sinks.records import chunk_id
 from pipeline_tests.conformance.azure_ai_search_harness import (
     INDEX,
     AzureAISearchUnderTest,
 )
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import Bench, chunk_id
 from pipeline_tests.emulators.azure_ai_search import AzureAISearchEmulator, Request
 from pipeline_tests.emulators.http import ApiError
 
