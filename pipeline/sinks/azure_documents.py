@@ -128,7 +128,7 @@ def _documents(file: FileRecords, key: FileKey, values: Mapping[str, FieldValue]
 
 def _node_jsons(table: pa.Table) -> list[str]:
     """LlamaIndex's metadata of every row, as the JSON that its own store keeps it in."""
-    return [canonical_json(node) for node in node_metadata(table, include_text=False)]
+    return [canonical_json(node) for node in node_metadata(table)]
 
 
 def _shared(table: pa.Table, key: FileKey, values: Mapping[str, FieldValue]) -> list[tuple[str, str]]:

@@ -129,7 +129,7 @@ def encode(records: pa.Table, fields: Sequence[Mapping[str, FieldValue]], schema
     columns: dict[str, pa.Array | pa.ChunkedArray] = {column_name(name): records[name] for name in records.column_names}
     columns["doc_id"] = ref_doc_ids(records)
     node: dict[str, pa.Array | pa.ChunkedArray] = {
-        "_node_content": node_contents(records, include_text=True),
+        "_node_content": node_contents(records),
         "_node_type": pa.repeat(NODE_TYPE, records.num_rows),
         **dict.fromkeys(("document_id", "doc_id", "ref_doc_id"), columns["doc_id"]),
         **{key: records[key] for key in PROVENANCE_KEYS},

@@ -75,7 +75,7 @@ class HeldFile:
 def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
     key = FileKey.of(file)
     table = with_ids(file.table, ids)
-    contents = node_contents(table, include_text=True).to_pylist()
+    contents = node_contents(table).to_pylist()
     nodes = [metadata_dict_to_node({"_node_content": content, "_node_type": NODE_TYPE}) for content in contents]
     document = _document(file, nodes)
     beside = [canonical_json(row) for row in table.select(_BESIDE_NODE).to_pylist()]

@@ -99,7 +99,7 @@ def nodes_of(table: pa.Table, key: FileKey, generation: Generation) -> list[Base
     """Nodes with vectors, their ids of the generation. Their metadata has single values alone: many stores take no others. Nor
     does it have keys that are empty or begin with ``$``, which Chroma refuses; the node's content and the record set keep all."""
     vectors = table["embedding"].to_pylist()
-    contents = node_contents(with_ids(table, key.ids(generation)), include_text=True).to_pylist()
+    contents = node_contents(with_ids(table, key.ids(generation))).to_pylist()
     return [_node(content, vector, key, generation) for content, vector in zip(contents, vectors, strict=True)]
 
 

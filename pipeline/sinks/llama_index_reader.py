@@ -208,5 +208,5 @@ def nodes_of(hits: Sequence[SearchHit], dimension: int) -> list[BaseNode]:
     """The records as the nodes LlamaIndex would read from a store of its own."""
     records = [hit.record for hit in hits]
     table = from_records(records, np.zeros((len(records), dimension), np.float32).tolist(), dimension)
-    contents = node_contents(table, include_text=True).to_pylist() if records else []
+    contents = node_contents(table).to_pylist() if records else []
     return [metadata_dict_to_node({"_node_content": content, "_node_type": NODE_TYPE}) for content in contents]

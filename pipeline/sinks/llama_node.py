@@ -69,25 +69,25 @@ class _Files:
         return [self.parts[code] for code in self.codes.to_pylist()]
 
 
-def node_contents(table: pa.Table, *, include_text: bool) -> pa.StringArray:
-    """``_node_content`` of every row of ``record_schema``: the node as JSON, with an empty text unless ``include_text``."""
-    return _contents(table, _files_of(table), include_text)
+def node_contents(table: pa.Table) -> pa.StringArray:
+    """``_node_content`` of every row of ``record_schema``: the node as JSON."""
+    return _contents(table, _files_of(table), include_text=True)
 
 
 def node_copies(table: pa.Table) -> list[dict[str, Any]]:
     """NODE_KEYS of every row, the text in ``_node_content`` too."""
-    documents, contents = ref_doc_ids(table).to_pylist(), node_contents(table, include_text=True).to_pylist()
+    documents, contents = ref_doc_ids(table).to_pylist(), node_contents(table).to_pylist()
     return [
         dict(zip(NODE_KEYS, (content, NODE_TYPE, document, document, document), strict=True))
         for content, document in zip(contents, documents, strict=True)
     ]
 
 
-def node_metadata(table: pa.Table, *, include_text: bool) -> list[dict[str, Any]]:
-    """``flat_metadata`` with ``_node_content``, too."""
+def node_metadata(table: pa.Table) -> list[dict[str, Any]]:
+    """``flat_metadata`` with ``_node_content``, too, whose text is empty."""
     files = _files_of(table)
     flat = _flat(table, files)
-    for metadata, content in zip(flat, _contents(table, files, include_text).to_pylist(), strict=True):
+    for metadata, content in zip(flat, _contents(table, files, include_text=False).to_pylist(), strict=True):
         metadata["_node_content"] = content
     return flat
 
@@ -144,7 +144,7 @@ def _file_part(export_config_id: str, file_id: str, file_name: str, metadata_jso
     )
 
 
-def _contents(table: pa.Table, files: _Files, include_text: bool) -> pa.StringArray:
+def _contents(table: pa.Table, files: _Files, *, include_text: bool) -> pa.StringArray:
     """Joined column by column: this runs for every record ever written, and its text is most of the work."""
     return pc.binary_join_element_wise(
         '{"id_":"',

@@ -113,7 +113,7 @@ def _node_fields(table: pa.Table, declared: Mapping[str, MetadataType]) -> list[
     """LlamaIndex's metadata of every row, with declared fields in the type they are filtered by."""
     fitting: dict[str, Mapping[str, FieldValue]] = {}
     found = []
-    for node, metadata in zip(node_metadata(table, include_text=False), table["metadata"].to_pylist(), strict=True):
+    for node, metadata in zip(node_metadata(table), table["metadata"].to_pylist(), strict=True):
         if metadata not in fitting:
             fitting[metadata] = {key: value for key, value in fitting_values(metadata, declared).items() if value is not None}
         found.append({**{key: value for key, value in node.items() if _is_storable(key, value)}, **fitting[metadata]})

@@ -29,7 +29,7 @@ def encode(records: pa.Table) -> list[Row]:
     }
     columns["attachments"] = [json.dumps(value, ensure_ascii=False) for value in records["attachments"].to_pylist()]
     columns["embedding"] = matrix(records["embedding"])
-    metadata = [canonical_json(row) for row in node_metadata(records, include_text=False)]
+    metadata = [canonical_json(row) for row in node_metadata(records)]
     return list(zip(*(columns[name] for name in records.column_names), metadata, strict=True))
 
 
@@ -44,7 +44,7 @@ def decode(rows: Sequence[Row], dimension: int) -> pa.Table:
 def decode_compared(rows: Sequence[Row], dimension: int) -> pa.Table:
     """Rows of ``written_columns``, ``metadata_`` as text; the records show where that is not what was written with them."""
     records = decode([row[:-1] for row in rows], dimension)
-    belongs = node_metadata(readable(records), include_text=False)
+    belongs = node_metadata(readable(records))
     altered = {}
     for number, (row, wanted) in enumerate(zip(rows, belongs, strict=True)):
         held, expected = _parsed(row[-1] or "null"), _parsed(canonical_json(wanted))

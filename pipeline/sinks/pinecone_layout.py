@@ -224,7 +224,7 @@ def _shared(table: pa.Table) -> Metadata:
 
 def _own(table: pa.Table) -> Iterator[Metadata]:
     """The metadata each record has for itself."""
-    columns = [*(table[name].to_pylist() for name in _CHUNK_FIELDS), node_contents(table, include_text=True).to_pylist()]
+    columns = [*(table[name].to_pylist() for name in _CHUNK_FIELDS), node_contents(table).to_pylist()]
     names = (*_CHUNK_FIELDS, "_node_content")
     for row in zip(*columns, strict=True):
         own = {name: value for name, value in zip(names, row, strict=True) if value is not None}

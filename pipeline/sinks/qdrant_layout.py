@@ -185,7 +185,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
         return FileWrites(key, file.record_set_hash, [])
     ids = key.ids(Generation.of(file))
     table = with_ids(file.table, ids)
-    nodes = node_contents(table, include_text=True)
+    nodes = node_contents(table)
     vectors, vector_sizes = short_decimals(table["embedding"])
     sizes = _sizes(table, nodes, vector_sizes)
     if max(sizes) > MAX_RECORD_BYTES:

@@ -87,7 +87,7 @@ def _refs(table: pa.Table) -> pa.StringArray:
 
 def _nodes(read: Read) -> Iterator[str]:
     for table in read(_NODE):
-        yield _joined('"', table["id"], '":{"__data__":', node_contents(table, include_text=True), ',"__type__":"1"}')
+        yield _joined('"', table["id"], '":{"__data__":', node_contents(table), ',"__type__":"1"}')
 
 
 def _hashes(read: Read) -> Iterator[str]:

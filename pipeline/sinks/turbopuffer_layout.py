@@ -187,7 +187,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> Enco
         attribute_name(name): _values(table[name]) for name in table.column_names if name != "embedding"
     }
     columns["doc_id"] = ref_doc_ids(table).to_pylist()
-    columns["_node_content"] = node_contents(table, include_text=True).to_pylist()
+    columns["_node_content"] = node_contents(table).to_pylist()
     columns["_node_type"] = [NODE_TYPE] * table.num_rows
     for key, value in {**fields_of_file(file, declared), FILTER_FIELDS: sorted(declared)}.items():
         columns[key] = [value] * table.num_rows

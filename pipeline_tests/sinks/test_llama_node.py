@@ -19,7 +19,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 def test_a_node_has_the_documented_layout() -> None:
     file = FILES.file("dfl-1", ["one", "two"], metadata={"year": 2024, "chunk_index": "shadowed"})
     row = file.table.slice(1, 1).to_pylist()[0]
-    node = json.loads(node_contents(file.table, include_text=True)[1].as_py())
+    node = json.loads(node_contents(file.table)[1].as_py())
     assert node == {
         "id_": row["id"],
         "embedding": None,
@@ -64,7 +64,7 @@ def test_a_node_has_the_documented_layout() -> None:
 @given(st.lists(ANY_TEXT, min_size=1, max_size=4), ANY_TEXT, st.dictionaries(ANY_TEXT, ANY_TEXT, max_size=3))
 def test_any_text_comes_through_json(texts: list[str], name: str, metadata: dict[str, str]) -> None:
     file = FILES.file("dfl-'\"\\", texts, name=name, metadata=metadata)
-    nodes = [json.loads(content) for content in node_contents(file.table, include_text=True).to_pylist()]
+    nodes = [json.loads(content) for content in node_contents(file.table).to_pylist()]
     assert [node["text"] for node in nodes] == texts
     own = {*PROVENANCE_KEYS, "context"}
     for node in nodes:
@@ -79,7 +79,7 @@ def test_the_text_can_be_left_out_and_files_can_be_mixed() -> None:
     rows = pa.concat_tables(
         [FILES.file("dfl-1", 2).table, FILES.file("dfl-2", 1, metadata={"x": 1}).table, FILES.file("dfl-1", 2).table]
     )
-    nodes = [json.loads(content) for content in node_contents(rows, include_text=False).to_pylist()]
+    nodes = [json.loads(metadata["_node_content"]) for metadata in node_metadata(rows)]
     assert {node["text"] for node in nodes} == {""}
     assert [node["metadata"].get("x") for node in nodes] == [None, None, 1, None, None]
     assert ref_doc_ids(rows).to_pylist() == ["cfg-1:dfl-1"] * 2 + ["cfg-1:dfl-2"] + ["cfg-1:dfl-1"] * 2
@@ -87,7 +87,7 @@ def test_the_text_can_be_left_out_and_files_can_be_mixed() -> None:
 
 def test_flat_metadata_repeats_the_node_s_own_beside_it() -> None:
     file = FILES.file("dfl-1", 3, metadata={"year": 2024, "note": None})
-    for flat, row in zip(node_metadata(file.table, include_text=True), file.table.to_pylist(), strict=True):
+    for flat, row in zip(node_metadata(file.table), file.table.to_pylist(), strict=True):
         node = json.loads(flat["_node_content"])
         assert {key: value for key, value in flat.items() if key not in NODE_KEYS} == node["metadata"]
         assert flat["_node_type"] == "TextNode"
@@ -98,5 +98,5 @@ def test_flat_metadata_repeats_the_node_s_own_beside_it() -> None:
 def test_fifteen_thousand_nodes_are_made_quickly() -> None:
     rows = pa.concat_tables([FILES.file("dfl-1", ['a "quoted" line\n' * 60] * 150).table] * 100)
     started = time.process_time()
-    assert len(node_contents(rows, include_text=True)) == 15_000
+    assert len(node_contents(rows)) == 15_000
     assert time.process_time() - started < 1.5  # 0.05 s on a fast machine
