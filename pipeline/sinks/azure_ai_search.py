@@ -43,6 +43,7 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
+from pipeline.sinks.fusion import HYBRID_DEPTH
 from pipeline.sinks.generations import to_snapshots
 from pipeline.sinks.records import FileRecords, canonical_json, in_order, to_records
 from pipeline.sinks.refusals import encode_all
@@ -55,7 +56,6 @@ _RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
 _BYTES_PER_PAGE: Final = 8 * 2**20
 _TEXT_BYTES_GUESSED: Final = 8192
 _JSON_BYTES_PER_DIMENSION: Final = 13
-_HYBRID_DEPTH: Final = 50
 _SETTING_ATTEMPTS: Final = 5
 _MAX_SCOPES: Final = 100
 """A filter of hundreds of clauses may be refused; documented by the vendor."""
@@ -271,7 +271,7 @@ class AzureAISearchExporter(Exporter):
         if text is not None:
             query |= self._text_query(text)
         if request.vector is not None and request.mode != "text":
-            depth = max(request.k, _HYBRID_DEPTH) if request.mode == "hybrid" else request.k
+            depth = max(request.k, HYBRID_DEPTH) if request.mode == "hybrid" else request.k
             nearest = {"kind": "vector", "vector": request.vector.tolist(), "fields": "embedding", "k": depth}
             query |= {"vectorQueries": [nearest], "vectorFilterMode": "preFilter"}
         rows = await self._store.search("search", query)

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 from pipeline.sinks.base import SearchHit
 
+HYBRID_DEPTH = 50
+"""Candidates of each search, of vectors and of text, that are fused into a hybrid answer, or ``k`` where that is more."""
+
 _RANK_CONSTANT = 60
 """The constant of Cormack, Clarke and Buettcher (SIGIR 2009): how little the first ranks stand out."""
 

@@ -39,7 +39,7 @@ from pipeline.sinks.base import (
 from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
-from pipeline.sinks.fusion import fuse_hits
+from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.lancedb_sweep import sweep
 from pipeline.sinks.records import ChunkRecord, FileRecords, in_order, to_records
@@ -72,7 +72,6 @@ _WORDS: Final[Mapping[str, Any]] = {
 """Right for text of any language: Unicode word boundaries, nothing that knows English alone. Words are shorter than 256 bytes,
 as Lucene's are: nobody searches for what is longer, such as an image in base64."""
 
-_HYBRID_DEPTH: Final = 50
 
 # Meant by who purges. For the whole process: to catch a warning around one call is not safe among threads.
 warnings.filterwarnings("ignore", r"optimize\(cleanup_older_than=0\) removes every version except the latest", UserWarning)
@@ -284,7 +283,7 @@ class LanceDBExporter(Exporter):
             return await self._by_vector(table, request, where, request.k)
         if request.mode == "text":
             return await self._by_text(table, request, where, request.k)
-        depth = max(request.k, _HYBRID_DEPTH)
+        depth = max(request.k, HYBRID_DEPTH)
         found = await asyncio.gather(self._by_vector(table, request, where, depth), self._by_text(table, request, where, depth))
         return fuse_hits(found, request.k)
 

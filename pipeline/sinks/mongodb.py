@@ -36,7 +36,7 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import fields_of_file, parse_filters
-from pipeline.sinks.fusion import fuse_hits
+from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.generations import to_snapshots
 from pipeline.sinks.mongodb_layout import (
     HEAD_FIELDS,
@@ -59,7 +59,6 @@ _BYTES_PER_BATCH: Final = 64 * 2**20
 _BYTES_PER_FETCH: Final = 32 * 2**20
 _HEADS_PER_BATCH: Final = 10_000
 _RECORDS_PER_BATCH: Final = 2_000
-_HYBRID_DEPTH: Final = 50
 
 
 class MongoDBSettings(SinkSettings):
@@ -184,7 +183,7 @@ class MongoDBExporter(Exporter):
             return await found.by_vector(request, conditions, request.k)
         if request.mode == "text":
             return await found.by_text(request, conditions, request.k)
-        depth = max(request.k, _HYBRID_DEPTH)
+        depth = max(request.k, HYBRID_DEPTH)
         rankings = await asyncio.gather(found.by_vector(request, conditions, depth), found.by_text(request, conditions, depth))
         return fuse_hits(rankings, request.k)
 

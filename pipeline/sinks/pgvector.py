@@ -34,7 +34,7 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import fields_of_file, parse_filters
-from pipeline.sinks.fusion import reciprocal_rank_fusion
+from pipeline.sinks.fusion import HYBRID_DEPTH, reciprocal_rank_fusion
 from pipeline.sinks.generations import read_head, to_snapshots
 from pipeline.sinks.pgvector_store import Connection, PostgresStore, ValueRefused
 from pipeline.sinks.pgvector_table import TableLayout, written_columns
@@ -56,7 +56,6 @@ _RERANKED: Final = 4
 _LARGEST_EF_SEARCH: Final = 1000
 """Documented by the vendor."""
 
-_HYBRID_DEPTH: Final = 50
 _MAX_TEXT_CHARACTERS: Final = 50_000
 """Of a search text. The server's time grows with the square of its words: about a second here, a minute at ten times that."""
 
@@ -220,7 +219,7 @@ class PgVectorExporter(Exporter):
                 return await self._by_vector(connection, scope(), request, request.k)
             if request.mode == "text":
                 return await self._by_text(connection, scope(), request, request.k)
-            depth = max(request.k, _HYBRID_DEPTH)
+            depth = max(request.k, HYBRID_DEPTH)
             by_text = await self._by_text(connection, scope(), request, depth)
             return _fused([await self._by_vector(connection, scope(), request, depth), by_text], request.k)
 

@@ -38,7 +38,7 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.file_keys import MOST_NAMED
 from pipeline.sinks.filters import parse_filters
-from pipeline.sinks.fusion import fuse_hits
+from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.generations import read_head, to_snapshots
 from pipeline.sinks.records import FileRecords, in_order, to_records
 from pipeline.sinks.refusals import encode_all
@@ -61,7 +61,6 @@ _RECORD_BYTES_PER_REQUEST: Final = 16 * 2**20
 _FILLED_PER_REQUEST: Final = 20_000
 _BYTES_PER_PAGE: Final = 32 * 2**20
 _TEXT_BYTES_GUESSED: Final = 4096
-_HYBRID_DEPTH: Final = 50
 
 
 class TurbopufferSettings(SinkSettings):
@@ -261,7 +260,7 @@ class TurbopufferExporter(Exporter):
             ranks["vector"] = ("vector", "ANN", request.vector.tolist())
         if request.mode != "vector":
             ranks["text"] = ("text", "BM25", request.text)
-        limit = min(MAX_LIMIT, max(request.k, _HYBRID_DEPTH)) if request.mode == "hybrid" else request.k
+        limit = min(MAX_LIMIT, max(request.k, HYBRID_DEPTH)) if request.mode == "hybrid" else request.k
         shared = {"filters": where, "limit": limit, "include_attributes": layout.record_attributes(vectors=False)}
         return {mode: {"rank_by": rank, **shared} for mode, rank in ranks.items()}
 
