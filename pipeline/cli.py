@@ -177,7 +177,7 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
         for sink in opened.settings.sinks
     }
     waiting = awaiting_approval(opened, rows)
-    behind = {f: row.last_error or "" for f, row in rows.items() if row.status in ("failed", "parked")}
+    behind = {f: row.last_error or "" for f, row in rows.items() if row.is_failing}
     if as_json:
         out.print_json(
             data={

@@ -260,7 +260,7 @@ def print_sync(console: Console, export: Export, report: SyncReport, documents: 
     for reason in report.errors:
         console.print(f"[red]failed:[/red] {escape(reason)}")
     for row in rows.values():
-        if row.status in ("failed", "parked"):
+        if row.is_failing:
             console.print(f"[yellow]{row.status}[/yellow] {escape(row.display_name)}: {escape(row.last_error or '')}")
     for sink, state in export.ledger.sink_states().items():
         if state.last_error and sink in (*export.settings.sinks, MODEL):

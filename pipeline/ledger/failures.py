@@ -9,13 +9,14 @@ from collections.abc import Sequence
 import sqlalchemy as sa
 
 from pipeline.ledger import schema
+from pipeline.ledger.models import FAILING
 from pipeline.ledger.sql import batches
 
 
 def own_failures(connection: sa.Connection, export: str, file_ids: Sequence[str]) -> Counter[str]:
     """How many of the failures in a row of these files, which have failed last, count towards parking them."""
     c = schema.history.c
-    query = sa.select(c.file_id, c.details).where(c.export == export, c.event.in_(("failed", "parked"))).order_by(c.id)
+    query = sa.select(c.file_id, c.details).where(c.export == export, c.event.in_(FAILING)).order_by(c.id)
     counts: Counter[str] = Counter()
     for batch in batches(file_ids):
         for file_id, details in connection.execute(query.where(c.file_id.in_(batch))):

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 from pipeline.ledger import schema
 from pipeline.ledger.engine import open_engine
 from pipeline.ledger.failures import own_failures
-from pipeline.ledger.models import LEAVING, ExportState, FileRow, HistoryEvent, SinkState
+from pipeline.ledger.models import FAILING, LEAVING, ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
 from pipeline.ledger.sql import batches, delete_of_files, upsert, writing
 from pipeline.ledger.vectors import VectorIndex
@@ -119,7 +119,7 @@ class Ledger:
                 elif token != file.change_token or metadata != values["metadata"]:
                     if token == file.change_token:
                         values["refetch"] = True
-                    reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in ("failed", "parked") else {}
+                    reset = {"status": "new", "attempts": 0, "next_retry_at": None} if status in FAILING else {}
                     changed[file.id] = {**values, "status": status, **reset}
                 else:
                     seen.append(file.id)
@@ -189,7 +189,7 @@ class Ledger:
 
     def release(self, file_ids: Sequence[str]) -> int:
         """Give those of these files that are failed or parked a fresh start; answers how many."""
-        return self._set(file_ids, schema.files.c.status.in_(("failed", "parked")), status="new", attempts=0, next_retry_at=None)
+        return self._set(file_ids, schema.files.c.status.in_(FAILING), status="new", attempts=0, next_retry_at=None)
 
     def claim(
         self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = (), leaving: bool = False

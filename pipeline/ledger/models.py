@@ -9,6 +9,8 @@ from typing import Any, Literal
 FileStatus = Literal["new", "requested", "done", "failed", "parked", "removing", "removed"]
 LEAVING: tuple[FileStatus, ...] = ("removing", "removed")
 """Of files that are being removed from every sink, or are gone from them."""
+FAILING: tuple[FileStatus, ...] = ("failed", "parked")
+"""Of files whose last attempt has failed: those that are tried again, and those that are not until something changes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class FileRow:
     @property
     def is_leaving(self) -> bool:
         return self.status in LEAVING
+
+    @property
+    def is_failing(self) -> bool:
+        return self.status in FAILING
 
 
 @dataclass(frozen=True, slots=True)

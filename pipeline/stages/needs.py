@@ -120,10 +120,9 @@ def _sort(
     refusals: Mapping[str, Mapping[str, str]],
     live_waves: Collection[str],
 ) -> None:
-    failing = row.status in ("failed", "parked")
     if row.status == "requested" and row.wave in live_waves:
         needs.in_flight.append(row.file_id)
-    elif failing and row.settings_digest == export.failure_digest:
+    elif row.is_failing and row.settings_digest == export.failure_digest:
         if row.status == "parked":
             needs.parked.append(row.file_id)
         elif is_awaited(row.next_retry_at, LONGEST_FILE_WAIT):
@@ -144,7 +143,7 @@ def _sort(
     else:
         current = export.records_are_current(row, scope)
         # One that fails though it stands everywhere by now is compared, which says that it is done.
-        lagging = [files for sink, files in needs.lagging.items() if failing or not (current and _has(hashes, sink, row))]
+        lagging = [files for sink, files in needs.lagging.items() if row.is_failing or not (current and _has(hashes, sink, row))]
         for files in lagging:
             files.append(row.file_id)
         if not lagging and row.status != "done":

@@ -199,7 +199,7 @@ class Machine(RuleBasedStateMachine):
         self.emulator.heal()
         for _ in range(LOOKS_TO_SETTLE):
             ledger = self.world.export.ledger
-            ledger.release([file_id for file_id, row in ledger.files().items() if row.status in ("failed", "parked")])
+            ledger.release([file_id for file_id, row in ledger.files().items() if row.is_failing])
             for sink in SINKS:
                 ledger.record_sink_state(sink, error=None, backoff=lambda _attempts: 0.0)
             report = self.world.sync()
