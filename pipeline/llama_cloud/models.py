@@ -26,6 +26,11 @@ class IndexState:
     """Digest of (status, last_exported_at, last_synced_at, updated_at, sync_in_progress): equal key = nothing to list."""
 
     @property
+    def scope(self) -> tuple[str, str]:
+        """The tenant_id and export_config_id of its records."""
+        return self.project_id, self.export_config_id
+
+    @property
     def idle(self) -> bool:
         """Neither being built nor syncing."""
         return self.status != "building" and not self.sync_in_progress

@@ -77,7 +77,7 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
     export = EXPORTS.open(settings, instance, progress)
     ingest, removal = jobs_of_a_sync(settings)
     detection = asyncio.run(_look(export))
-    scope = (detection.index.project_id, detection.index.export_config_id)
+    scope = detection.index.scope
     report = SyncReport(detection)
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
     removing: set[str] = set()

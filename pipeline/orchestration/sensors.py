@@ -55,7 +55,7 @@ def directory_changes(
             detection = asyncio.run(look(export, cursor=cursor.get("listing")))
         except SourceUnavailable as error:
             return dg.SkipReason(f"nothing is decided without the index: {error}")
-        scope = (detection.index.project_id, detection.index.export_config_id)
+        scope = detection.index.scope
         decided = dispatch(
             context.instance,
             export,

@@ -155,7 +155,7 @@ def _unready(index: IndexState) -> str:
 
 def _leave_former_index(export: Export, last: tuple[str, str], index: IndexState) -> None:
     """Keep in mind under which ids the index was exported before, if it has been made anew."""
-    if last != (index.project_id, index.export_config_id):
+    if last != index.scope:
         export.ledger.register.leave_scope(*last)
 
 

@@ -112,7 +112,7 @@ class Export:
         async with self.source() as source:
             index = await source.get_index()
         self.ledger.update_state(tenant_id=index.project_id, export_config_id=index.export_config_id)
-        return index.project_id, index.export_config_id
+        return index.scope
 
     async def scopes(self) -> list[tuple[str, str]]:
         """The scope, and those of former indexes of the export, under which records may still stand. One that an export has now

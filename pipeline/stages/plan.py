@@ -40,8 +40,7 @@ class Plan:
 async def make_plan(export: Export, *, run_id: str) -> Plan:
     """Look at the whole index and count the work. Raises SourceUnavailable."""
     detection = await detect(export, complete=True)
-    scope = (detection.index.project_id, detection.index.export_config_id)
-    needs = await asyncio.to_thread(needs_of, export, scope)
+    needs = await asyncio.to_thread(needs_of, export, detection.index.scope)
     wanted = [*needs.ingest, *needs.alone, *needs.unreachable.get(MODEL, ())]
     async with borrowed(export, run_id):
         fetched = await fetch(export, wanted, run_id=run_id)
