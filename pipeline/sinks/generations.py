@@ -257,9 +257,7 @@ async def _replace(store: GenerationStore[W], files: Sequence[FileWrites[W]]) ->
     if not await _all_there(store, [write.id for plan in plans for write in plan.writes], store.count_present):
         return False
     stale = [plan.key.ids(generation) for plan in plans for generation in plan.stale]
-    await each(
-        _headed([(ids[0], ids[1:]) for ids in stale], store.max_ids, 0, lambda _: 0), store.delete, concurrency=store.concurrency
-    )
+    await _delete_headed(store, stale)
     await store.sweep(files)
     return await _all_there(store, [plan.writes[0] for plan in plans], store.clear_pending)
 
@@ -328,9 +326,13 @@ async def _empty(store: GenerationStore[W], heads: Sequence[Head]) -> None:
     groups = [key.ids(generation) for key, generation in named]
     rest = [found for ids in groups for found in ids if found not in head_ids]
     await each(slices(rest, count=store.max_ids), store.delete, concurrency=store.concurrency)
-    await each(
-        _headed([(ids[0], ids[1:]) for ids in groups], store.max_ids, 0, lambda _: 0), store.delete, concurrency=store.concurrency
-    )
+    await _delete_headed(store, groups)
+
+
+async def _delete_headed(store: GenerationStore[W], groups: Iterable[Sequence[str]]) -> None:
+    """Delete the records of each group, its head in the request of the others if one can hold them."""
+    requests = _headed([(ids[0], ids[1:]) for ids in groups], store.max_ids, 0, lambda _: 0)
+    await each(requests, store.delete, concurrency=store.concurrency)
 
 
 def _marker(generations: Iterable[Generation]) -> str:
