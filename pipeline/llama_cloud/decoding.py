@@ -21,7 +21,8 @@ from typing import Any
 MAX_DEPTH = 100
 """Levels of nesting; the parse results the vendor documents need fewer than ten."""
 
-_GZIP_MAGIC = b"\x1f\x8b"
+GZIP_MAGIC = b"\x1f\x8b"
+"""What gzip begins with."""
 _MAX_GZIP_LAYERS = 3
 _GZIP_PIECE_BYTES = 1024 * 1024
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
@@ -56,7 +57,7 @@ def decode_json(plain: bytes) -> Any:
 def gunzip(body: bytes, *, max_bytes: int) -> bytes:
     """Undo up to three layers of gzip, never holding more than ``max_bytes`` of output. Raises ``DecodingError``."""
     for _ in range(_MAX_GZIP_LAYERS):
-        if not body.startswith(_GZIP_MAGIC):
+        if not body.startswith(GZIP_MAGIC):
             break
         body = _gunzip_layer(body, max_bytes)
     if len(body) > max_bytes:

@@ -29,6 +29,7 @@ from pipeline.errors import (
 from pipeline.llama_cloud.addresses import AddressPolicy
 from pipeline.llama_cloud.api import CloudApi, KeyRefused, Rejected, ServerFailed
 from pipeline.llama_cloud.bulk import batches_with_urls, in_completion_order
+from pipeline.llama_cloud.decoding import GZIP_MAGIC
 from pipeline.llama_cloud.download import PayloadDownloader, RetryPolicy
 from pipeline.llama_cloud.indexes import IndexClient
 from pipeline.llama_cloud.listing import FileEntry, directory_pages
@@ -46,7 +47,6 @@ _LONGEST_PAUSE = 5.0
 _LONGEST_LOCAL_PAUSE = 0.5
 _SHOWS_WITHIN_SECONDS = 30.0
 """From LlamaCloud's yes to a sync until the index shows it."""
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class LlamaCloudSource:
@@ -232,7 +232,7 @@ class LlamaCloudSource:
     async def _fetch(self, entry: FileEntry) -> Payload:
         body = await self._downloader.download(entry.file, entry.url)
         limit = self._settings.max_payload_bytes
-        if len(body) <= _NORMALISED_INLINE_BYTES and not body.startswith(_GZIP_MAGIC):
+        if len(body) <= _NORMALISED_INLINE_BYTES and not body.startswith(GZIP_MAGIC):
             return normalise_payload(body, entry.file, max_bytes=limit)
         return await asyncio.to_thread(normalise_payload, body, entry.file, max_bytes=limit)
 

@@ -28,7 +28,7 @@ from pipeline.stages.load import build_records, complete_snapshot, holds
 from pipeline.stages.orphans import adopt_orphans
 from pipeline.stages.report import StageReport
 from pipeline.stages.sink_vectors import SinkVectors
-from pipeline.stages.stamps import known_tables
+from pipeline.stages.stamps import PAYLOAD_LOST, known_tables
 from pipeline.stages.tombstones import restore_tombstones
 from pipeline.stages.work import borrowed, groups_of, opened_sink
 
@@ -199,8 +199,7 @@ def forget_lost(export: Export, rows: Sequence[FileRow]) -> list[str]:
     for dataset in DATASETS:
         there = known_tables(export, dataset, rows, columns=[])
         gone[dataset] = [row for row in rows if row.file_id not in there]
-    payload = {"fetched_token": None, "payload_digest": None, "text_digest": None}
-    export.ledger.update_files([{"file_id": row.file_id, **payload} for row in gone["parsed_payloads"]])
+    export.ledger.update_files([{"file_id": row.file_id, **PAYLOAD_LOST} for row in gone["parsed_payloads"]])
     export.ledger.update_files([{"file_id": row.file_id, "chunks_key": None} for row in gone["chunks"]])
     export.ledger.update_files([{"file_id": row.file_id, "vectors_key": None} for row in gone["embeddings"]])
     export.ledger.vectors.replace(export.embedder.identity.slug, {row.file_id: [] for row in gone["embeddings"]})

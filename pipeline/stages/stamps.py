@@ -17,6 +17,9 @@ from pipeline.stages.export import Export
 STAMPS: Mapping[Dataset, str] = {"parsed_payloads": "payload_digest", "chunks": "chunks_key", "embeddings": "vectors_key"}
 """What says in a partition's metadata, and in the ledger's column of the same name, what it was made from."""
 
+PAYLOAD_LOST: Mapping[str, None] = dict.fromkeys(("fetched_token", "payload_digest", "text_digest"))
+"""The ledger's columns of a file whose payload is gone from the lake; it is fetched again."""
+
 
 def known_tables(
     export: Export, dataset: Dataset, rows: Iterable[FileRow], columns: Sequence[str] | None = None
