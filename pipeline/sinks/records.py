@@ -269,9 +269,9 @@ def with_ids(table: pa.Table, ids: Sequence[str]) -> pa.Table:
 
 
 def matrix(vectors: pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """A column of vectors, a row each."""
-    flat: npt.NDArray[np.float32] = vectors.combine_chunks().flatten().to_numpy()
-    return flat.reshape(len(vectors), vectors.type.list_size)
+    """A column of vectors, a row each; NaN where a number is null."""
+    flat = vectors.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(flat, np.float32).reshape(-1, vectors.type.list_size)
 
 
 def group_files(table: pa.Table) -> Iterator[pa.Table]:

@@ -20,6 +20,7 @@ from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.ledger.models import MODEL, FileRow
 from pipeline.ledger.vectors import Claim
+from pipeline.sinks.records import matrix
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables
@@ -149,7 +150,7 @@ def _known_vectors(
             continue
         if (table.schema.metadata or {}).get(b"model") != export.embedder.identity.fingerprint.encode():
             continue
-        vectors = vector_matrix(table["embedding"].combine_chunks(), export.embedder.identity.dimension)
+        vectors = matrix(table["embedding"])
         for position, digest in enumerate(table["embedding_digest"].to_pylist()):
             if digest in wanted:
                 known[digest] = vectors[position]
@@ -243,8 +244,3 @@ def _unusable(vectors: Vectors) -> list[int]:
 
 def _fixed_size_list(vectors: Vectors, dimension: int) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1)), dimension)
-
-
-def vector_matrix(array: pa.FixedSizeListArray, dimension: int) -> Vectors:
-    """A column of vectors as one array of shape (n, dimension)."""
-    return np.asarray(array.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dimension)

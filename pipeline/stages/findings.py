@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.embedding.base import Vectors
-from pipeline.sinks.records import HASHED_FIELDS
+from pipeline.sinks.records import HASHED_FIELDS, matrix
 
 FindingKind = Literal[
     "missing_file",
@@ -125,9 +125,7 @@ def _row_differences(sink: str, file_id: str, index: int, wanted: Mapping[str, A
 
 def _directions(table: pa.Table) -> Vectors:
     """The vectors at unit length; a vector without a direction becomes NaN, which equals nothing."""
-    column = table["embedding"].combine_chunks()
-    flat = column.flatten().to_numpy(zero_copy_only=False)
-    vectors = np.asarray(flat, np.float32).reshape(-1, column.type.list_size)
+    vectors = matrix(table["embedding"])
     with np.errstate(divide="ignore", invalid="ignore"):
         unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return unit

@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 
 from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import SINK_ERRORS
-from pipeline.stages.embed import HeldVectors, embedding_texts, vector_matrix
+from pipeline.sinks.records import matrix
+from pipeline.stages.embed import HeldVectors, embedding_texts
 from pipeline.stages.export import Export
 from pipeline.stages.work import opened_sink, read_whole_or_closed
 
@@ -45,8 +46,7 @@ class SinkVectors:
         model = self._export.embedder.identity
         rows = table.filter(pc.equal(table["embedding_model"], model.fingerprint))
         rows = rows.filter(pc.and_(rows["content"].is_valid(), rows["context"].is_valid()))
-        vectors = vector_matrix(rows["embedding"].combine_chunks(), model.dimension)
-        found = zip(embedding_texts(rows), vectors, strict=True)
+        found = zip(embedding_texts(rows), matrix(rows["embedding"]), strict=True)
         return {embedding_digest(text): vector for text, vector in found if np.isfinite(vector).all()}
 
 
