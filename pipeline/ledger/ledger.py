@@ -1,6 +1,6 @@
 """Reads and writes of the ledger for one export.
 
-What belongs here: SQL, in bulk, one transaction a call. Deciding what to do with the rows is the planner's business.
+What belongs here: SQL, in bulk, one transaction a call. What to do with the rows is the business of ``stages.needs``.
 All calls block; async callers use threads.
 """
 
@@ -294,22 +294,22 @@ class Ledger:
                 statement = sa.update(schema.files).where(mine).values(refetch=False)
                 connection.execute(statement, [{"id": file_id, "seen": seen} for file_id, seen in metadata.items()])
 
-    def record_sink(self, sink: str, hashes: Mapping[str, str], model: str) -> None:
-        """Note which record set of each file a sink holds."""
+    def record_sink(self, sink: str, hashes: Mapping[str, str], slug: str) -> None:
+        """Note which record set of each file a sink holds; ``slug`` is its model's."""
         now = self._clock()
         rows = [
-            {"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h, "model": model, "updated_at": now}
+            {"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h, "model": slug, "updated_at": now}
             for f, h in hashes.items()
         ]
         with writing(self._engine, self.export) as connection:
             upsert(connection, schema.file_sinks, rows)
 
-    def sink_hashes(self, file_ids: Collection[str] | None = None, *, model: str | None = None) -> dict[str, dict[str, str]]:
+    def sink_hashes(self, file_ids: Collection[str] | None = None, *, slug: str | None = None) -> dict[str, dict[str, str]]:
         """``{sink: {file id: record_set_hash}}`` as last recorded, of all files or those named, of any model or of one."""
         c = schema.file_sinks.c
         query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self.export)
-        if model is not None:
-            query = query.where(c.model == model)
+        if slug is not None:
+            query = query.where(c.model == slug)
         found: dict[str, dict[str, str]] = defaultdict(dict)
         with self._engine.connect() as connection:
             for part in [query] if file_ids is None else [query.where(c.file_id.in_(b)) for b in batches(list(file_ids))]:

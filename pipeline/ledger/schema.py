@@ -91,6 +91,7 @@ file_sinks = Table(
     Column("updated_at", Float, nullable=False),
     PrimaryKeyConstraint("export", "sink", "file_id"),
 )
+"""Which record set of a file each sink holds; ``model`` is the slug of the model of its vectors."""
 
 refusals = Table(
     "indexport_refusals",
@@ -161,7 +162,8 @@ vectors = Table(
     Index("indexport_vectors_by_file", "export", "file_id"),
     sqlite_with_rowid=False,
 )
-"""Which partitions of the lake hold the vector of an embedding text (16 bytes of its SHA-256) under a model."""
+"""Which partitions of the lake hold the vector of an embedding text (16 bytes of its SHA-256) under a model; ``model`` is its
+slug."""
 
 vector_claims = Table(
     "indexport_vector_claims",
@@ -174,7 +176,7 @@ vector_claims = Table(
     PrimaryKeyConstraint("export", "model", "digest"),
     sqlite_with_rowid=False,
 )
-"""Texts a run is embedding now, so that no other run embeds them too."""
+"""Texts a run is embedding now, so that no other run embeds them too; ``model`` is the model's slug."""
 
 history = Table(
     "indexport_history",

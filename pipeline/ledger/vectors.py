@@ -28,17 +28,17 @@ class Claim:
 
 
 class VectorIndex:
-    """The vector index of one export, on the ledger's own engine."""
+    """The vector index of one export, on the ledger's own engine. ``slug`` is the model's."""
 
     def __init__(self, engine: sa.Engine, export: str, clock: Callable[[], float]) -> None:
         self._engine = engine
         self._export = export
         self._clock = clock
 
-    def locate(self, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
+    def locate(self, slug: str, digests: Collection[bytes]) -> dict[bytes, str]:
         """For each digest that has a vector in the lake, one partition that holds it."""
         with self._engine.connect() as connection:
-            return self._locate(connection, model, digests)
+            return self._locate(connection, slug, digests)
 
     def count(self, file_ids: Sequence[str]) -> int:
         """Entries that point to these files' partitions."""
@@ -48,7 +48,7 @@ class VectorIndex:
             return sum(int(connection.execute(query.where(c.file_id.in_(batch))).scalar_one()) for batch in batches(file_ids))
 
     def claim(
-        self, model: str, wanted: Mapping[str, Collection[bytes]], run_id: str, *, seconds: float, is_live: Callable[[str], bool]
+        self, slug: str, wanted: Mapping[str, Collection[bytes]], run_id: str, *, seconds: float, is_live: Callable[[str], bool]
     ) -> Claim:
         """Claim the texts of these files that have no vector, for a run; they stay claimed until ``replace`` or ``release``.
 
@@ -56,20 +56,20 @@ class VectorIndex:
         """
         now = self._clock()
         c = schema.vector_claims.c
-        mine = sa.and_(c.export == self._export, c.model == model)
+        mine = sa.and_(c.export == self._export, c.model == slug)
         ended = self._ended(is_live)
         with writing(self._engine, self._export) as connection:
             over = sa.or_(c.run_id == run_id, c.run_id.in_(ended), c.claimed_until < now)
             connection.execute(sa.delete(schema.vector_claims).where(mine, over))
             others = set(connection.execute(sa.select(c.digest).where(mine)).scalars())
-            located = self._locate(connection, model, set().union(*wanted.values()))
+            located = self._locate(connection, slug, set().union(*wanted.values()))
             waiting = {file_id for file_id, digests in wanted.items() if others.intersection(digests) - located.keys()}
             new = {digest for file_id, digests in wanted.items() if file_id not in waiting for digest in digests} - located.keys()
-            fixed = {"export": self._export, "model": model, "run_id": run_id, "claimed_until": now + seconds}
+            fixed = {"export": self._export, "model": slug, "run_id": run_id, "claimed_until": now + seconds}
             insert_columns(connection, schema.vector_claims, fixed, {"digest": sorted(new)})
         return Claim(located, waiting)
 
-    def replace(self, model: str, digests: Mapping[str, Iterable[bytes]], run_id: str | None = None) -> None:
+    def replace(self, slug: str, digests: Mapping[str, Iterable[bytes]], run_id: str | None = None) -> None:
         """Note the vectors each partition holds now, and only those; what the run has claimed is free again."""
         held = [(digest, file_id) for file_id, of_file in digests.items() for digest in set(of_file)]
         with writing(self._engine, self._export) as connection:
@@ -77,7 +77,7 @@ class VectorIndex:
             insert_columns(
                 connection,
                 schema.vectors,
-                {"export": self._export, "model": model},
+                {"export": self._export, "model": slug},
                 {"digest": [digest for digest, _ in held], "file_id": [file_id for _, file_id in held]},
             )
             if run_id is not None:
@@ -105,11 +105,11 @@ class VectorIndex:
         c = schema.vector_claims.c
         connection.execute(sa.delete(schema.vector_claims).where(c.export == self._export, c.run_id == run_id))
 
-    def _locate(self, connection: sa.Connection, model: str, digests: Collection[bytes]) -> dict[bytes, str]:
+    def _locate(self, connection: sa.Connection, slug: str, digests: Collection[bytes]) -> dict[bytes, str]:
         c = schema.vectors.c
         found: dict[bytes, str] = {}
         for batch in batches(sorted(digests)):
-            mine = sa.and_(c.export == self._export, c.model == model, c.digest.in_(batch))
+            mine = sa.and_(c.export == self._export, c.model == slug, c.digest.in_(batch))
             query = sa.select(c.digest, sa.func.min(c.file_id)).where(mine).group_by(c.digest)  # many files may share a text
             found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
         return found

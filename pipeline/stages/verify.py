@@ -102,7 +102,7 @@ async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerifi
 
 def _expectations(export: Export, sink: str, scope: tuple[str, str]) -> dict[str, _Expected]:
     """Every file that may be in the sink. One with work ahead of it should stand there as it was last loaded."""
-    recorded = export.ledger.sink_hashes(model=export.embedder.identity.slug).get(sink, {})
+    recorded = export.ledger.sink_hashes(slug=export.embedder.identity.slug).get(sink, {})
     rows = {row.file_id: row for row in export.ledger.files().values() if row.status != "removed"}
     held = export.held(rows.values())
     expected = {}

@@ -108,7 +108,7 @@ def answers(ledger: Ledger) -> dict[str, Any]:
         "holders": ledger.holders(FILES),
         "sink_hashes": ledger.sink_hashes(),
         "sink_hashes by id": ledger.sink_hashes(FILES),
-        "sink_hashes of a model": ledger.sink_hashes(model=MODEL),
+        "sink_hashes of a model": ledger.sink_hashes(slug=MODEL),
         "sink_states": ledger.sink_states(),
         "history": ledger.history("there"),
         "count_removed": ledger.count_removed(0, 1e12),
