@@ -1,6 +1,6 @@
 """How the CLI shows things: progress on stderr, citations, plans, sync summaries.
 
-What belongs here: formatting only; nothing here reads a store.
+What belongs here: formatting only; what ``print_sync`` shows beyond its report it reads from the ledger.
 """
 
 from __future__ import annotations

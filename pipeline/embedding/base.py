@@ -87,8 +87,8 @@ class Embedder(Protocol):
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
         """Embed passages; row i belongs to ``texts[i]``. Batching and ordering are the embedder's business.
 
-        Raises EmbedderUnavailable when the model cannot answer (PartlyEmbedded when it has answered some), TextsRefused when it
-        does not take some of the texts, ValueError when a text exceeds ``max_tokens``.
+        Raises EmbedderUnavailable when the model cannot answer, ConfigError when the settings are why (PartlyEmbedded when it has
+        answered some), TextsRefused when it does not take some of the texts, ValueError when a text exceeds ``max_tokens``.
         A vector that is not finite comes back as it is: the caller knows which file it belongs to.
         """
         ...

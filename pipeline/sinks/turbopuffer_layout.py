@@ -2,7 +2,7 @@
 
 What belongs here: pure functions between Arrow tables of ``record_schema`` and the attributes of documents. Beside a record's
 own fields a document has what LlamaIndex needs (``text, doc_id, _node_content, _node_type``), one typed attribute for every
-declared metadata field and the list of these fields; none of them begins with an underscore. Only what is filtered on is
+declared metadata field and the list of these fields; no declared field begins with an underscore. Only what is filtered on is
 indexed for it: an attribute that is not costs half.
 """
 

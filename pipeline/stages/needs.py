@@ -1,6 +1,7 @@
-"""What needs doing: the ledger's rows compared with what they should be. Pure; decides nothing about runs.
+"""What needs doing: the ledger's rows compared with what they should be.
 
-Both the sensor and ``indexport plan`` ask here, so the plan is what the sync does.
+Reads the ledger; writes nothing and decides nothing about runs. Both the sensor and ``indexport plan`` ask here, so the plan is
+what the sync does.
 """
 
 from __future__ import annotations

@@ -15,7 +15,9 @@ async def search(
 ) -> list[SearchHit]:
     """The best ``k`` records of a sink for a question, best first.
 
-    Raises ConfigError for an unknown sink, SinkUnavailable, and ValueError for a mode or filter the sink does not have.
+    Raises ConfigError for an unknown sink and for a model whose settings are at fault, SinkUnavailable, EmbedderUnavailable where
+    the question is embedded, SourceUnavailable where the index was never looked at, and ValueError for a mode or filter the sink
+    does not have.
     """
     tenant_id, config = await export.scope()
     vector = None if mode == "text" else await export.embedder.embed_query(text)
