@@ -71,7 +71,8 @@ def _no_file_is_left_behind(settings: ExportSettings) -> dg.AssetChecksDefinitio
 
 
 def files_check(settings: ExportSettings, failing: Mapping[str, FileRow]) -> dg.AssetCheckEvaluation:
-    """Whether a file is left behind, outside of any run: inside one it would be asked before the run's own files have failed."""
+    """Whether a file is left behind. Reported by the sensor or a sync after its runs: a check inside a run is evaluated before
+    that run's files have failed."""
     rows = [
         {"file": row.display_name, "file_id": row.file_id, "status": row.status, "reason": row.last_error or ""}
         for row in failing.values()

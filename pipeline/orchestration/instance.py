@@ -74,7 +74,8 @@ def _instance(settings: Path) -> dg.DagsterInstance:
 
 
 def _what_is_wrong(error: Exception) -> str | None:
-    """With the settings of an instance, without their values, for these may be secrets; ``None`` if something else is."""
+    """What is wrong with the settings, without quoting a value, which may be a secret; ``None`` if the error is about something
+    else."""
     if isinstance(error, yaml.YAMLError):
         mark = getattr(error, "problem_mark", None)
         return f"line {mark.line + 1} is no YAML" if mark else "it is no YAML"

@@ -61,7 +61,7 @@ REFINE_FACTOR: Final = 10
 """Candidates per result that are scored again with the exact vectors, once an ANN index exists."""
 
 _ALL_IF_NEEDED: Final = 0
-"""Partitions of an ANN index that are searched at most: beyond the nearest 20, only while there are too few results."""
+"""No upper limit: Lance searches the nearest 20 partitions first, and further ones only while it has too few results."""
 
 _WORDS: Final[Mapping[str, Any]] = {
     "base_tokenizer": "icu",

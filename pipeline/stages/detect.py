@@ -44,9 +44,9 @@ Look = Literal["unchanged", "building", "failed", "incomplete", "empty", "increm
 
 @dataclass(frozen=True, slots=True)
 class Detection:
-    """What one look at the index found; ``empty`` is nothing, while files are known. ``cursor`` resumes a listing that ran out of
-    time; ``None`` when there is none. ``unread`` is why the directory was not read whole; ``None`` when it was, or has not moved
-    since."""
+    """What one look at the index found; look ``empty``: the listing shows no file though the ledger knows some. ``cursor``
+    resumes a listing that ran out of time; ``None`` when there is none. ``unread`` is why the directory was not read whole;
+    ``None`` when it was, or has not moved since."""
 
     look: Look
     index: IndexState

@@ -115,8 +115,8 @@ class Export:
         return index.scope
 
     async def scopes(self) -> list[tuple[str, str]]:
-        """The scope, and those of former indexes of the export, under which records may still stand. One that an export has now
-        is that export's business."""
+        """The scope, and those of former indexes of the export, under which records may still stand. A former scope that another
+        export uses now is left out: that export removes its own records."""
         present, known = await self.scope(), self.ledger.register.known_scopes()
         return [present, *(scope for scope in self.ledger.register.former_scopes() if scope not in known)]
 

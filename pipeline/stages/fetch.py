@@ -27,8 +27,8 @@ _STORE_AT_ONCE = 64
 _BYTES_AT_ONCE = 16 * 2**20
 """Of payloads that wait to be stored: what is held is some ten times as much where they are structured items."""
 _MANY = 32
-"""Downloads in a row whose failure tells of the storage, or twice as many as there are under way at once: files that are bad
-alone take long and end together, after the others."""
+"""So many failed downloads in a row mean that the storage is at fault (or twice ``max_concurrent_downloads``, if that is more):
+single bad files fail slowly, after the good ones."""
 
 
 async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bool = False) -> StageReport:
