@@ -104,9 +104,9 @@ class ExportSettings(_Settings):
         for name, settings in sinks.items():
             if name in _OTHER_ASSETS or not _ASSET_NAME.fullmatch(name):
                 others = ", ".join(_OTHER_ASSETS)
-                raise ValueError(f"{name!r} cannot be the name of a sink: letters, digits and _ can, but for {others}")
+                raise ValueError(f"{name!r} cannot name a sink: use letters, digits and _, and none of {others}")
             if not isinstance(settings.get("type", name), str):
-                raise ValueError(f"{name!r}: its type is no text")
+                raise ValueError(f"{name!r}: its `type` must be a string")
         return sinks
 
 
@@ -126,7 +126,7 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
         try:
             settings = _export_in(path)
         except (ValueError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {_described(error)}") from error
+            raise ConfigError(f"{path}: {_without_text(error)}") from error
         if settings is None:
             continue
         if settings.name in exports:
@@ -141,7 +141,7 @@ def _export_in(path: Path) -> ExportSettings | None:
     if not isinstance(document, dict):
         raise ValueError("a component is a mapping with a type and attributes")
     if not isinstance(document.get("type", ""), str):
-        raise ValueError("type: the path of a component's class")
+        raise ValueError(f"`type` must be the path of a component's class, such as {_COMPONENT}")
     if document.get("type") != _COMPONENT:
         if get_close_matches(document.get("type", ""), [_COMPONENT], cutoff=_MISSPELT):
             raise ValueError(f"type: misspelt; an export's is {_COMPONENT}")
@@ -151,8 +151,8 @@ def _export_in(path: Path) -> ExportSettings | None:
     return ExportSettings.model_validate(document["attributes"])
 
 
-def _described(error: Exception) -> str:
-    """Without the text of the file, which may hold a secret in the wrong place."""
+def _without_text(error: Exception) -> str:
+    """What is wrong with a file, without the text of the file, which may hold a secret in the wrong place."""
     if isinstance(error, ValidationError):
         return described(error)
     if isinstance(error, yaml.MarkedYAMLError):
