@@ -11,7 +11,7 @@ SINKS: dict[str, str] = {
     "azure_ai_search": "pipeline.sinks.azure_ai_search:AzureAISearchExporter",
     "lancedb": "pipeline.sinks.lancedb:LanceDBExporter",
     "llama_docstore": "pipeline.sinks.llama_docstore:LlamaDocstoreExporter",
-    "llama_index": "pipeline.sinks.llama_index_store:LlamaIndexExporter",
+    "llama_index": "pipeline.sinks.llama_index:LlamaIndexExporter",
     "mongodb": "pipeline.sinks.mongodb:MongoDBExporter",
     "pgvector": "pipeline.sinks.pgvector:PgVectorExporter",
     "pinecone": "pipeline.sinks.pinecone:PineconeExporter",

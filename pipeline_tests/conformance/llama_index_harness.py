@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline.sinks.base import Exporter, SinkContext
-from pipeline.sinks.llama_index_store import LlamaIndexExporter, LlamaIndexSettings
+from pipeline.sinks.llama_index import LlamaIndexExporter, LlamaIndexSettings
 from pipeline_tests.llama_index.bench import REASON
 
 PASSWORD = "correct-horse"

@@ -12,7 +12,7 @@ import pytest
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused, SinkConflict, SinkUnavailable
 from pipeline.sinks.base import SearchRequest, SinkContext
-from pipeline.sinks.llama_index_store import LlamaIndexExporter
+from pipeline.sinks.llama_index import LlamaIndexExporter
 from pipeline.sinks.records import chunk_ids, to_records
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, matrix
 

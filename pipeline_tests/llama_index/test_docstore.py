@@ -26,9 +26,9 @@ from pipeline.errors import ConfigError, RecordRefused, SinkConflict, SinkUnavai
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.llama_docstore import LlamaDocstoreExporter, LlamaDocstoreSettings
 from pipeline.sinks.llama_docstore_store import DocstoreNamespace
-from pipeline.sinks.llama_index import open_index
 from pipeline.sinks.llama_index_bridge import EmbedderEmbedding, EventLoopThread
 from pipeline.sinks.llama_index_natives import native_store
+from pipeline.sinks.open_index import open_index
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness
 from pipeline_tests.conformance.llama_docstore_harness import LlamaDocstoreUnderTest
 from pipeline_tests.conformance.mongodb_harness import NO_ENGINE

@@ -20,7 +20,7 @@ from pipeline.embedding.base import ModelIdentity
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import ConfigError
 from pipeline.sinks.base import SinkContext
-from pipeline.sinks.llama_index import open_index
+from pipeline.sinks.open_index import open_index
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench
 from pipeline_tests.conformance.qdrant_harness import qdrant_local

@@ -15,7 +15,7 @@ from llama_index.core import VectorStoreIndex
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 
 from pipeline.sinks.base import SearchRequest
-from pipeline.sinks.llama_index import open_index
+from pipeline.sinks.open_index import open_index
 from pipeline_tests.conformance.harness import MODEL, unit_vectors
 from pipeline_tests.postgres import fresh_database, postgres
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench

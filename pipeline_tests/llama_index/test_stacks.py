@@ -18,10 +18,10 @@ from llama_index.core import StorageContext, VectorStoreIndex
 
 from pipeline.errors import RecordRefused, SinkUnavailable
 from pipeline.sinks.base import SearchRequest, SinkContext
-from pipeline.sinks.llama_index import open_index
+from pipeline.sinks.llama_index import LlamaIndexExporter, LlamaIndexSettings
 from pipeline.sinks.llama_index_bridge import EmbedderEmbedding, EventLoopThread
-from pipeline.sinks.llama_index_store import LlamaIndexExporter, LlamaIndexSettings
 from pipeline.sinks.llama_index_stores import Stores
+from pipeline.sinks.open_index import open_index
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, provisioned_bench
 from pipeline_tests.conformance.llama_index_harness import LlamaIndexUnderTest
 from pipeline_tests.conformance.mongodb_harness import NO_ENGINE

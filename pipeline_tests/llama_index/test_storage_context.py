@@ -22,7 +22,7 @@ from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 
 from pipeline.errors import SinkUnavailable
-from pipeline.sinks.llama_index import open_index
+from pipeline.sinks.open_index import open_index
 from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
 

@@ -1,0 +1,88 @@
+# mypy: disable-error-code="import-not-found", allow-subclassing-any
+# LlamaIndex has an environment of its own, which the type checker does not see.
+"""Any sink as a LlamaIndex index.
+
+What belongs here: ``open_index``. It needs the extra ``llama-index``; LlamaIndex's packages ask for older majors of some
+SDKs than the sinks do, so it is installed into an environment of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core.bridge.pydantic import PrivateAttr
+from llama_index.core.vector_stores.simple import SimpleVectorStore
+
+from pipeline.embedding.base import Embedder
+from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.base import Exporter
+from pipeline.sinks.llama_index_bridge import EmbedderEmbedding, EventLoopThread
+from pipeline.sinks.llama_index_natives import native_store
+from pipeline.sinks.llama_index_reader import SinkVectorStore
+from pipeline.sinks.storage_context import StorageContextExporter
+
+_READS: Final = 5
+
+
+class LoadedVectorStore(SimpleVectorStore):
+    """LlamaIndex's vector store in memory, with the thread that embeds what it is asked."""
+
+    _thread: EventLoopThread | None = PrivateAttr(default=None)
+
+    def close(self) -> None:
+        """End the thread."""
+        if self._thread is not None:
+            self._thread.close()
+
+
+def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> VectorStoreIndex:
+    """The records of one config as an index to retrieve from, over LlamaIndex's own store of the sink's database.
+
+    Turbopuffer, a local Qdrant directory and sinks of your own that can be searched, for which LlamaIndex has no store, are
+    read through the sink itself, as is every query that is more than a plain vector query. A storage_context is loaded as it
+    stands, into memory. The index opens connections of its own, as the sink is set; ``index.vector_store.close()`` ends them.
+
+    Raises ConfigError for an embedder of another model, for a sink that offers no search, or when LlamaIndex's package for the
+    store is missing, and SinkUnavailable for a storage_context without a generation.
+    """
+    if embedder.identity != sink.context.model:
+        raise ConfigError(
+            f"the sink holds vectors of {sink.context.model.name!r}, which {embedder.identity.name!r} cannot search"
+        )
+    if not sink.search_modes:
+        raise ConfigError(f"{type(sink).__name__} offers no search, so it makes no index; open that of another sink")
+    if isinstance(sink, StorageContextExporter):
+        return _load(_storage_context(sink, export_config_id), embedder)
+    own = type(sink)(sink.settings, sink.context)
+    try:
+        native = native_store(own, export_config_id)
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"LlamaIndex needs {error.name!r} for this sink; pip install 'indexport[llama-index]'") from error
+    thread = EventLoopThread()
+    store = SinkVectorStore(own, export_config_id, thread, native)
+    return VectorStoreIndex.from_vector_store(store, embed_model=EmbedderEmbedding(embedder, thread))
+
+
+def _load(context: StorageContext, embedder: Embedder) -> VectorStoreIndex:
+    thread = EventLoopThread()
+    context.vector_store._thread = thread
+    return load_index_from_storage(context, embed_model=EmbedderEmbedding(embedder, thread))
+
+
+def _storage_context(sink: StorageContextExporter, export_config_id: str) -> StorageContext:
+    """Read the generation that counts; again where it was replaced and removed meanwhile."""
+    for _ in range(_READS):
+        found = sink.persist_dir(export_config_id)
+        if found is None:
+            raise SinkUnavailable(f"nothing of export {export_config_id!r} has been written to this storage_context yet")
+        filesystem, path = found
+        try:
+            stores = LoadedVectorStore.from_namespaced_persist_dir(path, fs=filesystem)
+            return StorageContext.from_defaults(persist_dir=path, fs=filesystem, vector_stores=stores)
+        except (FileNotFoundError, ValueError):  # what LlamaIndex makes of files that are gone
+            if sink.persist_dir(export_config_id) == found:
+                raise
+    raise SinkUnavailable(
+        f"export {export_config_id!r} was written {_READS} times while its index was read; read again, or raise keep_generations"
+    )
