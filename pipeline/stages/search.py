@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
+from pipeline.sinks.word_forms import in_every_form
 from pipeline.stages.export import Export
 from pipeline.stages.work import opened_sink, read_whole_or_closed
 
@@ -13,14 +14,15 @@ from pipeline.stages.work import opened_sink, read_whole_or_closed
 async def search(
     export: Export, sink: str, text: str, *, mode: SearchMode = "vector", k: int = 10, filters: Filters | None = None
 ) -> list[SearchHit]:
-    """The best ``k`` records of a sink for a question, best first.
+    """The best ``k`` records of a sink for a question, best first. Its words are found in whichever form of Unicode they lie.
 
     Raises ConfigError for an unknown sink, SinkUnavailable, and ValueError for a mode or filter the sink does not have.
     """
     tenant_id, config = await export.scope()
     vector = None if mode == "text" else await export.embedder.embed_query(text)
     async with opened_sink(export, sink, tenant_id) as exporter:
-        return await exporter.search(SearchRequest(config, mode, vector, None if mode == "vector" else text, k, filters or {}))
+        words = None if mode == "vector" else in_every_form(text)
+        return await exporter.search(SearchRequest(config, mode, vector, words, k, filters or {}))
 
 
 async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncGenerator[ChunkRecord, None]:
