@@ -117,8 +117,9 @@ def unerased_ids_of(opened: Any, file: str, tombstones: Container[str]) -> list[
 
 
 def ever_known(opened: Any, file: str) -> list[str]:
-    """``file_ids_of``, and a file that is gone by its id: its history stays."""
-    return [file] if opened.ledger.history(file) else file_ids_of(opened, file)
+    """``file_ids_of``, and a file that is gone by its id: its history stays. What is not UTF-8 is no id a database could hold."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in file)
+    return [file] if is_text and opened.ledger.history(file) else file_ids_of(opened, file)
 
 
 def filters_of(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -16,8 +16,13 @@ async def search(
 ) -> list[SearchHit]:
     """The best ``k`` records of a sink for a question, best first. Its words are found in whichever form of Unicode they lie.
 
-    Raises ConfigError for an unknown sink, SinkUnavailable, and ValueError for a mode or filter the sink does not have.
+    Raises ConfigError for an unknown sink, SinkUnavailable, and ValueError for a mode or filter the sink does not have and for
+    half a surrogate pair, which neither a model nor a store takes: so Python has a byte of an argument that is not UTF-8.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the search text {text!a} is not UTF-8; type it as your locale has it") from None
     tenant_id, config = await export.scope()
     vector = None if mode == "text" else await export.embedder.embed_query(text)
     async with opened_sink(export, sink, tenant_id) as exporter:

@@ -18,6 +18,7 @@ from pipeline_tests.world import World, open_world
 
 SETTINGS = {"lancedb": {}, "pgvector": {"dsn_env": "CONFORMANCE_PGVECTOR_DSN"}}
 
+MODES: tuple[SearchMode, ...] = ("vector", "text", "hybrid")
 FORMS: tuple[Literal["NFC", "NFD"], ...] = ("NFC", "NFD")
 
 
@@ -58,3 +59,10 @@ def test_a_letter_that_normalization_replaces_is_found_as_it_is(world: World, si
     world.ingest()
     assert _found(world, sink, "\u2126hm", "text") == {"a.md"}
     assert _found(world, sink, "\uf914", "text") == {"a.md"}
+
+
+def test_half_a_surrogate_pair_in_a_question_is_said_in_one_line(world: World, sink: str) -> None:
+    """As a shell hands over what is not in the encoding of its locale."""
+    for mode in MODES:
+        with pytest.raises(ValueError, match=r"^the search text 'caf\\udce9' is not UTF-8; type it as your locale has it$"):
+            asyncio.run(search(world.export, sink, "caf\udce9", mode=mode))
