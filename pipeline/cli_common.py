@@ -11,8 +11,10 @@ import json
 import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from unicodedata import normalize
 
 import typer
 from rich.console import Console
@@ -96,9 +98,12 @@ def sinks_of(opened: Any, name: str | None) -> list[str]:
 
 
 def file_ids_of(opened: Any, file: str) -> list[str]:
-    """Files of this id or name. Raises ConfigError when there are none."""
+    """Files of this id or name, whether its letters are composed or, as macOS writes them, not: who erases a file by its name
+    cannot see which. Raises ConfigError when there are none."""
+    nfc = partial(normalize, "NFC")
+    wanted = nfc(file)
     rows = opened.ledger.files()
-    found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
+    found = [file_id for file_id, row in rows.items() if wanted in map(nfc, (file_id, row.display_name))]
     if not found:
         raise ConfigError(
             f"no file of {opened.name!r} has the id or name {file!r}; one that has left the directory is known by its id alone"
