@@ -11,8 +11,10 @@ import json
 import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import normalize
 
 import typer
 from rich.console import Console
@@ -102,9 +104,12 @@ def sinks_of(opened: Export, name: str | None) -> list[str]:
 
 
 def file_ids_of(opened: Export, file: str) -> list[str]:
-    """Files of this id or name. Raises ConfigError when there are none."""
+    """Files of this id or name, whether its letters are composed or, as macOS writes them, not: who erases a file by its name
+    cannot see which. Raises ConfigError when there are none."""
+    nfc = partial(normalize, "NFC")
+    wanted = nfc(file)
     rows = opened.ledger.files()
-    found = [file_id for file_id, row in rows.items() if file in (file_id, row.display_name)]
+    found = [file_id for file_id, row in rows.items() if wanted in map(nfc, (file_id, row.display_name))]
     if not found:
         raise ConfigError(
             f"no file of {opened.name!r} has the id or name {file!r}; one that has left the directory is known by its id alone"
@@ -123,8 +128,9 @@ def unerased_ids_of(opened: Export, file: str, tombstones: Container[str]) -> li
 
 
 def ever_known(opened: Export, file: str) -> list[str]:
-    """``file_ids_of``, and a file that is gone by its id: its history stays."""
-    return [file] if opened.ledger.history(file) else file_ids_of(opened, file)
+    """``file_ids_of``, and a file that is gone by its id: its history stays. What is not UTF-8 is no id a database could hold."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in file)
+    return [file] if is_text and opened.ledger.history(file) else file_ids_of(opened, file)
 
 
 def filters_of(conditions: Iterable[str]) -> dict[str, dict[str, Any]]:

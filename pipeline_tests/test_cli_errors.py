@@ -41,6 +41,26 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ("search", "caf\udce9"),
+        ("search", "x", "--sink", "caf\udce9"),
+        ("records", "--file", "caf\udce9"),
+        ("history", "caf\udce9"),
+        ("erase", "caf\udce9"),
+        ("release", "caf\udce9"),
+        ("status", "--export", "caf\udce9"),
+    ],
+)
+def test_an_argument_that_is_not_utf8_is_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    """Python has each such byte as half a surrogate pair."""
+    outcome = run(*arguments, INDEXPORT_HOME=str(tmp_path))
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert outcome.stderr.startswith("configuration: ")
+    assert r"caf\udce9" in outcome.stderr
+
+
+@pytest.mark.parametrize(
     ("arguments", "variables", "code", "message"),
     [
         (["status"], {"INDEXPORT_LEDGER_URL": "postgres://user:canary@host/db"}, 2, "cannot be in 'postgres'"),

@@ -67,7 +67,11 @@ class EmbeddingSettings(_Settings):
         default="fastembed", description="On this machine, over HTTP, or vectors without meaning for rehearsals."
     )
     model: str = Field(
-        default=MINILM, min_length=1, description="A model fastembed supports, or the endpoint's name for its model."
+        default=MINILM,
+        min_length=1,
+        description="A model fastembed supports, or the endpoint's name for its model. The default reads English; others: "
+        "`sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2` some 50 languages, chunks of at most 128 tokens; "
+        "`intfloat/multilingual-e5-large` (2.2 GB) some 100, with the prefixes `passage: ` and `query: `.",
     )
     model_path: Path | None = Field(
         default=None, description="A folder with the ONNX model and its tokenizer, used instead of a download."

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
+from unicodedata import normalize
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -51,7 +52,8 @@ class FoundDocument:
     size: int
     modified_at: datetime | None
     stamp: str | None
-    has_sidecar: bool
+    sidecar: str | None
+    """Path of its metadata, if there is any."""
 
 
 class _Entry(NamedTuple):
@@ -101,11 +103,9 @@ class DocumentFolder:
             raise
         except Exception as error:  # noqa: BLE001 - as above
             raise DocumentsUnavailable(f"{self.shown} cannot be listed: {_reason(error)}") from None
-        return [
-            FoundDocument(path, entry.size, entry.modified_at, entry.stamp, has_sidecar=f"{path}{SIDECAR_SUFFIX}" in entries)
-            for path, entry in sorted(entries.items())
-            if _is_document(path)
-        ]
+        documents = [path for path in sorted(entries) if _is_document(path)]
+        sidecars = _sidecars_of(documents, entries)
+        return [FoundDocument(path, *entries[path], sidecars.get(path)) for path in documents]
 
     def would_scan(self, path: Path) -> bool:
         """Whether files under a local path would be taken for documents."""
@@ -133,13 +133,15 @@ class DocumentFolder:
             batch.append(document)
         yield from zip(batch, self._read_all([d.path for d in batch]), strict=True)
 
-    def read_sidecars(self, paths: Sequence[str]) -> dict[str, Sidecar]:
-        """The metadata beside these documents, which must be a flat JSON object as LlamaCloud's metadata is."""
+    def read_sidecars(self, documents: Iterable[FoundDocument]) -> dict[str, Sidecar]:
+        """The metadata beside documents by their paths, which must be a flat JSON object as LlamaCloud's metadata is."""
         sidecars: dict[str, Sidecar] = {}
-        for start in range(0, len(paths), _BATCH_FILES):
-            part = paths[start : start + _BATCH_FILES]
-            contents = self._read_all([f"{path}{SIDECAR_SUFFIX}" for path in part])
-            sidecars.update({path: _sidecar(path, content) for path, content in zip(part, contents, strict=True)})
+        named = [(document.path, document.sidecar) for document in documents if document.sidecar is not None]
+        for start in range(0, len(named), _BATCH_FILES):
+            part = named[start : start + _BATCH_FILES]
+            contents = self._read_all([sidecar for _, sidecar in part])
+            for (path, sidecar), content in zip(part, contents, strict=True):
+                sidecars[path] = _sidecar(sidecar, content)
         return sidecars
 
     def _read_all(self, paths: Sequence[str]) -> list[bytes | UnreadableDocument]:
@@ -198,13 +200,23 @@ def content_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def _sidecars_of(documents: Sequence[str], paths: Collection[str]) -> dict[str, str]:
+    """Document -> its sidecar: the one of its very name, else one of the same letters in another form of Unicode (macOS writes
+    accents apart) that is no other document's."""
+    own = {path: f"{path}{SIDECAR_SUFFIX}" for path in documents if f"{path}{SIDECAR_SUFFIX}" in paths}
+    taken = set(own.values())
+    spare = {normalize("NFC", path): path for path in paths if path.endswith(SIDECAR_SUFFIX) and path not in taken}
+    alike = ((path, spare.get(normalize("NFC", f"{path}{SIDECAR_SUFFIX}"))) for path in documents if path not in own)
+    return own | {path: sidecar for path, sidecar in alike if sidecar is not None}
+
+
 def _sidecar(path: str, content: bytes | UnreadableDocument) -> Sidecar:
     if isinstance(content, UnreadableDocument):
-        return Sidecar(problem=f"{path}{SIDECAR_SUFFIX}: {content}")
+        return Sidecar(problem=f"{path}: {content}")
     try:
         return Sidecar(parse_metadata(content))
     except ValueError as error:
-        return Sidecar(problem=f"{path}{SIDECAR_SUFFIX}: {error}")
+        return Sidecar(problem=f"{path}: {error}")
 
 
 def _content_or_error(outcome: bytes | Exception) -> bytes | UnreadableDocument:

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bs4 import BeautifulSoup, Tag
-from bs4.dammit import EncodingDetector, UnicodeDammit
 from markdownify import MarkdownConverter
 
 from pipeline.local_cloud.blobs import read_compressed, write_compressed
+from pipeline.local_cloud.charsets import decode_html
 from pipeline.local_cloud.parsed import DocumentRefused, PageContent, ParsedDocument
 from pipeline.local_cloud.pdf import parse_pdf
 
@@ -59,17 +59,10 @@ def parse_html(content: bytes) -> ParsedDocument:
     """HTML as Markdown on one page, read as a browser reads it: end tags may be left out."""
     try:
         # Without huge_tree the parser ends, and says nothing, where elements are nested more than 256 deep or a text is long.
-        text: str = _HtmlConverter().convert_soup(BeautifulSoup(_html_text(content), "lxml", huge_tree=True))
+        text: str = _HtmlConverter().convert_soup(BeautifulSoup(_EMPTY.sub("", decode_html(content)), "lxml", huge_tree=True))
     except RecursionError as error:
         raise DocumentRefused("HTML is nested too deeply") from error
     return _pages([text.strip()])
-
-
-def _html_text(content: bytes) -> str:
-    """Decoded as its byte order mark or it itself says, else as UTF-8 if it is that, else (UTF-16 has null bytes) by a guess."""
-    declared = EncodingDetector.find_declared_encoding(content, is_html=True)
-    encodings = [declared] if declared else [] if b"\x00" in content else ["utf-8"]
-    return _EMPTY.sub("", UnicodeDammit(content, user_encodings=encodings, is_html=True).unicode_markup or "")
 
 
 _EMPTY = re.compile(r"<(?:wbr|source|track)\b[^<>]*>", re.IGNORECASE)
@@ -79,7 +72,7 @@ _LONGEST_REASON = 300
 _Parser = Callable[[bytes], ParsedDocument]
 _PARSERS: dict[str, tuple[str, _Parser]] = {
     **dict.fromkeys((".md", ".markdown", ".txt", ".text"), ("text-1", parse_text)),
-    **dict.fromkeys((".html", ".htm"), (f"html-2-{version('lxml')}-{version('markdownify')}", parse_html)),
+    **dict.fromkeys((".html", ".htm"), (f"html-3-{version('lxml')}-{version('markdownify')}", parse_html)),
     ".pdf": (f"pdf-2-{version('liteparse')}", parse_pdf),
 }
 """Parser and its revision by suffix; a new revision parses documents again."""

@@ -74,7 +74,7 @@ class SourceReader:
 
     def _documents(self) -> Iterator[SourceFile]:
         found = self._cloud.folder.scan()
-        sidecars = self._cloud.folder.read_sidecars([document.path for document in found if document.has_sidecar])
+        sidecars = self._cloud.folder.read_sidecars(found)
         self.changes.warnings += [{"name": path, "reason": s.problem} for path, s in sidecars.items() if s.problem]
         known = {row["document_path"]: row for row in self._rows("document_path IS NOT NULL")}
         uploads = {row["unique_id"] for row in self._rows("document_path IS NULL AND deleted_at IS NULL")}

@@ -5,6 +5,8 @@ What belongs here: what each promise of a sink becomes. How the index looks is `
 ``azure_writer``'s. The key comes from ``AZURE_SEARCH_API_KEY`` alone (an admin key: a query key cannot write), the address
 from the settings or ``AZURE_SEARCH_ENDPOINT``.
 
+Text search cuts words as the setting ``analyzer`` does; the default knows no words of scripts without spaces.
+
 Searches lag behind writes. Every method that writes returns when searches show what it wrote, so a snapshot never answers
 from before this exporter's own writes; other readers, on other replicas, follow within seconds.
 """
@@ -74,7 +76,8 @@ class AzureAISearchSettings(SinkSettings):
     analyzer: str = Field(
         default="standard.lucene",
         min_length=1,
-        description="Analyzer of the text, as in de.microsoft. Fixed once the index exists.",
+        description="Analyzer of the text, as in de.microsoft. Scripts without spaces, such as Chinese or Thai, need their "
+        "language's, as zh-Hans.microsoft or th.microsoft, to be cut into words. Fixed once the index exists.",
     )
     semantic_ranking: bool = Field(
         default=False, description="Rank text and hybrid results again by the semantic ranker, which the vendor bills by query."

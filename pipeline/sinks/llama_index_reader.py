@@ -34,6 +34,7 @@ from pipeline.sinks.filters import Condition, parse_filters
 from pipeline.sinks.llama_index_bridge import EventLoopThread
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
 from pipeline.sinks.records import from_records
+from pipeline.sinks.word_forms import in_every_form
 
 _MODES: Final[dict[VectorStoreQueryMode, SearchMode]] = {
     VectorStoreQueryMode.DEFAULT: "vector",
@@ -127,7 +128,7 @@ class SinkVectorStore(BasePydanticVectorStore):
             self._export_config_id,
             mode=_MODES[query.mode],
             vector=vector,
-            text=query.query_str,
+            text=query.query_str and in_every_form(query.query_str),
             k=query.similarity_top_k,
             filters=self._filters(query),
         )

@@ -7,6 +7,8 @@ answer comes in several batches, of which the first has 101 documents, may begin
 Search indexes follow the collection with a delay. A new version has new ids, so from a replacement on until they have caught
 up, seconds as a rule, vector and text search find neither version of a file that was replaced in a transaction.
 
+Text search cuts words as MongoDB's standard analyzer does, which has no dictionaries for scripts without spaces.
+
 What belongs here: the exporter. Documents are ``mongodb_layout``'s, requests ``mongodb_store``'s, replacing
 ``mongodb_replace``'s and searching ``mongodb_search``'s. The connection string, which holds the password, is read from the
 environment.

@@ -1,5 +1,10 @@
 """The PostgreSQL sink: pgvector for vectors, PostgreSQL's own full text search, one transaction a batch of files.
 
+Text search knows the words of the server's parser. That of the default ``text_search_config`` takes a run of a script without
+spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) for one word, what slashes join, a path, an address of mail or of the web
+too. Words of such scripts are found by a configuration whose parser cuts them, which an extension brings: zhparser for Chinese,
+pg_cjk_parser for Chinese, Japanese and Korean. (pg_bigm and PGroonga are indexes of their own, which this sink does not ask.)
+
 What belongs here: the exporter. How the table lies in the database is ``pgvector_table``'s, SQL is ``pgvector_sql``'s,
 connections are ``pgvector_store``'s. The connection string, which holds the password, is read from the environment.
 """
@@ -77,7 +82,8 @@ class PgVectorSettings(SinkSettings):
     text_search_config: str = Field(
         default="simple",
         pattern=r"^\w{1,63}$",
-        description="PostgreSQL text search configuration, such as english or german; simple splits words and no more.",
+        description="PostgreSQL text search configuration, such as english or german; simple splits words and no more. Scripts "
+        "without spaces, such as Chinese or Thai, need one whose parser cuts them: an extension's, such as zhparser.",
     )
     ef_search: int = Field(
         default=100, ge=1, le=_LARGEST_EF_SEARCH, description="Candidates an index search keeps: more is slower and misses less."

@@ -4,6 +4,8 @@ What belongs here: what each promise of a sink becomes in requests. How a namesp
 requests are made ``turbopuffer_store``'s. The key comes from ``TURBOPUFFER_API_KEY`` alone; the address from the settings or
 from ``TURBOPUFFER_REGION`` or ``TURBOPUFFER_BASE_URL``.
 
+Text search cuts words as Turbopuffer's tokenizer ``word_v3`` does.
+
 A replace is one write request, which the vendor documents as atomic: upserts, deletes by id of what the old version has
 beyond the new one (its chunk count is read first), and a delete by filter of every other record of these files. The vendor
 documents that the filter is applied before the rest. So of several writers of one file the last one leaves exactly its own

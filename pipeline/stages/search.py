@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
+from pipeline.sinks.word_forms import in_every_form
 from pipeline.stages.export import Export
 from pipeline.stages.work import opened_sink, read_whole_or_closed
 
@@ -13,16 +14,22 @@ from pipeline.stages.work import opened_sink, read_whole_or_closed
 async def search(
     export: Export, sink: str, text: str, *, mode: SearchMode = "vector", k: int = 10, filters: Filters | None = None
 ) -> list[SearchHit]:
-    """The best ``k`` records of a sink for a question, best first.
+    """The best ``k`` records of a sink for a question, best first. Its words are found in whichever form of Unicode they lie.
 
     Raises ConfigError for an unknown sink and for a model whose settings are at fault, SinkUnavailable, EmbedderUnavailable where
     the question is embedded, SourceUnavailable where the index was never looked at, and ValueError for a mode or filter the sink
-    does not have.
+    does not have and for half a surrogate pair, which neither a model nor a store takes: so Python has a byte of an argument that
+    is not UTF-8.
     """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"the search text {text!a} is not UTF-8; type it as your locale has it") from None
     tenant_id, config = await export.scope()
     vector = None if mode == "text" else await export.embedder.embed_query(text)
     async with opened_sink(export, sink, tenant_id) as exporter:
-        return await exporter.search(SearchRequest(config, mode, vector, None if mode == "vector" else text, k, filters or {}))
+        words = None if mode == "vector" else in_every_form(text)
+        return await exporter.search(SearchRequest(config, mode, vector, words, k, filters or {}))
 
 
 async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncGenerator[ChunkRecord, None]:

@@ -158,6 +158,18 @@ async def test_hybrid_and_text_search_go_through_the_sink(bench: Bench, index: V
     assert found[0].node.text.startswith("v1 of section 0 in dfl-2")
 
 
+@pytest.mark.parametrize("mode", [VectorStoreQueryMode.TEXT_SEARCH, VectorStoreQueryMode.HYBRID])
+async def test_a_word_is_found_whether_its_letters_are_composed_or_not(
+    bench: Bench, index: VectorStoreIndex, mode: VectorStoreQueryMode
+) -> None:
+    if "text" not in bench.exporter.search_modes:
+        pytest.skip("this sink has no text search")
+    await bench.replace(bench.file("dfl-4", ["Pru\u0308fung"]), bench.file("dfl-5", ["Prüfung"]))
+    retriever = index.as_retriever(similarity_top_k=2, vector_store_query_mode=mode)
+    for asked in ("Prüfung", "Pru\u0308fung"):
+        assert set(files_of(retriever.retrieve(asked))) == {"dfl-4", "dfl-5"}
+
+
 async def test_a_deleted_document_is_gone_and_nobody_elses_is(bench: Bench, index: VectorStoreIndex) -> None:
     index.delete_ref_doc(f"{bench.config}:dfl-1")
     await index.adelete_ref_doc(f"{bench.config}:dfl-3")

@@ -22,6 +22,10 @@ def _paths(folder: Path) -> list[str]:
     return [document.path for document in DocumentFolder(str(folder), {}).scan()]
 
 
+def _sidecars(folder: Path) -> dict[str, str | None]:
+    return {document.path: document.sidecar for document in DocumentFolder(str(folder), {}).scan()}
+
+
 def test_hidden_lock_and_sidecar_files_are_no_documents(tmp_path: Path) -> None:
     kept = ["a.md", "b/c.txt", "d.pdf"]
     skipped = [
@@ -39,8 +43,27 @@ def test_hidden_lock_and_sidecar_files_are_no_documents(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     assert _paths(tmp_path) == kept
-    found = {document.path: document.has_sidecar for document in DocumentFolder(str(tmp_path), {}).scan()}
-    assert found == {"a.md": True, "b/c.txt": False, "d.pdf": False}
+    assert _sidecars(tmp_path) == {"a.md": "a.md.meta.json", "b/c.txt": None, "d.pdf": None}
+
+
+def test_a_sidecar_is_of_the_document_of_its_name_whether_the_letters_are_composed_or_not(tmp_path: Path) -> None:
+    """As files from macOS have them apart, and what is typed beside them composed."""
+    for name in ("Vertra\u0308ge.md", "Vertr\u00e4ge.md.meta.json", "a/O\u0308l.md.meta.json", "a/\u00d6l.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"team": "crew"}')
+    found = _sidecars(tmp_path)
+    assert found == {
+        "Vertra\u0308ge.md": "Vertr\u00e4ge.md.meta.json",
+        "a/\u00d6l.md": "a/O\u0308l.md.meta.json",
+    }
+    read = DocumentFolder(str(tmp_path), {}).read_sidecars(DocumentFolder(str(tmp_path), {}).scan())
+    assert {path: sidecar.metadata for path, sidecar in read.items()} == {path: {"team": "crew"} for path in found}
+
+
+def test_of_two_documents_that_look_alike_a_sidecar_is_of_the_one_that_is_spelt_as_it(tmp_path: Path) -> None:
+    for name in ("Vertra\u0308ge.md", "Vertr\u00e4ge.md", "Vertr\u00e4ge.md.meta.json"):
+        (tmp_path / name).write_text("{}")
+    assert _sidecars(tmp_path) == {"Vertra\u0308ge.md": None, "Vertr\u00e4ge.md": "Vertr\u00e4ge.md.meta.json"}
 
 
 def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:

@@ -324,6 +324,7 @@ def test_only_what_is_asked_for_is_kept(tmp_path: Path) -> None:
 
 def test_the_revision_names_the_parsers_version() -> None:
     assert parser_revision("a.pdf").startswith("pdf-2-")
+    assert parser_revision("a.html").startswith("html-3-")
     with pytest.raises(DocumentRefused, match=r"unsupported type \.docx"):
         parser_revision("a.docx")
 

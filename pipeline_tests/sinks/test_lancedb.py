@@ -187,9 +187,20 @@ async def test_a_vector_index_is_built_at_its_threshold_and_new_rows_are_found_w
     await exporter.close()
 
 
-async def test_text_search_cuts_words_of_languages_without_spaces(bench: Bench) -> None:
-    await bench.replace(bench.file("dfl-1", ["水位計は故障しています", "別の段落"]))
-    hits = await bench.search(SearchRequest(bench.config, mode="text", text="故障"))
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("数据库系统启动以前，必须关闭泵的阀门。", "阀门"),
+        ("水位計は故障しています", "故障"),
+        ("ต้องปิดวาล์วปั๊มก่อนการบำรุงรักษา", "วาล์ว"),
+        ("ຕ້ອງປິດວາວກ່ອນການບຳລຸງຮັກສາ", "ວາວ"),
+        ("ត្រូវបិទវ៉ាល់មុនការថែទាំ", "វ៉ាល់"),
+        ("အဆို့ရှင်ကိုပိတ်ရမည်", "အဆို့ရှင်"),
+    ],
+)
+async def test_text_search_cuts_words_of_languages_without_spaces(bench: Bench, text: str, word: str) -> None:
+    await bench.replace(bench.file("dfl-1", [text, "別の段落"]))
+    hits = await bench.search(SearchRequest(bench.config, mode="text", text=word))
     assert [hit.record.chunk_index for hit in hits] == [0]
 
 

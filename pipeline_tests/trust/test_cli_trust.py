@@ -82,6 +82,22 @@ def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) ->
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
 
 
+def test_a_name_is_known_whether_its_letters_are_composed_or_not_and_an_erasure_takes_both(folder: Path) -> None:
+    composed, apart = "Vertr\u00e4ge.md", "Vertra\u0308ge.md"
+    (folder / apart).write_text("# Vertr\u00e4ge\n\nWhat there is to know of them.\n")
+    invoke("sync", "--refresh", "--json")
+    assert invoke("records", "--file", composed, "--json").count(apart) == 1
+    assert invoke("history", composed)
+    assert "0 files released" in invoke("release", composed)
+    (folder / composed).write_text("# Vertr\u00e4ge\n\nThe others.\n")
+    invoke("sync", "--refresh", "--json")
+    for name in (composed, apart):
+        assert len(invoke("records", "--file", name, "--json").splitlines()) == 2
+    assert len(json.loads(invoke("erase", apart, "--json"))["file_ids"]) == 2
+    invoke("sync", "--refresh", "--json")
+    assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
+
+
 def test_an_erasure_says_nothing_but_its_proof(folder: Path) -> None:
     outcome = subprocess.run([*INDEXPORT, "erase", "boats.md"], capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (0, "")
