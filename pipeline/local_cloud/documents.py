@@ -19,7 +19,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.documents.models import MetadataValue
 from pipeline.errors import ConfigError
-from pipeline.urls import without_password, without_secrets
+from pipeline.urls import as_stored, without_password, without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
 _LOCK_PREFIXES = ("~$", ".~lock.")
@@ -109,9 +109,10 @@ class DocumentFolder:
 
     def would_scan(self, path: Path) -> bool:
         """Whether files under a local path would be taken for documents."""
-        root = Path(self._root).resolve()
-        inside = self._local and path.resolve().is_relative_to(root)
-        return inside and not any(part.startswith(".") for part in path.resolve().relative_to(root).parts)
+        if not self._local:
+            return False
+        root, path = as_stored(Path(self._root)), as_stored(path)
+        return path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
 
     def read(self, path: str) -> bytes:
         """The content of one document. Raises ``UnreadableDocument``."""
@@ -222,8 +223,8 @@ def _reason(said: Exception | str) -> str:
 
 
 def _local_address(root: str) -> str:
-    """An absolute path without links, as text also where it is not UTF-8."""
-    return os.fsencode(Path(root).resolve()).decode("utf-8", "backslashreplace")
+    """An absolute path as it is stored, as text also where it is not UTF-8."""
+    return os.fsencode(as_stored(Path(root))).decode("utf-8", "backslashreplace")
 
 
 def _shown(path: str) -> str:

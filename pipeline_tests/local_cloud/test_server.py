@@ -71,6 +71,13 @@ def test_state_is_never_kept_among_the_documents(documents: Path, place: str, wo
             open_cloud(settings)
 
 
+@pytest.mark.usefixtures("ignores_spelling")
+def test_state_is_known_to_be_among_the_documents_in_every_case_that_finds_them(documents: Path) -> None:
+    other_case = documents.with_name(documents.name.swapcase())
+    with pytest.raises(ConfigError, match="lies among the documents"):
+        open_cloud(LocalCloudSettings(documents=str(other_case), state_dir=documents / "state"))
+
+
 def test_other_machines_are_let_in_only_when_told(documents: Path, state_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
     with running(documents, state_dir, host="0.0.0.0") as cloud:  # noqa: S104  # the subject of the test
         assert cloud.server.base_url.startswith("http://127.0.0.1:")
