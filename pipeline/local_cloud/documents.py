@@ -22,8 +22,10 @@ from pipeline.errors import ConfigError
 from pipeline.urls import as_stored, without_password, without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
-_LOCK_PREFIXES = ("~$", ".~lock.")
-_LOCK_SUFFIXES = ("~", ".lock", ".lck", ".tmp", ".part", ".crdownload", ".swp")
+_HIDDEN_OR_LOCK = (".", "~$")
+_LOCK_OR_UNFINISHED = ("~", ".lock", ".lck", ".tmp", ".part", ".crdownload", ".download", ".swp")
+_ICON = "Icon\r"
+"""The Finder's file of a folder's own icon."""
 _BATCH_FILES = 64
 _BATCH_BYTES = 64 * 1024 * 1024
 _SETTLED_SECONDS = 2.0
@@ -88,7 +90,7 @@ class DocumentFolder:
         """The same however the folder is named, and never another folder's; without a password."""
 
     def scan(self) -> list[FoundDocument]:
-        """Every document in path order; hidden files, lock files and sidecars are left out.
+        """Every document in path order; hidden files, lock files, unfinished downloads and sidecars are left out.
 
         Raises ``DocumentsUnavailable`` unless the listing is complete.
         """
@@ -112,7 +114,7 @@ class DocumentFolder:
         if not self._local:
             return False
         root, path = as_stored(Path(self._root)), as_stored(path)
-        return path.is_relative_to(root) and not any(part.startswith(".") for part in path.relative_to(root).parts)
+        return path.is_relative_to(root) and not any(map(_is_left_out, path.relative_to(root).parts))
 
     def read(self, path: str) -> bytes:
         """The content of one document. Raises ``UnreadableDocument``."""
@@ -233,11 +235,12 @@ def _shown(path: str) -> str:
 
 
 def _is_document(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    name = parts[-1]
-    if any(part.startswith(".") for part in parts) or name.startswith(_LOCK_PREFIXES) or name.endswith(_LOCK_SUFFIXES):
-        return False
-    return not name.endswith(SIDECAR_SUFFIX)
+    return not (path.endswith(SIDECAR_SUFFIX) or any(map(_is_left_out, PurePosixPath(path).parts)))
+
+
+def _is_left_out(name: str) -> bool:
+    """A file of this name, or what lies in a folder of it: Safari keeps an unfinished download in ``<name>.download/``."""
+    return name.startswith(_HIDDEN_OR_LOCK) or name.endswith(_LOCK_OR_UNFINISHED) or name == _ICON
 
 
 def _local_entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Entry]]:
@@ -251,7 +254,7 @@ def _local_entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Entry
         path = Path(entry)
         try:
             if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("."):
+                if not _is_left_out(entry.name):
                     yield from _local_entries(path, f"{prefix}{entry.name}/")
             elif path.is_file():
                 yield f"{prefix}{entry.name}", _local_entry(path.stat())

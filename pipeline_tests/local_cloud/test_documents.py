@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import fsspec
 import pytest
 
 from pipeline.errors import ConfigError
@@ -41,6 +42,19 @@ def test_hidden_lock_and_sidecar_files_are_no_documents(tmp_path: Path) -> None:
     assert _paths(tmp_path) == kept
     found = {document.path: document.has_sidecar for document in DocumentFolder(str(tmp_path), {}).scan()}
     assert found == {"a.md": True, "b/c.txt": False, "d.pdf": False}
+
+
+@pytest.mark.parametrize(
+    "name", ["report.pdf.download/report.pdf", "a.txt.download", "b/c.pdf.part/c.pdf", "d.crdownload/d.md", "Icon\r", "b/Icon\r"]
+)
+def test_what_a_download_or_the_finder_leaves_in_a_folder_is_no_document(tmp_path: Path, name: str) -> None:
+    for kept in ("Icon.md", "download.md", "x.download.md", name):
+        (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / kept).write_text("x")
+    assert _paths(tmp_path) == ["Icon.md", "download.md", "x.download.md"]
+    elsewhere = fsspec.filesystem("memory")
+    elsewhere.pipe_file(f"/{tmp_path.name}/{name}", b"x")
+    assert DocumentFolder(f"memory://{tmp_path.name}", {}).scan() == []
 
 
 def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_a_state_directory_in_use_is_waited_for_by_the_user(documents: Path, sta
 
 
 @pytest.mark.parametrize(
-    ("place", "works"), [("state", False), ("a/b", False), (".", False), (".state", True), ("../state", True)]
+    ("place", "works"),
+    [("state", False), ("a/b", False), (".", False), (".state", True), ("x.tmp/state", True), ("../state", True)],
 )
 def test_state_is_never_kept_among_the_documents(documents: Path, place: str, works: bool) -> None:
     settings = LocalCloudSettings(documents=str(documents), state_dir=documents / place)
