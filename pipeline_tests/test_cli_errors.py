@@ -17,6 +17,7 @@ from pipeline import cli
 from pipeline_tests.command_line import INDEXPORT, run
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}

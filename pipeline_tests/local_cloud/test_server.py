@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -111,10 +112,18 @@ def test_a_web_page_cannot_reach_it_under_a_name_of_its_own(cloud: Harness, host
     assert httpx.get(url, headers={**bearer(cloud.server.api_key), "Host": host}).status_code == status
 
 
+def _is_an_address_here(host: str) -> bool:
+    with suppress(OSError), socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        return True
+    return False
+
+
 @pytest.mark.parametrize("host", ["::1", "LocalHost", "127.0.0.2", "127.2"])
 def test_it_answers_under_the_address_it_announces_and_the_one_it_is_told_to_listen_on(
     documents: Path, state_dir: Path, host: str
 ) -> None:
+    if not _is_an_address_here(host):
+        pytest.skip(f"the loopback of this machine has no {host}")
     with running(documents, state_dir, host=host) as cloud:
         assert cloud.client.indexes.list().items
         given = f"[{host}]" if ":" in host else host
