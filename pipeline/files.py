@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.errors import disk_remedy
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> os.stat_result:
@@ -42,3 +45,13 @@ def hold(descriptor: int, path: Path, *, wait: bool = True) -> None:
     except OSError as error:
         error.filename = str(path)
         raise
+
+
+def lack_of_locks(folder: Path) -> OSError | None:
+    """The error where a disk has no locks, for those whom SQLite tells then that another process is at work."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            hold(probe.fileno(), folder)
+    except OSError as error:
+        return error if disk_remedy(error) else None
+    return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import signal
 import socket
@@ -58,6 +60,19 @@ def test_a_state_directory_in_use_is_waited_for_by_the_user(documents: Path, sta
         RunningLocalCloud(LocalCloudSettings(documents=str(documents), state_dir=state_dir)),
     ):
         pass
+
+
+def test_a_disk_without_locks_is_not_taken_for_a_state_directory_in_use(
+    documents: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    settings = LocalCloudSettings(documents=str(documents), state_dir=state_dir)
+    told = f"cannot keep its state in {state_dir}.*No locks available: .*that disk has no file locks: set INDEXPORT_HOME"
+    with running(documents, state_dir), pytest.raises(SourceUnavailable, match=told):
+        open_cloud(settings)
 
 
 @pytest.mark.parametrize(
