@@ -38,7 +38,7 @@ from pipeline.cli_common import (
 )
 from pipeline.cli_local import DocumentsOption, cloud_over, local_app
 from pipeline.cli_trust import trust_app
-from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError
+from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError, disk_remedy
 from pipeline.interpreter import look_for_garbage_less
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def main() -> None:
         if error.errno not in DISK_ERRORS:
             raise
         where = error.filename or f"standard output, or {os.environ.get('INDEXPORT_HOME') or '.indexport'}"
-        fail("error", f"{where}: {error.strerror}; check its space and rights")
+        fail("error", f"{where}: {error.strerror}; {disk_remedy(error) or 'check its space and rights'}")
         sys.exit(1)
 
 

@@ -24,6 +24,7 @@ from pipeline.stages.detect import refresh
 from pipeline.stages.export import Export
 from pipeline.stages.search import records, search
 from pipeline.stages.settings import ExportSettings, RemovalSettings
+from pipeline.urls import as_stored
 
 SAMPLES = packaged("samples")
 QUESTIONS = (
@@ -49,7 +50,7 @@ def run_demo(out: Console, err: Console, documents: str | None) -> bool:
     home = Home(Home.from_environment().root / "demo")
     if documents is not None and not (documents and Path(documents).is_dir()):
         raise ConfigError(f"{documents!r} is no folder; give --documents (make demo DOCS=...) a folder of documents")
-    if documents is not None and Path(documents).resolve().is_relative_to(home.root):
+    if documents is not None and as_stored(Path(documents)).is_relative_to(as_stored(home.root)):
         raise ConfigError(f"{documents!r} is in {home.root}, which every demo begins anew; give --documents a folder elsewhere")
     _empty(home.root)
     home.move_in()

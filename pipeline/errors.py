@@ -11,10 +11,26 @@ from __future__ import annotations
 
 import errno
 
-DISK_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR, errno.EEXIST}
-)
-"""What the system says of a disk that is full, read-only, not ours or broken, and of a file where a folder should be."""
+_WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+DISK_ERRORS = _WITHOUT_LOCKS | {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EIO,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
+"""What the system says of a disk that is full, read-only, not ours, broken or (network disks) without locks, and of a file where
+a folder should be."""
+
+
+def disk_remedy(error: BaseException) -> str | None:
+    """What to do about a disk error other than to look after its space and rights."""
+    if isinstance(error, OSError) and error.errno in _WITHOUT_LOCKS:
+        return "that disk has no file locks: set INDEXPORT_HOME, or DAGSTER_HOME, to a folder on a local disk"
+    return None
 
 
 class IndexportError(Exception):

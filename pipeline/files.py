@@ -1,11 +1,15 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and held by one process at a time."""
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+from pipeline.errors import disk_remedy
 
 
 def write_whole(path: Path, data: bytes | memoryview) -> os.stat_result:
@@ -31,3 +35,23 @@ def unfinished(folder: Path) -> Iterator[tuple[str, Path]]:
     file it was to become."""
     for temporary in folder.glob(".*.tmp"):
         yield temporary.name[1:].rsplit(".", 2)[0], temporary
+
+
+def hold(descriptor: int, path: Path, *, wait: bool = True) -> None:
+    """Lock an open file until its descriptor is closed. Raises OSError: BlockingIOError for one that another process holds, and
+    where the disk has no locks an error that, unlike the system's, names the file."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+
+
+def lack_of_locks(folder: Path) -> OSError | None:
+    """The error where a disk has no locks, for those whom SQLite tells then that another process is at work."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            hold(probe.fileno(), folder)
+    except OSError as error:
+        return error if disk_remedy(error) else None
+    return None

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx._config
@@ -117,3 +119,27 @@ def impatient_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     """LlamaCloud's SDK retries as often as ever, and waits a hundredth of its time in between."""
     for name in ("INITIAL_RETRY_DELAY", "MAX_RETRY_DELAY"):
         monkeypatch.setattr(llama_cloud._base_client, name, getattr(llama_cloud._base_client, name) / 100)
+
+
+@pytest.fixture
+def ignores_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever looks for a path under ``tmp_path`` finds what is there under any case and Unicode form of it, as on macOS."""
+
+    def folded(name: str) -> str:
+        return unicodedata.normalize("NFD", name).casefold()
+
+    def found(path: Any) -> Any:
+        if not isinstance(path, str | Path) or not Path(path).is_relative_to(tmp_path):
+            return path
+        here = tmp_path
+        for name in Path(path).relative_to(tmp_path).parts:
+            try:
+                names = os.listdir(here)  # noqa: PTH208 - what Path has asks for what is patched here
+            except OSError:
+                names = []
+            here /= name if name in names else next((entry for entry in names if folded(entry) == folded(name)), name)
+        return here
+
+    for asked in ("stat", "lstat"):
+        real = getattr(os, asked)
+        monkeypatch.setattr(os, asked, lambda path, real=real, **how: real(found(path), **how))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import cli
 from pipeline_tests.command_line import INDEXPORT, run
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
@@ -140,6 +144,35 @@ def test_a_dagster_yaml_that_is_no_yaml_is_one_line(tmp_path: Path) -> None:
     settings.write_text("storage: {}\nrun_queue: [secret\n")
     outcome = run("removals", INDEXPORT_HOME=str(tmp_path))
     assert (outcome.returncode, outcome.stderr) == (2, f"configuration: {settings}: line 3 is no YAML\n")
+
+
+@pytest.mark.parametrize("number", {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
+def test_a_home_on_a_disk_without_locks_is_one_line_that_names_it_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    outcome = run("removals", INDEXPORT_HOME=str(tmp_path))
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (1, 1), outcome.stderr
+    assert outcome.stderr.startswith(f"error: the storage of the Dagster instance in {tmp_path}/dagster cannot be used: ")
+    assert (
+        f"{os.strerror(number)}: '{tmp_path}/dagster/.making'; that disk has no file locks: set INDEXPORT_HOME" in outcome.stderr
+    )
+
+
+def test_a_disk_without_locks_is_told_of_outside_of_the_instance_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> None:
+        raise OSError(errno.ENOLCK, "No locks available", str(tmp_path))
+
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    told = "that disk has no file locks: set INDEXPORT_HOME, or DAGSTER_HOME, to a folder on a local disk"
+    assert capsys.readouterr().err == f"error: {tmp_path}: No locks available; {told}\n"
 
 
 def test_a_development_server_whose_port_is_taken_is_refused_before_anything_begins(tmp_path: Path) -> None:

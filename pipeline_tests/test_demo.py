@@ -81,6 +81,13 @@ def test_documents_in_the_demos_own_folder_are_refused_and_stay(monkeypatch: pyt
     assert (own / "thesis.txt").read_text() == "precious"
 
 
+@pytest.mark.usefixtures("ignores_spelling")
+def test_documents_in_the_demos_own_folder_are_refused_in_every_case_that_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "home" / "demo" / "Thesis").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="elsewhere"):
+        demo(tmp_path / "HOME" / "demo" / "thesis")
+
+
 def test_a_folder_that_no_demo_has_made_is_left_alone(tmp_path: Path) -> None:
     precious = tmp_path / "home" / "demo" / "thesis.txt"
     precious.parent.mkdir(parents=True)

@@ -104,6 +104,13 @@ def test_a_folder_is_one_however_it_is_named(tmp_path: Path, monkeypatch: pytest
     assert DocumentFolder(os.fsdecode(bytes(tmp_path / "a") + b"\xff"), {}).address == f"{tmp_path}/a\\xff"
 
 
+@pytest.mark.usefixtures("ignores_spelling")
+def test_a_folder_is_one_in_every_case_and_unicode_form_that_finds_it(tmp_path: Path) -> None:
+    folder = fill(tmp_path / "Gro\u0308ße" / "Documents")
+    for name in (folder, tmp_path / "gr\u00f6ße" / "documents", tmp_path / "GRO\u0308SSE" / "DOCUMENTS"):
+        assert DocumentFolder(str(name), {}).address == str(folder)
+
+
 @pytest.mark.parametrize(
     ("url", "without"),
     [

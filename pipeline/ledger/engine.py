@@ -10,7 +10,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.errors import ConfigError, LedgerUnavailable
+from pipeline.errors import ConfigError, LedgerUnavailable, disk_remedy
+from pipeline.files import lack_of_locks
 
 _DATABASES = ("sqlite", "postgresql")
 _URL = "it reads postgresql+psycopg2://user@host/db (`pip install 'indexport[postgres]'`) or sqlite:////path/to/file"
@@ -54,8 +55,16 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
         return None
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
-    reason = str(context.original_exception).strip()
-    return LedgerUnavailable(f"the ledger at {where} cannot be used: {reason}; check its space, its rights and that it runs")
+    error = context.original_exception
+    if context.engine and context.engine.url.database and _is_busy(error):
+        error = lack_of_locks(Path(context.engine.url.database).parent) or error
+    remedy = disk_remedy(error) if error else None
+    told = f"{str(error).strip()}; {remedy or 'check its space, its rights and that it runs'}"
+    return LedgerUnavailable(f"the ledger at {where} cannot be used: {told}")
+
+
+def _is_busy(error: BaseException | None) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
 
 
 def _many_rows_at_once(url: str) -> dict[str, str]:
@@ -77,6 +86,6 @@ def _write_ahead(connection: Any) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & _PRIMARY_CODE != sqlite3.SQLITE_BUSY or time.monotonic() >= until:
+            if not _is_busy(error) or time.monotonic() >= until:
                 raise
         time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - jitter, not a secret

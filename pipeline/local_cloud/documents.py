@@ -20,11 +20,13 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.documents.models import MetadataValue
 from pipeline.errors import ConfigError
-from pipeline.urls import without_password, without_secrets
+from pipeline.urls import as_stored, without_password, without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
-_LOCK_PREFIXES = ("~$", ".~lock.")
-_LOCK_SUFFIXES = ("~", ".lock", ".lck", ".tmp", ".part", ".crdownload", ".swp")
+_HIDDEN_OR_LOCK = (".", "~$")
+_LOCK_OR_UNFINISHED = ("~", ".lock", ".lck", ".tmp", ".part", ".crdownload", ".download", ".swp")
+_ICON = "Icon\r"
+"""The Finder's file of a folder's own icon."""
 _BATCH_FILES = 64
 _BATCH_BYTES = 64 * 1024 * 1024
 _SETTLED_SECONDS = 2.0
@@ -90,7 +92,7 @@ class DocumentFolder:
         """The same however the folder is named, and never another folder's; without a password."""
 
     def scan(self) -> list[FoundDocument]:
-        """Every document in path order; hidden files, lock files and sidecars are left out.
+        """Every document in path order; hidden files, lock files, unfinished downloads and sidecars are left out.
 
         Raises ``DocumentsUnavailable`` unless the listing is complete.
         """
@@ -109,9 +111,10 @@ class DocumentFolder:
 
     def would_scan(self, path: Path) -> bool:
         """Whether files under a local path would be taken for documents."""
-        root = Path(self._root).resolve()
-        inside = self._local and path.resolve().is_relative_to(root)
-        return inside and not any(part.startswith(".") for part in path.resolve().relative_to(root).parts)
+        if not self._local:
+            return False
+        root, path = as_stored(Path(self._root)), as_stored(path)
+        return path.is_relative_to(root) and not any(map(_is_left_out, path.relative_to(root).parts))
 
     def read(self, path: str) -> bytes:
         """The content of one document. Raises ``UnreadableDocument``."""
@@ -234,8 +237,8 @@ def _reason(said: Exception | str) -> str:
 
 
 def _local_address(root: str) -> str:
-    """An absolute path without links, as text also where it is not UTF-8."""
-    return os.fsencode(Path(root).resolve()).decode("utf-8", "backslashreplace")
+    """An absolute path as it is stored, as text also where it is not UTF-8."""
+    return os.fsencode(as_stored(Path(root))).decode("utf-8", "backslashreplace")
 
 
 def _shown(path: str) -> str:
@@ -244,11 +247,12 @@ def _shown(path: str) -> str:
 
 
 def _is_document(path: str) -> bool:
-    parts = PurePosixPath(path).parts
-    name = parts[-1]
-    if any(part.startswith(".") for part in parts) or name.startswith(_LOCK_PREFIXES) or name.endswith(_LOCK_SUFFIXES):
-        return False
-    return not name.endswith(SIDECAR_SUFFIX)
+    return not (path.endswith(SIDECAR_SUFFIX) or any(map(_is_left_out, PurePosixPath(path).parts)))
+
+
+def _is_left_out(name: str) -> bool:
+    """A file of this name, or what lies in a folder of it: Safari keeps an unfinished download in ``<name>.download/``."""
+    return name.startswith(_HIDDEN_OR_LOCK) or name.endswith(_LOCK_OR_UNFINISHED) or name == _ICON
 
 
 def _local_entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Entry]]:
@@ -262,7 +266,7 @@ def _local_entries(folder: Path, prefix: str = "") -> Iterator[tuple[str, _Entry
         path = Path(entry)
         try:
             if entry.is_dir(follow_symlinks=False):
-                if not entry.name.startswith("."):
+                if not _is_left_out(entry.name):
                     yield from _local_entries(path, f"{prefix}{entry.name}/")
             elif path.is_file():
                 yield f"{prefix}{entry.name}", _local_entry(path.stat())

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, SourceUnavailable
+from pipeline.errors import ConfigError, SourceUnavailable, disk_remedy
+from pipeline.files import lack_of_locks
 
 Row = sqlite3.Row
 DATABASE = "state.sqlite3"
@@ -202,6 +203,8 @@ def _lock_folder(folder: Path) -> sqlite3.Connection:
     except sqlite3.OperationalError as error:
         connection.close()
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            if lack := lack_of_locks(folder):
+                raise unusable(folder, lack) from error
             raise SourceUnavailable(
                 f"{folder} is in use by another command with --documents, `indexport local-cloud` or `indexport dev`; "
                 "wait until it has ended, or leave out --documents and use the address that the latter two show"
@@ -210,6 +213,7 @@ def _lock_folder(folder: Path) -> sqlite3.Connection:
     return connection
 
 
-def unusable(folder: Path, error: sqlite3.OperationalError) -> SourceUnavailable:
+def unusable(folder: Path, error: sqlite3.OperationalError | OSError) -> SourceUnavailable:
     """What to tell of a database that cannot be written."""
-    return SourceUnavailable(f"the local server cannot keep its state in {folder}: {error}; check its space and its rights")
+    remedy = disk_remedy(error) or "check its space and its rights"
+    return SourceUnavailable(f"the local server cannot keep its state in {folder}: {error}; {remedy}")

@@ -18,7 +18,7 @@ from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster_shared.check import CheckError
 
-from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable
+from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable, disk_remedy
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
 
@@ -58,9 +58,10 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
         reason: BaseException = error
         while reason.__cause__:  # the driver's own
             reason = reason.__cause__
+        remedy = disk_remedy(reason) or "check its space, its rights and that it runs"
         raise InstanceUnavailable(
-            f"the storage of the Dagster instance in {folder} cannot be used: {reason}; check its space, its rights and that it "
-            "runs, then sync again: what was not done is done then"
+            f"the storage of the Dagster instance in {folder} cannot be used: {reason}; {remedy}, "
+            "then sync again: what was not done is done then"
         ) from error
 
 

@@ -10,7 +10,6 @@ A command that holds files as a run does (an erasure, a repair) has such a mark 
 from __future__ import annotations
 
 import atexit
-import fcntl
 import os
 import re
 import uuid
@@ -28,6 +27,7 @@ from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
 from dagster._core.storage.dagster_run import RunRecord
 
 from pipeline.clock import is_due
+from pipeline.files import hold
 from pipeline.home import Home
 from pipeline.orchestration.heartbeats import kept_heard_of, silent_runs
 from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED
@@ -63,7 +63,7 @@ def command_run(what: str) -> Iterator[str]:
     """A run id for a command that holds files while it works, without a run in Dagster; live during the block."""
     try:
         mark, descriptor = _lock(_commands())
-    except OSError:  # a read-only home: nobody can see it die, and what it holds runs out
+    except OSError:  # a read-only home or one without locks: nobody can see it die, and what it holds runs out
         yield f"{what}-{uuid.uuid4().hex}"
         return
     try:
@@ -172,7 +172,7 @@ def _is_dead(record: RunRecord, mark: str) -> bool:
 def _mark_of_this_process() -> str | None:
     try:
         return _mark_for_life(_folder())
-    except OSError:  # a read-only home, as in a container: its launcher watches it
+    except OSError:  # a read-only home, as in a container, or one without locks: its launcher watches it
         return None
 
 
@@ -196,8 +196,13 @@ def _lock(folder: Path) -> tuple[str, int]:
     mark = uuid.uuid4().hex
     unnamed = folder / f".{mark}"
     descriptor = os.open(unnamed, os.O_CREAT | os.O_RDWR, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    unnamed.rename(_path(folder, mark))
+    try:
+        hold(descriptor, unnamed)
+        unnamed.rename(_path(folder, mark))
+    except OSError:
+        os.close(descriptor)
+        unnamed.unlink(missing_ok=True)
+        raise
     return mark, descriptor
 
 
@@ -214,7 +219,7 @@ def _is_alive(path: Path) -> bool:
     except FileNotFoundError:  # it ended in order meanwhile, or is of another machine
         return True
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(descriptor, path, wait=False)
     except BlockingIOError:
         return True
     finally:

@@ -8,7 +8,6 @@ the version of its schema, and then none can open it again.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from sqlalchemy import Connection, Engine, create_engine, make_url
 from sqlalchemy.pool import NullPool
 
 from pipeline.errors import ConfigError
+from pipeline.files import hold
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
 from pipeline.orchestration.pools import SharedPoolsStorage
 from pipeline.orchestration.remembered_schema import RememberedSchema
@@ -130,9 +130,10 @@ class BatchingSqliteStorage(DagsterSqliteStorage):
 def _in_turn(folder: Path) -> Iterator[None]:
     """Of the processes that are in this block for one folder all but one wait."""
     folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / ".making", os.O_CREAT | os.O_RDWR, 0o666)
+    making = folder / ".making"
+    descriptor = os.open(making, os.O_CREAT | os.O_RDWR, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        hold(descriptor, making)
         yield
     finally:
         os.close(descriptor)

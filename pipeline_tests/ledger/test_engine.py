@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import sqlite3
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +45,24 @@ def test_a_database_that_stays_locked_is_given_up(monkeypatch: pytest.MonkeyPatc
     connection = Turning(sqlite3.SQLITE_BUSY)
     with pytest.raises(sqlite3.OperationalError):
         _write_ahead(connection)
+
+
+@pytest.mark.parametrize(
+    ("code", "told"), [(errno.ENOLCK, "that disk has no file locks: set INDEXPORT_HOME"), (0, "locked; check")]
+)
+def test_a_disk_without_locks_is_told_from_a_database_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, told: str
+) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        if code:
+            raise OSError(code, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    monkeypatch.setattr("pipeline.ledger.engine._BUSY_SECONDS", 0)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite", isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(LedgerUnavailable, match=told):
+            open_engine(f"sqlite:///{tmp_path}/ledger.sqlite").connect()
 
 
 @pytest.mark.parametrize(

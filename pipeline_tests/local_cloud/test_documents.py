@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
+import fsspec
 import pytest
 
 from pipeline.errors import ConfigError
@@ -64,6 +65,19 @@ def test_of_two_documents_that_look_alike_a_sidecar_is_of_the_one_that_is_spelt_
     for name in ("Vertra\u0308ge.md", "Vertr\u00e4ge.md", "Vertr\u00e4ge.md.meta.json"):
         (tmp_path / name).write_text("{}")
     assert _sidecars(tmp_path) == {"Vertra\u0308ge.md": None, "Vertr\u00e4ge.md": "Vertr\u00e4ge.md.meta.json"}
+
+
+@pytest.mark.parametrize(
+    "name", ["report.pdf.download/report.pdf", "a.txt.download", "b/c.pdf.part/c.pdf", "d.crdownload/d.md", "Icon\r", "b/Icon\r"]
+)
+def test_what_a_download_or_the_finder_leaves_in_a_folder_is_no_document(tmp_path: Path, name: str) -> None:
+    for kept in ("Icon.md", "download.md", "x.download.md", name):
+        (tmp_path / kept).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / kept).write_text("x")
+    assert _paths(tmp_path) == ["Icon.md", "download.md", "x.download.md"]
+    elsewhere = fsspec.filesystem("memory")
+    elsewhere.pipe_file(f"/{tmp_path.name}/{name}", b"x")
+    assert DocumentFolder(f"memory://{tmp_path.name}", {}).scan() == []
 
 
 def test_links_to_files_count_and_links_to_folders_do_not(tmp_path: Path) -> None:

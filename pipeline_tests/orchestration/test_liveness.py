@@ -1,5 +1,7 @@
 """Runs whose process is gone are over; those of a living process are not."""
 
+import errno
+import fcntl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from pipeline.home import Home
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.launcher import sync
 from pipeline.orchestration.liveness import (
+    _is_alive,
     _mark_for_life,
     command_run,
     end_dead_runs,
@@ -250,3 +253,19 @@ def test_a_command_of_another_machine_is_left_to_its_leases() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         assert run_is_live(instance, "erase-" + "0" * 32)
         assert not run_is_live(instance, "11111111-2222-3333-4444-555555555555")
+
+
+def test_where_a_disk_has_no_locks_a_mark_names_its_file_and_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    folder = Home.from_environment().dagster_home / "processes"
+    with process_mark() as mark:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with pytest.raises(OSError, match=f"No locks available: '{folder}/{mark}.lock'"):
+            _is_alive(folder / f"{mark}.lock")
+    with pytest.raises(OSError, match=f"No locks available: '{folder}/"), process_mark():
+        pass
+    with command_run("repair") as command:
+        assert command.startswith("repair-")
+    assert [path for path in folder.rglob("*") if path.is_file()] == []

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pyarrow.parquet as pq
 import pytest
 from pydantic import SecretStr
@@ -163,6 +164,6 @@ def test_the_local_cloud_listens_on_this_machine_alone_unless_told_otherwise(tmp
     settings = LocalCloudSettings(documents=str(tmp_path / "documents"), state_dir=tmp_path / "cloud")
     with RunningLocalCloud(settings) as cloud:
         port = httpx.URL(cloud.base_url).port
-        listening = {line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if line.split()[3] == "0A"}
-        assert f"0100007F:{port:04X}" in listening
-        assert f"00000000:{port:04X}" not in listening
+        connections = psutil.Process().net_connections("tcp")
+        listening = [each.laddr.ip for each in connections if each.status == psutil.CONN_LISTEN and each.laddr.port == port]
+        assert listening == ["127.0.0.1"]

@@ -93,6 +93,12 @@ def test_a_folder_is_one_place_however_it_is_written(tmp_path: Path, monkeypatch
     assert place("storage_context", uri="s3://bucket/a/") == place("storage_context", uri="s3://bucket/a")
 
 
+@pytest.mark.usefixtures("ignores_spelling")
+def test_a_folder_is_one_place_in_every_case_that_finds_it(tmp_path: Path) -> None:
+    (tmp_path / "Store").mkdir()
+    assert place("lancedb", uri=f"{tmp_path}/store") == place("lancedb", uri=f"file://{tmp_path}/Store")
+
+
 def test_the_order_of_a_plugged_in_sinks_settings_makes_no_other_place() -> None:
     assert (
         PlugInSettings.model_validate({"url": "here", "space": "a"}).place()
