@@ -90,6 +90,7 @@ file_sinks = Table(
     Column("model", String),
     Column("updated_at", Float, nullable=False),
     PrimaryKeyConstraint("export", "sink", "file_id"),
+    Index("indexport_file_sinks_by_file", "export", "file_id"),
 )
 
 refusals = Table(
