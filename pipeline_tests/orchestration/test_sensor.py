@@ -16,7 +16,7 @@ from pipeline.llama_cloud.api import CloudApi
 from pipeline.llama_cloud.indexes import IndexClient
 from pipeline.orchestration import sensors
 from pipeline.orchestration.assets import DIRECTORY_FILES
-from pipeline.orchestration.checks import INDEX_CHECK
+from pipeline.orchestration.checks import INDEX_CHECK, files_check
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline.stages.detect import refresh
 from pipeline_tests.hostile.cloud import ServedFile, hostile_cloud
@@ -314,6 +314,15 @@ def test_the_check_of_failing_files_is_told_again_once_files_were_loaded(world: 
     assert left_behind(answer) == [set()]
     answer, _ = tick(world, cursor)
     assert left_behind(answer) == []
+
+
+def test_the_check_of_failing_files_counts_all_and_names_a_few(world: World) -> None:
+    world.ingest()
+    row = next(iter(world.export.ledger.files().values()))
+    found = files_check(world.settings, {f"dfl-{n}": row for n in range(500)})
+    named = found.metadata["left_behind"]
+    assert isinstance(named, dg.TableMetadataValue)
+    assert (found.metadata["files"].value, len(named.records)) == (500, 20)
 
 
 @pytest.mark.usefixtures("impatient_sdk")
