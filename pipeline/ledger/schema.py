@@ -90,6 +90,7 @@ file_sinks = Table(
     Column("model", String),
     Column("updated_at", Float, nullable=False),
     PrimaryKeyConstraint("export", "sink", "file_id"),
+    Index("indexport_file_sinks_by_file", "export", "file_id"),
 )
 """Which record set of a file each sink holds; ``model`` is the slug of the model of its vectors."""
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.event_log.schema import DynamicPartitionsTable
 from dagster._serdes import ConfigurableClassData
 from dagster._utils.concurrency import ConcurrencyClaimStatus
 from dagster_postgres.auth import PgTokenProvider
@@ -19,6 +20,7 @@ from dagster_postgres.event_log import PostgresEventLogStorage
 from dagster_postgres.run_storage import PostgresRunStorage
 from dagster_postgres.storage import DagsterPostgresStorage
 from dagster_postgres.utils import create_pg_engine, get_token_provider_from_config, pg_url_from_config
+from sqlalchemy.dialects import postgresql
 
 from pipeline.ledger.engine import check_address
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
@@ -69,6 +71,18 @@ class BatchingPostgresEventLogStorage(RememberedSchema, SharedPoolsStorage, Post
         with self.index_transaction() as connection:
             connection.execute(sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(f"indexport pool {concurrency_key}"))))
             return super().claim_concurrency_slot(concurrency_key, run_id, step_key, priority)
+
+    def add_dynamic_partitions(self, partitions_def_name: str, partition_keys: Sequence[str]) -> None:
+        """The keys as one array: the stock method makes a row of VALUES of each, at several times the price for either side."""
+        if not partition_keys:
+            return
+        self._check_partitions_table()
+        c = DynamicPartitionsTable.c
+        array = sa.bindparam(None, list(partition_keys), type_=postgresql.ARRAY(c.partition.type))
+        rows = sa.select(sa.literal(partitions_def_name), sa.func.unnest(array))
+        statement = postgresql.insert(DynamicPartitionsTable).from_select([c.partitions_def_name, c.partition], rows)
+        with self.index_connection() as connection:
+            connection.execute(statement.on_conflict_do_nothing())
 
     def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
         together, alone = split(events)

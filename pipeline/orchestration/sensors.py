@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -27,6 +28,8 @@ from pipeline.stages.settings import ExportSettings
 _log = logging.getLogger(__name__)
 _LISTING_SECONDS = 40.0
 """Of the minute that Dagster gives a sensor for a look."""
+_LONG_SECONDS = 10.0
+"""After a listing that took longer there is no time to tell Dagster what stands."""
 
 
 def directory_changes(
@@ -51,24 +54,24 @@ def directory_changes(
     def sensor(context: dg.SensorEvaluationContext, exports: Exports) -> dg.SensorResult | dg.SkipReason:
         export = exports.open(settings, context.instance)
         cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
+        began = time.monotonic()
         try:
             detection = asyncio.run(look(export, cursor=cursor.get("listing")))
         except SourceUnavailable as error:
             return dg.SkipReason(f"nothing is decided without the index: {error}")
         scope = detection.index.scope
-        decided = dispatch(
-            context.instance,
-            export,
-            scope,
-            waiting_since=cursor.get("waiting_since"),
-            restore=detection.look == "complete" or cursor.get("restoring", True),
-        )
+        # An unchanged index was not listed: the look after a long listing restores, however slowly LlamaCloud answers.
+        long = detection.look != "unchanged" and time.monotonic() - began > _LONG_SECONDS
+        restore = detection.look == "complete" or cursor.get("restoring", True)
+        since = cursor.get("waiting_since")
+        decided = dispatch(context.instance, export, scope, waiting_since=since, restore=restore and not long)
+        restoring = decided.restoring or (restore and long)
         failing, loaded_at = export.ledger.files(failing=True), export.ledger.register.last_change()
-        proof = _proof(export, loaded_at, len(decided.needs.awaiting_approval)) if decided.settled else None
+        proof = _proof(export, loaded_at, len(decided.needs.awaiting_approval)) if decided.settled and not restoring else None
         left = {
             "listing": detection.cursor,
             "waiting_since": decided.waiting_since,
-            "restoring": decided.restoring,
+            "restoring": restoring,
             "failing": _digest(failing, loaded_at),
             "look": detection.look,
             "proof": proof or cursor.get("proof"),

@@ -40,7 +40,7 @@ from pipeline.stages.settings import ExportSettings
 MAX_RANGES = 8
 """More ranges than this cost more in run starts than moving the keys together does."""
 _KEYS_A_RUN = 100
-"""Keys that are moved, a transaction each, in the time one more run takes at least."""
+"""More keys than this that are moved for one run less are not worth it: where nearly all are wanted, they stay as they lie."""
 _MAX_RUNS = 50
 """Runs handed out at once; the next look hands out more."""
 

@@ -62,14 +62,37 @@ def test_metadata_that_moves_alone_is_stored_and_the_file_fetched_again_until_th
     assert not ledger.files()["a"].refetch
 
 
-def test_a_ledger_that_an_earlier_version_made_gets_the_index_it_lacks(ledger: Ledger, url: str) -> None:
+@pytest.mark.parametrize(
+    ("table", "index"),
+    [("indexport_history", "indexport_history_by_event"), ("indexport_file_sinks", "indexport_file_sinks_by_file")],
+)
+def test_a_ledger_that_an_earlier_version_made_gets_the_index_it_lacks(ledger: Ledger, url: str, table: str, index: str) -> None:
+    def names() -> set[str | None]:
+        return {found["name"] for found in sa.inspect(engine).get_indexes(table)}
+
     engine = sa.create_engine(url)
+    before = names()
     with engine.begin() as connection:
-        connection.execute(sa.text("DROP INDEX indexport_history_by_event"))
+        connection.execute(sa.text(f"DROP INDEX {index}"))
+    assert names() == before - {index}
     Ledger(url, "default").close()
-    names = {index["name"] for index in sa.inspect(engine).get_indexes("indexport_history")}
+    assert names() == before
     engine.dispose()
-    assert names == {"indexport_history_by_file", "indexport_history_by_event"}
+
+
+def test_which_sinks_hold_some_files_is_read_without_reading_the_rows_of_all_others(ledger: Ledger, url: str) -> None:
+    engine = sa.create_engine(url)
+    sinks = schema.file_sinks
+    asked = sa.select(sinks.c.sink, sinks.c.record_set_hash).where(sinks.c.export == "default", sinks.c.file_id.in_(["a", "b"]))
+    with engine.begin() as connection:
+        rows = [{"export": "default", "sink": "s", "file_id": f"f{n}", "updated_at": 0.0} for n in range(10_000)]
+        connection.execute(sa.insert(sinks), rows)
+        connection.execute(sa.text("ANALYZE"))
+        sql = asked.compile(engine, compile_kwargs={"literal_binds": True})
+        explain = "EXPLAIN" if engine.dialect.name == "postgresql" else "EXPLAIN QUERY PLAN"
+        plan = str(connection.execute(sa.text(f"{explain} {sql}")).all())
+    engine.dispose()
+    assert "indexport_file_sinks_by_file" in plan
 
 
 def test_looks_and_runs_that_write_the_same_files_in_any_order_wait_for_each_other(ledger: Ledger) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
+from dagster._core.storage.event_log import SqlEventLogStorage
+from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.utils import make_new_run_id
 
 from benchmarks.orchestration import use_postgres
@@ -77,6 +82,63 @@ def test_afterwards_nothing_is_done_again_and_new_files_are_shown_beside_the_old
     world.assert_no_partition_is_behind()
     assert delete_runs(world) == 1
     world.assert_no_partition_is_behind()
+
+
+def runless(world: World) -> dict[str, Counter[str]]:
+    """How many events without a run each asset has wherever they are stored, by kind; checks are of none there."""
+    storage = world.instance.event_log_storage
+    assert isinstance(storage, SqlEventLogStorage)
+    c = SqlEventLogStorageTable.c
+    found: dict[str, Counter[str]] = {}
+    for name, connect in (("index", storage.index_connection), ("shard", lambda: storage.run_connection(""))):
+        with connect() as connection:
+            rows = connection.execute(sa.select(c.asset_key, c.dagster_event_type).where(c.run_id == "")).all()
+        found[name] = Counter(f"{row.asset_key or ''} {row.dagster_event_type}" for row in rows)
+    return found
+
+
+def evaluations(world: World, asset: str, check: str) -> list[Any]:
+    key = dg.AssetCheckKey(dg.AssetKey(["default", asset]), check)
+    records = world.instance.event_log_storage.get_asset_check_execution_history(key, limit=100)
+    return [record.evaluation.metadata["n"].value for record in records if record.evaluation]
+
+
+def test_what_was_told_outside_of_runs_goes_once_it_was_told_anew_and_the_newest_stays(world: World) -> None:
+    payloads, directory = dg.AssetKey(["default", "parsed_payloads"]), dg.AssetKey(["default", "directory_files"])
+    others = dg.AssetKey(["other", "parsed_payloads"])
+    seen = []
+    for n in range(3):
+        world.write("doc-0.md", f"# Document 0\n\nEdit {n}.\n")
+        assert world.sync().ok
+        for asset in (payloads, others):
+            for check in ("first", "second"):
+                told = dg.AssetCheckEvaluation(asset_key=asset, check_name=check, passed=True, metadata={"n": n})
+                world.instance.report_runless_asset_event(told)
+        world.instance.report_runless_asset_event(dg.AssetObservation(directory, metadata={"n": n}))
+        world.instance.report_runless_asset_event(dg.AssetObservation(others, metadata={"n": n}))
+        delete_runs(world)
+        assert world.runs() == []
+        world.assert_no_partition_is_behind()
+        seen.append(runless(world))
+    assert [evaluations(world, "parsed_payloads", check) for check in ("first", "second")] == [[2], [2]]
+    newest = world.instance.fetch_observations(directory, limit=9).records
+    assert [record.asset_observation.metadata["n"].value for record in newest if record.asset_observation] == [2]
+    of_others = f"{others.to_string()} ASSET_OBSERVATION"
+    assert [found["index"].pop(of_others) for found in seen] == [1, 2, 3]
+    # Three checks told once, with the one that a sync tells, and the two of the other export as often as they were told.
+    assert [found["index"].pop(" ASSET_CHECK_EVALUATION") for found in seen] == [3 + 2, 3 + 4, 3 + 6]
+    assert seen[0]["index"] == seen[2]["index"]
+    assert sum(seen[2]["index"].values()) == 1 + 3 * len(materialized(world))
+    assert sum(seen[2]["shard"].values()) == sum(runless(world)["index"].values())
+
+
+def test_what_was_told_outside_of_runs_since_then_stays(world: World) -> None:
+    moment = datetime.now(UTC)
+    directory = dg.AssetKey(["default", "directory_files"])
+    for n in range(2):
+        world.instance.report_runless_asset_event(dg.AssetObservation(directory, metadata={"n": n}))
+    delete_runs(world, moment)
+    assert len(world.instance.fetch_observations(directory, limit=9).records) == 2
 
 
 def test_younger_ones_unfinished_ones_and_those_of_others_stay(world: World) -> None:

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
+import sqlalchemy as sa
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
+from dagster._core.storage.legacy_storage import CompositeStorage, LegacyEventLogStorage
 from dagster._core.test_utils import create_run_for_test
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.orchestration import partitions
 from pipeline.orchestration.liveness import run_is_live
 from pipeline.orchestration.partitions import (
     EXPORT_TAG,
@@ -22,6 +28,11 @@ from pipeline.orchestration.partitions import (
     key_order,
 )
 from pipeline_tests.orchestration.another_process import inserts_first
+from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
+
+STOCK = {"module": "dagster._core.storage.sqlite_storage", "class": "DagsterSqliteStorage"}
+OURS = {"module": "pipeline.orchestration.sqlite_storage", "class": "BatchingSqliteStorage"}
+OURS_ON_POSTGRES = {"module": "pipeline.orchestration.postgres_storage", "class": "BatchingPostgresStorage"}
 
 
 @given(st.lists(st.booleans(), max_size=60), st.integers(1, 7))
@@ -46,8 +57,94 @@ def test_keys_are_appended_once_and_keep_their_order() -> None:
         assert key_order(instance, "default") == ["a", "c", "b"]
 
 
-STOCK = {"module": "dagster._core.storage.sqlite_storage", "class": "DagsterSqliteStorage"}
-OURS = {"module": "pipeline.orchestration.sqlite_storage", "class": "BatchingSqliteStorage"}
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture(params=["in memory", "sqlite", "postgres", "no SQL"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance on any storage; the last is one of which no more is known than Dagster's interface."""
+    if request.param == "in memory":
+        with dg.DagsterInstance.ephemeral() as instance:
+            yield instance
+        return
+    storage: dict[str, Any] = {**OURS, "config": {"base_dir": str(tmp_path)}}
+    if request.param == "postgres":
+        url = sqlalchemy_url(fresh_database(request.getfixturevalue("server")))
+        storage = {**OURS_ON_POSTGRES, "config": {"postgres_url": url}}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": {"custom": storage}}) as instance:
+        if request.param == "no SQL":
+            schedules = instance.schedule_storage
+            assert schedules
+            storage_of_all = CompositeStorage(instance.run_storage, instance.event_log_storage, schedules)
+            instance._event_storage = LegacyEventLogStorage(storage_of_all)
+        yield instance
+
+
+@pytest.fixture
+def few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partitions, "_AT_ONCE", 3)
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_keys_are_moved_on_any_storage_known_or_not_and_those_of_another_export_stay(anywhere: dg.DagsterInstance) -> None:
+    keys = [f"k{n}" for n in range(10)]
+    for export in ("default", "other"):
+        add_keys(anywhere, export, keys)
+    delete_keys(anywhere, "default", [*keys[:7], "unknown"])
+    assert key_order(anywhere, "default") == keys[7:]
+    delete_keys(anywhere, "default", {*keys})
+    delete_keys(anywhere, "default", [])
+    assert key_order(anywhere, "default") == []
+    add_keys(anywhere, "default", keys[::-1])
+    add_keys(anywhere, "default", [*keys, "new"])
+    assert key_order(anywhere, "default") == [*keys[::-1], "new"]
+    assert key_order(anywhere, "other") == keys
+
+
+@pytest.mark.usefixtures("few_at_once")
+def test_many_keys_are_deleted_in_few_statements(tmp_path: Path) -> None:
+    deletes = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        deletes.extend([statement] if statement.startswith("DELETE FROM dynamic_partitions") else [])
+
+    keys = [f"k{n}" for n in range(10)]
+    storage = {"custom": {**OURS, "config": {"base_dir": str(tmp_path)}}}
+    with dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": storage}) as instance:
+        add_keys(instance, "default", keys)
+        with listening("before_cursor_execute", note):
+            delete_keys(instance, "default", keys)
+        assert key_order(instance, "default") == []
+    assert len(deletes) == 4
+
+
+def test_tens_of_thousands_of_keys_are_moved_also_where_sqlite_takes_no_more_variables_than_by_default(tmp_path: Path) -> None:
+    def limit(connection: sqlite3.Connection, _record: Any) -> None:
+        connection.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 32_766)
+
+    keys = [f"k{n}" for n in range(33_000)]
+    storage = {"custom": {**OURS, "config": {"base_dir": str(tmp_path)}}}
+    with (
+        listening("connect", limit),
+        dg.instance_for_test(temp_dir=str(tmp_path), overrides={"storage": storage}) as instance,
+    ):
+        add_keys(instance, "default", keys)
+        delete_keys(instance, "default", keys[1:])
+        add_keys(instance, "default", keys[1:])
+        assert key_order(instance, "default") == keys
+
+
+@contextmanager
+def listening(to: str, listener: Callable[..., None]) -> Iterator[None]:
+    """``listener`` hears this event of every engine meanwhile."""
+    sa.event.listen(sa.Engine, to, listener)
+    try:
+        yield
+    finally:
+        sa.event.remove(sa.Engine, to, listener)
 
 
 @pytest.mark.parametrize("storage", [STOCK, OURS], ids=["stock", "ours"])

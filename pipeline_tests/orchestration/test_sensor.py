@@ -14,8 +14,9 @@ import pytest
 from pipeline.components.index_export import export_definitions
 from pipeline.llama_cloud.api import CloudApi
 from pipeline.llama_cloud.indexes import IndexClient
+from pipeline.orchestration import sensors
 from pipeline.orchestration.assets import DIRECTORY_FILES
-from pipeline.orchestration.checks import INDEX_CHECK
+from pipeline.orchestration.checks import INDEX_CHECK, files_check
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline.stages.detect import refresh
 from pipeline_tests.hostile.cloud import ServedFile, hostile_cloud
@@ -141,6 +142,24 @@ def test_nothing_is_proved_while_something_is_to_be_done(world: World) -> None:
     assert isinstance(answer, dg.SensorResult)
     assert answer.run_requests is not None
     assert [request.job_name for request in answer.run_requests] == ["default_ingest"]
+
+
+def test_a_look_that_has_listed_for_long_leaves_it_to_the_next_to_tell_dagster_what_stands_and_to_prove_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sensors, "_LONG_SECONDS", 0.0)
+    world.sync()
+    chunks = dg.AssetKey(["default", "chunks"])
+    world.instance.wipe_assets([chunks])
+    world.export.ledger.update_state(change_key="another")
+    found = []
+    cursor: str | None = json.dumps({"restoring": False})
+    for _ in range(3):
+        answer, cursor = tick(world, cursor)
+        left = json.loads(cursor or "{}")
+        told = len(world.instance.get_materialized_partitions(chunks))
+        found.append((left["look"], told, left["restoring"], len(proofs(answer))))
+    assert found == [("complete", 0, True, 0), ("unchanged", 5, False, 1), ("unchanged", 5, False, 0)]
 
 
 def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> None:
@@ -295,6 +314,15 @@ def test_the_check_of_failing_files_is_told_again_once_files_were_loaded(world: 
     assert left_behind(answer) == [set()]
     answer, _ = tick(world, cursor)
     assert left_behind(answer) == []
+
+
+def test_the_check_of_failing_files_counts_all_and_names_a_few(world: World) -> None:
+    world.ingest()
+    row = next(iter(world.export.ledger.files().values()))
+    found = files_check(world.settings, {f"dfl-{n}": row for n in range(500)})
+    named = found.metadata["left_behind"]
+    assert isinstance(named, dg.TableMetadataValue)
+    assert (found.metadata["files"].value, len(named.records)) == (500, 20)
 
 
 @pytest.mark.usefixtures("impatient_sdk")
