@@ -15,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 import lancedb  # noqa: F401 - warm: the sink imports it on first use
+import llama_cloud.resources  # noqa: F401 - warm: the SDK imports it with its first request
 
 from benchmarks.sync_worker import settings_of, timed
 from pipeline.home import Home
