@@ -48,6 +48,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
 
 
+@pytest.fixture(autouse=True)
+def _no_test_leaves_its_home_to_the_next() -> Iterator[None]:
+    """A command names Dagster's home in the environment of its process."""
+
+    def ours() -> dict[str, str]:
+        return {name: value for name, value in os.environ.items() if name.startswith(("DAGSTER_HOME", "INDEXPORT_", "LLAMA_"))}
+
+    before = ours()
+    yield
+    assert ours() == before, "put the environment back: monkeypatch.setenv, or patch.dict(os.environ)"
+
+
 @cache
 def _ssl_context(_bundle: str | None, **told: Any) -> Any:
     return _new_ssl_context(**told)

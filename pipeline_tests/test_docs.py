@@ -79,6 +79,7 @@ def test_records_are_read_as_the_page_on_reading_shows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home" / "dagster"))  # or the command would leave its own behind
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "shop.md").write_text("# Shop\n\nThe opening hours are from nine to five.\n")
     invoke("sync", "--documents", str(tmp_path / "documents"))
