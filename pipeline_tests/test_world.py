@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pytest
 import sqlalchemy as sa
 
 from pipeline.ledger import schema
@@ -41,10 +41,10 @@ def in_order(tables: list[pa.Table]) -> list[dict[str, Any]]:
     return sorted((row for table in tables for row in table.to_pylist()), key=lambda row: str(row["id"]))
 
 
-def test_a_world_ingested_and_a_world_synced_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_world_ingested_and_a_world_synced_are_the_same(tmp_path: Path) -> None:
     def move_to(home: str) -> None:
         """Where a run is lost that was asked for a file."""
-        monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / home))
+        os.environ["INDEXPORT_HOME"] = str(tmp_path / home)  # which the world puts back
         ledger = world.export.ledger
         ledger.request(list(ledger.files())[:1], "lost")
 

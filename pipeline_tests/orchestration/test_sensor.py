@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import dagster as dg
 import pytest
@@ -326,9 +328,9 @@ def test_the_check_of_failing_files_counts_all_and_names_a_few(world: World) -> 
 
 
 @pytest.mark.usefixtures("impatient_sdk")
-def test_an_unreachable_index_decides_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_index_decides_nothing(world: World) -> None:
     world.sync()
-    monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://127.0.0.1:9")
-    answer, _ = tick(world)
+    with patch.dict(os.environ, {"LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9"}):
+        answer, _ = tick(world)
     assert isinstance(answer, dg.SkipReason)
     assert "nothing is decided" in (answer.skip_message or "")

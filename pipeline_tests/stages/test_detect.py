@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -222,10 +224,10 @@ def test_the_cursor_holds_a_token_and_digests_never_the_manifest(world: World) -
 
 
 @pytest.mark.usefixtures("impatient_sdk")
-def test_an_unreachable_index_raises_and_changes_nothing(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_index_raises_and_changes_nothing(world: World) -> None:
     asyncio.run(detect(world.export))
     before = world.export.ledger.files()
-    monkeypatch.setenv("LLAMA_CLOUD_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(SourceUnavailable):
+    unreachable = patch.dict(os.environ, {"LLAMA_CLOUD_BASE_URL": "http://127.0.0.1:9"})
+    with unreachable, pytest.raises(SourceUnavailable):
         asyncio.run(detect(world.export, complete=True))
     assert world.export.ledger.files() == before
