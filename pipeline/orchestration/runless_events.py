@@ -28,6 +28,7 @@ def delete_runless_events(storage: SqlEventLogStorage, assets: Iterable[dg.Asset
         key = asset.to_string()
         with storage.index_connection() as connection:
             evaluations = _old_evaluations(connection, key, moment)
+        parts = [evaluations[start : start + _AT_ONCE] for start in range(0, len(evaluations), _AT_ONCE)]
         # SQLite has every event twice, under ids of its own; elsewhere the second pass finds nothing.
         for connect in (partial(storage.run_connection, RUNLESS_RUN_ID), storage.index_connection):
             with connect() as connection:
@@ -35,11 +36,11 @@ def delete_runless_events(storage: SqlEventLogStorage, assets: Iterable[dg.Asset
                     ids = sa.select(SqlEventLogStorageTable.c.id).where(old)
                     connection.execute(AssetEventTagsTable.delete().where(AssetEventTagsTable.c.event_id.in_(ids)))
                     connection.execute(SqlEventLogStorageTable.delete().where(old))
-                for start in range(0, len(evaluations), _AT_ONCE):
-                    _delete_evaluations(connection, [text for _, text in evaluations[start : start + _AT_ONCE]])
+                for part in parts:
+                    _delete_evaluations(connection, [text for _, text in part])
         with storage.index_connection() as connection:  # last: they are what the events are found by
-            for start in range(0, len(evaluations), _AT_ONCE):
-                these = [number for number, _ in evaluations[start : start + _AT_ONCE]]
+            for part in parts:
+                these = [number for number, _ in part]
                 connection.execute(AssetCheckExecutionsTable.delete().where(AssetCheckExecutionsTable.c.id.in_(these)))
 
 

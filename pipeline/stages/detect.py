@@ -171,7 +171,7 @@ def _wanted(
 ) -> Literal["complete", "incremental"] | None:
     now = time.time()
     reconcile = _reconcile_is_due(export, state)
-    grace = export.grace_period
+    grace = export.grace_period(state)
     evidence = any(_awaits_evidence(row, state, now, grace) for row in rows.values())
     if complete or reconcile or evidence or (index.change_key != state.change_key and len(rows) <= _CHEAP_FILES):
         return "complete"

@@ -22,7 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.lake import Lake
 from pipeline.ledger import Ledger
-from pipeline.ledger.models import FileRow, SinkCollection
+from pipeline.ledger.models import ExportState, FileRow, SinkCollection
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.local_cloud.identity import PROJECT_ID as LOCAL_PROJECT
 from pipeline.sinks.base import Exporter, SinkContext
@@ -95,14 +95,13 @@ class Export:
         sinks, fields = sorted(self.settings.sinks.items()), sorted(self.settings.metadata_fields.items())
         return _digest(self.settings_digest, repr(download), repr(sinks), repr(fields))
 
-    @property
-    def grace_period(self) -> int:
+    def grace_period(self, state: ExportState) -> int:
         """Seconds a file must have been missing before it may be deleted: as set, else an hour, but none for a folder behind the
         local cloud, which means what it says at once."""
         chosen = self.settings.removal.grace_period_seconds
         if chosen is not None:
             return chosen
-        return 0 if self.ledger.state().tenant_id == LOCAL_PROJECT else 3600
+        return 0 if state.tenant_id == LOCAL_PROJECT else 3600
 
     async def scope(self) -> tuple[str, str]:
         """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""

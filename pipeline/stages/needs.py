@@ -167,7 +167,7 @@ def _sort_missing(export: Export, rows: Mapping[str, FileRow], needs: Needs) -> 
     """Deletes need evidence: a complete listing after the grace period, and no more of them than the fuse lets through."""
     now = time.time()
     state = export.ledger.state()
-    removal, grace = export.settings.removal, export.grace_period
+    removal, grace = export.settings.removal, export.grace_period(state)
     ready: list[str] = []
     for row in rows.values():
         if row.status == "removing":

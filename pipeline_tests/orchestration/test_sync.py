@@ -256,13 +256,13 @@ def test_what_leaves_a_folder_goes_at_once_and_what_leaves_llamacloud_after_an_h
         world.sync()
         with patch.dict(os.environ):  # `indexport status` in a shell that does not know the local cloud
             del os.environ["LLAMA_CLOUD_API_KEY"]
-            assert world.export.grace_period == 0
+            assert world.export.grace_period(world.export.ledger.state()) == 0
         world.change(removal={"grace_period_seconds": 5})
-        assert world.export.grace_period == 5
+        assert world.export.grace_period(world.export.ledger.state()) == 5
     hosted = ServedFile("dfl-1", paged("Text of the file."), "a.pdf")
     with hostile_cloud(hosted) as cloud, world_over(tmp_path / "hosted", cloud, removal={}) as world:
         world.sync()
-        assert world.export.grace_period == 3600
+        assert world.export.grace_period(world.export.ledger.state()) == 3600
 
 
 @pytest.mark.parametrize("fault", ["truncated", "not_json", "wrong_shape", "missing"])
