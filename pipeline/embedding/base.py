@@ -5,11 +5,13 @@ What belongs here: what the rest of the pipeline may know of any model. Implemen
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,6 +56,14 @@ class PartlyEmbedded(EmbedderUnavailable):
         self.vectors = vectors
 
 
+class EmbeddingCancelled(asyncio.CancelledError):
+    """The embedding was cancelled half way. ``vectors`` has a row of NaN for a text that was not answered until then."""
+
+    def __init__(self, vectors: Vectors) -> None:
+        super().__init__()
+        self.vectors = vectors
+
+
 class TextsRefused(IndexportError):
     """The model has answered all texts but those in ``refused``, which it does not take: its reason by the text's index.
     ``vectors`` has a row of NaN for each of these."""
@@ -68,6 +78,26 @@ class TextsRefused(IndexportError):
 def stopped(cause: EmbedderUnavailable | ConfigError, vectors: Vectors) -> EmbedderUnavailable | ConfigError:
     """What an embedder raises that has filled ``vectors``, NaN at first, as far as it could."""
     return cause if np.isnan(vectors).all() else PartlyEmbedded(cause, vectors)
+
+
+@contextmanager
+def keeping(vectors: Vectors) -> Iterator[None]:
+    """A cancellation of the block takes along the ``vectors`` that it has filled, NaN at first, as far as it could."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise EmbeddingCancelled(vectors) from None
+
+
+async def side_by_side(worker: Callable[[], Coroutine[Any, Any, None]], count: int) -> None:
+    """Run so many of a worker, which take their work from a common queue. The first error, or a cancellation, ends all."""
+    tasks = [asyncio.create_task(worker()) for _ in range(count)]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Embedder(Protocol):
@@ -88,7 +118,8 @@ class Embedder(Protocol):
         """Embed passages; row i belongs to ``texts[i]``. Batching and ordering are the embedder's business.
 
         Raises EmbedderUnavailable when the model cannot answer, ConfigError when the settings are why (PartlyEmbedded when it has
-        answered some), TextsRefused when it does not take some of the texts, ValueError when a text exceeds ``max_tokens``.
+        answered some), TextsRefused when it does not take some of the texts, ValueError when a text exceeds ``max_tokens``, and
+        EmbeddingCancelled in place of a CancelledError.
         A vector that is not finite comes back as it is: the caller knows which file it belongs to.
         """
         ...

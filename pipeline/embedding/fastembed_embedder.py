@@ -24,7 +24,7 @@ import numpy as np
 
 from pipeline.documents.tokens import HuggingFaceTokens, TokenCounter
 from pipeline.embedding import offline_model
-from pipeline.embedding.base import ModelIdentity, Vectors, stopped
+from pipeline.embedding.base import ModelIdentity, Vectors, keeping, side_by_side, stopped
 from pipeline.embedding.batching import check_inputs, plan_batches
 from pipeline.embedding.digests import model_cache, remembered_sha256
 from pipeline.embedding.settings import MINILM, EmbeddingSettings
@@ -84,15 +84,11 @@ class FastEmbedEmbedder:
             for batch in batches:
                 vectors[batch] = await self._run(self._embed_batch, [texts[index] for index in batch])
 
-        tasks = [asyncio.create_task(work_off()) for _ in range(self._workers)]
         try:
-            await asyncio.gather(*tasks)
+            with keeping(vectors):
+                await side_by_side(work_off, self._workers)
         except EmbedderUnavailable as cause:
             raise stopped(cause, vectors) from cause.__cause__
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:

@@ -1,6 +1,7 @@
 """Embedding over HTTP with any OpenAI-compatible endpoint.
 
-What belongs here: requests, their sizes, their concurrency and their retries. What an answer means is openai_wire's.
+What belongs here: which texts travel together, and what becomes of those that are refused. When a request is sent, and sent
+again, is openai_session's, what an answer means openai_wire's.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ import asyncio
 import hashlib
 import json
 import logging
-import random
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
@@ -19,9 +21,10 @@ from tokenizers import Tokenizer
 
 from pipeline.api_keys import read_key
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
-from pipeline.embedding.base import ModelIdentity, TextsRefused, Vectors, stopped
+from pipeline.embedding.base import ModelIdentity, TextsRefused, Vectors, keeping, side_by_side, stopped
 from pipeline.embedding.batching import check_inputs, plan_requests
-from pipeline.embedding.openai_wire import BrokeDown, EncodingRefused, Refused, TryAgain, read_vectors, refused_for_good
+from pipeline.embedding.openai_session import KeepsBreakingDown, Session
+from pipeline.embedding.openai_wire import BrokeDown, EncodingRefused, Refused, TimedOut, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.proxies import client_mounts
@@ -31,17 +34,10 @@ _log = logging.getLogger(__name__)
 
 NATIVE_DIMENSIONS = {"text-embedding-3-small": 1536, "text-embedding-3-large": 3072, "text-embedding-ada-002": 1536}
 """Vector sizes documented by the vendor."""
-_LONGEST_BACKOFF_SECONDS = 60.0
-_LONGEST_ASKED_SECONDS = 120.0
-"""A server's longest wish that is waited for; limits of requests and tokens are commonly a minute's."""
 _ENCODINGS = ("base64", "float", None)
 """What is asked for, in turn: base64 is a quarter of the bytes, some servers know only floats, and LiteLLM in front of some
 vendors refuses the field itself."""
 _HARMLESS_TEXT = "text"
-
-
-class _KeepsBreakingDown(EmbedderUnavailable):
-    """The server failed in every try of a request."""
 
 
 class OpenAIEmbedder:
@@ -59,6 +55,7 @@ class OpenAIEmbedder:
         self._tokens = _token_counter(settings)
         self._identity = _identity(model, settings)
         self._encoding = 0
+        self._most_items = settings.request_items
 
     @property
     def identity(self) -> ModelIdentity:
@@ -73,38 +70,51 @@ class OpenAIEmbedder:
         return self._tokens
 
     async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
-        """See ``Embedder.embed``. The first request that fails for good cancels those under way, and what was answered before
-        comes with the error; a text the endpoint refuses costs no other."""
+        """See ``Embedder.embed``. After the first request that fails for good no other is sent; those under way are paid for, and
+        may end. A text the endpoint refuses costs no other."""
         check_inputs(texts, token_counts, max_tokens=self.max_tokens)
         settings = self._settings
-        requests = plan_requests(token_counts, max_tokens=settings.request_tokens, max_items=settings.request_items)
+        pending = iter(plan_requests(token_counts, max_tokens=settings.request_tokens, max_items=self._most_items))
         vectors = np.full((len(texts), self._identity.dimension), np.nan, np.float32)
         refused: dict[int, str] = {}
-        slots = asyncio.Semaphore(settings.concurrency)
+        async with self._session() as session:
 
-        async def embed_one(client: httpx.AsyncClient, request: list[int]) -> None:
-            async with slots:
-                await self._fill(client, {index: texts[index] for index in request}, vectors, refused)
+            async def work_off() -> None:
+                for request in pending:
+                    if session.failure:
+                        break
+                    try:
+                        await self._fill(session, {index: texts[index] for index in request}, vectors, refused)
+                    except (EmbedderUnavailable, ConfigError) as error:
+                        session.fail(error)
 
-        try:
-            async with self._client() as client, asyncio.TaskGroup() as group:
-                for request in requests:
-                    group.create_task(embed_one(client, request))
-        except BaseExceptionGroup as failures:
-            cause = failures.exceptions[0]
-            raise (stopped(cause, vectors) if isinstance(cause, EmbedderUnavailable | ConfigError) else cause) from None
+            with keeping(vectors):
+                await side_by_side(work_off, settings.concurrency)
+        if session.failure:
+            raise stopped(session.failure, vectors) from None
         if refused:
             raise TextsRefused(refused, vectors)
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:
         check_inputs([text], self._tokens.count([text]), max_tokens=self.max_tokens)
-        async with self._client() as client:
+        async with self._session() as session:
             try:
-                vectors: Vectors = (await self._request(client, [text]))[0]
+                vectors: Vectors = (await session.request([text]))[0]
             except Refused as refusal:
                 raise ConfigError(refused_for_good(str(refusal))) from None
         return vectors
+
+    @asynccontextmanager
+    async def _session(self) -> AsyncIterator[Session]:
+        settings = self._settings
+        async with self._client() as client:
+            yield Session(
+                partial(self._attempt, client),
+                url=settings.base_url,
+                max_attempts=settings.max_attempts,
+                first_wait_seconds=self._first_wait,
+            )
 
     def _client(self) -> httpx.AsyncClient:
         headers = {"authorization": f"Bearer {self._key}"} if self._key else {}
@@ -119,66 +129,62 @@ class OpenAIEmbedder:
 
     async def _fill(
         self,
-        client: httpx.AsyncClient,
+        session: Session,
         texts: Mapping[int, str],
         vectors: Vectors,
         refused: dict[int, str],
         *,
         suspected: bool = False,
+        late: int = 0,
     ) -> None:
         """Put the vectors of ``texts`` into their rows. A request the endpoint refuses is halved, until it is small enough or the
         text to blame stands alone: its reason is put into ``refused``.
 
         So is a request that the server breaks down over while it answers another. Its texts are ``suspected`` from then on: a
-        breakdown over them is a refusal, as each half would have to wait through all tries otherwise."""
-        rows = list(texts)
-        try:
-            vectors[rows] = await self._request(client, list(texts.values()), suspected=suspected)
-            return
-        except Refused as refusal:
-            if len(rows) == 1:
-                await self._check_that_the_text_is_to_blame(client, refusal)
-                refused[rows[0]] = str(refusal)
-                return
-            _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(rows), refusal)
-        except _KeepsBreakingDown as failure:
-            await self._check_that_another_text_is_answered(client, failure)
-            suspected = True
-            _log.warning("the endpoint answers another text: %d texts are sent again in halves; %s", len(rows), failure)
-        middle = len(rows) // 2
-        for half in filter(None, (rows[:middle], rows[middle:])):  # The first is empty for a lone text, which is asked for again.
-            await self._fill(client, {row: texts[row] for row in half}, vectors, refused, suspected=suspected)
+        breakdown over them is a refusal, as each half would have to wait through all tries otherwise.
 
-    async def _check_that_another_text_is_answered(self, client: httpx.AsyncClient, failure: EmbedderUnavailable) -> None:
+        So is one that it has not the time for: no text is to blame, and no larger one is sent any more. ``late`` counts how often
+        that was so in a row, nobody else being answered."""
+        rows = list(texts)
+        middle = len(rows) // 2
+        if len(rows) <= self._most_items:
+            answers = session.answers
+            try:
+                vectors[rows] = await session.request(list(texts.values()), suspected=suspected)
+                return
+            except Refused as refusal:
+                if len(rows) == 1:
+                    await self._check_that_the_text_is_to_blame(session, refusal)
+                    refused[rows[0]] = str(refusal)
+                    return
+                _log.warning("a request of %d texts is sent again in halves, the endpoint refused it: %s", len(rows), refusal)
+            except KeepsBreakingDown as failure:
+                await self._check_that_another_text_is_answered(session, failure)
+                suspected = True
+                _log.warning("the endpoint answers another text: %d texts are sent again in halves; %s", len(rows), failure)
+            except TimedOut as slow:
+                late = late + 1 if session.answers == answers else 1
+                if late == self._settings.max_attempts:
+                    url = self._settings.base_url
+                    raise EmbedderUnavailable(f"{url} did not answer in {late} attempts: {slow}") from None
+                self._most_items = min(self._most_items, middle)
+                _log.warning("a request of %d texts is sent again in halves: %s", len(rows), slow)
+        for half in filter(None, (rows[:middle], rows[middle:])):  # The first is empty for a lone text, which is asked for again.
+            await self._fill(session, {row: texts[row] for row in half}, vectors, refused, suspected=suspected, late=late)
+
+    async def _check_that_another_text_is_answered(self, session: Session, failure: EmbedderUnavailable) -> None:
         """Raise ``failure`` when none is at once."""
         try:
-            await self._attempt(client, [_HARMLESS_TEXT])
+            await session.send([_HARMLESS_TEXT])
         except (TryAgain, Refused):
             raise failure from None
 
-    async def _check_that_the_text_is_to_blame(self, client: httpx.AsyncClient, refusal: Refused) -> None:
+    async def _check_that_the_text_is_to_blame(self, session: Session, refusal: Refused) -> None:
         """Raise ConfigError when the endpoint refuses another text, too."""
         try:
-            await self._request(client, [_HARMLESS_TEXT])
+            await session.request([_HARMLESS_TEXT])
         except Refused:
             raise ConfigError(refused_for_good(str(refusal))) from None
-
-    async def _request(self, client: httpx.AsyncClient, texts: list[str], *, suspected: bool = False) -> Vectors:
-        attempts = self._settings.max_attempts
-        for attempt in range(1, attempts + 1):
-            try:
-                return await self._attempt(client, texts)
-            except TryAgain as verdict:
-                broke_down = isinstance(verdict, BrokeDown)
-                if broke_down and suspected:
-                    raise Refused(str(verdict)) from None
-                if attempt == attempts or (verdict.after or 0) > _LONGEST_ASKED_SECONDS:
-                    error = _KeepsBreakingDown if broke_down else EmbedderUnavailable
-                    raise error(f"{self._settings.base_url} did not answer in {attempt} attempts: {verdict}") from None
-                wait = self._wait_seconds(attempt, verdict.after)
-                _log.warning("embedding request %d of %d failed (%s); next in %.1f s", attempt, attempts, verdict, wait)
-            await asyncio.sleep(wait)
-        raise AssertionError("the last attempt returns or raises")
 
     async def _attempt(self, client: httpx.AsyncClient, texts: list[str]) -> Vectors:
         """One attempt, in the first encoding the endpoint takes. Requests under way at once learn it each for themselves."""
@@ -202,7 +208,8 @@ class OpenAIEmbedder:
             async with asyncio.timeout(seconds):  # httpx's own timeout is of each read: an answer in drops never exceeds it
                 response = await client.post(f"{self._settings.base_url}/embeddings", json=body)
         except TimeoutError:
-            raise TryAgain(f"no whole answer in {seconds:g} s") from None
+            remedy = "raise embedding.openai.timeout_seconds, or lower request_items or concurrency"
+            raise TimedOut(f"no whole answer in {seconds:g} s; {remedy}") from None
         except httpx.RequestError as error:
             hung_up = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)  # as a worker does that a text has killed
             raise (BrokeDown if hung_up else TryAgain)(f"{type(error).__name__} {error}".rstrip()) from None
@@ -213,12 +220,6 @@ class OpenAIEmbedder:
             key_hint=f"check the key in {self._settings.api_key_env or 'api_key_env (none is set)'}",
             secret=self._key,
         )
-
-    def _wait_seconds(self, attempt: int, asked: float | None) -> float:
-        """The server's wish when it has one, else doubling with full jitter of the upper half."""
-        backoff = min(_LONGEST_BACKOFF_SECONDS, self._first_wait * 2.0 ** (attempt - 1))
-        jittered = backoff * random.uniform(0.5, 1.0)  # noqa: S311 - spreads retries, guards nothing
-        return jittered if asked is None else asked + jittered / 10
 
 
 def _read_key(variable: str | None) -> str:

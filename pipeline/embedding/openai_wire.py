@@ -38,6 +38,18 @@ class BrokeDown(TryAgain):
     """The server failed. It may recover; or one of the texts makes it fail, as often as it is sent."""
 
 
+class Throttled(TryAgain):
+    """The server puts the request off: too much was asked of it, by whomever."""
+
+
+class TimedOut(TryAgain):
+    """No whole answer in the time there is: too many texts for it, it may be."""
+
+
+class Garbled(TryAgain):
+    """A whole answer that is of no use."""
+
+
 class Refused(Exception):
     """The server will not take this request, however often it is sent: for its texts, their number, or the settings."""
 
@@ -62,7 +74,7 @@ def read_vectors(response: httpx.Response, *, count: int, dimension: int, key_hi
         _refuse(response, body, key_hint=key_hint, secret=secret)
     data = body.get("data")
     if not isinstance(data, list):
-        raise TryAgain("the answer holds no data")
+        raise Garbled("the answer holds no data")
     return _stack(_in_request_order(data, count), dimension)
 
 
@@ -71,7 +83,7 @@ def _json(response: httpx.Response) -> Any:
         return response.json()
     except (ValueError, RecursionError):
         if response.status_code == 200:
-            raise TryAgain("the answer is not JSON") from None
+            raise Garbled("the answer is not JSON") from None
         return {}
 
 
@@ -91,13 +103,20 @@ def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str,
     if status >= 500 and "NaN" in message:  # Ollama cannot write down the vector of one of the texts.
         raise Refused(f"HTTP {status}: {message}")
     if status in RETRYABLE_STATUS:
-        after = seconds_asked(response.headers.get("retry-after"))
-        verdict = BrokeDown if status in _BREAKDOWNS and after is None else TryAgain
-        raise verdict(f"HTTP {status}: {message}", after)
+        after = _seconds_asked(response.headers)
+        if status == 429 or after is not None:
+            raise Throttled(f"HTTP {status}: {message}", after)
+        raise (BrokeDown if status in _BREAKDOWNS else TryAgain)(f"HTTP {status}: {message}")
     if status in (400, 413, 422):
         refusal = EncodingRefused if "encoding_format" in f"{message} {details.get('param')}" else Refused
         raise refusal(f"HTTP {status}: {message}")
     raise ConfigError(refused_for_good(f"HTTP {status}: {message}"))
+
+
+def _seconds_asked(headers: httpx.Headers) -> float | None:
+    """The server's wish, which OpenAI and Azure say in milliseconds, too."""
+    milliseconds = seconds_asked(headers.get("retry-after-ms"))
+    return seconds_asked(headers.get("retry-after")) if milliseconds is None else milliseconds / 1000
 
 
 def refused_for_good(reason: str) -> str:
@@ -116,17 +135,17 @@ def _message(error: Any, details: Mapping[str, Any]) -> str:
 
 def _in_request_order(data: list[Any], count: int) -> list[Any]:
     if len(data) != count:
-        raise TryAgain(f"{count} texts were sent, {len(data)} vectors came back")
+        raise Garbled(f"{count} texts were sent, {len(data)} vectors came back")
     ordered: dict[int, Any] = {}
     for position, item in enumerate(data):
         if not isinstance(item, Mapping) or "embedding" not in item:
-            raise TryAgain("an item of the answer holds no embedding")
+            raise Garbled("an item of the answer holds no embedding")
         index = item.get("index", position)
         if not isinstance(index, int):
-            raise TryAgain("an item of the answer has no usable index")
+            raise Garbled("an item of the answer has no usable index")
         ordered[index] = item["embedding"]
     if ordered.keys() != set(range(count)):
-        raise TryAgain("the answer's indices are not those of the texts sent")
+        raise Garbled("the answer's indices are not those of the texts sent")
     return [ordered[index] for index in range(count)]
 
 
@@ -154,4 +173,4 @@ def _values(embedding: Any) -> Vectors:
     except OverflowError:  # An integer beyond every float, which is as little of a vector as NaN.
         return np.empty(0, np.float32)
     except (binascii.Error, ValueError, TypeError) as error:
-        raise TryAgain(f"an embedding is neither base64 nor numbers: {error}") from None
+        raise Garbled(f"an embedding is neither base64 nor numbers: {error}") from None

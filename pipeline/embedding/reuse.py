@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.embedding.base import Embedder, PartlyEmbedded, TextsRefused, Vectors
+from pipeline.embedding.base import Embedder, EmbeddingCancelled, PartlyEmbedded, TextsRefused, Vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def embed_missing(
     """Vectors of all ``texts`` in order, running the model only on texts ``known`` (by digest) lacks, once each.
 
     ``known`` vectors must come from the same model. Raises ValueError when one has another dimension, and what
-    ``Embedder.embed`` raises but TextsRefused: PartlyEmbedded with a row for each of ``texts``.
+    ``Embedder.embed`` raises but TextsRefused: PartlyEmbedded and EmbeddingCancelled with a row for each of ``texts``.
     """
     if len(texts) != len(token_counts):
         raise ValueError(f"{len(texts)} texts came with {len(token_counts)} token counts")
@@ -55,12 +55,12 @@ async def embed_missing(
     first = {digest: index for index, digest in reversed(list(enumerate(digests))) if digest not in known}
     missing = sorted(first.values())
     counts = [token_counts[index] for index in missing]
-    stopped: PartlyEmbedded | None = None
+    ended: PartlyEmbedded | EmbeddingCancelled | None = None
     reasons: Mapping[int, str] = {}
     try:
         fresh = await embedder.embed([texts[index] for index in missing], counts)
-    except PartlyEmbedded as partly:
-        stopped, fresh = partly, partly.vectors
+    except (PartlyEmbedded, EmbeddingCancelled) as partly:
+        ended, fresh = partly, partly.vectors
     except TextsRefused as refusal:
         reasons, fresh = refusal.refused, refusal.vectors
     row_of = {digests[index]: row for row, index in enumerate(missing)}
@@ -76,8 +76,8 @@ async def embed_missing(
             vectors[index] = fresh[row]
             if row in reasons:
                 refused[index] = reasons[row]
-    if stopped:
-        raise PartlyEmbedded(stopped.cause, vectors)
+    if ended:
+        raise PartlyEmbedded(ended.cause, vectors) if isinstance(ended, PartlyEmbedded) else EmbeddingCancelled(vectors)
     stats = EmbedStats(
         computed=len(missing),
         reused=reused,

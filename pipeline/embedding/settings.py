@@ -25,9 +25,14 @@ class _Settings(BaseModel):
 class OpenAISettings(_Settings):
     """An OpenAI-compatible ``POST {base_url}/embeddings``: OpenAI, Azure's v1 API, vLLM, TEI, Ollama, LiteLLM and the like."""
 
-    base_url: str = Field(default=OPENAI_URL, description="What stands before `/embeddings`.")
+    base_url: str = Field(
+        default=OPENAI_URL,
+        description="What stands before `/embeddings`. Part of the model's name: at another address it is another model.",
+    )
     api_key_env: str | None = Field(
-        default="OPENAI_API_KEY", description="Variable that holds the key; null for an open endpoint."
+        default="OPENAI_API_KEY",
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="Variable that holds the key; null for an open endpoint.",
     )
     dimensions: PositiveInt | None = Field(
         default=None, description="Vector size asked of the endpoint (Matryoshka models only)."
@@ -39,11 +44,15 @@ class OpenAISettings(_Settings):
     max_tokens: PositiveInt = Field(default=8191, description="The model's input limit.")
     request_tokens: PositiveInt = Field(default=100_000, description="Tokens a request; OpenAI documents a limit of 300,000.")
     request_items: PositiveInt = Field(
-        default=512, description="Texts a request; OpenAI documents 2,048, other servers as few as 32."
+        default=512,
+        description="Texts a request; OpenAI documents 2,048, other servers as few as 32. Fewer where these take too long.",
     )
     concurrency: PositiveInt = Field(default=4, description="Requests under way at once.")
     timeout_seconds: PositiveFloat = Field(default=60.0, description="Of one attempt of a request.")
-    max_attempts: PositiveInt = Field(default=6, description="Tries of one request, the first included.")
+    max_attempts: PositiveInt = Field(
+        default=6,
+        description="Tries of one request, the first included; one put off (429) while others are answered is none.",
+    )
 
     @field_validator("base_url")
     @classmethod
@@ -80,8 +89,8 @@ class EmbeddingSettings(_Settings):
     normalize: bool = Field(default=True, description="Vectors of length 1, of a model fastembed does not know.")
     passage_prefix: str | None = Field(
         default=None,
-        description="Put before every text that is embedded, such as `passage: `; a model that asks for prefixes is refused "
-        "until both are set (empty: none).",
+        description="Put before every text that is embedded, such as `passage: `; a fastembed model that asks for prefixes "
+        "is refused until both are set (empty: none).",
     )
     query_prefix: str | None = Field(default=None, description="Put before every question, such as `query: `.")
     threads: PositiveInt | None = Field(
