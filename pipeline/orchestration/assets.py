@@ -100,11 +100,11 @@ def _file_asset(
 
 
 def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
-    async def compute(context: dg.AssetExecutionContext, exports: Exports, config: FetchConfig) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, exports: Exports, config: FetchConfig) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await fetch(export, keys, run_id=run_id, refetch=config.refetch)
 
-        return await _run(context, exports, settings, stage, "parsed_payloads")
+        return _run(context, exports, settings, stage, "parsed_payloads")
 
     return _file_asset(
         settings,
@@ -119,11 +119,11 @@ def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
 
 
 def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
-    async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await chunk(export, keys, run_id=run_id)
 
-        return await _run(context, exports, settings, stage, "chunks")
+        return _run(context, exports, settings, stage, "chunks")
 
     return _file_asset(
         settings,
@@ -138,12 +138,12 @@ def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
 
 
 def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
-    async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             held = await asyncio.to_thread(of_former_use, export)
             return await embed(export, keys, run_id=run_id, held=held)
 
-        return await _run(context, exports, settings, stage, "embeddings")
+        return _run(context, exports, settings, stage, "embeddings")
 
     return _file_asset(
         settings,
@@ -159,11 +159,11 @@ def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
 
 
 def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
-    async def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await load(export, sink, keys, run_id=run_id)
 
-        return await _run(context, exports, settings, stage)
+        return _run(context, exports, settings, stage)
 
     kind = pool_of(settings, sink)
     return _file_asset(
@@ -179,14 +179,14 @@ def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
     )
 
 
-async def _run(
+def _run(
     context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Dataset | None = None
 ) -> dg.MaterializeResult[Any]:
     keys = _partition_keys(context)
     export = exports.open(settings, context.instance)
     try:
-        async with kept(export, context.run.run_id):
-            report = await stage(export, keys, context.run.run_id)
+        # Not in Dagster's own loop, which an interrupt leaves as it stands: this one cancels the stage, which keeps what it has.
+        report = asyncio.run(_kept_stage(export, stage, keys, context.run.run_id))
     except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
     left_out = report.failures | report.not_ready
@@ -202,6 +202,11 @@ async def _run(
         metadata["files_in_run"] = len(keys)
         context.log_event(dg.AssetObservation(context.asset_key, metadata=report_metadata(report)))
     return dg.MaterializeResult(metadata=metadata)
+
+
+async def _kept_stage(export: Export, stage: Stage, keys: list[str], run_id: str) -> StageReport:
+    async with kept(export, run_id):
+        return await stage(export, keys, run_id)
 
 
 def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:

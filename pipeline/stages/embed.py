@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.embedding.base import PartlyEmbedded, Vectors
+from pipeline.embedding.base import EmbeddingCancelled, PartlyEmbedded, Vectors
 from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.ledger.models import MODEL, FileRow
@@ -180,9 +180,14 @@ async def _embed_files(
     tokens = [count for file in files for count in file.table["chunk_token_count"].to_pylist()]
     try:
         vectors, stats = await embed_missing(export.embedder, texts, tokens, known)
-    except PartlyEmbedded as partly:
-        await asyncio.to_thread(_write, export, files, partly.vectors, {}, known, run_id, StageReport("embed"))
-        raise partly.cause from partly.cause.__cause__
+    except (PartlyEmbedded, EmbeddingCancelled) as ended:
+        await asyncio.to_thread(_write, export, files, ended.vectors, {}, known, run_id, StageReport("embed"))
+        if isinstance(ended, EmbeddingCancelled):
+            raise
+        await asyncio.to_thread(
+            export.record_sink_state, MODEL, None
+        )  # it has answered some: it backs off as after a first failure
+        raise ended.cause from ended.cause.__cause__
     report.numbers["computed"] += stats.computed
     report.numbers["reused"] += stats.reused
     report.numbers["duplicates"] += stats.duplicates

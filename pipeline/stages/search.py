@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
+import numpy as np
+
+from pipeline.embedding.base import Embedder, Vectors
+from pipeline.errors import EmbedderUnavailable
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
 from pipeline.sinks.word_forms import in_every_form
@@ -26,10 +30,21 @@ async def search(
     except UnicodeEncodeError:
         raise ValueError(f"the search text {text!a} is not UTF-8; type it as your locale has it") from None
     tenant_id, config = await export.scope()
-    vector = None if mode == "text" else await export.embedder.embed_query(text)
+    vector = None if mode == "text" else await _vector_of(export.embedder, text)
     async with opened_sink(export, sink, tenant_id) as exporter:
         words = None if mode == "vector" else in_every_form(text)
         return await exporter.search(SearchRequest(config, mode, vector, words, k, filters or {}))
+
+
+async def _vector_of(embedder: Embedder, text: str) -> Vectors:
+    """Raises EmbedderUnavailable for a vector that is near to nothing: a store would answer it with nothing."""
+    vector = await embedder.embed_query(text)
+    norm = np.linalg.norm(vector)
+    if norm == 0 or not np.isfinite(norm):
+        raise EmbedderUnavailable(
+            f"the model {embedder.identity.name} answered the question with a vector that is not finite or all zero"
+        )
+    return vector
 
 
 async def records(export: Export, sink: str, file_ids: Sequence[str] | None = None) -> AsyncGenerator[ChunkRecord, None]:

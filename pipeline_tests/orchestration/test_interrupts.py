@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import dagster as dg
+import numpy as np
 import pytest
 
 import pipeline.orchestration.assets
+from pipeline.embedding.base import Vectors, keeping
+from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.orchestration.launcher import sync
 from pipeline.orchestration.partitions import UNFINISHED
 from pipeline.stages.export import Export
@@ -49,6 +53,36 @@ def test_a_signal_ends_a_sync_of_several_runs_and_the_next_one_does_the_rest(
             patched.setattr(pipeline.orchestration.assets, "chunk", chunk)
             assert_ended_and_made_good(world, runs=1)
         assert sync(world.settings, world.instance).ok
+        world.assert_settled()
+
+
+class Interrupted(ConstantEmbedder):
+    """Is interrupted before the last of the texts."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__()
+        self.number = number
+
+    async def embed(self, texts: Sequence[str], token_counts: Sequence[int]) -> Vectors:
+        vectors = await super().embed(texts, token_counts)
+        vectors[-1] = np.nan
+        with keeping(vectors):
+            await asyncio.to_thread(os.kill, os.getpid(), self.number)
+            await asyncio.sleep(60)
+        raise AssertionError("it was not interrupted")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_embedded_before_a_signal_is_not_embedded_again(tmp_path: Path, number: signal.Signals) -> None:
+    with open_world(tmp_path) as world:
+        for n in range(3):
+            world.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
+        world.refresh()
+        usual, world.export.embedder = world.export.embedder, Interrupted(number)
+        assert_ended_and_made_good(world, runs=1)
+        world.export.embedder = usual
+        assert sync(world.settings, world.instance).ok
+        assert world.numbers("embeddings")["computed"] == 1
         world.assert_settled()
 
 

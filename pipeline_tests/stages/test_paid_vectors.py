@@ -13,6 +13,7 @@ import pytest
 from pipeline.embedding.base import PartlyEmbedded, Vectors
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import EmbedderUnavailable
+from pipeline.ledger.models import MODEL
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
@@ -123,6 +124,47 @@ def test_a_refused_edit_costs_no_vector_of_the_version_before(world: World, till
     world.ingest()
     assert till.paid == paid
     world.assert_settled()
+
+
+def test_an_endpoint_that_answers_some_each_time_backs_off_as_after_a_first_failure(world: World, till: Till) -> None:
+    for answered in (4, 6, 10):
+        stops_after(till, answered)
+        assert not world.sync().ok
+        assert till.paid.total() == answered
+        assert world.export.ledger.sink_states()[MODEL].attempts == 1
+    stops_after(till, 0)
+    world.sync()
+    assert world.export.ledger.sink_states()[MODEL].attempts == 2
+
+
+def test_what_was_answered_before_an_interruption_is_kept(world: World, till: Till) -> None:
+    world.refresh()
+    export = world.export
+    asyncio.run(detect(export, complete=True))
+    files = list(export.ledger.files())
+    asyncio.run(fetch(export, files, run_id="run"))
+    asyncio.run(chunk(export, files, run_id="run"))
+
+    async def interrupted() -> None:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task
+
+        def interrupt(_texts: list[str]) -> None:
+            if till.paid.total() >= 6:
+                loop.call_soon_threadsafe(task.cancel)
+
+        till.refuses = interrupt
+        await embed(export, files, run_id="run")
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(interrupted())
+    assert 6 <= till.paid.total() < SECTIONS + 3
+    answered = till.paid.copy()
+    till.refuses = lambda _texts: None
+    asyncio.run(embed(export, files, run_id="run"))
+    again = till.paid - answered
+    assert till.paid.total() - (SECTIONS + 3) <= 2  # the request under way when it was interrupted
+    assert again.total() >= SECTIONS + 3 - answered.total()
 
 
 class Failing(ConstantEmbedder):

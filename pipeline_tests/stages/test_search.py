@@ -9,8 +9,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
+from pipeline.embedding.base import Vectors
+from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.errors import EmbedderUnavailable
 from pipeline.sinks.base import SearchMode
 from pipeline.stages.search import search
 from pipeline_tests.conformance.harness import load_harness
@@ -66,3 +70,29 @@ def test_half_a_surrogate_pair_in_a_question_is_said_in_one_line(world: World, s
     for mode in MODES:
         with pytest.raises(ValueError, match=r"^the search text 'caf\\udce9' is not UTF-8; type it as your locale has it$"):
             asyncio.run(search(world.export, sink, "caf\udce9", mode=mode))
+
+
+class Speechless(ConstantEmbedder):
+    """Has no direction for a question."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = np.float32(value)
+
+    async def embed_query(self, text: str) -> Vectors:
+        return np.full(self.identity.dimension, self.value)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("mode", ["vector", "hybrid"])
+def test_a_question_without_a_direction_is_the_model_s_failure_and_not_an_answer_of_nothing(
+    tmp_path: Path, mode: SearchMode, value: float
+) -> None:
+    with open_world(tmp_path) as world:
+        world.write("a.md", "Something.\n")
+        world.ingest()
+        world.export.embedder = Speechless(value)
+        with pytest.raises(
+            EmbedderUnavailable, match="constant answered the question with a vector that is not finite or all zero"
+        ):
+            _found(world, "lancedb", "something", mode)
