@@ -295,7 +295,11 @@ class LanceDBExporter(Exporter):
         return self._hits(rows, similarity)
 
     async def _by_text(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
-        query = table.query().where(where).nearest_to_text(cast(str, request.text), columns=["text"])
+        from lancedb.query import MatchQuery
+
+        # Of a plain string Lance would take what is in quotes for a phrase.
+        words = MatchQuery(cast(str, request.text), "text")  # type: ignore[call-arg]  # its defaults are pydantic's
+        query = table.query().where(where).nearest_to_text(words)
         rows = await self._nearest(query, "_score", k)
         return self._hits(rows, rows["_score"].to_pylist())
 
