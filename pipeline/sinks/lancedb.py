@@ -1,11 +1,12 @@
 """The LanceDB sink: a directory (local or in an object store), many reading and writing processes, no server.
 
-What belongs here: talking to LanceDB. How the table lies on disk is ``lancedb_table``'s. Credentials of an object store are
-read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and its kin, documented by the vendor).
+What belongs here: talking to LanceDB. How the table lies on disk is ``lancedb_table``'s, what keeps it quick and small
+``lancedb_upkeep``'s. Credentials of an object store are read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and
+its kin, documented by the vendor).
 
 Text search finds words as they are, in any language, with or without spaces between them: nothing is stemmed, no word is too
-common. A table that an earlier version indexed for English gets that index anew at the end of its next run, and answers by the
-old one until then.
+common. A table that an earlier version indexed for English, or its vectors coarsely, gets that index anew at the end of its next
+run, and answers by the old one until then.
 
 ``lancedb`` takes seconds to import, so it is imported where it is used: first in a thread, when the database is opened.
 """
@@ -13,12 +14,11 @@ old one until then.
 from __future__ import annotations
 
 import asyncio
-import warnings
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -42,11 +42,11 @@ from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
-from pipeline.sinks.lancedb_sweep import sweep
+from pipeline.sinks.lancedb_upkeep import Upkeep, rewrite_rows
 from pipeline.sinks.records import ChunkRecord, FileRecords, in_order, to_records
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
-from pipeline.urls import local_directory, one_spelling
+from pipeline.urls import one_spelling
 
 if TYPE_CHECKING:
     from lancedb.query import AsyncStandardQuery
@@ -58,24 +58,17 @@ _FILES_PER_COMMIT: Final = 500
 _BYTES_PER_COMMIT: Final = 64 * 2**20
 _BYTES_PER_FETCH: Final = 32 * 2**20
 _TEXT_BYTES_GUESSED: Final = 4096
-REFINE_FACTOR: Final = 10
-"""Candidates per result that are scored again with the exact vectors, once an ANN index exists."""
+_CANDIDATES_PER_RESULT: Final = 10
+_LEAST_CANDIDATES: Final = 400
+"""Of 300,000 vectors in 400 clusters so many held the ten nearest, or 97 % of them where a cluster's were all but the same."""
 
 _ALL_IF_NEEDED: Final = 0
 """No upper limit: Lance searches the nearest 20 partitions first, and further ones only while it has too few results."""
 
-_WORDS: Final[Mapping[str, Any]] = {
-    "base_tokenizer": "icu",
-    "stem": False,
-    "remove_stop_words": False,
-    "max_token_length": 256,
-}
-"""Right for text of any language: Unicode word boundaries, nothing that knows English alone. Words are shorter than 256 bytes,
-as Lucene's are: nobody searches for what is longer, such as an image in base64."""
 
-
-# Meant by who purges. For the whole process: to catch a warning around one call is not safe among threads.
-warnings.filterwarnings("ignore", r"optimize\(cleanup_older_than=0\) removes every version except the latest", UserWarning)
+def refine_factor(k: int) -> int:
+    """Candidates per result that are scored again with the exact vectors, once an approximate index exists."""
+    return max(_CANDIDATES_PER_RESULT, -(-_LEAST_CANDIDATES // k))
 
 
 class LanceDBSettings(SinkSettings):
@@ -89,7 +82,7 @@ class LanceDBSettings(SinkSettings):
         default=100_000, ge=256, description="From this size on vectors get an approximate index; below, search is exact."
     )
     keep_versions_minutes: int = Field(
-        default=60, ge=1, description="Old versions younger than this survive optimize(), for readers still using them."
+        default=60, ge=1, description="Versions younger than this survive, for their readers; a run drops those twice as old."
     )
 
     def place(self) -> tuple[object, ...]:
@@ -108,6 +101,8 @@ class LanceDBExporter(Exporter):
         super().__init__(settings, context)
         self._store = LanceStore(settings.uri, f"{settings.table_prefix}_{context.model.slug}")
         self._dimension = context.model.dimension
+        keep = timedelta(minutes=settings.keep_versions_minutes)
+        self._upkeep = Upkeep(self._store, self._dimension, settings.index_threshold_rows, keep)
         self._checks = (partial(fields_of_file, declared=context.metadata_fields), check_vectors)
 
     @property
@@ -120,7 +115,7 @@ class LanceDBExporter(Exporter):
         table = await self._store.create(layout.table_schema(self.context.model, declared))
         await self._store.commit("add metadata fields", partial(self._add_missing_fields, table))
         await self._fill_added_fields(table)
-        await self._store.commit("create the indexes", partial(self._create_indexes, table))
+        await self._upkeep.create_indexes(table)
 
     async def _add_missing_fields(self, table: AsyncTable) -> None:
         missing = layout.check_schema(await table.schema(), self.table_name, self.context.model, self.context.metadata_fields)
@@ -137,7 +132,7 @@ class LanceDBExporter(Exporter):
         added = layout.unfilled_in(schema, self.context.metadata_fields)
         if not added:
             return
-        await self._store.commit("rewrite the table", partial(_rewrite_rows, table))
+        await self._store.commit("rewrite the table", partial(rewrite_rows, table))
         async with self._store.pinned() as pinned:
             async for rows in self._whole_files(pinned, " OR ".join(map(layout.unfilled, added))):
                 await self._store.commit("fill metadata fields", partial(self._rewrite, table, rows))
@@ -150,23 +145,6 @@ class LanceDBExporter(Exporter):
         encoded = await asyncio.to_thread(self._encode, records, await table.schema())
         unchanged = "target.record_set_hash = source.record_set_hash"
         await table.merge_insert("id").when_matched_update_all(where=unchanged).execute(encoded)
-
-    async def _create_indexes(self, table: AsyncTable, *, replace: bool = False) -> None:
-        from lancedb.index import FTS, BTree
-
-        wanted: dict[str, Any] = {"text": FTS(**_WORDS), "parsed_directory_file_id": BTree()}
-        held = {column for index in await table.list_indices() for column in index.columns}
-        for column, config in wanted.items():
-            if replace or column not in held:
-                await table.create_index(column, config=config, replace=replace)
-
-    async def _renew_text_index(self, table: AsyncTable) -> None:
-        """Replace one that has other words, as earlier versions made it; it answers until the new one does."""
-        from lancedb.index import FTS
-
-        held = [index.index_details for index in await table.list_indices() if "text" in index.columns]
-        if any(not _WORDS.items() <= (words or {}).items() for words in held):
-            await table.create_index("text", config=FTS(**_WORDS), replace=True)
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One commit, a merge, for up to 500 files and 64 MB: upserts by id, and deletes what these files had beyond it."""
@@ -290,12 +268,16 @@ class LanceDBExporter(Exporter):
 
     async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
         query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")
-        rows = await self._nearest(query.refine_factor(REFINE_FACTOR).maximum_nprobes(_ALL_IF_NEEDED), "_distance", k)
+        rows = await self._nearest(query.refine_factor(refine_factor(k)).maximum_nprobes(_ALL_IF_NEEDED), "_distance", k)
         similarity = np.clip(1.0 - rows["_distance"].to_numpy(), -1.0, 1.0).tolist()
         return self._hits(rows, similarity)
 
     async def _by_text(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
-        query = table.query().where(where).nearest_to_text(cast(str, request.text), columns=["text"])
+        from lancedb.query import MatchQuery
+
+        # Of a plain string Lance would take what is in quotes for a phrase.
+        words = MatchQuery(cast(str, request.text), "text")  # type: ignore[call-arg]  # its defaults are pydantic's
+        query = table.query().where(where).nearest_to_text(words)
         rows = await self._nearest(query, "_score", k)
         return self._hits(rows, rows["_score"].to_pylist())
 
@@ -308,37 +290,11 @@ class LanceDBExporter(Exporter):
         return [SearchHit(record, score) for record, score in zip(records, scores, strict=True)]
 
     async def optimize(self) -> None:
-        """Compact, bring the indexes up to date, build the vector index once it pays, and drop versions past their time."""
-        table = await self._store.table()
-        await self._store.commit("build the vector index", partial(self._create_vector_index, table))
-        await self._store.commit("rebuild the text index", partial(self._renew_text_index, table))
-        await self._tidy(table, timedelta(minutes=self.settings.keep_versions_minutes))
-
-    async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
-        await self._store.commit("optimize the table", partial(table.optimize, cleanup_older_than=keep))
-        await self._store.call("sweep the table", partial(_sweep, table))
-
-    async def _create_vector_index(self, table: AsyncTable) -> None:
-        from lancedb.index import IvfFlat, IvfRq
-
-        if await table.count_rows() < self.settings.index_threshold_rows:
-            return
-        if any("vector" in index.columns for index in await table.list_indices()):
-            return
-        config = IvfFlat if self._dimension % 8 else IvfRq  # RaBitQ packs eight dimensions into a byte
-        await table.create_index("vector", config=config(distance_type="cosine"))
+        """Build or renew the indexes where it pays, and compact, index and prune once enough has been written for that."""
+        await self._upkeep.optimize(await self._store.table())
 
     async def purge_history(self) -> None:
-        """Write every row and every text index anew and drop all else: deleted rows lie on in the files they were in.
-
-        Lance drops old versions before it brings the vector index up to date, so the index over the deleted rows goes with
-        the second call.
-        """
-        table = await self._store.table()
-        await self._store.commit("rewrite the table", partial(_rewrite_rows, table))
-        await self._store.commit("rebuild the indexes", partial(self._create_indexes, table, replace=True))
-        await self._tidy(table, timedelta(0))
-        await self._tidy(table, timedelta(0))
+        await self._upkeep.purge(await self._store.table())
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One scan of two columns, a batch of rows in memory at a time."""
@@ -350,17 +306,6 @@ class LanceDBExporter(Exporter):
 
     async def close(self) -> None:
         self._store.close()
-
-
-async def _rewrite_rows(table: AsyncTable) -> None:
-    """Every row as it is, in new data files."""
-    await table.update(updates_sql={"chunk_count": "chunk_count"})
-
-
-async def _sweep(table: AsyncTable) -> None:
-    directory = local_directory(await table.uri())
-    if directory:
-        await asyncio.to_thread(sweep, directory)
 
 
 async def _scopes(table: AsyncTable) -> frozenset[tuple[str, str]]:

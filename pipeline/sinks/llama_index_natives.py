@@ -47,26 +47,27 @@ def _lancedb(exporter: Any, export_config_id: str) -> NativeStore:
     from llama_index.vector_stores.lancedb import LanceDBVectorStore
 
     from pipeline.sinks import lancedb_table as layout
-    from pipeline.sinks.lancedb import REFINE_FACTOR
+    from pipeline.sinks.lancedb import refine_factor
 
     class Store(LanceDBVectorStore):
         def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-            """Where the nearest partitions of the index hold too few that match, all are searched, as by the sink."""
-            found = self._query(query, kwargs)
+            """As the sink searches: as many candidates, and all partitions where the nearest hold too few that match."""
+            options = {"refine_factor": refine_factor(query.similarity_top_k)}
+            found = self.model_copy(update=options)._query(query, kwargs)
             if len(found.ids or ()) < query.similarity_top_k:
-                return self.model_copy(update={"nprobes": _EVERY_PARTITION})._query(query, kwargs)
+                return self.model_copy(update={**options, "nprobes": _EVERY_PARTITION})._query(query, kwargs)
             return found
 
-        def _query(self, query: VectorStoreQuery, options: dict[str, Any]) -> VectorStoreQueryResult:
+        def _query(self, query: VectorStoreQuery, keywords: dict[str, Any]) -> VectorStoreQueryResult:
             """LlamaIndex's store raises a Warning for an empty result."""
             try:
-                return super().query(query, **options)
+                return super().query(query, **keywords)
             except Warning:
                 return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
 
     connection = lancedb.connect(exporter.settings.uri, read_consistency_interval=timedelta(0))
     uri, name = exporter.settings.uri, exporter.table_name
-    store = Store(connection=connection, uri=uri, table_name=name, refine_factor=REFINE_FACTOR)
+    store = Store(connection=connection, uri=uri, table_name=name)
     scope = layout.scope(exporter.context.tenant_id, export_config_id)
     render = _by_argument("where", lambda found: " AND ".join([scope, *map(layout.render, found)]))
     return NativeStore(store, render, close=lambda: None)

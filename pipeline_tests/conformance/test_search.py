@@ -173,6 +173,17 @@ async def test_any_text_can_be_searched_for(bench: Bench, text: str) -> None:
     assert await bench.search(SearchRequest(bench.config, mode="text", text=text)) == []
 
 
+@pytest.mark.parametrize("mode", ["text", "hybrid"])
+@pytest.mark.parametrize("text", ['"portal outage"', '"portal" or "outage"', '"Portal"', '"portal outage'])
+async def test_text_in_quotes_is_answered(bench: Bench, mode: Any, text: str) -> None:
+    _require(bench, mode)
+    file = bench.file("dfl-1", ["after the portal outage", "a weir"])
+    await bench.replace(file, bench.file("dfl-2", 3))
+    await bench.exporter.optimize()
+    hits = await bench.search(SearchRequest(bench.config, mode=mode, vector=matrix(file.table)[0], text=text, k=5))
+    assert (hits[0].record.parsed_directory_file_id, hits[0].record.chunk_index) == ("dfl-1", 0)
+
+
 async def test_hybrid_search_ranks_first_what_both_find(bench: Bench) -> None:
     _require(bench, "hybrid")
     file = bench.file("dfl-1", ["the sluice gate", "sluice", "a weir"])

@@ -24,7 +24,7 @@ from pipeline.sinks.llama_index_natives import native_store
 from pipeline.sinks.llama_index_reader import SinkVectorStore
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
-from pipeline_tests.sinks.test_recall import MODEL, Vectors, clustered_vectors, with_vectors
+from pipeline_tests.sinks.test_recall import ALIKE, MODEL, Vectors, clustered_vectors, with_vectors
 
 K, SMALL, LARGE, PARTITIONS = 10, 12, 6000, 60
 
@@ -36,7 +36,7 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     made = Bench(LanceDBUnderTest(str(tmp_path)), model=MODEL, tenant="prj-1", opened=[exporter])
     await exporter.provision()
     await made.replace(
-        *(with_vectors(made.file("dfl-1", n, config=f"{n}"), clustered_vectors(n, seed=1)) for n in (SMALL, LARGE))
+        *(with_vectors(made.file("dfl-1", n, config=f"{n}"), clustered_vectors(n, 1, ALIKE)) for n in (SMALL, LARGE))
     )
     table = await (await lancedb.connect_async(str(tmp_path))).open_table(exporter.table_name)
     await table.create_index("vector", config=IvfRq(distance_type="cosine", num_partitions=PARTITIONS))
@@ -53,8 +53,8 @@ def found(store: Any, query: Vectors, k: int) -> list[int]:
 async def test_lancedb_finds_as_much_through_llama_indexs_store(bench: Bench, size: int) -> None:
     reader = bench.open()
     store = SinkVectorStore(reader, f"{size}", EventLoopThread(), native_store(reader, f"{size}"))
-    vectors, hits = clustered_vectors(size, seed=1), 0
-    queries = clustered_vectors(20, seed=0)
+    vectors, hits = clustered_vectors(size, 1, ALIKE), 0
+    queries = clustered_vectors(20, 0, ALIKE)
     for query in queries:
         nearest = np.argsort(-(vectors @ query))[:K].tolist()
         held = found(store, query, K)

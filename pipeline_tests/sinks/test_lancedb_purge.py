@@ -62,7 +62,9 @@ async def test_purging_leaves_no_byte_of_an_erased_text(bench: Bench, tmp_path: 
     assert await bench.search(SearchRequest(bench.config, mode="text", text="gauge", k=1))
 
 
-async def test_purging_leaves_no_vector_of_an_erased_file_in_the_index(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [0, 100])
+async def test_purging_leaves_no_vector_of_an_erased_file_in_the_index(bench: Bench, tmp_path: Path, more: int) -> None:
+    """Whether the index is one part, or another was added with more rows."""
     kept, erased = bench.file("dfl-kept", 400), bench.file("dfl-erased", 1)
     vector = np.array([0.5] * 4 + [0.0] * 8, "<f4")  # of length 1, so it lies in the index as it is
     column = pa.FixedSizeListArray.from_arrays(pa.array(vector), MODEL.dimension)
@@ -70,6 +72,8 @@ async def test_purging_leaves_no_vector_of_an_erased_file_in_the_index(bench: Be
         erased.table.schema.get_field_index("embedding"), erased.table.schema.field("embedding"), column
     )
     await bench.replace(kept, dataclasses.replace(erased, table=table))
+    await bench.exporter.optimize()
+    await bench.replace(bench.file("dfl-more", more))
     await bench.exporter.optimize()
     await bench.delete("dfl-erased")
     assert [path for path in files_with(tmp_path, vector.tobytes()) if "_indices" in path.parts]

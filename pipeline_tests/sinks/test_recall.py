@@ -24,19 +24,31 @@ from pipeline_tests.postgres import fresh_database, postgres
 from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
 MODEL = ModelIdentity("recall", "recall/1", 64)
-FILES, CHUNKS, CLUSTERS, QUERIES, K = 10, 1000, 400, 100, 10
-SPREAD = 0.5
-"""Length of a vector's distance from its cluster's centre, whose length is 1."""
+FILES, CHUNKS, QUERIES, K = 10, 1000, 100, 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """How alike vectors are."""
+
+    count: int
+    spread: float
+    """Length of a vector's distance from its cluster's centre, whose length is 1."""
+
+
+MANY = Clusters(400, 0.5)
+ALIKE = Clusters(20, 0.2)
+"""Each has fifty times as many vectors as are asked for: an index that cannot tell them apart loses most."""
 
 Vectors = npt.NDArray[np.float32]
 
 
-def clustered_vectors(count: int, seed: int) -> Vectors:
+def clustered_vectors(count: int, seed: int, clusters: Clusters = MANY) -> Vectors:
     """Unit vectors around the same centres whatever the seed, as texts on the same subjects have."""
-    centres = _unit(np.random.default_rng(0).standard_normal((CLUSTERS, MODEL.dimension)))
+    centres = _unit(np.random.default_rng(0).standard_normal((clusters.count, MODEL.dimension)))
     generator = np.random.default_rng(seed)
     noise = _unit(generator.standard_normal((count, MODEL.dimension)))
-    return _unit(centres[generator.integers(CLUSTERS, size=count)] + SPREAD * noise).astype(np.float32)
+    return _unit(centres[generator.integers(clusters.count, size=count)] + clusters.spread * noise).astype(np.float32)
 
 
 def _unit(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any]]:
@@ -44,8 +56,8 @@ def _unit(vectors: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.floating[Any
     return normed
 
 
-def files_of(bench: Bench) -> list[FileRecords]:
-    return [with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, seed=n + 1)) for n in range(FILES)]
+def files_of(bench: Bench, clusters: Clusters) -> list[FileRecords]:
+    return [with_vectors(bench.file(f"dfl-{n}", CHUNKS), clustered_vectors(CHUNKS, n + 1, clusters)) for n in range(FILES)]
 
 
 def with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
@@ -53,15 +65,15 @@ def with_vectors(file: FileRecords, vectors: Vectors) -> FileRecords:
     return dataclasses.replace(file, table=file.table.set_column(index, file.table.schema.field(index), vector_column(vectors)))
 
 
-async def recall(bench: Bench, files: list[FileRecords]) -> float:
-    """Share of the K nearest of each query that a search finds."""
+async def recall(bench: Bench, files: list[FileRecords], clusters: Clusters, k: int = K) -> float:
+    """Share of the k nearest of each query that a search finds."""
     vectors = np.vstack([matrix(file.table) for file in files])
     found = 0
-    for query in clustered_vectors(QUERIES, seed=0):
-        nearest = {(files[i // CHUNKS].file_id, i % CHUNKS) for i in np.argsort(-(vectors @ query))[:K].tolist()}
-        hits = await bench.search(SearchRequest(bench.config, vector=query, k=K))
+    for query in clustered_vectors(QUERIES, 0, clusters):
+        nearest = {(files[i // CHUNKS].file_id, i % CHUNKS) for i in np.argsort(-(vectors @ query))[:k].tolist()}
+        hits = await bench.search(SearchRequest(bench.config, vector=query, k=k))
         found += len(nearest & {(hit.record.parsed_directory_file_id, hit.record.chunk_index) for hit in hits})
-    return found / (QUERIES * K)
+    return found / (QUERIES * k)
 
 
 async def test_lancedb_finds_by_its_index_what_an_exact_search_finds(tmp_path: Path) -> None:
@@ -69,12 +81,13 @@ async def test_lancedb_finds_by_its_index_what_an_exact_search_finds(tmp_path: P
     exporter = LanceDBExporter(settings, SinkContext("prj-1", MODEL))
     bench = Bench(LanceDBUnderTest(str(tmp_path)), model=MODEL, tenant="prj-1", opened=[exporter])
     await exporter.provision()
-    files = files_of(bench)
+    files = files_of(bench, ALIKE)
     await bench.replace(*files)
     await exporter.optimize()
     table = await (await lancedb.connect_async(str(tmp_path))).open_table(exporter.table_name)
     assert "vector" in {column for index in await table.list_indices() for column in index.columns}
-    assert await recall(bench, files) >= 0.98
+    for k in (1, K, 10 * K):
+        assert await recall(bench, files, ALIKE, k) >= 0.98, k
     await exporter.close()
 
 
@@ -103,11 +116,11 @@ async def test_pgvector_finds_by_its_index_what_an_exact_search_finds(monkeypatc
         database = Database(fresh_database(server))
         monkeypatch.setenv(DSN, database.uri)
         bench = await PgVectorBench(database, model=MODEL).provisioned()
-        files = files_of(bench)
+        files = files_of(bench, MANY)
         await bench.replace(*files)
         await bench.exporter.optimize()
         assert f"Index Scan using {bench.vector_index.name} " in _plan(database, bench)
-        assert await recall(bench, files) >= 0.98
+        assert await recall(bench, files, MANY) >= 0.98
         await bench.close()
 
 
