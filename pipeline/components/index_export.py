@@ -11,7 +11,6 @@ from pipeline.errors import ConfigError
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
-from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.settings import ExportSettings, described
@@ -52,7 +51,8 @@ class IndexExport(dg.Component):
 
 
 def export_definitions(settings: ExportSettings) -> dg.Definitions:
-    """The same definitions from settings made in code: what tests and benchmarks use."""
+    """The same definitions from settings made in code: what tests and benchmarks use. They name no executor, which would be
+    that of everything in the code location; the export's jobs have their own."""
     ingest, removal, verification = ingest_job(settings), removal_job(settings), verification_job(settings)
     return dg.Definitions(
         assets=export_assets(settings),
@@ -60,5 +60,4 @@ def export_definitions(settings: ExportSettings) -> dg.Definitions:
         jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings)],
         sensors=[directory_changes(settings, ingest, removal, verification)],
         resources={"exports": EXPORTS},
-        executor=marking_executor,
     )

@@ -13,6 +13,7 @@ from pipeline.definitions import defs
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
+from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.partitions import JOBS
 from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
@@ -143,3 +144,22 @@ def test_jobs_sensors_and_checks_carry_the_exports_name() -> None:
 def test_two_exports_live_side_by_side() -> None:
     both = dg.Definitions.merge(*(export_definitions(ExportSettings(name=name)) for name in ("first", "second")))
     assert len(both.resolve_asset_graph().get_all_asset_keys()) == 10
+
+
+@pytest.mark.parametrize("chosen", [None, dg.multiprocess_executor], ids=["Dagster's", "its own"])
+def test_a_location_of_others_keeps_its_executor_and_our_jobs_have_ours(chosen: dg.ExecutorDefinition | None) -> None:
+    job = dg.define_asset_job("theirs", selection=["their_table"])
+    theirs = dg.Definitions(assets=[dg.AssetSpec("their_spec"), their_table], jobs=[job], executor=chosen)
+    both = dg.Definitions.merge(theirs, export_definitions(ExportSettings(name="ours")))
+    left = dg.multi_or_in_process_executor if chosen is None else chosen
+    assert both.resolve_job_def("theirs").executor_def is left
+    assert both.resolve_implicit_global_asset_job_def().executor_def is left
+    assert {both.resolve_job_def(f"ours_{name}").executor_def for name in JOBS} == {marking_executor}
+
+
+@dg.asset
+def their_table() -> None: ...
+
+
+def test_backfills_and_runs_of_assets_in_our_own_location_are_marked_too() -> None:
+    assert defs().resolve_implicit_global_asset_job_def().executor_def is marking_executor
