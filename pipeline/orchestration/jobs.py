@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from pydantic import Field
 
 from pipeline.clock import when
@@ -21,6 +22,10 @@ from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.work import kept
+
+NOT_RETRIED = {MAX_RETRIES_TAG: "0"}
+"""Of runs of every job here: the next look asks for what failed, with its back-off. An instance that retries runs would use up all
+attempts of a file at once."""
 
 
 class RemovalConfig(dg.Config):
@@ -70,6 +75,7 @@ def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
         f"{settings.name}_ingest",
         selection=dg.AssetSelection.assets(*assets).without_checks(),
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Payload, chunks, embeddings and sinks of the files in the run's partition range.",
     )
 
@@ -80,6 +86,7 @@ def verification_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
         f"{settings.name}_verification",
         selection=dg.AssetSelection.checks(*sink_checks(settings)),
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Proves that every sink holds the current version of every file and nothing else.",
     )
 
@@ -108,6 +115,7 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.job(
         name=f"{settings.name}_removal",
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Removes files that the index no longer lists from every sink.",
     )
     def removal() -> None:
@@ -144,6 +152,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.job(
         name=f"{settings.name}_repair",
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Replaces the files of a sink that differ from their source from the lake; embeds nothing it has.",
     )
     def repairing() -> None:
@@ -169,6 +178,7 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.job(
         name=f"{settings.name}_approve_removals",
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Approves the removal of more files than max_delete_fraction lets through; the run shows which wait.",
     )
     def approval() -> None:

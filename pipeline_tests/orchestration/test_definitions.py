@@ -7,6 +7,8 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from pipeline.components.index_export import export_definitions
 from pipeline.definitions import defs
@@ -155,6 +157,19 @@ def test_a_location_of_others_keeps_its_executor_and_our_jobs_have_ours(chosen: 
     assert both.resolve_job_def("theirs").executor_def is left
     assert both.resolve_implicit_global_asset_job_def().executor_def is left
     assert {both.resolve_job_def(f"ours_{name}").executor_def for name in JOBS} == {marking_executor}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_no_job_of_ours_is_retried_by_dagster_whose_instance_retries_runs(job: str) -> None:
+    """The next look asks again, with its back-off: retries would use up the attempts of a file at once."""
+    tags = dict(export_definitions(ExportSettings(name="x")).resolve_job_def(f"x_{job}").run_tags)
+    with dg.instance_for_test(overrides={"run_retries": {"enabled": True, "max_retries": 3}}) as instance:
+
+        def is_retried(tags: dict[str, str]) -> bool:
+            run = instance.add_run(dg.DagsterRun(job_name=f"x_{job}", status=dg.DagsterRunStatus.FAILURE, tags=tags))
+            return auto_reexecution_should_retry_run(instance, run, RunFailureReason.STEP_FAILURE)
+
+        assert (is_retried({}), is_retried(tags)) == (True, False)
 
 
 @dg.asset
