@@ -14,16 +14,18 @@ from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, r
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.settings import ExportSettings, described
+from pipeline.stages.templates import resolved
 
 
 class _Attributes(ExportSettings):
-    """Settings whose errors repeat no value, for it may be a misplaced secret; Dagster makes pydantic's anew with them."""
+    """Settings as YAML has them. Their errors repeat no value, for it may be a misplaced secret; Dagster makes pydantic's anew
+    with them."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _without_values(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return validate(given)
+            return validate(resolved(given))
         except ValidationError as error:
             raise ConfigError(described(error)) from None
 

@@ -24,8 +24,8 @@ from pipeline.stages.settings import ExportSettings
 from pipeline.stages.work import kept
 
 NOT_RETRIED = {MAX_RETRIES_TAG: "0"}
-"""Of runs of every job here: the next look asks for what failed, with its back-off. An instance that retries runs would use up all
-attempts of a file at once."""
+"""Of runs of every job here: the next look asks for what failed, with its back-off. An instance that retries runs would use up
+all attempts of a file at once."""
 
 
 class RemovalConfig(dg.Config):
