@@ -32,6 +32,13 @@ def test_the_code_location_loads_the_default_export_from_its_yaml() -> None:
     }
 
 
+def test_the_code_location_has_the_exports_that_the_commands_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = "type: pipeline.components.IndexExport\nattributes: {name: %s}\n"
+    (tmp_path / "defs.yaml").write_text("---\n".join(document % name for name in ("first", "second")))
+    monkeypatch.setenv("INDEXPORT_DEFS", str(tmp_path))
+    assert {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()} == {"first", "second"}
+
+
 def test_every_asset_is_described_owned_grouped_and_has_kinds() -> None:
     graph = defs().resolve_asset_graph()
     for node in graph.asset_nodes:
@@ -167,7 +174,7 @@ def test_no_job_of_ours_is_retried_by_dagster_whose_instance_retries_runs(job: s
 
         def is_retried(tags: dict[str, str]) -> bool:
             run = instance.add_run(dg.DagsterRun(job_name=f"x_{job}", status=dg.DagsterRunStatus.FAILURE, tags=tags))
-            return auto_reexecution_should_retry_run(instance, run, RunFailureReason.STEP_FAILURE)
+            return bool(auto_reexecution_should_retry_run(instance, run, RunFailureReason.STEP_FAILURE))
 
         assert (is_retried({}), is_retried(tags)) == (True, False)
 
