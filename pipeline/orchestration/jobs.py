@@ -96,7 +96,8 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
 
     @dg.op(name=_remove_files(settings))
     async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
-        """Delete from every sink and the lake, then log one observation with what went."""
+        """Delete from every sink and the lake, then log one observation with what went, and one a sink: nothing is materialized
+        by which what is made of a sink would hear of it."""
         export = exports.open(settings, context.instance)
         try:
             async with kept(export, context.run_id):
@@ -111,6 +112,8 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
                 asset_key(settings, DIRECTORY_FILES), metadata={"removed": report.worked, **report_metadata(report)}
             )
         )
+        for sink in settings.sinks:
+            context.log_event(dg.AssetObservation(asset_key(settings, sink), metadata={"removed": report.worked}))
 
     @dg.job(
         name=f"{settings.name}_removal",
