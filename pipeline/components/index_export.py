@@ -61,5 +61,5 @@ def export_definitions(settings: ExportSettings) -> dg.Definitions:
         asset_checks=export_checks(settings),
         jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings)],
         sensors=[directory_changes(settings, ingest, removal, verification)],
-        resources={"exports": EXPORTS},
+        resources={"indexport": EXPORTS},
     )

@@ -95,10 +95,10 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     """Deletes the records of files the index no longer lists; partition-free, idempotent."""
 
     @dg.op(name=_remove_files(settings))
-    async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
+    async def remove_files(context: dg.OpExecutionContext, indexport: Exports, config: RemovalConfig) -> None:
         """Delete from every sink and the lake, then log one observation with what went, and one a sink: nothing is materialized
         by which what is made of a sink would hear of it."""
-        export = exports.open(settings, context.instance)
+        export = indexport.open(settings, context.instance)
         try:
             async with kept(export, context.run_id):
                 report = await remove(export, config.file_ids, run_id=context.run_id)
@@ -131,9 +131,9 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
     """Replaces the files of a sink that differ from their source, and no other."""
 
     @dg.op(name=f"{settings.name}_repair_sinks")
-    async def repair_sinks(context: dg.OpExecutionContext, exports: Exports, config: RepairConfig) -> None:
+    async def repair_sinks(context: dg.OpExecutionContext, indexport: Exports, config: RepairConfig) -> None:
         """Repair, verify again, and log one observation a sink; fails while something still differs."""
-        export = exports.open(settings, context.instance)
+        export = indexport.open(settings, context.instance)
         left: list[str] = []
         for sink in [config.sink] if config.sink else list(settings.sinks):
             try:
@@ -168,9 +168,9 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
     """Lets deletes through that the fuse has stopped."""
 
     @dg.op(name=f"{settings.name}_approve")
-    def approve(context: dg.OpExecutionContext, exports: Exports, config: ApprovalConfig) -> None:
+    def approve(context: dg.OpExecutionContext, indexport: Exports, config: ApprovalConfig) -> None:
         """Note the approval for the sensor's next look, and what waits for it."""
-        export = exports.open(settings, context.instance)
+        export = indexport.open(settings, context.instance)
         waiting = pending_removals(export)
         export.ledger.update_state(allowed_deletes=config.count)
         rows = [{**asdict(removal), "missing_since": when(removal.missing_since)} for removal in waiting]

@@ -156,9 +156,11 @@ def test_two_exports_live_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("chosen", [None, dg.multiprocess_executor], ids=["Dagster's", "its own"])
-def test_a_location_of_others_keeps_its_executor_and_our_jobs_have_ours(chosen: dg.ExecutorDefinition | None) -> None:
+def test_a_location_of_others_keeps_its_executor_and_resources_and_our_jobs_have_our_executor(
+    chosen: dg.ExecutorDefinition | None,
+) -> None:
     job = dg.define_asset_job("theirs", selection=["their_table"])
-    theirs = dg.Definitions(assets=[dg.AssetSpec("their_spec"), their_table], jobs=[job], executor=chosen)
+    theirs = dg.Definitions(assets=[their_table], jobs=[job], executor=chosen, resources={"exports": "a folder of theirs"})
     both = dg.Definitions.merge(theirs, export_definitions(ExportSettings(name="ours")))
     left = dg.multi_or_in_process_executor if chosen is None else chosen
     assert both.resolve_job_def("theirs").executor_def is left
