@@ -51,7 +51,7 @@ def tick(
 ) -> tuple[dg.SensorResult | dg.SkipReason, str | None]:
     """Evaluate the export's own sensor once, as the daemon does: with the cursor of the tick before."""
     [sensor] = export_definitions(settings).sensors or []
-    context = dg.build_sensor_context(instance=instance, resources={"exports": Exports()}, cursor=cursor)
+    context = dg.build_sensor_context(instance=instance, resources={"indexport": Exports()}, cursor=cursor)
     result = sensor(context)
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
     return result, context.cursor

@@ -19,8 +19,11 @@ from pipeline.stages.settings import ExportSettings
 TARGET = Path(__file__).with_name("settings.md")
 _HEAD = """# Settings of an export
 
-Written by `docs/build_settings.py` from the code. One file `pipeline/defs/<export>/defs.yaml` an export; everything below
-stands under `attributes:`. Secrets are never settings: they come from the environment.
+Written by `docs/build_settings.py` from the code. One file `pipeline/defs/<export>/defs.yaml` an export, or under the folder that
+`INDEXPORT_DEFS` names; everything below stands under `attributes:`. Secrets are never settings: they come from the environment.
+Other values may too, written as in Dagster's components: `"{{ env.NAME }}"`, `"{{ env('NAME') }}"` or `"{{ env('NAME',
+'default') }}"`, whole or as a part; a variable that is not set, and any other template, is an error that names the setting. One
+file may hold several exports, with a line `---` between them.
 """
 _SHARED = """Exports of one index whose sinks are one place (same store, name and model) share its records:
 with other `chunking` they overwrite each other's, and each takes its own for what stands. Give each its own place, such as

@@ -12,7 +12,6 @@ import sys
 from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from unicodedata import normalize
 
@@ -67,20 +66,24 @@ def _json_escapes(error: UnicodeError) -> tuple[str, int]:
 
 
 def defined_exports() -> dict[str, ExportSettings]:
-    """The settings of every export of ``defs/`` by name. Raises ConfigError."""
+    """The settings of every export of the defs folder by name. Raises ConfigError."""
+    from pipeline.home import defs_folder
     from pipeline.stages.settings import load_exports
 
-    return load_exports(Path(__file__).parent / "defs")
+    return load_exports(defs_folder())
 
 
 def open_export(name: str) -> Export:
-    """An export of ``defs/`` by its name. Raises ConfigError."""
-    from pipeline.home import Home
+    """An export of the defs folder by its name. Raises ConfigError."""
+    from pipeline.home import Home, defs_folder
     from pipeline.stages.export import Export
 
     exports = defined_exports()
     if name not in exports:
-        raise ConfigError(f"there is no export {name!r}; defs/ has: {', '.join(sorted(exports)) or 'none'}")
+        raise ConfigError(
+            f"there is no export {name!r} in {defs_folder()}; it has: {', '.join(sorted(exports)) or 'none'}; "
+            "INDEXPORT_DEFS names the defs folder of a project"
+        )
     return Export(exports[name], Home.from_environment())
 
 

@@ -34,6 +34,8 @@ trust_app = typer.Typer(no_args_is_help=True)
 rebuild_app = typer.Typer(no_args_is_help=True, help="Make what was lost from what is left.")
 trust_app.add_typer(rebuild_app, name="rebuild")
 
+_LATELY_SECONDS = 2 * 86_400.0
+"""An export that is live is listed completely every six hours, unless its settings say otherwise."""
 _FILE_ID = re.compile(r"dfl-[0-9A-Za-z-]+")
 
 
@@ -192,6 +194,9 @@ def retire(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Slug of a model that is no longer used.")] = None,
     sink: Annotated[str | None, typer.Option(help="A sink that has left the export's YAML.")] = None,
+    allow_deletes: Annotated[
+        int, typer.Option(min=0, help="Approve so many deletes of an export that was looked at lately; if it has more, none.")
+    ] = 0,
 ) -> None:
     """Remove an old model's records, or those of a sink that is no longer used; without either all of an export that is in no
     definitions any more."""
@@ -200,13 +205,13 @@ def retire(
     if model is None and sink is None:
         if export is None:
             raise ConfigError("say what to retire: --model SLUG, --sink NAME, or --export NAME of one that is in no definitions")
-        _end(export)
+        _end(export, allow_deletes)
         return
     with opened_with_instance(export or "default") as (opened, _):
         _print_retired(asyncio.run(run_retire(opened, model=model, sink=sink)))
 
 
-def _end(name: str) -> None:
+def _end(name: str, allow_deletes: int) -> None:
     from pipeline.home import Home
     from pipeline.orchestration.instance import open_instance
     from pipeline.orchestration.partitions import delete_keys, is_quiet, key_order
@@ -221,10 +226,24 @@ def _end(name: str) -> None:
         ending = without_sinks(name, instance)
         if not is_quiet(instance, name):
             raise ConfigError(f"a run or backfill of {name!r} is unfinished in Dagster; end the export when that has ended")
+        _check_that_nobody_looks_at(ending, allow_deletes)
         # The keys first: once the ledger has forgotten the export, it cannot be ended again.
         delete_keys(instance, name, key_order(instance, name))
         _print_retired(asyncio.run(end(ending)))
     out.print(f"{name} has ended: its lake and what the ledger knew of it are gone, but for its erasures", highlight=False)
+
+
+def _check_that_nobody_looks_at(ending: Export, allow_deletes: int) -> None:
+    """Raises ConfigError for an export that may be live in a project whose definitions are not seen here."""
+    from pipeline.clock import is_due, when
+    from pipeline.home import defs_folder
+
+    looked_at, files = ending.ledger.state().complete_at, len(ending.ledger.files())
+    if files > allow_deletes and not is_due(looked_at, _LATELY_SECONDS):
+        raise ConfigError(
+            f"{ending.name!r} was looked at {when(looked_at)} and may be defined elsewhere than in {defs_folder()}: name that "
+            f"folder by INDEXPORT_DEFS; if nothing defines it any more, approve its {files} deletes with --allow-deletes {files}"
+        )
 
 
 def _print_retired(retired: Iterable[Retired]) -> None:

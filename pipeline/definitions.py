@@ -1,4 +1,4 @@
-"""The code location Dagster loads: composition only. Exports are YAML files under ``defs/``."""
+"""The code location Dagster loads: composition only. Exports are YAML files under ``defs/``, or where ``INDEXPORT_DEFS`` says."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ from pathlib import Path
 
 import dagster as dg
 
+from pipeline.components.index_export import export_definitions
+from pipeline.home import OWN_DEFS, defs_folder
 from pipeline.interpreter import look_for_garbage_less
+from pipeline.orchestration.liveness import marking_executor
+from pipeline.stages.settings import load_exports
 
 look_for_garbage_less()
 
 
 @dg.definitions
 def defs() -> dg.Definitions:
-    """Every export of this installation."""
-    return dg.load_from_defs_folder(path_within_project=Path(__file__).parent)
+    """Every export of this installation. What people launch on its assets is marked as its jobs are."""
+    return dg.Definitions.merge(*_exports(), dg.Definitions(executor=marking_executor))
+
+
+def _exports() -> list[dg.Definitions]:
+    folder = defs_folder()
+    if folder == OWN_DEFS:
+        return [dg.load_from_defs_folder(path_within_project=Path(__file__).parent)]
+    # That of another project, whose other components are its own code location's.
+    return [export_definitions(settings) for settings in load_exports(folder).values()]

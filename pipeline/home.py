@@ -1,7 +1,7 @@
 """Where one installation keeps its local state, and what it brings along.
 
-What belongs here: paths and URLs under ``INDEXPORT_HOME`` and the environment variables that move them elsewhere. Two
-homes never share a file.
+What belongs here: paths and URLs under ``INDEXPORT_HOME``, the folder of the exports, and the environment variables that move
+them elsewhere. Two homes never share a file.
 """
 
 from __future__ import annotations
@@ -18,6 +18,23 @@ def packaged(name: str) -> Path:
     """A file or folder of the project: in an installed wheel beside the package's modules, in a checkout at its top."""
     package = Path(__file__).parent
     return package / name if (package / name).exists() else package.parent / name
+
+
+OWN_DEFS = Path(__file__).parent / "defs"
+
+
+def defs_folder() -> Path:
+    """Under which the ``defs.yaml`` files of the exports lie: in this package, or where ``INDEXPORT_DEFS`` says, as for those of
+    another Dagster project. Raises ConfigError where that is no folder that can be read."""
+    given = os.environ.get("INDEXPORT_DEFS")
+    if not given:
+        return OWN_DEFS
+    folder = Path(given).expanduser()
+    try:
+        os.scandir(folder).close()
+    except OSError as error:
+        raise ConfigError(f"INDEXPORT_DEFS: {folder} cannot be read: {error.strerror}") from error
+    return folder
 
 
 _MOVES_A_PART = re.compile(r"INDEXPORT_(LEDGER_URL|[A-Z_]+_URI)")

@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,24 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
         assert outcome.returncode in (1, 2)
         if arguments[0] == "status":
             assert message in outcome.stderr
+
+
+def test_exports_are_those_of_the_folder_that_the_environment_names(tmp_path: Path) -> None:
+    folder = tmp_path / "defs" / "x"
+    folder.mkdir(parents=True)
+    (folder / "defs.yaml").write_text("type: pipeline.components.IndexExport\nattributes: {name: handbook}\n")
+    here = {"INDEXPORT_HOME": str(tmp_path / "home"), "INDEXPORT_DEFS": str(tmp_path / "defs")}
+    assert run("history", "a.md", "--export", "handbook", **here).stderr.startswith("configuration: no file of 'handbook'")
+    told = f"there is no export 'default' in {tmp_path}/defs; it has: handbook; INDEXPORT_DEFS names the defs folder of a project"
+    assert run("history", "a.md", **here).stderr == f"configuration: {told}\n"
+
+
+@pytest.mark.parametrize("made", [Path.touch, lambda _path: None], ids=["a file", "nothing"])
+def test_a_folder_of_exports_that_is_none_is_one_line(tmp_path: Path, made: Callable[[Path], None]) -> None:
+    made(tmp_path / "defs")
+    outcome = run("status", INDEXPORT_HOME=str(tmp_path / "home"), INDEXPORT_DEFS=str(tmp_path / "defs"))
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
+    assert outcome.stderr.startswith(f"configuration: INDEXPORT_DEFS: {tmp_path}/defs cannot be read: ")
 
 
 @pytest.mark.parametrize(

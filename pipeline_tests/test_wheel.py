@@ -7,7 +7,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
+
+import pytest
+from dagster.components.core.package_entry import discover_entry_point_package_objects
 
 from pipeline.home import packaged
 
@@ -23,6 +27,20 @@ def test_a_wheel_brings_along_what_the_code_looks_for_beside_its_modules() -> No
     for name in wheel["force-include"]:
         assert packaged(name) == ROOT / name
         assert packaged(name).exists()
+
+
+def test_dg_finds_the_component_of_an_installed_wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = "dagster_dg_cli.registry_modules"
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][group]
+    installed = tmp_path / "indexport-0.1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: indexport\nVersion: 0.1.0\n")
+    (installed / "entry_points.txt").write_text("\n".join([f"[{group}]", *(f"{name} = {of}" for name, of in points.items())]))
+    monkeypatch.syspath_prepend(tmp_path)
+    assert [point.value for point in entry_points(group=group) if point.dist and point.dist.name == "indexport"] == [
+        *points.values()
+    ]
+    assert "pipeline.components.IndexExport" in {key.to_typename() for key in discover_entry_point_package_objects()}
 
 
 def test_a_dagster_loads_the_definitions_of_an_installed_wheel(tmp_path: Path) -> None:

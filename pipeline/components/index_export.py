@@ -11,20 +11,21 @@ from pipeline.errors import ConfigError
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
-from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.settings import ExportSettings, described
+from pipeline.stages.templates import resolved
 
 
 class _Attributes(ExportSettings):
-    """Settings whose errors repeat no value, for it may be a misplaced secret; Dagster makes pydantic's anew with them."""
+    """Settings as YAML has them. Their errors repeat no value, for it may be a misplaced secret; Dagster makes pydantic's anew
+    with them."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _without_values(cls, given: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
         try:
-            return validate(given)
+            return validate(resolved(given))
         except ValidationError as error:
             raise ConfigError(described(error)) from None
 
@@ -52,13 +53,13 @@ class IndexExport(dg.Component):
 
 
 def export_definitions(settings: ExportSettings) -> dg.Definitions:
-    """The same definitions from settings made in code: what tests and benchmarks use."""
+    """The same definitions from settings made in code: what tests and benchmarks use. They name no executor, which would be
+    that of everything in the code location; the export's jobs have their own."""
     ingest, removal, verification = ingest_job(settings), removal_job(settings), verification_job(settings)
     return dg.Definitions(
         assets=export_assets(settings),
         asset_checks=export_checks(settings),
         jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings)],
         sensors=[directory_changes(settings, ingest, removal, verification)],
-        resources={"exports": EXPORTS},
-        executor=marking_executor,
+        resources={"indexport": EXPORTS},
     )

@@ -100,11 +100,11 @@ def _file_asset(
 
 
 def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
-    def compute(context: dg.AssetExecutionContext, exports: Exports, config: FetchConfig) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, indexport: Exports, config: FetchConfig) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await fetch(export, keys, run_id=run_id, refetch=config.refetch)
 
-        return _run(context, exports, settings, stage, "parsed_payloads")
+        return _run(context, indexport, settings, stage, "parsed_payloads")
 
     return _file_asset(
         settings,
@@ -119,11 +119,11 @@ def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
 
 
 def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
-    def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await chunk(export, keys, run_id=run_id)
 
-        return _run(context, exports, settings, stage, "chunks")
+        return _run(context, indexport, settings, stage, "chunks")
 
     return _file_asset(
         settings,
@@ -138,12 +138,12 @@ def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
 
 
 def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
-    def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             held = await asyncio.to_thread(of_former_use, export)
             return await embed(export, keys, run_id=run_id, held=held)
 
-        return _run(context, exports, settings, stage, "embeddings")
+        return _run(context, indexport, settings, stage, "embeddings")
 
     return _file_asset(
         settings,
@@ -159,11 +159,11 @@ def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
 
 
 def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
-    def compute(context: dg.AssetExecutionContext, exports: Exports) -> dg.MaterializeResult[Any]:
+    def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             return await load(export, sink, keys, run_id=run_id)
 
-        return _run(context, exports, settings, stage)
+        return _run(context, indexport, settings, stage)
 
     kind = pool_of(settings, sink)
     return _file_asset(
@@ -180,10 +180,10 @@ def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
 
 
 def _run(
-    context: dg.AssetExecutionContext, exports: Exports, settings: ExportSettings, stage: Stage, dataset: Dataset | None = None
+    context: dg.AssetExecutionContext, indexport: Exports, settings: ExportSettings, stage: Stage, dataset: Dataset | None = None
 ) -> dg.MaterializeResult[Any]:
     keys = _partition_keys(context)
-    export = exports.open(settings, context.instance)
+    export = indexport.open(settings, context.instance)
     try:
         # Not in Dagster's own loop, which an interrupt leaves as it stands: this one cancels the stage, which keeps what it has.
         report = asyncio.run(_kept_stage(export, stage, keys, context.run.run_id))

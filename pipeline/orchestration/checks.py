@@ -53,8 +53,8 @@ def _index_is_healthy(settings: ExportSettings) -> dg.AssetChecksDefinition:
         name=INDEX_CHECK,
         description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known.",
     )
-    def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
-        found = index_check(settings, exports.open(settings, context.instance).ledger.state())
+    def check(context: dg.AssetCheckExecutionContext, indexport: Exports) -> dg.AssetCheckResult:
+        found = index_check(settings, indexport.open(settings, context.instance).ledger.state())
         return dg.AssetCheckResult(passed=found.passed, metadata=found.metadata)
 
     return check
@@ -66,8 +66,8 @@ def _no_file_is_left_behind(settings: ExportSettings) -> dg.AssetChecksDefinitio
         name=FILES_CHECK,
         description="No file of the directory is failing or parked.",
     )
-    def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
-        export = exports.open(settings, context.instance)
+    def check(context: dg.AssetCheckExecutionContext, indexport: Exports) -> dg.AssetCheckResult:
+        export = indexport.open(settings, context.instance)
         found = files_check(settings, export.ledger.files(failing=True))
         return dg.AssetCheckResult(passed=found.passed, severity=found.severity, metadata=found.metadata)
 
@@ -97,8 +97,8 @@ def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefi
         description="The sink holds the current version of every file of the directory and nothing else, by its snapshots; a "
         "warning while files that have left the directory wait for approval to be deleted.",
     )
-    def check(context: dg.AssetCheckExecutionContext, exports: Exports) -> dg.AssetCheckResult:
-        export = exports.open(settings, context.instance)
+    def check(context: dg.AssetCheckExecutionContext, indexport: Exports) -> dg.AssetCheckResult:
+        export = indexport.open(settings, context.instance)
         found = asyncio.run(verify(export, sink))
         waiting = len(awaiting_approval(export, export.ledger.files()))
         return dg.AssetCheckResult(

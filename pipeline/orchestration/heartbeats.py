@@ -43,15 +43,22 @@ def kept_heard_of(instance: dg.DagsterInstance, run_id: str) -> Iterator[Mapping
 
 
 def silent_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
-    """Unfinished runs that were heard of, and not lately. A run that is executed again inherits when the first was heard of, so
-    its start counts too."""
+    """Unfinished runs that were heard of, and not lately. A run that is executed again inherits when the first was heard of,
+    and its start counts too."""
     now = time.time()
     silent = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_CARRIED_OUT)):
         heard = record.dagster_run.tags.get(HEARD_TAG, "")
-        if heard.isdecimal() and now - max(int(heard), record.start_time or 0.0) >= LEASE_SECONDS:
+        silent_for = now - max(int(heard), record.start_time or 0.0) if heard.isdecimal() else 0.0
+        if silent_for >= LEASE_SECONDS and not inherits(instance, record.dagster_run, HEARD_TAG):
             silent.append(record.dagster_run)
     return silent
+
+
+def inherits(instance: dg.DagsterInstance, run: dg.DagsterRun, tag: str) -> bool:
+    """Whether what this tag tells is of the run that was executed before, because nobody has told it of this one."""
+    first = run.parent_run_id and instance.get_run_by_id(run.parent_run_id)
+    return bool(first and first.tags.get(tag) == run.tags.get(tag))
 
 
 def _now() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import MAX_RETRIES_TAG
 from pydantic import Field
 
 from pipeline.clock import when
@@ -21,6 +22,10 @@ from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.work import kept
+
+NOT_RETRIED = {MAX_RETRIES_TAG: "0"}
+"""Of runs of every job here: the next look asks for what failed, with its back-off. An instance that retries runs would use up
+all attempts of a file at once."""
 
 
 class RemovalConfig(dg.Config):
@@ -70,6 +75,7 @@ def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
         f"{settings.name}_ingest",
         selection=dg.AssetSelection.assets(*assets).without_checks(),
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Payload, chunks, embeddings and sinks of the files in the run's partition range.",
     )
 
@@ -80,6 +86,7 @@ def verification_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
         f"{settings.name}_verification",
         selection=dg.AssetSelection.checks(*sink_checks(settings)),
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Proves that every sink holds the current version of every file and nothing else.",
     )
 
@@ -88,9 +95,10 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     """Deletes the records of files the index no longer lists; partition-free, idempotent."""
 
     @dg.op(name=_remove_files(settings))
-    async def remove_files(context: dg.OpExecutionContext, exports: Exports, config: RemovalConfig) -> None:
-        """Delete from every sink and the lake, then log one observation with what went."""
-        export = exports.open(settings, context.instance)
+    async def remove_files(context: dg.OpExecutionContext, indexport: Exports, config: RemovalConfig) -> None:
+        """Delete from every sink and the lake, then log one observation with what went, and one a sink: nothing is materialized
+        by which what is made of a sink would hear of it."""
+        export = indexport.open(settings, context.instance)
         try:
             async with kept(export, context.run_id):
                 report = await remove(export, config.file_ids, run_id=context.run_id)
@@ -104,10 +112,13 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
                 asset_key(settings, DIRECTORY_FILES), metadata={"removed": report.worked, **report_metadata(report)}
             )
         )
+        for sink in settings.sinks:
+            context.log_event(dg.AssetObservation(asset_key(settings, sink), metadata={"removed": report.worked}))
 
     @dg.job(
         name=f"{settings.name}_removal",
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Removes files that the index no longer lists from every sink.",
     )
     def removal() -> None:
@@ -120,9 +131,9 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
     """Replaces the files of a sink that differ from their source, and no other."""
 
     @dg.op(name=f"{settings.name}_repair_sinks")
-    async def repair_sinks(context: dg.OpExecutionContext, exports: Exports, config: RepairConfig) -> None:
+    async def repair_sinks(context: dg.OpExecutionContext, indexport: Exports, config: RepairConfig) -> None:
         """Repair, verify again, and log one observation a sink; fails while something still differs."""
-        export = exports.open(settings, context.instance)
+        export = indexport.open(settings, context.instance)
         left: list[str] = []
         for sink in [config.sink] if config.sink else list(settings.sinks):
             try:
@@ -144,6 +155,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.job(
         name=f"{settings.name}_repair",
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Replaces the files of a sink that differ from their source from the lake; embeds nothing it has.",
     )
     def repairing() -> None:
@@ -156,9 +168,9 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
     """Lets deletes through that the fuse has stopped."""
 
     @dg.op(name=f"{settings.name}_approve")
-    def approve(context: dg.OpExecutionContext, exports: Exports, config: ApprovalConfig) -> None:
+    def approve(context: dg.OpExecutionContext, indexport: Exports, config: ApprovalConfig) -> None:
         """Note the approval for the sensor's next look, and what waits for it."""
-        export = exports.open(settings, context.instance)
+        export = indexport.open(settings, context.instance)
         waiting = pending_removals(export)
         export.ledger.update_state(allowed_deletes=config.count)
         rows = [{**asdict(removal), "missing_since": when(removal.missing_since)} for removal in waiting]
@@ -169,6 +181,7 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
     @dg.job(
         name=f"{settings.name}_approve_removals",
         executor_def=marking_executor,
+        tags=NOT_RETRIED,
         description="Approves the removal of more files than max_delete_fraction lets through; the run shows which wait.",
     )
     def approval() -> None:

@@ -114,7 +114,7 @@ def jobs_of_a_sync(settings: ExportSettings) -> tuple[dg.JobDefinition, dg.JobDe
     """The ingest and the removal job of an export without checks: Dagster gives a job that is cut to some sinks those of these
     sinks back, whatever it was made without, and executes them."""
     ingest, removal = ingest_job(settings), removal_job(settings)
-    definitions = dg.Definitions(assets=export_assets(settings), jobs=[ingest, removal], resources={"exports": EXPORTS})
+    definitions = dg.Definitions(assets=export_assets(settings), jobs=[ingest, removal], resources={"indexport": EXPORTS})
     return definitions.resolve_job_def(ingest.name), definitions.resolve_job_def(removal.name)
 
 

@@ -1,7 +1,7 @@
 """Which runs are over because their process is.
 
 A process that is killed cannot say so, and Dagster would count its runs as started for ever: their files would wait with
-them, and no moment would be quiet again. So every run is tagged with a mark that names a file which its process holds
+them, and no moment would be quiet again. So every run of ours is tagged with a mark that names a file which its process holds
 locked; the kernel lets go of the lock however the process ends. Until its own process tags it, it bears the mark of the
 process that launched it. Marks of other machines are unknown here: their runs are over when they are not heard of any more.
 A command that holds files as a run does (an erasure, a repair) has such a mark in its name.
@@ -29,8 +29,8 @@ from dagster._core.storage.dagster_run import RunRecord
 from pipeline.clock import is_due
 from pipeline.files import hold
 from pipeline.home import Home
-from pipeline.orchestration.heartbeats import kept_heard_of, silent_runs
-from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED
+from pipeline.orchestration.heartbeats import inherits, kept_heard_of, silent_runs
+from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED, is_of_export
 from pipeline.stages.export import LEASE_SECONDS
 
 _SUFFIX = ".lock"
@@ -40,8 +40,8 @@ _COMMAND = re.compile(r"[a-z]+-([0-9a-f]{32})")
 _SPEECHLESS_SECONDS = 60.0
 """A process tags its run in the moment after it has reported it started, and so does a launcher."""
 _UNBEGUN_SECONDS = 300.0
-"""Dagster queues or launches a run as soon as it has written down what it plans for every file: 11 ms each where that is not
-batched."""
+"""Since the last that was written of a run: Dagster queues or launches it as soon as it has written down what it plans for every
+file, 11 ms each where that is not batched."""
 _SILENT = f"nothing was heard of this run for {LEASE_SECONDS / 60:.0f} minutes: it was killed, or its machine stopped"
 
 
@@ -107,18 +107,20 @@ marking_executor = dg.ExecutorDefinition(
 )
 
 
-def end_dead_runs(instance: dg.DagsterInstance) -> None:
+def end_dead_runs(instance: dg.DagsterInstance, export: str) -> None:
     """Report as failed the unfinished runs, of any export, whose process was of this machine and has ended, or was of another
-    and is not heard of any more.
+    and is not heard of any more; and those of this export that never began.
 
-    Their places in the pools are given back first: without a daemon nobody else would, and all runs would wait for them.
+    Runs of others on the instance are left, and so are those that an executor of others carries out: it makes no marks, and
+    whether they are over is Dagster's to find out. Places of what is over in the pools are given back first: without a
+    daemon nobody else would, and all runs would wait for them.
     """
     for path in sorted(_folder().glob(f"*{_SUFFIX}")):
         if _is_alive(path):
             continue
         mark = path.name.removesuffix(_SUFFIX)
         records = instance.get_run_records(dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={PROCESS_TAG: mark}))
-        dead = [record.dagster_run for record in records if _is_dead(record, mark)]
+        dead = [record.dagster_run for record in records if _is_dead(instance, record, mark, export)]
         for run in dead:
             _end(instance, run)
         if len(dead) == len(records):
@@ -126,9 +128,9 @@ def end_dead_runs(instance: dg.DagsterInstance) -> None:
     for run in silent_runs(instance):
         if not _path(_folder(), run.tags.get(PROCESS_TAG, "")).exists():  # of a process of this machine its mark tells
             _end(instance, run, _SILENT)
-    for run in _never_launched(instance):
+    for run in _never_launched(instance, export):
         _end(instance, run)
-    for run in _never_begun(instance):
+    for run in _never_begun(instance, export):
         _end(instance, run, "this run was created and never queued or launched: a file it was for may have gone before")
 
 
@@ -142,30 +144,47 @@ def _end(
     instance.report_run_failed(run, reason)
 
 
-def _never_launched(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+def _never_launched(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRun]:
     """Runs that Dagster has handed to our launcher, which died before it marked them; none where it cannot make marks."""
     if not isinstance(instance.run_launcher, MarkingRunLauncher) or not os.access(_folder().parent, os.W_OK):
         return []
-    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTING]))
+    records = _ours(instance, dg.DagsterRunStatus.STARTING, export)
     unmarked = [record for record in records if PROCESS_TAG not in record.dagster_run.tags]
     return [record.dagster_run for record in unmarked if is_due(record.update_timestamp.timestamp(), _SPEECHLESS_SECONDS)]
 
 
-def _never_begun(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
+def _never_begun(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRun]:
     """Runs that Dagster has stored and then neither queued nor launched: it refuses a range whose first or last file has gone
     only when it has stored the run. A run that is executed again inherits the mark of the first, which says nothing of it; any
     other mark is of the process that executes the run itself."""
-    records = instance.get_run_records(dg.RunsFilter(statuses=[dg.DagsterRunStatus.NOT_STARTED]))
+    records = _ours(instance, dg.DagsterRunStatus.NOT_STARTED, export)
     unanswered = [r for r in records if r.dagster_run.parent_run_id or PROCESS_TAG not in r.dagster_run.tags]
-    return [r.dagster_run for r in unanswered if is_due(r.create_timestamp.timestamp(), _UNBEGUN_SECONDS)]
+    old = [r.dagster_run for r in unanswered if is_due(r.create_timestamp.timestamp(), _UNBEGUN_SECONDS)]
+    return [run for run in old if is_due(_last_word(instance, run), _UNBEGUN_SECONDS)]
 
 
-def _is_dead(record: RunRecord, mark: str) -> bool:
+def _ours(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, export: str) -> list[RunRecord]:
+    records = instance.get_run_records(dg.RunsFilter(statuses=[status]))
+    return [record for record in records if _is_ours(record.dagster_run, export)]
+
+
+def _is_ours(run: dg.DagsterRun, export: str) -> bool:
+    return EXPORT_TAG in run.tags or is_of_export(run, export)
+
+
+def _last_word(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:
+    """When the last event of a run was written: what is planned for its files, as long as that takes."""
+    return max((one.timestamp for one in instance.get_records_for_run(run.run_id, limit=1, ascending=False).records), default=0.0)
+
+
+def _is_dead(instance: dg.DagsterInstance, record: RunRecord, mark: str, export: str) -> bool:
     """Whether a run is over when the process of its mark is. While that is its launcher's it is over when it has not
     started, because Dagster ignores a process that comes later; one that has just started may be about to speak."""
     run = record.dagster_run
-    if run.tags.get(LAUNCHER_TAG) != mark or run.status is dg.DagsterRunStatus.STARTING:
-        return True
+    if run.tags.get(LAUNCHER_TAG) != mark:
+        return not inherits(instance, run, PROCESS_TAG)
+    if run.status is dg.DagsterRunStatus.STARTING:
+        return _is_ours(run, export)
     return EXPORT_TAG in run.tags and is_due(record.start_time or 0.0, _SPEECHLESS_SECONDS)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 
 import dagster as dg
-from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import DynamicPartitionsTable
 
@@ -71,22 +71,37 @@ def unfinished_runs(instance: dg.DagsterInstance, export: str) -> list[dg.Dagste
 def is_of_export(run: dg.DagsterRun, export: str) -> bool:
     """Sensor and command line tag their runs; those that people launch are of the export's jobs or name its assets."""
     told = run.tags.get(EXPORT_TAG) == export or run.job_name in {f"{export}_{job}" for job in JOBS}
-    return told or any(key.path[0] == export for key in run.asset_selection or ())
+    return told or _names_assets_of(run.asset_selection, export)
 
 
 def is_quiet(instance: dg.DagsterInstance, export: str) -> bool:
     """Nothing unfinished carries partitions of this export and no backfill of it is active: its keys may be reordered or
-    deleted now. What names neither export nor assets might be anybody's."""
-    for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED)):
-        carries = PARTITION in run.tags or RANGE_START in run.tags
-        if carries and run.tags.get(EXPORT_TAG, export) == export and _may_touch(run.asset_selection, export):
-            return False
+    deleted now. What names neither export nor assets might be anybody's: it counts where it carries a key of this export."""
+    if any(_run_carries(instance, run, export) for run in instance.get_runs(dg.RunsFilter(statuses=UNFINISHED))):
+        return False
     active = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
-    return not any(_may_touch(backfill.asset_selection, export) for backfill in instance.get_backfills(filters=active))
+    return not any(_backfill_carries(instance, backfill, export) for backfill in instance.get_backfills(filters=active))
 
 
-def _may_touch(assets: Iterable[dg.AssetKey] | None, export: str) -> bool:
-    return assets is None or any(key.path[0] == export for key in assets)
+def _run_carries(instance: dg.DagsterInstance, run: dg.DagsterRun, export: str) -> bool:
+    carried = [run.tags[tag] for tag in (PARTITION, RANGE_START) if tag in run.tags]
+    if not carried or run.tags.get(EXPORT_TAG, export) != export:
+        return False
+    if is_of_export(run, export):
+        return True
+    name = files_partitions(export).name or ""
+    return run.asset_selection is None and any(instance.has_dynamic_partition(name, key) for key in carried)
+
+
+def _backfill_carries(instance: dg.DagsterInstance, backfill: PartitionBackfill, export: str) -> bool:
+    if backfill.asset_selection is not None:
+        return _names_assets_of(backfill.asset_selection, export)
+    keys = backfill.partition_names
+    return keys is None or not set(keys).isdisjoint(key_order(instance, export))
+
+
+def _names_assets_of(assets: Iterable[dg.AssetKey] | None, export: str) -> bool:
+    return any(key.path[0] == export for key in assets or ())
 
 
 def add_keys(instance: dg.DagsterInstance, export: str, keys: Sequence[str]) -> None:

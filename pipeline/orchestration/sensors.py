@@ -51,8 +51,8 @@ def directory_changes(
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Looks at the LlamaCloud index and asks for what differs from the ledger.",
     )
-    def sensor(context: dg.SensorEvaluationContext, exports: Exports) -> dg.SensorResult | dg.SkipReason:
-        export = exports.open(settings, context.instance)
+    def sensor(context: dg.SensorEvaluationContext, indexport: Exports) -> dg.SensorResult | dg.SkipReason:
+        export = indexport.open(settings, context.instance)
         cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
         began = time.monotonic()
         try:

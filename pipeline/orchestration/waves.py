@@ -97,7 +97,7 @@ def dispatch(
     With ``restore`` Dagster is told again of every file and of all that stands, as after the loss of the instance.
     Runs that are not ``wanted`` are not handed out, and their files stay as they are.
     """
-    end_dead_runs(instance)
+    end_dead_runs(instance, export.name)
     note_what_stands(instance, export, scope)
     running = unfinished_runs(instance, export.name)
     needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})

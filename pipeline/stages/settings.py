@@ -16,6 +16,7 @@ from pipeline.errors import ConfigError
 from pipeline.lake.lake import DATASETS
 from pipeline.llama_cloud.settings import LlamaCloudSettings
 from pipeline.sinks.base import MetadataType
+from pipeline.stages.templates import resolved
 
 _COMPONENT = "pipeline.components.IndexExport"
 _MISSPELT = 0.9
@@ -122,22 +123,26 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
     """
     exports: dict[str, ExportSettings] = {}
     paths: dict[str, Path] = {}
-    for path in sorted(folder.glob("**/defs.yaml")):
+    for path in sorted({*folder.glob("**/defs.yaml"), *folder.glob("**/defs.yml")}):
         try:
-            settings = _export_in(path)
-        except (ValueError, yaml.YAMLError) as error:
+            found = _exports_in(path)
+        except (ValueError, ConfigError, yaml.YAMLError) as error:
             raise ConfigError(f"{path}: {_without_text(error)}") from error
-        if settings is None:
-            continue
-        if settings.name in exports:
-            raise ConfigError(f"{path}: another export is called {settings.name!r}, in {paths[settings.name]}; rename one")
-        exports[settings.name], paths[settings.name] = settings, path
+        for settings in found:
+            if settings.name in exports:
+                raise ConfigError(f"{path}: another export is called {settings.name!r}, in {paths[settings.name]}; rename one")
+            exports[settings.name], paths[settings.name] = settings, path
     return exports
 
 
-def _export_in(path: Path) -> ExportSettings | None:
-    """``None`` for a component that is not ours."""
-    document = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+def _exports_in(path: Path) -> list[ExportSettings]:
+    """Those of its components that are ours."""
+    documents = [document or {} for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
+    return [ExportSettings.model_validate(resolved(document["attributes"])) for document in documents if _is_export(document)]
+
+
+def _is_export(document: Any) -> bool:
+    """Raises ValueError for what is no component, and for one that is meant to be ours and is none."""
     if not isinstance(document, dict):
         raise ValueError("a component is a mapping with a type and attributes")
     if not isinstance(document.get("type", ""), str):
@@ -145,10 +150,10 @@ def _export_in(path: Path) -> ExportSettings | None:
     if document.get("type") != _COMPONENT:
         if get_close_matches(document.get("type", ""), [_COMPONENT], cutoff=_MISSPELT):
             raise ValueError(f"type: misspelt; an export's is {_COMPONENT}")
-        return None
+        return False
     if not isinstance(document.get("attributes"), dict):
         raise ValueError("attributes: a mapping of settings with at least a name")
-    return ExportSettings.model_validate(document["attributes"])
+    return True
 
 
 def _without_text(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 from pathlib import Path
 
@@ -12,29 +13,48 @@ from pydantic import BaseModel
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline.sinks.base import SinkSettings
 from pipeline.sinks.plug_in import PlugInSettings
-from pipeline.stages.settings import ExportSettings
+from pipeline.stages.settings import ExportSettings, load_exports
+
+
+def load(root: Path, monkeypatch: pytest.MonkeyPatch, attributes: str) -> dg.Definitions:
+    """What Dagster makes of a project with one export."""
+    project = root / "project_of_a_test"
+    (project / "defs" / "x").mkdir(parents=True)
+    (project / "__init__.py").touch()
+    (root / "pyproject.toml").write_text(
+        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "project_of_a_test"\n'
+    )
+    (project / "defs" / "x" / "defs.yaml").write_text(f"type: pipeline.components.IndexExport\nattributes:\n  {attributes}\n")
+    monkeypatch.syspath_prepend(root)
+    for known in [name for name in sys.modules if name.startswith(project.name)]:
+        monkeypatch.delitem(sys.modules, known)
+    return dg.load_from_defs_folder(path_within_project=project)
 
 
 @pytest.mark.parametrize(
     "misplaced",
-    ["index:\n    api_key: llx-canary", "chunking: llx-canary", "embedding: {openai: {key: llx-canary}}", "llx: llx-canary"],
+    [
+        "index:\n    api_key: llx-canary",
+        "chunking: llx-canary",
+        "embedding: {openai: {key: llx-canary}}",
+        "llx: llx-canary",
+        "chunking: {max_tokens: '{{ env.LLX }}'}",
+    ],
 )
 def test_a_secret_in_the_wrong_place_is_refused_without_being_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misplaced: str
 ) -> None:
-    project = tmp_path / "project_of_a_test"
-    (project / "defs" / "x").mkdir(parents=True)
-    (project / "__init__.py").touch()
-    (tmp_path / "pyproject.toml").write_text(
-        '[tool.dg]\ndirectory_type = "project"\n[tool.dg.project]\nroot_module = "project_of_a_test"\n'
-    )
-    (project / "defs" / "x" / "defs.yaml").write_text(
-        f"type: pipeline.components.IndexExport\nattributes:\n  name: x\n  {misplaced}\n"
-    )
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("LLX", "llx-canary")
     with pytest.raises(Exception, match="x") as caught:
-        dg.load_from_defs_folder(path_within_project=project)
+        load(tmp_path, monkeypatch, f"name: x\n  {misplaced}")
     assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_component_and_the_commands_see_the_same_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NAME_OF_A_TEST", "handbook")
+    loaded = load(tmp_path, monkeypatch, 'name: "{{ env.NAME_OF_A_TEST }}"')
+    keys = {key.path[0] for key in loaded.resolve_asset_graph().get_all_asset_keys()}
+    assert keys == {"handbook"} == {*load_exports(tmp_path / "project_of_a_test" / "defs")}
 
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:

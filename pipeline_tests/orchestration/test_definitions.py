@@ -7,12 +7,15 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import RunFailureReason
+from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
 from pipeline.components.index_export import export_definitions
 from pipeline.definitions import defs
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.home import Home
+from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.partitions import JOBS
 from pipeline.stages.export import Export
 from pipeline.stages.settings import ExportSettings
@@ -27,6 +30,13 @@ def test_the_code_location_loads_the_default_export_from_its_yaml() -> None:
         "default/embeddings",
         "default/lancedb",
     }
+
+
+def test_the_code_location_has_the_exports_that_the_commands_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    document = "type: pipeline.components.IndexExport\nattributes: {name: %s}\n"
+    (tmp_path / "defs.yaml").write_text("---\n".join(document % name for name in ("first", "second")))
+    monkeypatch.setenv("INDEXPORT_DEFS", str(tmp_path))
+    assert {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()} == {"first", "second"}
 
 
 def test_every_asset_is_described_owned_grouped_and_has_kinds() -> None:
@@ -143,3 +153,37 @@ def test_jobs_sensors_and_checks_carry_the_exports_name() -> None:
 def test_two_exports_live_side_by_side() -> None:
     both = dg.Definitions.merge(*(export_definitions(ExportSettings(name=name)) for name in ("first", "second")))
     assert len(both.resolve_asset_graph().get_all_asset_keys()) == 10
+
+
+@pytest.mark.parametrize("chosen", [None, dg.multiprocess_executor], ids=["Dagster's", "its own"])
+def test_a_location_of_others_keeps_its_executor_and_resources_and_our_jobs_have_our_executor(
+    chosen: dg.ExecutorDefinition | None,
+) -> None:
+    job = dg.define_asset_job("theirs", selection=["their_table"])
+    theirs = dg.Definitions(assets=[their_table], jobs=[job], executor=chosen, resources={"exports": "a folder of theirs"})
+    both = dg.Definitions.merge(theirs, export_definitions(ExportSettings(name="ours")))
+    left = dg.multi_or_in_process_executor if chosen is None else chosen
+    assert both.resolve_job_def("theirs").executor_def is left
+    assert both.resolve_implicit_global_asset_job_def().executor_def is left
+    assert {both.resolve_job_def(f"ours_{name}").executor_def for name in JOBS} == {marking_executor}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_no_job_of_ours_is_retried_by_dagster_whose_instance_retries_runs(job: str) -> None:
+    """The next look asks again, with its back-off: retries would use up the attempts of a file at once."""
+    tags = dict(export_definitions(ExportSettings(name="x")).resolve_job_def(f"x_{job}").run_tags)
+    with dg.instance_for_test(overrides={"run_retries": {"enabled": True, "max_retries": 3}}) as instance:
+
+        def is_retried(tags: dict[str, str]) -> bool:
+            run = instance.add_run(dg.DagsterRun(job_name=f"x_{job}", status=dg.DagsterRunStatus.FAILURE, tags=tags))
+            return bool(auto_reexecution_should_retry_run(instance, run, RunFailureReason.STEP_FAILURE))
+
+        assert (is_retried({}), is_retried(tags)) == (True, False)
+
+
+@dg.asset
+def their_table() -> None: ...
+
+
+def test_backfills_and_runs_of_assets_in_our_own_location_are_marked_too() -> None:
+    assert defs().resolve_implicit_global_asset_job_def().executor_def is marking_executor

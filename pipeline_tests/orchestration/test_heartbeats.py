@@ -62,7 +62,7 @@ def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long
         overwritten := heard_of(instance, LEASE_SECONDS + 5),
     }
     instance.add_run_tags(overwritten, {HEARD_TAG: "by hand"})
-    end_dead_runs(instance)
+    end_dead_runs(instance, "default")
     assert unfinished(instance) == kept
     (told,) = [e for e in instance.all_logs(silent) if e.dagster_event and e.dagster_event.is_job_failure]
     assert "nothing was heard of this run for 15 minutes" in told.user_message + str(told.dagster_event)
@@ -72,7 +72,7 @@ def test_of_a_process_of_this_machine_its_mark_tells(instance: dg.DagsterInstanc
     """A laptop that was asleep."""
     with process_mark() as mark:
         asleep = heard_of(instance, 10 * LEASE_SECONDS, mark)
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert unfinished(instance) == {asleep}
 
 

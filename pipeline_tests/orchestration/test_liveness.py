@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import dagster as dg
@@ -26,7 +27,7 @@ from pipeline.orchestration.liveness import (
     process_mark,
     run_is_live,
 )
-from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, is_quiet
+from pipeline.orchestration.partitions import EXPORT_TAG, HEARD_TAG, LAUNCHER_TAG, PROCESS_TAG, is_quiet
 from pipeline_tests.soak.crash import Killed, dies_at_write
 from pipeline_tests.world import open_world
 
@@ -73,10 +74,10 @@ def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left(
         with holder("process_mark()") as (process, mark):
             theirs, ours = started(instance, mark), started(instance, own)
             created = started(instance, mark, dg.DagsterRunStatus.NOT_STARTED)
-            end_dead_runs(instance)
+            end_dead_runs(instance, "default")
             assert status(instance, theirs) is dg.DagsterRunStatus.STARTED
             process.kill()
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert status(instance, theirs) is status(instance, created) is dg.DagsterRunStatus.FAILURE
         assert status(instance, ours) is dg.DagsterRunStatus.STARTED
 
@@ -90,10 +91,10 @@ def test_a_run_launched_by_a_killed_process_is_over_unless_its_own_process_may_b
         begun = started(instance, mark, dg.DagsterRunStatus.STARTED, **{LAUNCHER_TAG: mark})
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.orchestration.liveness._SPEECHLESS_SECONDS", float("inf"))
-            end_dead_runs(instance)
+            end_dead_runs(instance, "default")
         assert status(instance, launched) is dg.DagsterRunStatus.FAILURE
         assert status(instance, begun) is dg.DagsterRunStatus.STARTED
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert status(instance, begun) is dg.DagsterRunStatus.FAILURE
 
 
@@ -101,12 +102,12 @@ def test_a_run_whose_launcher_died_before_it_marked_it_is_over_after_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_instance(Home(tmp_path / "home")) as instance:
-        unmarked = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTING)
+        unmarked = dg.DagsterRun(job_name="default_ingest", status=dg.DagsterRunStatus.STARTING)
         instance.add_run(unmarked)
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert status(instance, unmarked.run_id) is dg.DagsterRunStatus.STARTING, "its launcher may be about to mark it"
         monkeypatch.setattr("pipeline.orchestration.liveness._SPEECHLESS_SECONDS", -1.0)
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert status(instance, unmarked.run_id) is dg.DagsterRunStatus.FAILURE
 
 
@@ -116,15 +117,17 @@ def test_a_run_that_was_created_and_never_started_is_over_after_a_while_unless_a
     created, first = dg.DagsterRunStatus.NOT_STARTED, make_new_run_id()
     with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
         runs = {
-            "unmarked": dg.DagsterRun(job_name="any", status=created),
-            "ours": dg.DagsterRun(job_name="any", status=created, tags={PROCESS_TAG: own}),
-            "again": dg.DagsterRun("any", status=created, tags={PROCESS_TAG: own}, parent_run_id=first, root_run_id=first),
+            "unmarked": dg.DagsterRun(job_name="default_ingest", status=created),
+            "ours": dg.DagsterRun(job_name="default_ingest", status=created, tags={PROCESS_TAG: own}),
+            "again": dg.DagsterRun(
+                "default_ingest", status=created, tags={PROCESS_TAG: own}, parent_run_id=first, root_run_id=first
+            ),
         }
         before = {name: instance.add_run(run).status for name, run in runs.items()}
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert {name: status(instance, run.run_id) for name, run in runs.items()} == before
         monkeypatch.setattr("pipeline.orchestration.liveness._UNBEGUN_SECONDS", -1.0)
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         failed = dict.fromkeys(("unmarked", "again"), dg.DagsterRunStatus.FAILURE)
         assert {name: status(instance, run.run_id) for name, run in runs.items()} == {**before, **failed}
 
@@ -154,11 +157,62 @@ def test_executing_a_range_again_whose_last_file_has_gone_holds_up_no_quiet_mome
         assert is_quiet(world.instance, "default")
 
 
+def test_runs_of_others_on_the_instance_are_left_whatever_becomes_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for patience in ("_UNBEGUN_SECONDS", "_SPEECHLESS_SECONDS"):
+        monkeypatch.setattr(f"pipeline.orchestration.liveness.{patience}", -1.0)
+    launched = dict.fromkeys((LAUNCHER_TAG, PROCESS_TAG), dead_mark())
+    created, starting, running = dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED
+    stages: list[tuple[dg.DagsterRunStatus, dict[str, str]]] = [(starting, launched), (running, launched)]
+    stages += [(each, {}) for each in (created, starting, running)]
+    with open_instance(Home(tmp_path / "home")) as instance:
+        theirs, ours = (
+            [instance.add_run(dg.DagsterRun(job_name=job, status=stage, tags=tags)) for stage, tags in stages]
+            for job in ("nightly", "default_ingest")
+        )
+        end_dead_runs(instance, "default")
+        assert [status(instance, run.run_id) for run in theirs] == [run.status for run in theirs]
+        left = [run.status for run in ours if status(instance, run.run_id) is run.status]
+        assert left == [running] * 2, "an executor that makes no marks may be carrying them out"
+
+
+def test_a_run_whose_plan_is_still_being_written_down_is_not_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = instance.add_run(dg.DagsterRun(job_name="default_ingest", status=dg.DagsterRunStatus.NOT_STARTED))
+        [record] = instance.get_run_records()
+        long_ago = record._replace(create_timestamp=record.create_timestamp - timedelta(hours=1))
+        monkeypatch.setattr(instance, "get_run_records", lambda given: [long_ago] if run.status in given.statuses else [])
+        instance.report_engine_event("planned for one more file", run)
+        end_dead_runs(instance, "default")
+        assert status(instance, run.run_id) is dg.DagsterRunStatus.NOT_STARTED
+        monkeypatch.setattr("pipeline.orchestration.liveness._UNBEGUN_SECONDS", -1.0)
+        end_dead_runs(instance, "default")
+        assert status(instance, run.run_id) is dg.DagsterRunStatus.FAILURE
+
+
+def test_what_a_run_that_is_executed_again_inherits_says_nothing_of_it() -> None:
+    """Neither the mark nor when the first was heard of: its own executor may make none."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        tags = {PROCESS_TAG: dead_mark(), HEARD_TAG: "1", EXPORT_TAG: "default"}
+        first = instance.add_run(dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.FAILURE, tags=tags))
+        second = dg.DagsterRun(
+            job_name="any", status=dg.DagsterRunStatus.STARTED, tags=tags, parent_run_id=first.run_id, root_run_id=first.run_id
+        )
+        again = instance.add_run(second)
+        for _ in range(2):
+            end_dead_runs(instance, "default")
+            assert status(instance, again.run_id) is dg.DagsterRunStatus.STARTED
+        instance.add_run_tags(again.run_id, {PROCESS_TAG: "0" * 32, HEARD_TAG: "2"})
+        end_dead_runs(instance, "default")
+        assert status(instance, again.run_id) is dg.DagsterRunStatus.FAILURE
+
+
 def test_a_run_without_a_mark_is_left_to_a_launcher_that_makes_none() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        run = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTING)
+        run = dg.DagsterRun(job_name="default_ingest", status=dg.DagsterRunStatus.STARTING)
         instance.add_run(run)
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert status(instance, run.run_id) is dg.DagsterRunStatus.STARTING
 
 
@@ -196,7 +250,7 @@ def test_a_dead_run_gives_its_places_in_the_pools_back(tmp_path: Path) -> None:
             assert pools.initialize_concurrency_limit_to_default("embedding")
             assert pools.claim_concurrency_slot("embedding", dead, step).is_claimed
         assert not pools.claim_concurrency_slot("embedding", "another run", "step").is_claimed
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert pools.get_concurrency_info("embedding").active_slot_count == 0
         assert pools.claim_concurrency_slot("embedding", "another run", "step").is_claimed
 
@@ -211,7 +265,7 @@ def dead_mark() -> str:
 def test_a_mark_of_another_machine_says_nothing() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
         run_id = started(instance, "0" * 32)
-        end_dead_runs(instance)
+        end_dead_runs(instance, "default")
         assert status(instance, run_id) is dg.DagsterRunStatus.STARTED
 
 
@@ -246,7 +300,7 @@ def test_a_command_that_holds_files_is_live_until_its_process_ends_and_dead_for_
             process.kill()
         for _ in range(2):
             assert not run_is_live(instance, theirs)
-            end_dead_runs(instance)
+            end_dead_runs(instance, "default")
 
 
 def test_a_command_of_another_machine_is_left_to_its_leases() -> None:

@@ -159,6 +159,7 @@ def test_keys_that_another_process_adds_at_the_same_moment_are_no_error(tmp_path
 
 def test_a_moment_is_quiet_unless_an_unfinished_run_carries_a_partition() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
+        add_keys(instance, "default", ["a"])
         assert is_quiet(instance, "default")
         create_run_for_test(instance, status=dg.DagsterRunStatus.STARTED)
         create_run_for_test(instance, status=dg.DagsterRunStatus.SUCCESS, tags={PARTITION: "a"})
@@ -180,18 +181,39 @@ def test_a_run_of_another_export_disturbs_nobody_else(owner: dict[str, Any]) -> 
         assert not is_quiet(instance, "busy")
 
 
+@pytest.mark.parametrize("tag", [PARTITION, RANGE_START])
+@pytest.mark.parametrize(
+    ("job", "key", "quiet"), [("nightly", "2026-01-02", True), ("of_all", "a", False), ("x_ingest", "b", False)]
+)
+def test_a_run_of_a_job_of_others_disturbs_where_it_carries_our_files_alone(tag: str, job: str, key: str, quiet: bool) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        add_keys(instance, "x", ["a"])
+        create_run_for_test(instance, job_name=job, status=dg.DagsterRunStatus.STARTED, tags={tag: key})
+        assert is_quiet(instance, "x") is quiet
+
+
+def backfill(assets: list[dg.AssetKey] | None, keys: list[str] | None) -> PartitionBackfill:
+    return PartitionBackfill(
+        backfill_id="abcdefgh",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=0.0,
+        asset_selection=assets,
+        partition_names=keys,
+    )
+
+
 def test_a_backfill_disturbs_the_exports_whose_assets_it_names() -> None:
     with dg.DagsterInstance.ephemeral() as instance:
-        instance.add_backfill(
-            PartitionBackfill(
-                backfill_id="abcdefgh",
-                status=BulkActionStatus.REQUESTED,
-                from_failure=False,
-                tags={},
-                backfill_timestamp=0.0,
-                asset_selection=[dg.AssetKey(["busy", "chunks"])],
-                partition_names=["a"],
-            )
-        )
+        instance.add_backfill(backfill([dg.AssetKey(["busy", "chunks"])], ["a"]))
         assert is_quiet(instance, "default")
         assert not is_quiet(instance, "busy")
+
+
+@pytest.mark.parametrize(("keys", "quiet"), [(["2026-01-02"], True), (["2026-01-02", "a"], False), (None, False)])
+def test_a_backfill_of_a_job_disturbs_where_it_carries_our_files(keys: list[str] | None, quiet: bool) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        add_keys(instance, "default", ["a"])
+        instance.add_backfill(backfill(None, keys))
+        assert is_quiet(instance, "default") is quiet

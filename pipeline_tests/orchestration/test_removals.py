@@ -58,6 +58,17 @@ def test_a_sink_that_is_set_up_wrong_keeps_no_removed_file_in_the_others(world: 
     assert (states["first"].down_until, states["second"].down_until) == (None, None)
 
 
+def test_every_sink_tells_how_many_files_a_removal_took_from_it(world: World) -> None:
+    world.remove("doc-0.md")
+    world.remove("doc-1.md")
+    assert len(world.sync().removed) == 2
+    for sink in world.settings.sinks:
+        [event] = world.instance.fetch_observations(dg.AssetKey(["default", sink]), limit=1).records
+        told = event.asset_observation
+        assert told
+        assert (told.partition, told.metadata["removed"].value) == (None, 2)
+
+
 def heal(world: World) -> None:
     for sink in world.settings.sinks:
         world.export.ledger.record_sink_state(sink, error=None, backoff=lambda _: 0.0)

@@ -38,7 +38,10 @@ def tick(world: World, cursor: str | None = None) -> tuple[dg.SensorResult | dg.
     sensor = definitions.resolve_sensor_def("default_directory_changes")
     assert definitions.resources is not None
     context = dg.build_sensor_context(
-        instance=world.instance, cursor=cursor, definitions=definitions, resources={"exports": definitions.resources["exports"]}
+        instance=world.instance,
+        cursor=cursor,
+        definitions=definitions,
+        resources={"indexport": definitions.resources["indexport"]},
     )
     answer = sensor(context)
     assert isinstance(answer, dg.SensorResult | dg.SkipReason)

@@ -308,7 +308,7 @@ def test_a_file_that_keeps_failing_is_retried_alone_as_a_failed_partition_and_th
         assert report.failed_runs == 1
         assert world.export.ledger.files()[file_id].status == "parked"
         failed = world.instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.FAILURE]))
-        assert [run.tags["dagster/partition"] for run in failed] == [file_id]
+        assert [(run.tags["dagster/partition"], run.tags["dagster/max_retries"]) for run in failed] == [(file_id, "0")]
         world.faults()
         assert world.sync().runs == 0
         world.write("bad.md", "# Bad\n\nMended.\n")

@@ -150,7 +150,9 @@ def test_a_sink_that_lacks_nearly_all_files_gets_them_as_they_lie(world: World, 
 
 def test_scattered_changes_wait_while_a_range_is_under_way_and_the_order_is_left_alone(world: World) -> None:
     scatter(world)
-    create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"})
+    create_run_for_test(
+        world.instance, job_name="default_ingest", status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"}
+    )
     before = key_order(world.instance, "default")
     decided = decide(world)
     assert decided.runs == ()
@@ -160,7 +162,9 @@ def test_scattered_changes_wait_while_a_range_is_under_way_and_the_order_is_left
 
 def test_after_the_longest_wait_small_ranges_go_out_as_they_lie(world: World) -> None:
     scatter(world)
-    create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"})
+    create_run_for_test(
+        world.instance, job_name="default_ingest", status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"}
+    )
     before = key_order(world.instance, "default")
     waited = time.time() - world.settings.detection.max_wait_seconds - 1
     decided = decide(world, waiting_since=waited)

@@ -55,7 +55,7 @@ def _tick(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
     """One look of the sensor, for its cursor."""
     definitions = export_definitions(settings)
     assert definitions.resources is not None
-    resources = {"exports": definitions.resources["exports"]}
+    resources = {"indexport": definitions.resources["indexport"]}
     context = dg.build_sensor_context(instance=instance, definitions=definitions, resources=resources)
     answer = definitions.resolve_sensor_def(f"{settings.name}_directory_changes")(context)
     sys.stdout.write(f"cursor: {context.cursor}\nanswer: {answer}\n")

@@ -26,7 +26,10 @@ def write(root: Path, text: str, name: str = "x") -> Path:
         (TYPE + "attributes: {name: a, sinks: {lancedb: {}}\n", "line 3: .*expected ',' or '}'"),
         (TYPE + "attributes:\n\tname: canary\n", "line 3: .*cannot start any token"),
         (TYPE + "attributes:\n  name: \x07\n", "not allowed"),
-        (TYPE + "attributes: {name: a}\n---\n" + TYPE + "attributes: {name: b}\n", "expected a single document"),
+        ("type: elsewhere.Component\n---\n" + TYPE + "attributes: {name: canary!}\n", "name: .*pattern"),
+        (TYPE + "attributes: {name: a}\n---\n" + TYPE + "attributes: {name: b\n", "line 6: .*expected ',' or '}'"),
+        (TYPE + "attributes: {name: a, index: {index_name: '{{ canary }}'}}\n", "index.index_name: .*{{ env.NAME }}"),
+        (TYPE + "attributes: {name: a, sinks: {x: {uri: 'canary/{{ env.NO_SUCH }}'}}}\n", "sinks.x.uri: .*NO_SUCH, which is not"),
         (TYPE + "attributes: {name: !canary x}\n", "line 2: .*a constructor for the tag"),
         (TYPE + "attributes: {name: *canary}\n", "line 2: .*alias"),
         (TYPE + "attributes:\n", "attributes"),
@@ -65,6 +68,39 @@ def test_components_of_others_and_empty_files_are_left_to_dagster(tmp_path: Path
     write(tmp_path, "type: elsewhere.Component\nattributes: 5\n", "one")
     write(tmp_path, "", "two")
     assert load_exports(tmp_path) == {}
+
+
+def test_a_file_may_hold_several_components_as_dagsters_do(tmp_path: Path) -> None:
+    texts = [TYPE + "attributes: {name: a}\n", "type: elsewhere.Component\n", "", TYPE + "attributes: {name: b}\n"]
+    write(tmp_path, "---\n".join(texts))
+    assert list(load_exports(tmp_path)) == ["a", "b"]
+
+
+def test_a_file_may_be_called_as_dagster_finds_it_too(tmp_path: Path) -> None:
+    write(tmp_path, TYPE + "attributes: {name: a}\n").rename(tmp_path / "x" / "defs.yml")
+    assert list(load_exports(tmp_path)) == ["a"]
+
+
+def test_settings_take_variables_of_the_environment_as_components_of_dagster_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"WHICH": "handbook", "TOKENS": "128", "BUCKET": "docs", "BRACES": "{{ env.WHICH }}"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("NO_SUCH", raising=False)
+    attributes = """attributes:
+  name: a
+  index: {index_name: "{{ env.WHICH }}"}
+  chunking: {max_tokens: '{{ env("TOKENS") }}'}
+  embedding: {model: "{{env('NO_SUCH', 'small')}}", query_prefix: "{{ env.BRACES }}"}
+  sinks:
+    x: {type: lancedb, uri: "s3://{{ env.BUCKET }}/{{ env('WHICH') }}", tags: ["{{ env.BUCKET }}"]}
+"""
+    write(tmp_path, TYPE + attributes)
+    settings = load_exports(tmp_path)["a"]
+    assert (settings.index.index_name, settings.chunking.max_tokens) == ("handbook", 128)
+    assert (settings.embedding.model, settings.embedding.query_prefix) == ("small", "{{ env.WHICH }}")
+    assert settings.sinks == {"x": {"type": "lancedb", "uri": "s3://docs/handbook", "tags": ["docs"]}}
+    assert ExportSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
 def test_no_sink_is_called_as_an_asset_of_every_export_is() -> None:

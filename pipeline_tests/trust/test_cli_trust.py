@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -164,7 +166,7 @@ def test_an_export_with_an_unfinished_run_is_ended_when_that_has_ended(folder: P
         assert "a run or backfill of 'default' is unfinished" in str(outcome.exception)
         assert len(key_order(instance, "default")) == 3
         instance.delete_run(run.run_id)
-        invoke("retire", "--export", "default")
+        invoke("retire", "--export", "default", "--allow-deletes", "3")
         assert key_order(instance, "default") == []
 
 
@@ -178,9 +180,26 @@ def test_an_export_is_ended_once_it_is_in_no_definitions(folder: Path, monkeypat
     outcome = CliRunner().invoke(app, ["retire", "--export", "default"])
     assert "take it out of the definitions first" in str(outcome.exception)
     monkeypatch.setattr("pipeline.cli_trust.defined_exports", dict)
-    told = invoke("retire", "--export", "default").splitlines()
+    told = invoke("retire", "--export", "default", "--allow-deletes", "3").splitlines()
     assert told[0].endswith("in lancedb: 3 files removed; collection dropped")
     assert told[1].startswith("default has ended")
     assert not list((folder.parent / "home" / "lake").iterdir())
     outcome = CliRunner().invoke(app, ["retire", "--export", "default"])
     assert "knows no export 'default'" in str(outcome.exception)
+
+
+def test_an_export_that_another_project_may_define_is_not_ended_by_its_name_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INDEXPORT_DEFS", str(tmp_path / "elsewhere"))
+    (tmp_path / "elsewhere").mkdir()
+    for allowed in ([], ["--allow-deletes", "2"]):
+        outcome = CliRunner().invoke(app, ["retire", "--export", "default", *allowed])
+        assert isinstance(outcome.exception, ConfigError)
+        assert re.search(r"'default' was looked at .* INDEXPORT_DEFS; .* --allow-deletes 3$", str(outcome.exception))
+    monkeypatch.delenv("INDEXPORT_DEFS")
+    assert len(invoke("records", "--json").splitlines()) == 3
+    monkeypatch.setenv("INDEXPORT_DEFS", str(tmp_path / "elsewhere"))
+    later = time.time() + 3 * 86_400
+    monkeypatch.setattr("pipeline.clock.time.time", lambda: later)
+    assert invoke("retire", "--export", "default").splitlines()[-1].startswith("default has ended")
