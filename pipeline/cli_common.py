@@ -89,12 +89,14 @@ def open_export(name: str) -> Export:
 
 @contextmanager
 def opened_with_instance(name: str) -> Iterator[tuple[Export, DagsterInstance]]:
-    """An export that knows which runs are live, and the Dagster instance that knows it."""
+    """An export that knows which runs are live, and the Dagster instance that knows it: killed ones have ended there."""
     from pipeline.orchestration.instance import open_instance
+    from pipeline.orchestration.liveness import end_dead_runs
     from pipeline.orchestration.resources import EXPORTS
 
     opened = open_export(name)
     with open_instance(opened.home) as instance:
+        end_dead_runs(instance, name)
         yield EXPORTS.open(opened.settings, instance), instance
 
 

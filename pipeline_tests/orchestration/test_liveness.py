@@ -14,6 +14,7 @@ import pytest
 from dagster._core.errors import DagsterInvalidInvocationError
 from dagster._core.utils import make_new_run_id
 
+from pipeline.cli_common import opened_with_instance
 from pipeline.components.index_export import export_definitions
 from pipeline.home import Home
 from pipeline.orchestration.instance import open_instance
@@ -273,6 +274,16 @@ def test_nothing_is_left_of_a_process_that_ends_in_order(tmp_path: Path) -> None
     with process_mark():
         assert len(list((tmp_path / "home/dagster/processes").iterdir())) == 1
     assert list((tmp_path / "home/dagster/processes").iterdir()) == []
+
+
+def test_a_command_does_not_wait_for_a_run_whose_process_was_killed() -> None:
+    with holder("process_mark()") as (process, mark):
+        with open_instance(Home.from_environment()) as instance:
+            run_id = started(instance, mark)
+        process.kill()
+        process.wait()
+        with opened_with_instance("default") as (opened, _):
+            assert not opened.run_is_live(run_id)
 
 
 @pytest.mark.parametrize("after", [20, 34])
