@@ -352,6 +352,7 @@ class Ledger:
             for batch in batches(file_ids):
                 query = sa.select(c.file_id).where(c.export == self.export, c.file_id.in_(batch), c.status == "removed")
                 gone += connection.execute(query).scalars()
+            # All but the row again: a run that slept for longer than its lease may have noted what it made of them since.
             for table in (schema.files, schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, gone)
             self._log(connection, [(file_id, "forgotten", {}) for file_id in gone], run_id, self._clock())

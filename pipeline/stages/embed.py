@@ -146,8 +146,6 @@ def _known_vectors(
     tables = export.lake.read_many("embeddings", partitions, ["embedding_digest", "embedding"])
     known: dict[bytes, npt.NDArray[np.float32]] = {}
     for table in tables.values():
-        if table.schema.field("embedding").type.list_size != export.embedder.identity.dimension:
-            continue
         if (table.schema.metadata or {}).get(b"model") != export.embedder.identity.fingerprint.encode():
             continue
         vectors = matrix(table["embedding"])

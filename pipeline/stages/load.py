@@ -55,9 +55,8 @@ async def _load(
     unready = rows.keys() - {row.file_id for row in ready}
     report.not_ready = dict.fromkeys(unready, "it has no vectors of its present chunks: materialize embeddings first")
     listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
-    snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
     recorded = await asyncio.to_thread(export.ledger.sink_hashes, [row.file_id for row in ready])
-    snapshots = {file_id: complete_snapshot(snapshot, recorded.get(sink, {})) for file_id, snapshot in snapshots.items()}
+    snapshots = by_file(listed, recorded.get(sink, {}))
     for group in groups_of(ready):
         unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
         built = await asyncio.to_thread(build_records, export, unknown, scope, report)
@@ -86,6 +85,16 @@ def _matches(export: Export, row: FileRow, scope: tuple[str, str], snapshot: Sna
     """The sink holds this file's records as the ledger last digested them: nothing needs to be read."""
     current = row.record_set_hash is not None and export.records_are_current(row, scope)
     return current and holds(snapshot, row.record_set_hash or "", row.chunk_count or 0)
+
+
+def by_file(listed: Iterable[Snapshot], recorded: Mapping[str, str]) -> dict[str, Snapshot]:
+    """A snapshot a file, completed. Of a file that has two, nobody knows which records it holds, so that it is replaced."""
+    found: dict[str, Snapshot] = {}
+    for snapshot in listed:
+        file_id = snapshot.parsed_directory_file_id
+        twice = file_id in found
+        found[file_id] = replace(snapshot, record_set_hash=UNKNOWN_RECORD_SET) if twice else complete_snapshot(snapshot, recorded)
+    return found
 
 
 def complete_snapshot(snapshot: Snapshot, recorded: Mapping[str, str]) -> Snapshot:

@@ -43,7 +43,8 @@ class Needs:
     blocked: list[str] = field(default_factory=list)
     """To be removed, and held by no sink but those that are down and back off."""
     standing: list[str] = field(default_factory=list)
-    """Asked for and in no live wave, though nothing is left to do for them; not noted as done yet."""
+    """Nothing is left to do for them, and they are not noted as done yet: asked for and in no live wave, or failed for what has
+    left the settings."""
     removed: list[str] = field(default_factory=list)
     """Gone from every sink; their partition keys can go too."""
     approved_nothing: bool = False
@@ -143,8 +144,7 @@ def _sort(
             (needs.changed if made_so else needs.stale).append(row.file_id)
     else:
         current = export.records_are_current(row, scope)
-        # One that fails though it stands everywhere by now is compared, which says that it is done.
-        lagging = [files for sink, files in needs.lagging.items() if row.is_failing or not (current and _has(hashes, sink, row))]
+        lagging = [files for sink, files in needs.lagging.items() if not (current and _has(hashes, sink, row))]
         for files in lagging:
             files.append(row.file_id)
         if not lagging and row.status != "done":

@@ -24,7 +24,7 @@ from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
 from pipeline.stages.export import Export
 from pipeline.stages.fetch import fetch
-from pipeline.stages.load import build_records, complete_snapshot, holds
+from pipeline.stages.load import build_records, by_file, holds
 from pipeline.stages.orphans import adopt_orphans
 from pipeline.stages.report import StageReport
 from pipeline.stages.sink_vectors import SinkVectors
@@ -144,9 +144,7 @@ async def _adopt_sink(export: Export, sink: str, scope: tuple[str, str], rebuilt
 def _record_snapshots(export: Export, sink: str, listed: Sequence[Snapshot]) -> tuple[int, int]:
     """Note which current record sets stand in a sink; answers their number and that of orphans."""
     rows = export.ledger.files()
-    snapshots = {snapshot.parsed_directory_file_id: complete_snapshot(snapshot, {}) for snapshot in listed}
-    if len(listed) != len(snapshots):
-        snapshots = {}  # a duplicate is left to a run, which compares and replaces
+    snapshots = by_file(listed, {})
     standing = {
         row.file_id: row.record_set_hash
         for row in rows.values()

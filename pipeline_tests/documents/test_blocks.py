@@ -87,6 +87,8 @@ def test_a_title_may_stand_right_under_a_rule(before: str, underline: str) -> No
         ("- item\n  ```\n  # comment\n\n# H", [_P, _C, _H]),
         ("- item\n\n# H\n\n    ```\n\n# H", [_P, _H, _P, _H]),
         ("- - -\n\n    ```\n\n# H", [_P, _P, _H]),
+        ("- -\n\n    ```\n    # comment\n    ```\n# H", [_P, _C, _H]),
+        ("--\nno rule", [_P]),
         ("```\n# comment\n    ```\n# comment", [_C]),
         ("- item\n\n\t| a | b |\n\t|---|---|\n\t| 1 | 2 |\n", [_P, _T]),
         ("text\n<!--\n# hidden\n--> \n# H", [_P, _C, _H]),

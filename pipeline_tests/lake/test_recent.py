@@ -38,6 +38,19 @@ def test_a_table_is_handed_out_once_and_nothing_of_it_is_kept(tmp_path: Path) ->
     assert rows(lake, "a") == 3
 
 
+def test_of_tables_that_nobody_reads_the_last_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake = Lake(str(tmp_path), "default")
+    size = lake.write("chunks", "a", TABLE, {})
+    monkeypatch.setattr(recent, "_MOST_BYTES", 3 * (size + recent._BYTES_OF_A_TABLE))
+    for partition in "bcdef":
+        lake.write("chunks", partition, TABLE, {})
+    read: list[str] = []
+    monkeypatch.setattr(Lake, "_bytes", lambda _self, _dataset, partition: read.append(partition))
+    for partition in "abcdef":
+        rows(lake, partition)
+    assert read == ["a", "b", "c"]
+
+
 def test_random_writes_of_two_writers_are_always_seen_by_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     size = Lake(str(tmp_path), "measured").write("chunks", "a", TABLE, {})
     monkeypatch.setattr(recent, "_MOST_BYTES", 3 * (size + recent._BYTES_OF_A_TABLE))

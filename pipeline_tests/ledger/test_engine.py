@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import ConfigError, LedgerUnavailable
+from pipeline.ledger import Ledger
 from pipeline.ledger.engine import _write_ahead, open_engine
 
 
@@ -45,6 +46,15 @@ def test_a_database_that_stays_locked_is_given_up(monkeypatch: pytest.MonkeyPatc
     connection = Turning(sqlite3.SQLITE_BUSY)
     with pytest.raises(sqlite3.OperationalError):
         _write_ahead(connection)
+
+
+def test_readers_of_a_ledger_in_sqlite_wait_for_no_writer(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.sqlite", "default")
+    ledger.update_state(listed_at=1.0)
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as writer:
+        writer.execute("BEGIN EXCLUSIVE")
+        assert ledger.state().listed_at == 1.0
+    ledger.close()
 
 
 @pytest.mark.parametrize(

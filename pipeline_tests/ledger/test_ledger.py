@@ -138,6 +138,15 @@ def test_only_a_complete_listing_makes_a_file_missing_and_seeing_it_again_undoes
     assert ledger.files()["b"].missing_since is None
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_that_an_earlier_listing_shows_last_is_not_missing_in_a_later_one(ledger: Ledger, version: int) -> None:
+    ledger.record_listing([listed("a")], ledger.begin_listing())
+    earlier, later = ledger.begin_listing(), ledger.begin_listing()
+    ledger.record_listing([listed("a")], later)
+    ledger.record_listing([listed("a", version)], earlier)
+    assert ledger.complete_listing(later) == 0
+
+
 def test_every_listing_has_a_number_of_its_own(ledger: Ledger) -> None:
     with ThreadPoolExecutor(6) as pool:
         numbers = list(pool.map(lambda _: ledger.begin_listing(), range(12)))
@@ -221,6 +230,17 @@ def test_failures_back_off_then_park_and_a_change_releases(ledger: Ledger, clock
     assert (ledger.files()["a"].status, ledger.files()["a"].attempts) == ("failed", 1)
 
 
+def test_failures_before_a_success_do_not_count_towards_parking(ledger: Ledger) -> None:
+    def fail() -> str:
+        ledger.record_failures({"a": "boom"}, run_id="r", max_attempts=3, backoff=lambda _: 0.0, settings_digest="s")
+        return ledger.files()["a"].status
+
+    ledger.record_listing([listed("a")], 1)
+    assert [fail(), fail()] == ["failed", "failed"]
+    ledger.record_done(["a"], "s")
+    assert [fail(), fail(), fail()] == ["failed", "failed", "parked"]
+
+
 def test_a_sink_that_is_down_backs_off_and_recovers(ledger: Ledger, clock: Clock) -> None:
     ledger.record_sink_state("qdrant", error="refused", backoff=lambda n: 5.0 * n)
     ledger.record_sink_state("qdrant", error="refused", backoff=lambda n: 5.0 * n)
@@ -262,14 +282,31 @@ def test_what_was_decided_of_a_file_before_it_was_listed_again_is_not_done(ledge
     assert ledger.files()["a"].status == "new"
 
 
-def test_forgetting_a_file_keeps_its_history(ledger: Ledger) -> None:
+def make(ledger: Ledger, file_id: str) -> None:
+    """Note what a run notes of a file: vectors, a sink that holds it, another that refuses it."""
+    ledger.vectors.replace("m", {file_id: [b"1" * 16]})
+    ledger.record_sink("lancedb", {file_id: "hash"}, "m")
+    ledger.register.record_refusals("pinecone", {file_id: "hash"})
+
+
+def test_of_a_removed_file_its_history_alone_is_left(ledger: Ledger, url: str) -> None:
+    engine = sa.create_engine(url)
+
+    def left() -> set[str]:
+        with engine.begin() as connection:
+            tables = [table for table in schema.metadata.sorted_tables if "file_id" in table.c]
+            return {table.name for table in tables if connection.execute(sa.select(table).filter_by(file_id="a")).first()}
+
     ledger.record_listing([listed("a")], 1)
-    ledger.record_sink("lancedb", {"a": "hash"}, "m")
-    ledger.update_files([{"file_id": "a", "status": "removed"}])
+    make(ledger, "a")
+    ledger.update_files([{"file_id": "a", "status": "removing"}])
+    ledger.record_removed(["a"], run_id="r")
+    assert left() == {schema.files.name, schema.history.name}
+    make(ledger, "a")  # by a run that has slept longer than its lease
     ledger.forget(["a"], run_id="r")
-    assert ledger.files() == {}
-    assert ledger.sink_hashes() == {}
-    assert [event.event for event in ledger.history("a")] == ["listed", "forgotten"]
+    assert left() == {schema.history.name}
+    assert [event.event for event in ledger.history("a")] == ["listed", "removed", "forgotten"]
+    engine.dispose()
 
 
 def test_two_exports_share_a_database_without_seeing_each_other(ledger: Ledger, url: str) -> None:

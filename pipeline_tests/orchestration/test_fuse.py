@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,21 +11,23 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from pipeline.stages.detect import detect
 from pipeline.stages.erase import erase
+from pipeline.stages.needs import Needs, needs_of
 from pipeline.stages.remove import pending_removals
 from pipeline_tests.trust.test_verify import check
 from pipeline_tests.world import World, open_world
 
-Open = Callable[[float], World]
+Open = Callable[..., World]
 
 
 @pytest.fixture
 def opened(tmp_path: Path) -> Iterator[Open]:
-    """A synced world of ten files whose fuse lets a part of them through."""
+    """A synced world of ten files whose fuse lets a part of them through, after a grace period in seconds."""
     with ExitStack() as stack:
 
-        def open_with(fraction: float) -> World:
-            removal = {"grace_period_seconds": 0, "max_delete_fraction": fraction}
+        def open_with(fraction: float, grace: float = 0) -> World:
+            removal = {"grace_period_seconds": grace, "max_delete_fraction": fraction}
             world = stack.enter_context(open_world(tmp_path, removal=removal))
             for n in range(10):
                 world.write(f"doc-{n}.md", f"# Document {n}\n\nText {n}.\n")
@@ -99,3 +102,46 @@ def test_an_approval_counts_for_what_is_missing_and_not_for_what_goes_later(open
     remove(world, *range(8))
     assert world.sync().removed == []
     assert waiting(world) == 8
+
+
+def test_an_approval_waits_for_the_grace_period_of_what_it_is_for(opened: Open) -> None:
+    world = opened(0.2, grace=600)
+    ledger, gone = world.export.ledger, [world.file_id(f"doc-{n}.md") for n in range(3)]
+    remove(world, 0, 1, 2)
+    ledger.update_state(allowed_deletes=3)
+    assert world.sync().removed == []
+    assert ledger.state().allowed_deletes == 3
+    since = [row.missing_since or 0.0 for row in ledger.files(gone).values()]
+    ledger.update_files([{"file_id": file_id, "missing_since": min(since) - 600} for file_id in gone])
+    assert sorted(world.sync().removed) == sorted(gone)
+    assert ledger.state().allowed_deletes == 0
+
+
+def found_needs(world: World) -> Needs:
+    world.refresh()
+    return needs_of(world.export, asyncio.run(detect(world.export, complete=True)).index.scope)
+
+
+def test_what_is_being_removed_makes_the_directory_no_larger(opened: Open) -> None:
+    world = opened(0.5)
+    remove(world, *range(7))
+    assert len(found_needs(world).awaiting_approval) == 7
+    world.export.ledger.mark_removing([world.file_id(f"doc-{n}.md") for n in range(5)])
+    needs = found_needs(world)
+    assert (len(needs.removing), len(needs.removable), len(needs.awaiting_approval)) == (5, 0, 2)
+
+
+def test_the_fuse_counts_what_went_within_a_grace_period_longer_than_an_hour(
+    opened: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = opened(0.2, grace=86_400)
+    ledger, gone = world.export.ledger, world.file_id("doc-0.md")
+    remove(world, 0)
+    world.refresh()
+    asyncio.run(detect(world.export, complete=True))
+    ledger.update_files([{"file_id": gone, "missing_since": time.time() - 90_000}])
+    assert found_needs(world).removable == [gone]
+    with monkeypatch.context() as patched:
+        patched.setattr(ledger, "_clock", lambda: time.time() - 7_200)
+        ledger.log([("dfl-gone", "removed", {}), ("dfl-gone-too", "removed", {})], run_id=None)
+    assert found_needs(world).awaiting_approval == [gone]

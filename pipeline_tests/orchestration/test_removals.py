@@ -16,7 +16,7 @@ from pipeline.errors import SinkUnavailable
 from pipeline.orchestration.launcher import SyncReport
 from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.lancedb import LanceDBExporter
-from pipeline.stages.remove import pending_removals
+from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.work import kept
 from pipeline_tests.local_cloud.harness import until
 from pipeline_tests.orchestration.test_sensor import tick
@@ -171,6 +171,16 @@ def test_files_that_an_erasure_holds_are_left_to_it(world: World) -> None:
         assert (report.ok, report.runs, report.needs.due) == (False, 0, [file_id])
         world.export.ledger.drop_leases(erasure)
     assert world.sync().removed == [file_id]
+
+
+def test_a_file_that_was_listed_again_before_its_removal_began_stays(world: World) -> None:
+    back, gone = world.file_id("doc-0.md"), world.file_id("doc-1.md")
+    world.export.ledger.update_files([{"file_id": gone, "status": "removing"}])
+    report = asyncio.run(remove(world.export, [back, gone], run_id="removal"))
+    assert (report.worked, report.not_ready) == (1, {back: "it is not marked for removal"})
+    assert world.names("first") == world.names("second") == {"doc-0.md", "doc-2.md", "doc-3.md"}
+    assert world.export.ledger.files()[back].status == "done"
+    assert back in world.export.lake.partitions("embeddings")
 
 
 def test_a_removal_keeps_its_files_for_as_long_as_it_works(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -160,6 +160,20 @@ def test_scattered_changes_wait_while_a_range_is_under_way_and_the_order_is_left
     assert key_order(world.instance, "default") == before
 
 
+def test_the_key_of_a_removed_file_stays_while_a_range_is_under_way(world: World) -> None:
+    world.sync()
+    gone = world.file_id("doc-00.md")
+    world.remove("doc-00.md")
+    world.export.ledger.update_files([{"file_id": gone, "status": "removed"}])
+    tags = {RANGE_START: "x", RANGE_END: "y"}
+    under_way = create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags=tags)
+    decide(world)
+    assert gone in key_order(world.instance, "default")
+    world.instance.report_run_canceled(under_way)
+    decide(world)
+    assert gone not in key_order(world.instance, "default")
+
+
 def test_after_the_longest_wait_small_ranges_go_out_as_they_lie(world: World) -> None:
     scatter(world)
     create_run_for_test(

@@ -134,13 +134,22 @@ async def test_every_upsert_carries_the_marked_head_of_what_it_writes() -> None:
         assert heads == {write.generation for write in writes}
 
 
-async def test_a_head_that_gives_another_count_costs_the_version_it_is_replaced_by_nothing() -> None:
-    store = ModelStore()
+@pytest.mark.parametrize("count", [2, 9])
+async def test_a_head_that_gives_another_count_costs_the_version_it_is_replaced_by_nothing(count: int) -> None:
+    store, deleted = ModelStore(), set[str]()
     wanted = content(KEYS[0], "v", 5)
-    altered = Write(wanted.ids[0], KEYS[0], Generation(wanted.record_set_hash, 2), 0)
+    altered = Write(wanted.ids[0], KEYS[0], Generation(wanted.record_set_hash, count), 0)
     store.records[altered.id] = altered
+    plain = store.delete
+
+    async def delete(ids: Sequence[str]) -> None:
+        deleted.update(ids)
+        await plain(ids)
+
+    store.delete = delete  # type: ignore[method-assign]  # a spy
     assert await run(store, wanted)
     store.assert_holds(wanted)
+    assert deleted.isdisjoint(wanted.ids), "readers found less of it for a while"
 
 
 async def test_records_no_head_tells_of_go_before_the_file_looks_finished() -> None:

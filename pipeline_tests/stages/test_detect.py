@@ -82,12 +82,17 @@ def test_an_unfinished_listing_makes_nothing_missing(world: World) -> None:
     assert missing(world) == set()
 
 
-def test_an_empty_listing_is_told_at_every_look_until_files_are_back(world: World) -> None:
+@pytest.mark.parametrize("large", [False, True])
+def test_an_empty_listing_is_told_at_every_look_until_files_are_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, large: bool
+) -> None:
+    if large:
+        monkeypatch.setattr("pipeline.stages.detect._CHEAP_FILES", 0)
     asyncio.run(detect(world.export))
     world.faults(hidden_files=["*"])
     world.refresh()
-    for _ in range(2):
-        found = asyncio.run(detect(world.export))
+    for complete in (True, False):
+        found = asyncio.run(detect(world.export, complete=complete))
         assert found.look == "empty"
         assert "while 5 files are known" in (found.unread or "")
     assert missing(world) == set()
@@ -168,6 +173,22 @@ def test_a_look_at_what_has_changed_alone_is_no_evidence_of_absence(world: World
     assert asyncio.run(detect(world.export)).look == "unchanged"
     assert asyncio.run(detect(world.export, complete=True)).missing == 1
     assert missing(world) == {"doc-0.md"}
+
+
+def test_when_a_grace_period_is_over_one_complete_listing_is_taken_of_an_index_that_has_not_moved(world: World) -> None:
+    def looks() -> list[str]:
+        return [asyncio.run(detect(world.export)).look for _ in range(2)]
+
+    asyncio.run(detect(world.export))
+    world.change(removal={"grace_period_seconds": 600})
+    ledger, gone = world.export.ledger, world.file_id("doc-0.md")
+    world.remove("doc-0.md")
+    world.refresh()
+    assert looks() == ["complete", "unchanged"]
+    ledger.update_files([{"file_id": gone, "missing_since": time.time() - 900}])
+    assert looks() == ["unchanged", "unchanged"], "the last listing was taken after the grace period"
+    ledger.update_state(complete_at=time.time() - 400)
+    assert looks() == ["complete", "unchanged"]
 
 
 def test_a_reconcile_marks_a_rotating_slice_for_another_fetch(world: World) -> None:

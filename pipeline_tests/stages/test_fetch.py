@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SourceUnavailable
+from pipeline.lake import Lake
 from pipeline.llama_cloud.download import RetryPolicy
 from pipeline.stages.detect import detect
 from pipeline.stages.fetch import fetch
@@ -178,3 +179,22 @@ def test_pages_that_fail_are_named_and_a_file_none_of_whose_pages_can_be_parsed_
             if report.ok:
                 assert [row.data["failed_pages"] for row in world.numbers("parsed_payloads")["files"].records] == ["2"]
         assert (told.status, told.last_error) == ("failed", "LlamaCloud could not parse any of the 1 pages of '0.pdf'")
+
+
+def test_metadata_that_moves_while_a_payload_is_fetched_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with served(tmp_path, 2) as (_, world):
+        fetched(world)
+        ledger = world.export.ledger
+        ledger.update_files([{"file_id": "dfl-000", "refetch": True}])
+        real = Lake.write_many
+
+        def moves_meanwhile(self: Lake, *given: Any) -> list[int]:
+            ledger.update_files([{"file_id": "dfl-000", "metadata": '{"team": "b"}'}])
+            return real(self, *given)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Lake, "write_many", moves_meanwhile)
+            asyncio.run(fetch(world.export, ["dfl-000"], run_id="a run"))
+        assert ledger.files()["dfl-000"].refetch
+        asyncio.run(fetch(world.export, ["dfl-000"], run_id="a run"))
+        assert not ledger.files()["dfl-000"].refetch

@@ -1,4 +1,4 @@
-"""Stages on their own: a file that goes wrong half way, a lake that lost something, memory that stays bounded."""
+"""Stages on their own: a file that goes wrong half way, a lake that lost something."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import asyncio
 import json
 import os
 import threading
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +22,17 @@ from pipeline.errors import LedgerUnavailable, RecordRefused
 from pipeline.lake import Lake
 from pipeline.lake.lake import Dataset
 from pipeline.lake.recent import RecentTables
-from pipeline.ledger import Ledger
 from pipeline.ledger.vectors import Claim, VectorIndex
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
-from pipeline.sinks.records import FileRecords
-from pipeline.stages import work
+from pipeline.sinks.records import FileRecords, matrix
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
-from pipeline.stages.embed import embed
+from pipeline.stages.embed import embed, embedding_texts
 from pipeline.stages.fetch import fetch
 from pipeline.stages.rebuild import forget_lost
 from pipeline.stages.report import StageReport
-from pipeline.stages.work import kept
-from pipeline_tests.local_cloud.harness import until
+from pipeline_tests.trust.damage import held_tables
 from pipeline_tests.world import World, open_world
 
 
@@ -133,13 +128,21 @@ def test_a_refused_record_keeps_the_old_version_and_the_batch_goes_on(world: Wor
     assert (row.status, row.last_error) == ("failed", "over 40 KB")
 
 
-@pytest.mark.parametrize("dataset", ["parsed_payloads", "chunks", "embeddings"])
-def test_an_object_lost_from_the_lake_is_made_again_when_it_is_needed(world: World, dataset: str) -> None:
+@pytest.mark.parametrize(
+    ("dataset", "change"),
+    [
+        ("parsed_payloads", {"chunking": {"max_tokens": 64}}),
+        ("chunks", {"embedding": {"provider": "constant", "constant_dimension": 64}}),
+        ("embeddings", {}),
+    ],
+)
+def test_an_object_lost_from_the_lake_is_made_again_when_it_is_needed(
+    world: World, dataset: Dataset, change: dict[str, Any]
+) -> None:
     world.ingest()
-    file_id = world.file_id("doc-2.md")
-    (world.root / "home" / "lake" / "default" / dataset / f"{file_id}.parquet").unlink()
-    world.change(chunking={"max_tokens": 64}, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
-    world.sync()
+    world.export.lake.delete(world.file_id("doc-2.md"), [dataset])
+    world.change(**change, sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "s")}})
+    assert not world.sync().ok
     ingest_again_at_once(world)
     world.assert_settled("lancedb")
     world.assert_settled("second")
@@ -203,15 +206,25 @@ def test_a_payload_that_is_fetched_again_stands_in_the_lake_whatever_a_dead_run_
     assert forget_lost(world.export, list(world.export.ledger.files().values())) == []
 
 
-def test_no_vector_of_another_model_stands_under_the_name_of_the_present_one(world: World) -> None:
+@pytest.mark.parametrize("other", [{"constant_dimension": 64}, {"passage_prefix": "passage: "}])
+def test_no_vector_of_another_model_stands_under_the_name_of_the_present_one(world: World, other: dict[str, Any]) -> None:
+    """Of another dimension, or of the same one: the vector index still points to what a dead run has replaced."""
     world.ingest()
-    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.change(embedding={"provider": "constant", **other})
     sync_that_dies_after(world, "embeddings")
     world.change(embedding={"provider": "constant"})
     world.write("doc-0.md.meta.json", json.dumps({"team": "gauges"}))
+    world.write("copy.md", (world.documents / "doc-1.md").read_text())
     world.sync()
     ingest_again_at_once(world)
     world.assert_settled()
+    assert_vectors_are_of_the_model(world)
+
+
+def assert_vectors_are_of_the_model(world: World) -> None:
+    for table in held_tables(world):
+        wanted = asyncio.run(world.export.embedder.embed(embedding_texts(table), [1] * table.num_rows))
+        np.testing.assert_allclose(matrix(table["embedding"]), wanted, atol=1e-6)
 
 
 def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> None:
@@ -219,12 +232,6 @@ def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> 
     world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
     sync_that_dies_after(world, "embeddings")
     assert forget_lost(world.export, list(world.export.ledger.files().values())) == [world.file_id("doc-0.md")]
-
-
-def test_groups_bound_what_is_held_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "GROUP_CHUNKS", 1)
-    assert world.sync().ok
-    world.assert_settled()
 
 
 def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: World) -> None:
@@ -291,44 +298,6 @@ def test_a_text_that_another_run_is_embedding_is_waited_for_and_not_embedded_aga
     assert len(embedder.texts) == len(set(embedder.texts)) == 4
     world.ingest()
     world.assert_settled()
-
-
-def test_a_run_keeps_its_leases_for_as_long_as_it_works(world: World) -> None:
-    world.ingest()
-    export = world.export
-    [file_id, *_] = export.ledger.files()
-
-    def lease_end() -> float:
-        return export.ledger.files([file_id])[file_id].lease_until or 0.0
-
-    def renewed(since: float) -> bool:
-        return lease_end() > since
-
-    async def work_for_three_renewals() -> None:
-        async with kept(export, "slow", lease_seconds=0.03):
-            for _ in range(3):
-                await asyncio.to_thread(until, partial(renewed, lease_end()))
-
-    assert export.claim([file_id], "slow") == [file_id]
-    export.ledger.renew("slow", seconds=0)
-    asyncio.run(work_for_three_renewals())
-
-
-def test_a_renewal_that_fails_is_made_up_for_by_the_next_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    real, tries = Ledger.renew, Counter[str]()
-
-    def renew(self: Ledger, run_id: str, *, seconds: float) -> None:
-        tries[run_id] += 1
-        if tries[run_id] == 1:
-            raise LedgerUnavailable("the database was restarted")
-        real(self, run_id, seconds=seconds)
-
-    async def work_until_renewed() -> None:
-        async with kept(world.export, "slow", lease_seconds=0.03):
-            await asyncio.to_thread(until, lambda: tries["slow"] > 1)
-
-    monkeypatch.setattr(Ledger, "renew", renew)
-    asyncio.run(work_until_renewed())
 
 
 def test_a_dry_run_counts_what_would_be_embedded_and_writes_nothing(world: World) -> None:

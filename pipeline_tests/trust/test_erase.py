@@ -1,4 +1,4 @@
-"""Erasure leaves nothing anywhere and never comes back; retirement takes what is ours and leaves what is not."""
+"""Erasure leaves nothing anywhere and never comes back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.errors import SinkUnavailable
 from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.resources import _open
@@ -34,7 +34,7 @@ from pipeline.stages.verify import verify
 from pipeline_tests.lake.test_lake import killed_writer
 from pipeline_tests.orchestration.test_removals import take_down
 from pipeline_tests.trust.conftest import LONG
-from pipeline_tests.trust.damage import drop_rows, duplicate_rows
+from pipeline_tests.trust.damage import drop_rows
 from pipeline_tests.trust.test_rebuild import lose_ledger
 from pipeline_tests.world import World, open_world
 
@@ -154,6 +154,10 @@ def test_an_old_models_collection_is_erased_from_too(world: World) -> None:
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
 
 
+def retired(world: World, **which: str) -> list[Retired]:
+    return asyncio.run(retire(world.export, **which))
+
+
 def move_with_another_model(world: World, uri: Path) -> str:
     """The sink is set up elsewhere, and another model is used, in one edit; answers the former model."""
     old = world.export.embedder.identity.slug
@@ -269,9 +273,13 @@ def test_a_name_that_is_released_frees_no_erased_file(world: World) -> None:
     assert world.export.ledger.files()[file_id].status == "removed"
 
 
-def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run_again(world: World) -> None:
+def add_second_sink(world: World) -> None:
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
     world.ingest()
+
+
+def test_a_sink_that_does_not_answer_leaves_the_erasure_unproved_until_it_is_run_again(world: World) -> None:
+    add_second_sink(world)
     file_id = world.file_id("patient.md")
     blocked = world.root / "blocked"
     blocked.write_text("a file where the database should lie")
@@ -299,11 +307,22 @@ def test_records_that_no_snapshot_speaks_of_keep_an_erasure_unproved(world: Worl
     assert next(proof.records for proof in report.proofs if proof.place.startswith("lancedb")) == len(world.held())
 
 
+def test_an_erasure_that_a_sink_kept_from_its_end_is_finished_by_the_next_sync(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_second_sink(world)
+    file_id = world.file_id("patient.md")
+    with monkeypatch.context() as patched:
+        take_down(world, patched, "second")
+        assert not wipe(world, file_id).proved
+    assert world.ingest().removing == [file_id]
+    assert world.names("second") == {"other.md"}
+
+
 def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_every_sink(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
-    world.ingest()
+    add_second_sink(world)
     file_id = world.file_id("patient.md")
     with monkeypatch.context() as patched:
         take_down(world, patched, "second")
@@ -335,58 +354,3 @@ def test_a_lifted_tombstone_lets_the_file_return(world: World) -> None:
     lift_tombstones(world.export, [file_id])
     world.ingest()
     assert world.names() == {"patient.md", "other.md"}
-
-
-def retired(world: World, **which: str) -> list[Retired]:
-    return asyncio.run(retire(world.export, **which))
-
-
-def test_an_old_models_collection_is_dropped_and_the_present_one_is_refused(world: World) -> None:
-    old = world.export.embedder.identity.slug
-    world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.ingest()
-    with pytest.raises(ConfigError, match="is in use"):
-        retired(world, model=world.export.embedder.identity.slug)
-    assert retired(world, model=old) == [Retired("lancedb", old, 2, None)]
-    assert not list((world.root / "home" / "lancedb").glob(f"*{old}*"))
-    world.assert_settled()
-    with pytest.raises(ConfigError, match="no such collection"):
-        retired(world, model=old)
-
-
-def test_a_collection_that_others_use_loses_only_what_is_ours(world: World) -> None:
-    old = world.export.embedder.identity.slug
-    duplicate_rows(world, world.file_id("other.md"), {"export_config_id": pa.scalar("exp-other")})
-    world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.ingest()
-    assert retired(world, model=old)[0].kept == "others have records in it"
-    world.change(embedding={"provider": "constant", "constant_dimension": 384})
-    assert world.held() == []
-
-
-def test_a_sink_that_has_left_the_yaml_is_emptied_and_one_in_use_is_refused(world: World) -> None:
-    second = world.root / "second"
-    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(second)}})
-    world.ingest()
-    with pytest.raises(ConfigError, match="is in use"):
-        retired(world, sink="second")
-    world.change(sinks={"lancedb": {}})
-    assert [(one.sink, one.files, one.kept) for one in retired(world, sink="second")] == [("second", 2, None)]
-    assert files_with(second, b"Quirinus") == []
-    world.assert_settled()
-
-
-def test_of_a_sink_that_was_renamed_the_former_name_is_forgotten_and_nothing_deleted(world: World) -> None:
-    old = world.export.embedder.identity.slug
-    world.change(embedding={"provider": "constant", "constant_dimension": 64})
-    world.ingest()
-    world.change(sinks={"main": {"type": "lancedb", "table_prefix": "indexport"}})  # the default, now written out
-    world.ingest()
-    found = {one.slug: one for one in retired(world, sink="lancedb")}
-    assert (found[old].files, found[old].kept) == (2, None)
-    [renamed] = [one for slug, one in found.items() if slug != old]
-    assert renamed.files == 0
-    assert "'main'" in str(renamed.kept)
-    assert {held.sink for held in world.export.ledger.register.collections()} == {"main"}
-    assert asyncio.run(verify(world.export, "main", deep=True)).ok
-    world.assert_settled("main")

@@ -20,7 +20,8 @@ from pipeline.orchestration.partitions import key_order
 from pipeline.orchestration.resources import _open
 from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild, rebuild_lake, rebuild_ledger
 from pipeline.stages.verify import verify
-from pipeline_tests.trust.damage import drop_rows, duplicate_rows
+from pipeline_tests.orchestration.test_removals import take_down
+from pipeline_tests.trust.damage import alter, drop_rows, duplicate_rows
 from pipeline_tests.world import World
 
 
@@ -64,6 +65,13 @@ def test_a_lost_ledger_is_read_off_what_is_left_and_nothing_is_left_to_do(
     assert world.ingest().due == []
     assert (embedded, replaced) == ([], [])
     assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+
+
+def test_a_sink_that_does_not_answer_is_told_by_a_rebuilt_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lose_ledger(world)
+    take_down(world, monkeypatch, "home")
+    rebuilt = restore_ledger(world)
+    assert (rebuilt.files, rebuilt.standing, rebuilt.unreachable) == (5, {}, {"lancedb": "it does not answer"})
 
 
 def test_files_that_a_run_holds_are_named_and_made_again_by_the_next_rebuild(world: World) -> None:
@@ -125,14 +133,33 @@ def test_what_a_lost_ledger_finds_damaged_or_changed_is_left_to_the_next_run(wor
     world.assert_settled()
 
 
-def test_orphans_found_without_a_ledger_go_the_way_of_removed_files(world: World) -> None:
+@pytest.mark.parametrize("lost", ["ledger", "records"])
+def test_a_file_of_which_a_sink_has_two_is_replaced_by_the_next_run(world: World, replaced: list[str], lost: str) -> None:
+    file_id = world.file_id("doc-0.md")
+    duplicate_rows(world, file_id, {})
+    if lost == "ledger":
+        lose_ledger(world)
+        assert restore_ledger(world).standing == {"lancedb": 4}
+    else:
+        world.export.ledger.register.reset_sink("lancedb")
+    world.ingest()
+    assert replaced == [file_id]
+    assert asyncio.run(verify(world.export, "lancedb", deep=True)).ok
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_orphans_found_without_a_ledger_go_the_way_of_removed_files(world: World, known: bool) -> None:
+    """Also those whose removal the ledger remembers: the sink was put back from before it."""
+    file_id = world.file_id("doc-2.md")
     world.remove("doc-2.md")
     world.refresh()
-    lose_ledger(world)
+    if known:
+        world.export.ledger.update_files([{"file_id": file_id, "status": "removed"}])
+    else:
+        lose_ledger(world)
     assert restore_ledger(world).orphans == {"lancedb": 1}
     assert "doc-2.md" in world.names()
-    report = world.sync()
-    assert len(report.removed) == 1
+    assert world.sync().removed == [file_id]
     world.assert_settled()
 
 
@@ -166,6 +193,23 @@ def test_a_lost_part_of_the_lake_is_all_that_is_made_again(world: World) -> None
     world.export.lake.delete(world.file_id("doc-1.md"), ["embeddings"])
     rebuilt = restore_lake(world)
     assert (rebuilt.files, rebuilt.fetched.worked, rebuilt.cut.worked, rebuilt.embedded.worked) == (1, 0, 0, 1)
+
+
+def test_a_lost_vector_that_another_file_still_has_is_not_embedded_again(world: World, embedded: list[str]) -> None:
+    world.write("copy.md", (world.documents / "doc-0.md").read_text())
+    world.ingest()
+    first = min(world.file_id("doc-0.md"), world.file_id("copy.md"))  # where the vector index points to
+    world.export.lake.delete(first, ["embeddings"])
+    rebuilt = restore_lake(world, sinks=[])
+    assert (rebuilt.files, rebuilt.embedded.worked, embedded) == (1, 1, [])
+
+
+@pytest.mark.parametrize("altered", [{"embedding_model": "'another@1'"}, {"vector": "array_repeat(CAST('NaN' AS FLOAT), 384)"}])
+def test_a_vector_that_is_not_of_the_model_is_not_taken_back(world: World, embedded: list[str], altered: dict[str, str]) -> None:
+    alter(world, f"parsed_directory_file_id = '{world.file_id('doc-0.md')}'", altered)
+    shutil.rmtree(world.root / "home" / "lake")
+    rebuilt = restore_lake(world)
+    assert rebuilt.embedded.numbers["computed"] == len(embedded) == 1
 
 
 def test_a_lake_put_back_from_before_an_edit_is_made_what_the_ledger_speaks_of(world: World, embedded: list[str]) -> None:

@@ -32,7 +32,10 @@ def found(world: World, *, deep: bool = False, sink: str = "lancedb") -> SinkVer
 
 
 def kinds(verification: SinkVerification) -> set[tuple[str, str | None, int | None]]:
-    return {(f.kind, f.file_id, f.chunk_index) for f in verification.findings}
+    """What was found, each once."""
+    told = [(f.kind, f.file_id, f.chunk_index) for f in verification.findings]
+    assert len(told) == len(set(told)), told
+    return set(told)
 
 
 @pytest.mark.parametrize("deep", [False, True])
@@ -161,6 +164,22 @@ def test_an_old_version_left_behind_is_stale(world: World) -> None:
     with_exporter(world, write_back)
     assert kinds(found(world)) == {("stale_file", file_id, None)}
     assert ("altered_text", file_id, 0) in kinds(found(world, deep=True))
+
+
+def test_what_was_seen_of_a_file_that_a_run_has_replaced_meanwhile_is_no_finding(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost, replaced = world.file_id("doc-0.md"), world.file_id("doc-1.md")
+    drop_rows(world, f"parsed_directory_file_id in ('{lost}', '{replaced}')")
+    real = LanceDBExporter.list_scopes
+
+    async def replaced_then(self: LanceDBExporter) -> Any:
+        world.export.ledger.update_files([{"file_id": replaced, "record_set_hash": "another"}])
+        return await real(self)
+
+    monkeypatch.setattr(LanceDBExporter, "list_scopes", replaced_then)
+    verification = found(world)
+    assert (kinds(verification), verification.unsettled) == ({("missing_file", lost, None)}, 1)
 
 
 def test_a_file_on_its_way_claims_nothing(world: World) -> None:
