@@ -140,7 +140,8 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """``score`` is larger for better hits; cosine similarity in mode vector, store-defined otherwise."""
+    """``score`` is larger for better hits: cosine similarity in mode vector, store-defined in mode text, and in mode hybrid from
+    0 to 1 among the hits of one answer (``fusion.relative_score_fusion``), store-defined where the store fuses by itself."""
 
     record: ChunkRecord
     score: float
