@@ -58,7 +58,7 @@ async def _load(
     snapshots = {snapshot.parsed_directory_file_id: snapshot for snapshot in listed}
     recorded = await asyncio.to_thread(export.ledger.sink_hashes, [row.file_id for row in ready])
     snapshots = {file_id: complete_snapshot(snapshot, recorded.get(sink, {})) for file_id, snapshot in snapshots.items()}
-    for group in groups_of(ready):
+    for group in groups_of(ready, exporter.chunks_at_once):
         unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
         built = await asyncio.to_thread(build_records, export, unknown, scope, report)
         stale = [file for file in built if not holds(snapshots.get(file.file_id), file.record_set_hash, file.table.num_rows)]

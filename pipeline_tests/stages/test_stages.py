@@ -35,9 +35,11 @@ from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
 from pipeline.stages.fetch import fetch
 from pipeline.stages.rebuild import forget_lost
+from pipeline.stages.repair import repair
 from pipeline.stages.report import StageReport
 from pipeline.stages.work import kept
 from pipeline_tests.local_cloud.harness import until
+from pipeline_tests.trust.damage import drop_rows
 from pipeline_tests.world import World, open_world
 
 
@@ -223,8 +225,29 @@ def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> 
 
 def test_groups_bound_what_is_held_in_memory(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(work, "GROUP_CHUNKS", 1)
+    monkeypatch.setattr(LanceDBExporter, "chunks_at_once", 1)
     assert world.sync().ok
     world.assert_settled()
+
+
+def test_a_sink_is_given_as_many_chunks_at_once_as_it_asks_for_by_a_load_as_by_a_repair(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    real = LanceDBExporter.replace_files
+
+    async def counted(self: LanceDBExporter, files: Sequence[FileRecords]) -> ReplaceReport:
+        given.append(sum(file.table.num_rows for file in files))
+        return await real(self, files)
+
+    monkeypatch.setattr(LanceDBExporter, "replace_files", counted)
+    monkeypatch.setattr(LanceDBExporter, "chunks_at_once", 3)
+    world.ingest()
+    assert given == [3, 1]
+    given.clear()
+    drop_rows(world, "chunk_index = 0")
+    assert asyncio.run(repair(world.export, "lancedb", run_id="r")).ok
+    assert given == [3, 1]
 
 
 def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: World) -> None:
