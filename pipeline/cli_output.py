@@ -84,7 +84,7 @@ def print_hits(console: Console, hits: list[SearchHit]) -> None:
     """Search results with their citations, best first."""
     for rank, hit in enumerate(hits, 1):
         name = escape(hit.record.file_name)
-        console.print(f"[bold]{rank}. {name}[/bold], {pages(hit.record)} [dim]score {hit.score:.3f}[/dim]", highlight=False)
+        console.print(f"[bold]{rank}. {name}[/bold], {pages(hit.record)} [dim]score {hit.score:.3g}[/dim]", highlight=False)
         console.print(f"   {snippet(hit.record.content)}", markup=False, highlight=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -9,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,12 @@ from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.cli_common import file_ids_of, open_export
-from pipeline.cli_output import print_awaiting_approval
+from pipeline.cli_output import print_awaiting_approval, print_hits
 from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline.stages.search import search
 from pipeline_tests.command_line import INDEXPORT, invoke, run
 
 
@@ -147,6 +150,22 @@ def test_output_for_people_cites_pages() -> None:
     assert "in lancedb" in invoke("status")
     assert "ready" in invoke("index", "status")
     assert "Plan of default" in invoke("plan")
+
+
+@pytest.mark.usefixtures("synced")
+@pytest.mark.parametrize(("score", "shown"), [(0.73912, "0.739"), (0.000432109, "0.000432"), (12.3456, "12.3"), (1.0, "1")])
+def test_a_score_is_shown_with_three_digits_however_small_it_is(score: float, shown: str) -> None:
+    [hit] = asyncio.run(search(open_export("default"), "lancedb", "boat", mode="text"))
+    told = io.StringIO()
+    print_hits(Console(file=told, width=200), [replace(hit, score=score)])
+    assert f"page 1 score {shown}\n" in told.getvalue()
+
+
+@pytest.mark.usefixtures("synced")
+def test_a_question_longer_than_the_model_reads_is_said_to_be_too_long() -> None:
+    outcome = CliRunner().invoke(app, ["search", "boat " * 600])
+    assert isinstance(outcome.exception, ConfigError)
+    assert str(outcome.exception) == "the question is too long: it has 602 tokens, and the model reads 512; shorten it"
 
 
 @pytest.mark.usefixtures("synced")

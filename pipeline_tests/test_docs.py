@@ -88,4 +88,4 @@ def test_records_are_read_as_the_page_on_reading_shows(
     (tmp_path / "shown.py").write_text(shown, encoding="utf-8")
     capsys.readouterr()
     runpy.run_path(str(tmp_path / "shown.py"))
-    assert re.fullmatch(r"0\.\d+ shop\.md 1 # Shop\n\nThe opening hours are from nine to five\.\n", capsys.readouterr().out)
+    assert re.fullmatch(r"1\.0 shop\.md 1 # Shop\n\nThe opening hours are from nine to five\.\n", capsys.readouterr().out)

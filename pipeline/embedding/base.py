@@ -125,5 +125,6 @@ class Embedder(Protocol):
         ...
 
     async def embed_query(self, text: str) -> Vectors:
-        """Embed a search query (some models prefix queries); shape (dimension,)."""
+        """Embed a search query (some models prefix queries); shape (dimension,). Raises ValueError for one longer than
+        ``max_tokens``, and what ``embed`` raises where the model cannot answer."""
         ...

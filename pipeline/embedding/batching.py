@@ -54,6 +54,12 @@ def check_inputs(texts: Sequence[str], token_counts: Sequence[int], *, max_token
         raise ValueError(f"text {too_long} has {token_counts[too_long]} tokens, the model reads {max_tokens}")
 
 
+def check_question(tokens: int, *, max_tokens: int) -> None:
+    """Raise ValueError for a search query of more tokens than the model reads."""
+    if tokens > max_tokens:
+        raise ValueError(f"the question is too long: it has {tokens} tokens, and the model reads {max_tokens}; shorten it")
+
+
 def _check_caps(tokens: int, items: int) -> None:
     if tokens < 1 or items < 1:
         raise ValueError(f"a batch needs room for at least one token and one text, got {tokens} and {items}")

@@ -25,7 +25,7 @@ import numpy as np
 from pipeline.documents.tokens import HuggingFaceTokens, TokenCounter
 from pipeline.embedding import offline_model
 from pipeline.embedding.base import ModelIdentity, Vectors, keeping, side_by_side, stopped
-from pipeline.embedding.batching import check_inputs, plan_batches
+from pipeline.embedding.batching import check_inputs, check_question, plan_batches
 from pipeline.embedding.digests import model_cache, remembered_sha256
 from pipeline.embedding.settings import MINILM, EmbeddingSettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
@@ -92,7 +92,7 @@ class FastEmbedEmbedder:
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:
-        check_inputs([text], self._tokens.count([text]), max_tokens=self._max_tokens)
+        check_question(self._tokens.count([text])[0], max_tokens=self._max_tokens)
         vectors: Vectors = (await self._run(self._embed_query, [text]))[0]
         return vectors
 

@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 from pipeline.api_keys import read_key
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline.embedding.base import ModelIdentity, TextsRefused, Vectors, keeping, side_by_side, stopped
-from pipeline.embedding.batching import check_inputs, plan_requests
+from pipeline.embedding.batching import check_inputs, check_question, plan_requests
 from pipeline.embedding.openai_session import KeepsBreakingDown, Session
 from pipeline.embedding.openai_wire import BrokeDown, EncodingRefused, Refused, TimedOut, TryAgain, read_vectors, refused_for_good
 from pipeline.embedding.settings import OpenAISettings
@@ -97,7 +97,7 @@ class OpenAIEmbedder:
         return vectors
 
     async def embed_query(self, text: str) -> Vectors:
-        check_inputs([text], self._tokens.count([text]), max_tokens=self.max_tokens)
+        check_question(self._tokens.count([text])[0], max_tokens=self.max_tokens)
         async with self._session() as session:
             try:
                 vectors: Vectors = (await session.request([text]))[0]

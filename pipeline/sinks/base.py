@@ -140,7 +140,8 @@ class SearchRequest:
 
 @dataclass(frozen=True, slots=True)
 class SearchHit:
-    """``score`` is larger for better hits; cosine similarity in mode vector, store-defined otherwise."""
+    """``score`` is larger for better hits: cosine similarity in mode vector, store-defined in mode text, and in mode hybrid from
+    0 to 1 among the hits of one answer (``fusion.relative_score_fusion``), store-defined where the store fuses by itself."""
 
     record: ChunkRecord
     score: float
@@ -160,6 +161,9 @@ class Exporter(ABC):
     """True when readers see a file's old version or its new one, never a mix."""
     ids_by_version: bool = False
     """True when a record's id carries its record set's digest (``FileKey.ids``), so that two versions can stand side by side."""
+    chunks_at_once: ClassVar[int] = 8_192
+    """Most chunks that ``replace_files`` is given at once, unless a file alone has more. All are in memory: about 40 MB of text
+    and 384-dimensional vectors. A sink that rewrites more than it is given asks for more."""
     holds_vectors: ClassVar[bool] = True
     """False for a sink beside another one that has them: its ``fetch_records`` has no column ``embedding``."""
 

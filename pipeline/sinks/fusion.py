@@ -1,7 +1,8 @@
-"""Joining several rankings into one, for stores that search vectors and text separately."""
+"""Joining a ranking by vectors and one by words into one, for stores that search the two separately."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from pipeline.sinks.base import SearchHit
@@ -9,21 +10,35 @@ from pipeline.sinks.base import SearchHit
 HYBRID_DEPTH = 50
 """Candidates of each search, of vectors and of text, that are fused into a hybrid answer, or ``k`` where that is more."""
 
-_RANK_CONSTANT = 60
-"""The constant of Cormack, Clarke and Buettcher (SIGIR 2009): how little the first ranks stand out."""
+Ranking = Sequence[tuple[str, float]]
+"""Ids with the scores of one search, which are larger for better ones."""
 
 
-def reciprocal_rank_fusion(rankings: Sequence[Sequence[str]], k: int) -> list[tuple[str, float]]:
-    """The best ``k`` ids with their scores, best first; a tie is decided by the first ranking an id appears in."""
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, found in enumerate(ranking, start=1):
-            scores[found] = scores.get(found, 0.0) + 1 / (_RANK_CONSTANT + rank)
-    return sorted(scores.items(), key=lambda item: -item[1])[:k]
+def relative_score_fusion(by_vector: Ranking, by_text: Ranking, k: int) -> list[tuple[str, float]]:
+    """The best ``k`` ids, best first, with scores from 0 to 1: the mean of where an id's scores lie between the lowest (0) and
+    the highest (1) of each ranking. What a ranking lacks, or has without a number, has 0 there.
+
+    Unlike ranks, scores tell an exact match from the fiftieth that shares a common word. A tie goes to the better by text, which
+    has the words that were asked for, then to the smaller id.
+    """
+    vector = _relative(by_vector)
+    # A ranking by words that is not full has all that match, so 0 is what the others score: the last of it is better than none.
+    text = _relative(by_text, floor=0.0 if len(by_text) < max(k, HYBRID_DEPTH) else math.inf)
+    scores = {name: (vector.get(name, 0.0) + text.get(name, 0.0)) / 2 for name, _ in (*by_vector, *by_text)}
+    return sorted(scores.items(), key=lambda item: (-item[1], -text.get(item[0], 0.0), item[0]))[:k]
 
 
-def fuse_hits(found: Sequence[Sequence[SearchHit]], k: int) -> list[SearchHit]:
-    """The best ``k`` records of several rankings, by reciprocal rank fusion."""
-    records = {hit.record.id: hit.record for hits in found for hit in hits}
-    fused = reciprocal_rank_fusion([[hit.record.id for hit in hits] for hits in found], k)
-    return [SearchHit(records[name], score) for name, score in fused]
+def _relative(ranking: Ranking, floor: float = math.inf) -> dict[str, float]:
+    """Scores between the lowest, or ``floor`` if that is lower, and the highest, as 0 to 1; 1 where there is nothing between."""
+    finite = {name: score for name, score in ranking if math.isfinite(score)}
+    if not finite:
+        return {}
+    lowest, highest = min(floor, *finite.values()), max(finite.values())
+    return {name: (score - lowest) / (highest - lowest) if highest > lowest else 1.0 for name, score in finite.items()}
+
+
+def fuse_hits(by_vector: Sequence[SearchHit], by_text: Sequence[SearchHit], k: int) -> list[SearchHit]:
+    """The best ``k`` records of both rankings, by ``relative_score_fusion``."""
+    records = {hit.record.id: hit.record for hit in (*by_vector, *by_text)}
+    vector, text = ([(hit.record.id, hit.score) for hit in hits] for hits in (by_vector, by_text))
+    return [SearchHit(records[name], score) for name, score in relative_score_fusion(vector, text, k)]

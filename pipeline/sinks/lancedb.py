@@ -253,7 +253,7 @@ class LanceDBExporter(Exporter):
         return list(zip(counted.field("values").to_pylist(), counted.field("counts").to_pylist(), strict=True))
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
-        """Vector search by cosine, text search by BM25, hybrid by reciprocal rank fusion of the two."""
+        """Vector search by cosine, text search by BM25, hybrid by relative score fusion of the two."""
         self.check_search(request)
         conditions = parse_filters(request.filters, self.context.metadata_fields)
         where = " AND ".join([self._scope(request.export_config_id), *map(layout.render, conditions)])
@@ -264,7 +264,7 @@ class LanceDBExporter(Exporter):
             return await self._by_text(table, request, where, request.k)
         depth = max(request.k, HYBRID_DEPTH)
         found = await asyncio.gather(self._by_vector(table, request, where, depth), self._by_text(table, request, where, depth))
-        return fuse_hits(found, request.k)
+        return fuse_hits(*found, request.k)
 
     async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
         query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")

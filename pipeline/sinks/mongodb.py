@@ -172,7 +172,7 @@ class MongoDBExporter(Exporter):
                 yield await asyncio.to_thread(decode_compared, documents, model.dimension, self.context.metadata_fields)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
-        """Vector search by cosine, text search by BM25, hybrid by reciprocal rank fusion of the two.
+        """Vector search by cosine, text search by BM25, hybrid by relative score fusion of the two.
 
         Raises SinkConflict on a server without search and SinkUnavailable while an index cannot be queried.
         """
@@ -187,7 +187,7 @@ class MongoDBExporter(Exporter):
             return await found.by_text(request, conditions, request.k)
         depth = max(request.k, HYBRID_DEPTH)
         rankings = await asyncio.gather(found.by_vector(request, conditions, depth), found.by_text(request, conditions, depth))
-        return fuse_hits(rankings, request.k)
+        return fuse_hits(*rankings, request.k)
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One pass over an index."""

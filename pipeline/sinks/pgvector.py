@@ -39,7 +39,7 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import fields_of_file, parse_filters
-from pipeline.sinks.fusion import HYBRID_DEPTH, reciprocal_rank_fusion
+from pipeline.sinks.fusion import HYBRID_DEPTH, relative_score_fusion
 from pipeline.sinks.generations import read_head, to_snapshots
 from pipeline.sinks.pgvector_store import Connection, PostgresStore, ValueRefused
 from pipeline.sinks.pgvector_table import TableLayout, written_columns
@@ -207,7 +207,7 @@ class PgVectorExporter(Exporter):
                 yield await asyncio.to_thread(codec.decode_compared, rows, dimension)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
-        """Vector search by cosine, text search by words, hybrid by reciprocal rank fusion of the two.
+        """Vector search by cosine, text search by words, hybrid by relative score fusion of the two.
 
         Raises ValueError for a longer text than PostgreSQL takes.
         """
@@ -227,7 +227,7 @@ class PgVectorExporter(Exporter):
                 return await self._by_text(connection, scope(), request, request.k)
             depth = max(request.k, HYBRID_DEPTH)
             by_text = await self._by_text(connection, scope(), request, depth)
-            return _fused([await self._by_vector(connection, scope(), request, depth), by_text], request.k)
+            return _fused(await self._by_vector(connection, scope(), request, depth), by_text, request.k)
 
         found = await self._store.run("search", work)
         records = to_records(codec.decode([row for row, _ in found], self.context.model.dimension))
@@ -307,10 +307,13 @@ async def _rows(connection: Connection, query: sql.Composed, where: statements.W
     return await (await connection.execute(query, where.parameters)).fetchall()
 
 
-def _fused(found: Sequence[Sequence[tuple[codec.Row, float]]], k: int) -> list[tuple[codec.Row, float]]:
+def _fused(
+    by_vector: Sequence[tuple[codec.Row, float]], by_text: Sequence[tuple[codec.Row, float]], k: int
+) -> list[tuple[codec.Row, float]]:
     """The rankings joined; a row's first column is its id."""
-    rows = {row[0]: row for hits in found for row, _ in hits}
-    return [(rows[name], score) for name, score in reciprocal_rank_fusion([[row[0] for row, _ in hits] for hits in found], k)]
+    rows = {row[0]: row for row, _ in (*by_vector, *by_text)}
+    vector, text = ([(row[0], score) for row, score in found] for found in (by_vector, by_text))
+    return [(rows[name], score) for name, score in relative_score_fusion(vector, text, k)]
 
 
 async def _whole_files(cursor: AsyncIterable[codec.Row], file_column: int, at_least: int) -> AsyncIterator[list[codec.Row]]:

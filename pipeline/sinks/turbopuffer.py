@@ -234,7 +234,7 @@ class TurbopufferExporter(Exporter):
         return layout.scope(self.context.tenant_id, export_config_id, file_ids)
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
-        """Vector search by cosine, text search by BM25, hybrid by reciprocal rank fusion of the two, read at one moment.
+        """Vector search by cosine, text search by BM25, hybrid by relative score fusion of the two, read at one moment.
 
         Raises ValueError for more results or a longer text than Turbopuffer takes.
         """
@@ -253,7 +253,8 @@ class TurbopufferExporter(Exporter):
         found = [await asyncio.to_thread(self._hits, result["rows"], mode) for mode, result in zip(queries, results, strict=True)]
         if request.mode != "hybrid":
             return found[0]
-        return fuse_hits(found, request.k)
+        by_vector, by_text = found
+        return fuse_hits(by_vector, by_text, request.k)
 
     def _queries(self, request: SearchRequest, where: Filter) -> dict[SearchMode, dict[str, Any]]:
         """What to ask for in this mode, each with the mode that it is alone."""

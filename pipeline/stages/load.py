@@ -57,7 +57,7 @@ async def _load(
     listed = await exporter.list_snapshots(export_config_id=scope[1], parsed_directory_file_ids=[row.file_id for row in ready])
     recorded = await asyncio.to_thread(export.ledger.sink_hashes, [row.file_id for row in ready])
     snapshots = by_file(listed, recorded.get(sink, {}))
-    for group in groups_of(ready):
+    for group in groups_of(ready, exporter.chunks_at_once):
         unknown = [row for row in group if not _matches(export, row, scope, snapshots.get(row.file_id))]
         built = await asyncio.to_thread(build_records, export, unknown, scope, report)
         stale = [file for file in built if not holds(snapshots.get(file.file_id), file.record_set_hash, file.table.num_rows)]

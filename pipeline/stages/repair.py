@@ -76,7 +76,7 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
         if doomed:
             await _delete_orphans(export, sink, exporter, scope[1], doomed, report, run_id)
         await take_into_use(export, sink, exporter, scope[1])
-        for group in groups_of(ready):
+        for group in groups_of(ready, exporter.chunks_at_once):
             await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
         if nameless:  # records of this export that say of no file: no listing has anything to say of them
             await exporter.delete_files(parsed_directory_file_ids=[], export_config_id=scope[1])

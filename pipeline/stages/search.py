@@ -22,8 +22,8 @@ async def search(
 
     Raises ConfigError for an unknown sink and for a model whose settings are at fault, SinkUnavailable, EmbedderUnavailable where
     the question is embedded, SourceUnavailable where the index was never looked at, and ValueError for a mode or filter the sink
-    does not have and for half a surrogate pair, which neither a model nor a store takes: so Python has a byte of an argument that
-    is not UTF-8.
+    does not have, for a question longer than the model reads and for half a surrogate pair, which neither a model nor a store
+    takes: so Python has a byte of an argument that is not UTF-8.
     """
     try:
         text.encode()

@@ -15,8 +15,8 @@ from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 
-GROUP_CHUNKS = 8_192
-"""Chunks held in memory at once: about 40 MB of text and 384-dimensional vectors."""
+GROUP_CHUNKS = Exporter.chunks_at_once
+"""Chunks that are held in memory at once where no sink says otherwise."""
 
 
 async def begin(
@@ -66,13 +66,14 @@ async def borrowed(export: Export, run_id: str) -> AsyncIterator[None]:
         await asyncio.to_thread(export.ledger.drop_leases, run_id)
 
 
-def groups_of(rows: Sequence[FileRow]) -> Iterator[list[FileRow]]:
-    """Consecutive files of at most GROUP_CHUNKS chunks together; a larger file is a group alone."""
+def groups_of(rows: Sequence[FileRow], at_once: int | None = None) -> Iterator[list[FileRow]]:
+    """Consecutive files of at most ``at_once`` chunks together, GROUP_CHUNKS by default; a larger file is a group alone."""
+    most = at_once or GROUP_CHUNKS
     group: list[FileRow] = []
     chunks = 0
     for row in rows:
         count = row.chunk_count or 0
-        if group and chunks + count > GROUP_CHUNKS:
+        if group and chunks + count > most:
             yield group
             group, chunks = [], 0
         group.append(row)

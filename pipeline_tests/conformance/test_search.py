@@ -193,6 +193,7 @@ async def test_hybrid_search_ranks_first_what_both_find(bench: Bench) -> None:
     assert len(hits) == 5
     assert (hits[0].record.parsed_directory_file_id, hits[0].record.chunk_index) == ("dfl-1", 1)
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert all(0 <= hit.score <= 1 for hit in hits)
 
 
 async def test_filters_mean_the_same_everywhere(bench: Bench) -> None:

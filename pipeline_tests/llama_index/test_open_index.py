@@ -165,9 +165,10 @@ async def test_a_word_is_found_whether_its_letters_are_composed_or_not(
     if "text" not in bench.exporter.search_modes:
         pytest.skip("this sink has no text search")
     await bench.replace(bench.file("dfl-4", ["Pru\u0308fung"]), bench.file("dfl-5", ["Prüfung"]))
-    retriever = index.as_retriever(similarity_top_k=2, vector_store_query_mode=mode)
+    retriever = index.as_retriever(similarity_top_k=3, vector_store_query_mode=mode)
     for asked in ("Prüfung", "Pru\u0308fung"):
-        assert set(files_of(retriever.retrieve(asked))) == {"dfl-4", "dfl-5"}
+        found = set(files_of(retriever.retrieve(asked)))
+        assert found >= {"dfl-4", "dfl-5"}, "in a hybrid answer the nearest vector's file may stand between them"
 
 
 async def test_a_deleted_document_is_gone_and_nobody_elses_is(bench: Bench, index: VectorStoreIndex) -> None:

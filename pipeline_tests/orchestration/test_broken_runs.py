@@ -23,6 +23,7 @@ FILES = 6
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """Every stage keeps what it has done file by file, so that it can break between two of them."""
     monkeypatch.setattr("pipeline.stages.work.GROUP_CHUNKS", 1)
+    monkeypatch.setattr(LanceDBExporter, "chunks_at_once", 1)
     monkeypatch.setattr("pipeline.stages.fetch._STORE_AT_ONCE", 1)
     monkeypatch.setattr("pipeline.stages.chunk._AT_ONCE", 1)
     with open_world(tmp_path) as opened:

@@ -1,4 +1,4 @@
-"""Cutting work into requests, and fusing rankings."""
+"""Cutting work into requests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.sinks.fusion import reciprocal_rank_fusion
 from pipeline.sinks.slicing import one_ahead, slices
 
 
@@ -47,9 +46,3 @@ async def test_a_job_s_error_comes_out_at_its_turn() -> None:
     assert await anext(results) == ("a", 1)
     with pytest.raises(KeyError, match="second"):
         await anext(results)
-
-
-def test_fusion_ranks_first_what_both_rankings_hold() -> None:
-    fused = reciprocal_rank_fusion([["a", "b", "c"], ["d", "b"]], 3)
-    assert [name for name, _ in fused] == ["b", "a", "d"]
-    assert fused[0][1] == pytest.approx(2 / 62)

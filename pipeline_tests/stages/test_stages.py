@@ -31,8 +31,9 @@ from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed, embedding_texts
 from pipeline.stages.fetch import fetch
 from pipeline.stages.rebuild import forget_lost
+from pipeline.stages.repair import repair
 from pipeline.stages.report import StageReport
-from pipeline_tests.trust.damage import held_tables
+from pipeline_tests.trust.damage import drop_rows, held_tables
 from pipeline_tests.world import World, open_world
 
 
@@ -232,6 +233,26 @@ def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> 
     world.write("doc-0.md", "# Document 0\n\nThe body that was not meant.\n")
     sync_that_dies_after(world, "embeddings")
     assert forget_lost(world.export, list(world.export.ledger.files().values())) == [world.file_id("doc-0.md")]
+
+
+def test_a_sink_is_given_as_many_chunks_at_once_as_it_asks_for_by_a_load_as_by_a_repair(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[int] = []
+    real = LanceDBExporter.replace_files
+
+    async def counted(self: LanceDBExporter, files: Sequence[FileRecords]) -> ReplaceReport:
+        given.append(sum(file.table.num_rows for file in files))
+        return await real(self, files)
+
+    monkeypatch.setattr(LanceDBExporter, "replace_files", counted)
+    monkeypatch.setattr(LanceDBExporter, "chunks_at_once", 3)
+    world.ingest()
+    assert given == [3, 1]
+    given.clear()
+    drop_rows(world, "chunk_index = 0")
+    assert asyncio.run(repair(world.export, "lancedb", run_id="r")).ok
+    assert given == [3, 1]
 
 
 def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: World) -> None:
