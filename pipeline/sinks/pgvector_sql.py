@@ -17,7 +17,16 @@ from psycopg import sql
 
 from pipeline.sinks.base import SNAPSHOT_FIELDS
 from pipeline.sinks.filters import Condition, FilterValue
-from pipeline.sinks.pgvector_table import TableLayout, field_value, is_number, names, record_columns, written_columns
+from pipeline.sinks.pgvector_table import (
+    START_OF_NAME,
+    TableLayout,
+    field_value,
+    is_number,
+    names,
+    record_columns,
+    start_of_name,
+    written_columns,
+)
 from pipeline.sinks.reading import ALTERED_INSTANT
 
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -87,13 +96,19 @@ def filtered(where: Where, conditions: Iterable[Condition]) -> Where:
 
 def _positive(where: Where, condition: Condition) -> sql.Composed:
     if not condition.is_metadata:
-        values = where.bind([str(value) for value in condition.values])
-        return sql.SQL("{} = ANY({}::text[])").format(sql.Identifier(condition.field), values)
+        return _is_one_of(where, condition.field, [str(value) for value in condition.values])
     value = field_value(condition.field, condition.type)
     if is_number(condition.type):
         return _compared_number(where, condition, value)
     contained = [sql.SQL("{} @> {}::jsonb").format(value, where.bind(json.dumps(item))) for item in condition.values]
     return sql.SQL(" OR ").join(contained)
+
+
+def _is_one_of(where: Where, field_of_record: str, values: list[str]) -> sql.Composed:
+    """Short names of files are asked for by their start, which is all of them, and has an index."""
+    is_indexed = field_of_record == "file_name" and all(len(value.encode()) < START_OF_NAME for value in values)
+    held = start_of_name() if is_indexed else sql.Identifier(field_of_record)
+    return sql.SQL("{} = ANY({}::text[])").format(held, where.bind(values))
 
 
 def _compared_number(where: Where, condition: Condition, number: sql.Composable) -> sql.Composed:

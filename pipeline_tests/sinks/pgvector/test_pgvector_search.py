@@ -113,6 +113,27 @@ async def test_a_filter_on_a_declared_field_has_an_index(
     assert f"USING {kind} " in definition
 
 
+async def test_a_filter_on_names_of_files_has_an_index(bench: PgVectorBench, database: Database) -> None:
+    await bench.replace(*(bench.file(f"dfl-{n:02}", 10) for n in range(20)))
+    await bench.exporter.optimize()
+    query, where = nearest_to(bench, unit_vectors("q", 1)[0], filters={"file_name": {"in": ["dfl-01.pdf", "dfl-02.pdf"]}})
+    assert "_file_name " in database.plan("SET LOCAL enable_seqscan = off", query, where)
+
+
+async def test_names_that_no_index_has_room_for_are_held_and_filtered_on(bench: PgVectorBench) -> None:
+    long = "".join(map(chr, np.random.default_rng(0).integers(0x4E00, 0x9FA5, 3_000)))
+    await bench.replace(*(bench.file(f"dfl-{n}", 1, name=name) for n, name in enumerate([f"{long}a", f"{long}b", "short.pdf"])))
+    for operator, value, found in [
+        ("eq", f"{long}b", {"dfl-1"}),
+        ("in", [f"{long}a", "short.pdf"], {"dfl-0", "dfl-2"}),
+        ("ne", f"{long}b", {"dfl-0", "dfl-2"}),
+        ("nin", ["short.pdf"], {"dfl-0", "dfl-1"}),
+        ("eq", long[:256], set()),
+    ]:
+        request = SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], filters={"file_name": {operator: value}})
+        assert {hit.record.parsed_directory_file_id for hit in await bench.search(request)} == found
+
+
 async def test_a_field_declared_later_can_be_filtered_on_at_once(database: Database) -> None:
     old = PgVectorBench(database, fields={})
     await old.provisioned()
