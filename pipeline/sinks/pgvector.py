@@ -86,7 +86,7 @@ class PgVectorSettings(SinkSettings):
         "without spaces, such as Chinese or Thai, need one whose parser cuts them: an extension's, such as zhparser.",
     )
     ef_search: int = Field(
-        default=100, ge=1, le=_LARGEST_EF_SEARCH, description="Candidates an index search keeps: more is slower and misses less."
+        default=400, ge=1, le=_LARGEST_EF_SEARCH, description="Candidates an index search keeps: more is slower and misses less."
     )
 
     def place(self) -> tuple[object, ...]:
