@@ -5,6 +5,9 @@ spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) for one word, what slashes
 too. Words of such scripts are found by a configuration whose parser cuts them, which an extension brings: zhparser for Chinese,
 pg_cjk_parser for Chinese, Japanese and Korean. (pg_bigm and PGroonga are indexes of their own, which this sink does not ask.)
 
+Text search counts a word the more, the fewer of the records searched have it. Words that more than 1,000 and more than a
+twentieth of these have are left out beside rarer ones; records with none but such words are found by asking for these alone.
+
 What belongs here: the exporter. How the table lies in the database is ``pgvector_table``'s, SQL is ``pgvector_sql``'s,
 connections are ``pgvector_store``'s. The connection string, which holds the password, is read from the environment.
 """
@@ -27,6 +30,7 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import pgvector_rows as codec
 from pipeline.sinks import pgvector_schema as schema
 from pipeline.sinks import pgvector_sql as statements
+from pipeline.sinks import pgvector_words as words
 from pipeline.sinks.base import (
     SNAPSHOT_FIELDS,
     Exporter,
@@ -254,9 +258,14 @@ class PgVectorExporter(Exporter):
         self, connection: Connection, where: statements.Where, request: SearchRequest, k: int
     ) -> list[tuple[codec.Row, float]]:
         """The server parses words recursively, and its max_stack_depth may end that."""
-        query = statements.matching(self.layout, where, cast(str, request.text), k)
+        query = statements.count_words(self.layout, where, cast(str, request.text))
         try:
-            return [(row[:-1], row[-1]) for row in await _rows(connection, query, where)]
+            counted = await _rows(connection, query, where)
+            terms = words.terms([words.Word(row[0], row[1]) for row in counted], counted[0][2] if counted else 0)
+            if not terms:
+                return []
+            found = await _rows(connection, statements.matching(self.layout, where, terms, k), where)
+            return [(row[:-1], row[-1]) for row in found]
         except errors.StatementTooComplex:
             raise ValueError("the search text has more words than this PostgreSQL server takes; shorten it") from None
 

@@ -15,6 +15,7 @@ from typing import Any, Final, LiteralString
 
 from psycopg import sql
 
+from pipeline.sinks import pgvector_words
 from pipeline.sinks.base import SNAPSHOT_FIELDS
 from pipeline.sinks.filters import Condition, FilterValue
 from pipeline.sinks.pgvector_table import (
@@ -27,6 +28,7 @@ from pipeline.sinks.pgvector_table import (
     start_of_name,
     written_columns,
 )
+from pipeline.sinks.pgvector_words import Term
 from pipeline.sinks.reading import ALTERED_INSTANT
 
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -254,17 +256,37 @@ def nearest(layout: TableLayout, where: Where, vector: object, *, candidates: in
     )
 
 
-def matching(layout: TableLayout, where: Where, text: str, k: int) -> sql.Composed:
-    """The ``k`` records that match most of the words best, with their rank. Any one word is enough to match."""
-    words = sql.SQL("replace(plainto_tsquery({}::regconfig, {})::text, ' & ', ' | ')::tsquery").format(
-        sql.Literal(layout.text_search_config), where.bind(text)
-    )
+def count_words(layout: TableLayout, where: Where, text: str) -> sql.Composed:
+    """Of every word of the text: it as a tsquery; the records that have it, one more than ``most_held`` at most; all records."""
     return sql.SQL(
-        "SELECT {columns}, ts_rank(text_search_tsv, {words}, 1) AS rank FROM {table} "
-        "WHERE {where} AND text_search_tsv @@ {words} ORDER BY rank DESC, node_id LIMIT {k}"
+        "WITH scope AS MATERIALIZED (SELECT count(*) AS records FROM {table} WHERE {where}) "
+        "SELECT query::text, (SELECT count(*) FROM (SELECT FROM {table} WHERE {where} AND text_search_tsv @@ query "
+        "LIMIT greatest(records / {share}, {few}) + 1) AS held), records FROM scope, "
+        "(SELECT array_to_tsvector(ARRAY[lexeme])::text::tsquery AS query "
+        "FROM unnest(tsvector_to_array(to_tsvector({config}::regconfig, {text}))) AS lexeme) AS word"
+    ).format(
+        table=layout.identifier,
+        where=where.clause,
+        share=sql.Literal(pgvector_words.SHARE),
+        few=sql.Literal(pgvector_words.FEW),
+        config=sql.Literal(layout.text_search_config),
+        text=where.bind(text),
+    )
+
+
+def matching(layout: TableLayout, where: Where, terms: Sequence[Term], k: int) -> sql.Composed:
+    """The ``k`` records that match the terms best, with their rank. Any one word of them is enough to match."""
+    ranks = [
+        sql.SQL("{}::real * ts_rank(text_search_tsv, {}::tsquery, 1)").format(where.bind(term.weight), where.bind(term.query))
+        for term in terms
+    ]
+    return sql.SQL(
+        "SELECT {columns}, {rank} AS rank FROM {table} WHERE {where} AND text_search_tsv @@ {words}::tsquery "
+        "ORDER BY rank DESC, node_id LIMIT {k}"
     ).format(
         columns=_readable_record(layout.model.dimension, vectors=False),
-        words=words,
+        rank=sql.SQL(" + ").join(ranks),
+        words=where.bind(" | ".join(term.query for term in terms)),
         table=layout.identifier,
         where=where.clause,
         k=where.bind(k),
