@@ -5,6 +5,9 @@ spaces (Chinese, Japanese, Thai, Lao, Khmer, Burmese) for one word, what slashes
 too. Words of such scripts are found by a configuration whose parser cuts them, which an extension brings: zhparser for Chinese,
 pg_cjk_parser for Chinese, Japanese and Korean. (pg_bigm and PGroonga are indexes of their own, which this sink does not ask.)
 
+Text search counts a word the more, the fewer of the records searched have it. Words that more than 1,000 and more than a
+twentieth of these have are left out beside rarer ones; records with none but such words are found by asking for these alone.
+
 What belongs here: the exporter. How the table lies in the database is ``pgvector_table``'s, SQL is ``pgvector_sql``'s,
 connections are ``pgvector_store``'s. The connection string, which holds the password, is read from the environment.
 """
@@ -27,6 +30,7 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import pgvector_rows as codec
 from pipeline.sinks import pgvector_schema as schema
 from pipeline.sinks import pgvector_sql as statements
+from pipeline.sinks import pgvector_words as words
 from pipeline.sinks.base import (
     SNAPSHOT_FIELDS,
     Exporter,
@@ -86,7 +90,7 @@ class PgVectorSettings(SinkSettings):
         "without spaces, such as Chinese or Thai, need one whose parser cuts them: an extension's, such as zhparser.",
     )
     ef_search: int = Field(
-        default=100, ge=1, le=_LARGEST_EF_SEARCH, description="Candidates an index search keeps: more is slower and misses less."
+        default=400, ge=1, le=_LARGEST_EF_SEARCH, description="Candidates an index search keeps: more is slower and misses less."
     )
 
     def place(self) -> tuple[object, ...]:
@@ -254,9 +258,14 @@ class PgVectorExporter(Exporter):
         self, connection: Connection, where: statements.Where, request: SearchRequest, k: int
     ) -> list[tuple[codec.Row, float]]:
         """The server parses words recursively, and its max_stack_depth may end that."""
-        query = statements.matching(self.layout, where, cast(str, request.text), k)
+        query = statements.count_words(self.layout, where, cast(str, request.text))
         try:
-            return [(row[:-1], row[-1]) for row in await _rows(connection, query, where)]
+            counted = await _rows(connection, query, where)
+            terms = words.terms([words.Word(row[0], row[1]) for row in counted], counted[0][2] if counted else 0)
+            if not terms:
+                return []
+            found = await _rows(connection, statements.matching(self.layout, where, terms, k), where)
+            return [(row[:-1], row[-1]) for row in found]
         except errors.StatementTooComplex:
             raise ValueError("the search text has more words than this PostgreSQL server takes; shorten it") from None
 
@@ -264,16 +273,22 @@ class PgVectorExporter(Exporter):
         return statements.scope(self.context.tenant_id, export_config_id, file_ids)
 
     async def optimize(self) -> None:
-        """Bring the planner's statistics up to date: it chooses between the vector index and a filter's by them."""
-        await self._store.run_outside_transaction("analyze the table", sql.SQL("ANALYZE {}").format(self.layout.identifier))
+        """Bring the planner's statistics up to date: it chooses between the vector index and a filter's by them.
+
+        Left out while the table is vacuumed: PostgreSQL ends an autovacuum that is waited for, so with a run every few minutes
+        dead rows would never be removed.
+        """
+        statement = sql.SQL("ANALYZE (SKIP_LOCKED) {}").format(self.layout.identifier)
+        await self._store.run_outside_transaction("analyze the table", statement)
 
     async def purge_history(self) -> None:
         """Take deleted rows out of the indexes and give their room in the table's pages to later writes.
 
         Their bytes lie there until these come. ``VACUUM (FULL)`` would leave none, but keeps readers out while it writes the
-        table anew, so that is left to its owner. Raises SinkConflict when the server leaves anything undone.
+        table anew, so that is left to its owner. Without ``INDEX_CLEANUP ON`` a few deleted rows of a large table would stay in
+        its indexes, vectors and all. Raises SinkConflict when the server leaves anything undone.
         """
-        statement = sql.SQL("VACUUM {}").format(self.layout.identifier)
+        statement = sql.SQL("VACUUM (INDEX_CLEANUP ON) {}").format(self.layout.identifier)
         warnings = await self._store.run_outside_transaction("vacuum the table", statement)
         if warnings:
             raise SinkConflict(

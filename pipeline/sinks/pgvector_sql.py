@@ -15,9 +15,20 @@ from typing import Any, Final, LiteralString
 
 from psycopg import sql
 
+from pipeline.sinks import pgvector_words
 from pipeline.sinks.base import SNAPSHOT_FIELDS
 from pipeline.sinks.filters import Condition, FilterValue
-from pipeline.sinks.pgvector_table import TableLayout, field_value, is_number, names, record_columns, written_columns
+from pipeline.sinks.pgvector_table import (
+    START_OF_NAME,
+    TableLayout,
+    field_value,
+    is_number,
+    names,
+    record_columns,
+    start_of_name,
+    written_columns,
+)
+from pipeline.sinks.pgvector_words import Term
 from pipeline.sinks.reading import ALTERED_INSTANT
 
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
@@ -87,13 +98,19 @@ def filtered(where: Where, conditions: Iterable[Condition]) -> Where:
 
 def _positive(where: Where, condition: Condition) -> sql.Composed:
     if not condition.is_metadata:
-        values = where.bind([str(value) for value in condition.values])
-        return sql.SQL("{} = ANY({}::text[])").format(sql.Identifier(condition.field), values)
+        return _is_one_of(where, condition.field, [str(value) for value in condition.values])
     value = field_value(condition.field, condition.type)
     if is_number(condition.type):
         return _compared_number(where, condition, value)
     contained = [sql.SQL("{} @> {}::jsonb").format(value, where.bind(json.dumps(item))) for item in condition.values]
     return sql.SQL(" OR ").join(contained)
+
+
+def _is_one_of(where: Where, field_of_record: str, values: list[str]) -> sql.Composed:
+    """Short names of files are asked for by their start, which is all of them, and has an index."""
+    is_indexed = field_of_record == "file_name" and all(len(value.encode()) < START_OF_NAME for value in values)
+    held = start_of_name() if is_indexed else sql.Identifier(field_of_record)
+    return sql.SQL("{} = ANY({}::text[])").format(held, where.bind(values))
 
 
 def _compared_number(where: Where, condition: Condition, number: sql.Composable) -> sql.Composed:
@@ -239,17 +256,37 @@ def nearest(layout: TableLayout, where: Where, vector: object, *, candidates: in
     )
 
 
-def matching(layout: TableLayout, where: Where, text: str, k: int) -> sql.Composed:
-    """The ``k`` records that match most of the words best, with their rank. Any one word is enough to match."""
-    words = sql.SQL("replace(plainto_tsquery({}::regconfig, {})::text, ' & ', ' | ')::tsquery").format(
-        sql.Literal(layout.text_search_config), where.bind(text)
-    )
+def count_words(layout: TableLayout, where: Where, text: str) -> sql.Composed:
+    """Of every word of the text: it as a tsquery; the records that have it, one more than ``most_held`` at most; all records."""
     return sql.SQL(
-        "SELECT {columns}, ts_rank(text_search_tsv, {words}, 1) AS rank FROM {table} "
-        "WHERE {where} AND text_search_tsv @@ {words} ORDER BY rank DESC, node_id LIMIT {k}"
+        "WITH scope AS MATERIALIZED (SELECT count(*) AS records FROM {table} WHERE {where}) "
+        "SELECT query::text, (SELECT count(*) FROM (SELECT FROM {table} WHERE {where} AND text_search_tsv @@ query "
+        "LIMIT greatest(records / {share}, {few}) + 1) AS held), records FROM scope, "
+        "(SELECT array_to_tsvector(ARRAY[lexeme])::text::tsquery AS query "
+        "FROM unnest(tsvector_to_array(to_tsvector({config}::regconfig, {text}))) AS lexeme) AS word"
+    ).format(
+        table=layout.identifier,
+        where=where.clause,
+        share=sql.Literal(pgvector_words.SHARE),
+        few=sql.Literal(pgvector_words.FEW),
+        config=sql.Literal(layout.text_search_config),
+        text=where.bind(text),
+    )
+
+
+def matching(layout: TableLayout, where: Where, terms: Sequence[Term], k: int) -> sql.Composed:
+    """The ``k`` records that match the terms best, with their rank. Any one word of them is enough to match."""
+    ranks = [
+        sql.SQL("{}::real * ts_rank(text_search_tsv, {}::tsquery, 1)").format(where.bind(term.weight), where.bind(term.query))
+        for term in terms
+    ]
+    return sql.SQL(
+        "SELECT {columns}, {rank} AS rank FROM {table} WHERE {where} AND text_search_tsv @@ {words}::tsquery "
+        "ORDER BY rank DESC, node_id LIMIT {k}"
     ).format(
         columns=_readable_record(layout.model.dimension, vectors=False),
-        words=words,
+        rank=sql.SQL(" + ").join(ranks),
+        words=where.bind(" | ".join(term.query for term in terms)),
         table=layout.identifier,
         where=where.clause,
         k=where.bind(k),

@@ -33,6 +33,9 @@ _MAX_DIMENSION_HALF: Final = 4_000
 _RENAMED: Final = {"id": "node_id", "content": "text"}
 """Record fields that LlamaIndex's layout has another name for."""
 
+START_OF_NAME: Final = 256
+"""Characters of a file's name that are indexed. File systems have no longer names; an index has no room for any length."""
+
 _TEXT: Final = sql.SQL("text")
 _JSON_TYPES: Final[Mapping[MetadataType, str]] = {
     "string": "string",
@@ -99,6 +102,11 @@ def field_value(key: str, kind: MetadataType) -> sql.Composed:
     if is_number(kind):
         template = "(CASE WHEN jsonb_typeof(metadata_ -> {0}) = {1} THEN (metadata_ ->> {0})::numeric END)"
     return sql.SQL(template).format(sql.Literal(key), sql.Literal(_JSON_TYPES[kind]))
+
+
+def start_of_name() -> sql.Composed:
+    """The whole name of a file whose name is shorter than ``START_OF_NAME``."""
+    return sql.SQL("left(file_name, {})").format(sql.Literal(START_OF_NAME))
 
 
 def is_number(kind: MetadataType) -> bool:
@@ -189,6 +197,8 @@ class TableLayout:
                 "source_modified_at, chunk_count, embedding_model, record_set_hash) WHERE chunk_index = 0"
             ),
         )
+        name = sql.SQL("btree (tenant_id, export_config_id, {})").format(start_of_name())
+        yield Index(self._index_name("file_name"), name)
         yield Index(self._index_name("text"), sql.SQL("gin (text_search_tsv)"))
         if self.vector_index:
             yield self.vector_index

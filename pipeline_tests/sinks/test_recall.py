@@ -9,19 +9,14 @@ from typing import Any
 import lancedb
 import numpy as np
 import numpy.typing as npt
-import pytest
 from lancedb.index import IvfRq
 
 from pipeline.embedding.base import ModelIdentity
-from pipeline.sinks import pgvector_sql as statements
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.lancedb import LanceDBExporter, LanceDBSettings
-from pipeline.sinks.pgvector import PgVectorSettings
 from pipeline.sinks.records import FileRecords
 from pipeline_tests.conformance.harness import Bench, matrix, vector_column
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
-from pipeline_tests.postgres import fresh_database, postgres
-from pipeline_tests.sinks.pgvector.bench import DSN, Database, PgVectorBench
 
 MODEL = ModelIdentity("recall", "recall/1", 64)
 FILES, CHUNKS, QUERIES, K = 10, 1000, 100, 10
@@ -108,24 +103,3 @@ async def test_lancedb_looks_into_further_partitions_where_the_nearest_hold_too_
             assert [hit.record.chunk_index for hit in hits] == nearest
             np.testing.assert_allclose([hit.score for hit in hits], (vectors @ query)[nearest], atol=1e-3)
     await exporter.close()
-
-
-@pytest.mark.takes_long
-async def test_pgvector_finds_by_its_index_what_an_exact_search_finds(monkeypatch: pytest.MonkeyPatch) -> None:
-    with postgres() as server:
-        database = Database(fresh_database(server))
-        monkeypatch.setenv(DSN, database.uri)
-        bench = await PgVectorBench(database, model=MODEL).provisioned()
-        files = files_of(bench, MANY)
-        await bench.replace(*files)
-        await bench.exporter.optimize()
-        assert f"Index Scan using {bench.vector_index.name} " in _plan(database, bench)
-        assert await recall(bench, files, MANY) >= 0.98
-        await bench.close()
-
-
-def _plan(database: Database, bench: PgVectorBench) -> str:
-    where = statements.scope(bench.tenant, bench.config)
-    vector = str(clustered_vectors(1, seed=0)[0].tolist())
-    query = statements.nearest(bench.exporter.layout, where, vector, candidates=K, k=K)
-    return database.plan(statements.begin_search(PgVectorSettings().ef_search), query, where)

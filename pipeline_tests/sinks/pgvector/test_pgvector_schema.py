@@ -76,7 +76,7 @@ async def test_missing_and_invalid_indexes_are_built_again(database: Database, b
     file = bench.file("dfl-1")
     await bench.replace(file)
     complete = index_names(database)
-    assert len(complete) == 5 + len(bench.fields)
+    assert len(complete) == 6 + len(bench.fields)
     for name in complete - {bench.vector_index.name}:
         database.query("DROP INDEX {name}", name=sql.Identifier(name))
     database.query(
@@ -160,7 +160,7 @@ async def test_many_can_provision_an_empty_database_at_once(database: Database) 
     for bench in benches:
         bench.open()
     await asyncio.gather(*(bench.exporter.provision() for bench in benches))
-    assert len(index_names(database)) == 5 + 4
+    assert len(index_names(database)) == 6 + 4
 
 
 async def test_without_the_right_to_create_the_extension_the_remedy_is_named(

@@ -113,6 +113,27 @@ async def test_a_filter_on_a_declared_field_has_an_index(
     assert f"USING {kind} " in definition
 
 
+async def test_a_filter_on_names_of_files_has_an_index(bench: PgVectorBench, database: Database) -> None:
+    await bench.replace(*(bench.file(f"dfl-{n:02}", 10) for n in range(20)))
+    await bench.exporter.optimize()
+    query, where = nearest_to(bench, unit_vectors("q", 1)[0], filters={"file_name": {"in": ["dfl-01.pdf", "dfl-02.pdf"]}})
+    assert "_file_name " in database.plan("SET LOCAL enable_seqscan = off", query, where)
+
+
+async def test_names_that_no_index_has_room_for_are_held_and_filtered_on(bench: PgVectorBench) -> None:
+    long = "".join(map(chr, np.random.default_rng(0).integers(0x4E00, 0x9FA5, 3_000)))
+    await bench.replace(*(bench.file(f"dfl-{n}", 1, name=name) for n, name in enumerate([f"{long}a", f"{long}b", "short.pdf"])))
+    for operator, value, found in [
+        ("eq", f"{long}b", {"dfl-1"}),
+        ("in", [f"{long}a", "short.pdf"], {"dfl-0", "dfl-2"}),
+        ("ne", f"{long}b", {"dfl-0", "dfl-2"}),
+        ("nin", ["short.pdf"], {"dfl-0", "dfl-1"}),
+        ("eq", long[:256], set()),
+    ]:
+        request = SearchRequest(bench.config, vector=unit_vectors("q", 1)[0], filters={"file_name": {operator: value}})
+        assert {hit.record.parsed_directory_file_id for hit in await bench.search(request)} == found
+
+
 async def test_a_field_declared_later_can_be_filtered_on_at_once(database: Database) -> None:
     old = PgVectorBench(database, fields={})
     await old.provisioned()
@@ -134,13 +155,16 @@ async def test_text_search_follows_the_configured_language(database: Database) -
     await bench.close()
 
 
-@pytest.mark.parametrize(("text", "reason"), [("gauge " * 10_000, "at most 50,000 characters"), ("a " * 24_999, "more words")])
 @pytest.mark.parametrize("mode", ["text", "hybrid"])
 async def test_a_text_longer_than_postgresql_takes_is_the_callers_mistake(
-    bench: PgVectorBench, mode: Any, text: str, reason: str
+    bench: PgVectorBench, database: Database, mode: Any
 ) -> None:
-    await bench.replace(bench.file("dfl-1", 2))
+    words = " ".join(f"word{n}" for n in range(5_000))
+    database.configure("max_stack_depth = '100kB'")
+    await bench.replace(bench.file("dfl-1", ["the gauge", words]))
     request = SearchRequest(bench.config, mode=mode, vector=unit_vectors("q", 1)[0], text="gauge " * 1_000)
-    assert len(await bench.search(request)) == 2
-    with pytest.raises(ValueError, match=reason):
-        await bench.search(replace(request, text=text))
+    searching = bench.open()
+    assert await searching.search(request)
+    for text, reason in [("gauge " * 10_000, "at most 50,000 characters"), (words, "more words")]:
+        with pytest.raises(ValueError, match=reason):
+            await searching.search(replace(request, text=text))
