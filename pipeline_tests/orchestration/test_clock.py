@@ -118,7 +118,8 @@ def test_the_check_of_failing_files_is_told_after_later_loads(world: World, monk
 
 
 def test_scattered_changes_wait_no_longer_than_others(world: World) -> None:
-    create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"})
+    tags = {RANGE_START: "x", RANGE_END: "y"}
+    create_run_for_test(world.instance, job_name="default_ingest", status=dg.DagsterRunStatus.STARTED, tags=tags)
     rows = world.export.ledger.files()
     for file_id in key_order(world.instance, "default")[::2]:
         world.write(rows[file_id].display_name, "# Edited\n\nText.\n")

@@ -166,7 +166,7 @@ def test_the_key_of_a_removed_file_stays_while_a_range_is_under_way(world: World
     world.remove("doc-00.md")
     world.export.ledger.update_files([{"file_id": gone, "status": "removed"}])
     tags = {RANGE_START: "x", RANGE_END: "y"}
-    under_way = create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags=tags)
+    under_way = create_run_for_test(world.instance, job_name="default_ingest", status=dg.DagsterRunStatus.STARTED, tags=tags)
     decide(world)
     assert gone in key_order(world.instance, "default")
     world.instance.report_run_canceled(under_way)

@@ -307,14 +307,20 @@ def test_records_that_no_snapshot_speaks_of_keep_an_erasure_unproved(world: Worl
     assert next(proof.records for proof in report.proofs if proof.place.startswith("lancedb")) == len(world.held())
 
 
-def test_an_erasure_that_a_sink_kept_from_its_end_is_finished_by_the_next_sync(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def wiped_while_a_sink_is_down(world: World, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The id of the file, which the second sink holds still."""
     add_second_sink(world)
     file_id = world.file_id("patient.md")
     with monkeypatch.context() as patched:
         take_down(world, patched, "second")
         assert not wipe(world, file_id).proved
+    return file_id
+
+
+def test_an_erasure_that_a_sink_kept_from_its_end_is_finished_by_the_next_sync(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = wiped_while_a_sink_is_down(world, monkeypatch)
     assert world.ingest().removing == [file_id]
     assert world.names("second") == {"other.md"}
 
@@ -322,11 +328,7 @@ def test_an_erasure_that_a_sink_kept_from_its_end_is_finished_by_the_next_sync(
 def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_every_sink(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    add_second_sink(world)
-    file_id = world.file_id("patient.md")
-    with monkeypatch.context() as patched:
-        take_down(world, patched, "second")
-        assert not wipe(world, file_id).proved
+    file_id = wiped_while_a_sink_is_down(world, monkeypatch)
     world.export.lake.delete(file_id, ["tombstones"])
     world.export.ledger.register.lift([file_id])
     world.ingest()
