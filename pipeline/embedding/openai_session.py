@@ -105,7 +105,7 @@ class Session:
     async def _pause(self, verdict: TryAgain, attempt: int, waited: float = 0.0) -> None:
         """Wait for the next try; raises EmbedderUnavailable when there is none."""
         attempts = min(_GARBLED_ATTEMPTS, self._max_attempts) if isinstance(verdict, Garbled) else self._max_attempts
-        if attempt == attempts or (verdict.after or 0) > _LONGEST_ASKED_SECONDS:
+        if attempt >= attempts or (verdict.after or 0) > _LONGEST_ASKED_SECONDS:
             error = KeepsBreakingDown if isinstance(verdict, BrokeDown) else EmbedderUnavailable
             raise error(f"{self._url} did not answer in {attempt} attempts: {verdict}") from None
         wait = max(0.0, self._wait_seconds(attempt, verdict) - waited)

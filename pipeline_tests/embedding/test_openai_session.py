@@ -68,6 +68,13 @@ async def test_what_was_answered_before_a_failure_comes_with_it(endpoint: Endpoi
     assert np.isnan(caught.value.vectors[4:]).all()
 
 
+async def test_answers_of_no_use_end_the_tries_whatever_was_before_them(endpoint: Endpoint) -> None:
+    endpoint.script = [*[(503, {})] * 3, *[(200, b"not json")] * 99]
+    with pytest.raises(EmbedderUnavailable, match="4 attempts: the answer is not JSON"):
+        await embed(endpoint, ["a"], max_attempts=6)
+    assert len(endpoint.requests) == 4
+
+
 @pytest.mark.parametrize(
     ("asked", "seconds"),
     [({"Retry-After": "60"}, 60), ({"retry-after-ms": "1500", "Retry-After": "60"}, 1.5), ({"retry-after-ms": "soon"}, 0)],
