@@ -36,11 +36,11 @@ class PageLookup:
         ends are of the same pages as its first and last such character, as a chunk's are. Pages at its ends of which it has
         nothing but Markdown's marks are left out, unless it has nothing else."""
         first, after = bisect_right(self._ends, start), bisect_left(self._starts, end)
-        while after - first > 1 and MARKS_ALONE.fullmatch(self._text, max(start, self._starts[first]), self._ends[first]):
-            first += 1
-        while after - first > 1 and MARKS_ALONE.fullmatch(self._text, self._starts[after - 1], min(end, self._ends[after - 1])):
-            after -= 1
-        return self._numbers[first:after]
+        saying = [page for page in range(first, after) if not self._is_marks_alone(page, start, end)]
+        return self._numbers[saying[0] : saying[-1] + 1] if saying else self._numbers[first:after]
+
+    def _is_marks_alone(self, page: int, start: int, end: int) -> bool:
+        return MARKS_ALONE.fullmatch(self._text, max(start, self._starts[page]), min(end, self._ends[page])) is not None
 
     def attachments(self, pages: Sequence[int]) -> tuple[Attachment, ...]:
         """Those of these pages and those of the whole file, each once."""

@@ -113,6 +113,12 @@ def test_a_page_of_which_a_chunk_has_a_rule_alone_is_not_cited(minilm: HuggingFa
     assert (held.page_range_start, held.page_range_end, held.attachments) == (2, 2, (shots[1],))
 
 
+def test_a_chunk_that_has_nothing_but_marks_cites_all_of_its_pages(minilm: HuggingFaceTokens) -> None:
+    document = build_document([Page(1, "```\n\n```"), Page(2, "```\n\n```")], ())
+    [chunk] = chunk_document(document, ChunkingSettings(), minilm, 256)
+    assert (chunk.page_range_start, chunk.page_range_end) == (1, 2)
+
+
 def test_a_document_of_rules_alone_is_kept(chunk: Chunk_) -> None:
     assert [c.content for c in chunk("---\n\n---\n")] == ["---\n\n---"]
 
