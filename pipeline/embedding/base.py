@@ -46,6 +46,12 @@ class ModelIdentity:
         return f"{base}-{hashlib.sha256(self.fingerprint.encode()).hexdigest()[:8]}"
 
 
+def unusable(vectors: Vectors) -> list[int]:
+    """Positions of vectors no store can search: NaN, infinite or all zero."""
+    norms = np.linalg.norm(vectors, axis=1) if len(vectors) else np.empty(0)
+    return [int(position) for position in np.flatnonzero(~np.isfinite(norms) | (norms == 0))]
+
+
 class PartlyEmbedded(EmbedderUnavailable):
     """The model has stopped answering half way, because of ``cause``. ``vectors`` has a row of NaN for a text it has not
     answered."""

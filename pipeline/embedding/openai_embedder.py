@@ -165,8 +165,7 @@ class OpenAIEmbedder:
             except TimedOut as slow:
                 late = late + 1 if session.answers == answers else 1
                 if late == self._settings.max_attempts:
-                    url = self._settings.base_url
-                    raise EmbedderUnavailable(f"{url} did not answer in {late} attempts: {slow}") from None
+                    raise session.given_up(late, slow) from None
                 self._most_items = min(self._most_items, middle)
                 _log.warning("a request of %d texts is sent again in halves: %s", len(rows), slow)
         for half in filter(None, (rows[:middle], rows[middle:])):  # The first is empty for a lone text, which is asked for again.

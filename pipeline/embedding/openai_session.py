@@ -106,11 +106,15 @@ class Session:
         """Wait for the next try; raises EmbedderUnavailable when there is none."""
         attempts = min(_GARBLED_ATTEMPTS, self._max_attempts) if isinstance(verdict, Garbled) else self._max_attempts
         if attempt >= attempts or (verdict.after or 0) > _LONGEST_ASKED_SECONDS:
-            error = KeepsBreakingDown if isinstance(verdict, BrokeDown) else EmbedderUnavailable
-            raise error(f"{self._url} did not answer in {attempt} attempts: {verdict}") from None
+            raise self.given_up(attempt, verdict) from None
         wait = max(0.0, self._wait_seconds(attempt, verdict) - waited)
         _log.warning("embedding request %d of %d failed (%s); next in %.1f s", attempt, attempts, verdict, wait)
         await self._sleep(wait)
+
+    def given_up(self, attempts: int, verdict: TryAgain) -> EmbedderUnavailable:
+        """What is raised after the last of so many tries."""
+        error = KeepsBreakingDown if isinstance(verdict, BrokeDown) else EmbedderUnavailable
+        return error(f"{self._url} did not answer in {attempts} attempts: {verdict}")
 
     def _wait_seconds(self, attempt: int, verdict: TryAgain) -> float:
         """The server's wish when it has one, else doubling with full jitter of the upper half."""

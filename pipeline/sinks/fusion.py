@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import TypeVar
 
 from pipeline.sinks.base import SearchHit
+
+T = TypeVar("T")
 
 HYBRID_DEPTH = 50
 """Candidates of each search, of vectors and of text, that are fused into a hybrid answer, or ``k`` where that is more."""
@@ -37,8 +41,16 @@ def _relative(ranking: Ranking, floor: float = math.inf) -> dict[str, float]:
     return {name: (score - lowest) / (highest - lowest) if highest > lowest else 1.0 for name, score in finite.items()}
 
 
+def fused(
+    by_vector: Sequence[tuple[T, float]], by_text: Sequence[tuple[T, float]], k: int, id_of: Callable[[T], str]
+) -> list[tuple[T, float]]:
+    """The best ``k`` of what both searches found, whatever a store answers with, by ``relative_score_fusion``."""
+    found = {id_of(one): one for one, _ in (*by_vector, *by_text)}
+    vector, text = ([(id_of(one), score) for one, score in ranking] for ranking in (by_vector, by_text))
+    return [(found[name], score) for name, score in relative_score_fusion(vector, text, k)]
+
+
 def fuse_hits(by_vector: Sequence[SearchHit], by_text: Sequence[SearchHit], k: int) -> list[SearchHit]:
-    """The best ``k`` records of both rankings, by ``relative_score_fusion``."""
-    records = {hit.record.id: hit.record for hit in (*by_vector, *by_text)}
-    vector, text = ([(hit.record.id, hit.score) for hit in hits] for hits in (by_vector, by_text))
-    return [SearchHit(records[name], score) for name, score in relative_score_fusion(vector, text, k)]
+    """``fused``, of hits."""
+    vector, text = ([(hit.record, hit.score) for hit in hits] for hits in (by_vector, by_text))
+    return [SearchHit(record, score) for record, score in fused(vector, text, k, attrgetter("id"))]

@@ -19,6 +19,7 @@ import os
 from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from operator import itemgetter
 from typing import ClassVar, Final, cast
 
 import numpy as np
@@ -43,7 +44,7 @@ from pipeline.sinks.base import (
     Snapshot,
 )
 from pipeline.sinks.filters import fields_of_file, parse_filters
-from pipeline.sinks.fusion import HYBRID_DEPTH, relative_score_fusion
+from pipeline.sinks.fusion import HYBRID_DEPTH, fused
 from pipeline.sinks.generations import read_head, to_snapshots
 from pipeline.sinks.pgvector_store import Connection, PostgresStore, ValueRefused
 from pipeline.sinks.pgvector_table import TableLayout, written_columns
@@ -231,7 +232,8 @@ class PgVectorExporter(Exporter):
                 return await self._by_text(connection, scope(), request, request.k)
             depth = max(request.k, HYBRID_DEPTH)
             by_text = await self._by_text(connection, scope(), request, depth)
-            return _fused(await self._by_vector(connection, scope(), request, depth), by_text, request.k)
+            by_vector = await self._by_vector(connection, scope(), request, depth)
+            return fused(by_vector, by_text, request.k, itemgetter(0))  # a row's first column is its id
 
         found = await self._store.run("search", work)
         records = to_records(codec.decode([row for row, _ in found], self.context.model.dimension))
@@ -320,15 +322,6 @@ def _encode(files: Sequence[FileRecords]) -> list[codec.Row]:
 
 async def _rows(connection: Connection, query: sql.Composed, where: statements.Where) -> list[codec.Row]:
     return await (await connection.execute(query, where.parameters)).fetchall()
-
-
-def _fused(
-    by_vector: Sequence[tuple[codec.Row, float]], by_text: Sequence[tuple[codec.Row, float]], k: int
-) -> list[tuple[codec.Row, float]]:
-    """The rankings joined; a row's first column is its id."""
-    rows = {row[0]: row for row, _ in (*by_vector, *by_text)}
-    vector, text = ([(row[0], score) for row, score in found] for found in (by_vector, by_text))
-    return [(rows[name], score) for name, score in relative_score_fusion(vector, text, k)]
 
 
 async def _whole_files(cursor: AsyncIterable[codec.Row], file_column: int, at_least: int) -> AsyncIterator[list[codec.Row]]:

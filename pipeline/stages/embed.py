@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipeline.embedding.base import EmbeddingCancelled, PartlyEmbedded, Vectors
+from pipeline.embedding.base import EmbeddingCancelled, PartlyEmbedded, Vectors, unusable
 from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.ledger.models import MODEL, FileRow
@@ -213,7 +213,7 @@ def _write(
         first, start = start, start + len(of_file)
         mine = vectors[first:start]
         stamp = {"vectors_key": export.vectors_key(file.row) or ""}
-        if bad := _unusable(mine):
+        if bad := unusable(mine):
             report.failures[file_id] = _failure(bad[0], refused.get(first + bad[0]))
             usable = np.setdiff1d(np.arange(len(of_file)), bad)
             of_file = [of_file[position] for position in usable]
@@ -237,12 +237,6 @@ def _failure(chunk: int, refusal: str | None) -> str:
     if refusal is not None:
         return f"the model refused chunk {chunk}: {refusal}"
     return f"the model answered chunk {chunk} with a vector that is not finite or all zero"
-
-
-def _unusable(vectors: Vectors) -> list[int]:
-    """Positions of vectors no store can search: NaN, infinite or all zero."""
-    norms = np.linalg.norm(vectors, axis=1) if len(vectors) else np.empty(0)
-    return [int(position) for position in np.flatnonzero(~np.isfinite(norms) | (norms == 0))]
 
 
 def _fixed_size_list(vectors: Vectors, dimension: int) -> pa.FixedSizeListArray:

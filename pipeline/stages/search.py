@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 
-import numpy as np
-
-from pipeline.embedding.base import Embedder, Vectors
+from pipeline.embedding.base import Embedder, Vectors, unusable
 from pipeline.errors import EmbedderUnavailable
 from pipeline.sinks.base import Filters, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.records import ChunkRecord, to_records
@@ -37,10 +35,9 @@ async def search(
 
 
 async def _vector_of(embedder: Embedder, text: str) -> Vectors:
-    """Raises EmbedderUnavailable for a vector that is near to nothing: a store would answer it with nothing."""
+    """Raises EmbedderUnavailable for a vector that no store can search by: it would answer with nothing."""
     vector = await embedder.embed_query(text)
-    norm = np.linalg.norm(vector)
-    if norm == 0 or not np.isfinite(norm):
+    if unusable(vector[None]):
         raise EmbedderUnavailable(
             f"the model {embedder.identity.name} answered the question with a vector that is not finite or all zero"
         )
