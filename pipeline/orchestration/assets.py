@@ -17,6 +17,7 @@ from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import chunker_versions
 from pipeline.errors import ConfigError, LakeError, Unavailable
 from pipeline.lake.lake import Dataset
+from pipeline.orchestration.interrupts import run_work
 from pipeline.orchestration.metadata import column_schema, report_metadata
 from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.pools import embedding_pool, pool_of
@@ -30,7 +31,7 @@ from pipeline.stages.load import load
 from pipeline.stages.report import StageReport
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.sink_vectors import of_former_use
-from pipeline.stages.work import kept
+from pipeline.stages.work import while_kept
 
 OWNERS = ["team:data-platform"]
 DIRECTORY_FILES = "directory_files"
@@ -185,8 +186,7 @@ def _run(
     keys = _partition_keys(context)
     export = indexport.open(settings, context.instance)
     try:
-        # Not in Dagster's own loop, which an interrupt leaves as it stands: this one cancels the stage, which keeps what it has.
-        report = asyncio.run(_kept_stage(export, stage, keys, context.run.run_id))
+        report = run_work(while_kept(export, context.run.run_id, stage(export, keys, context.run.run_id)))
     except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
     left_out = report.failures | report.not_ready
@@ -202,11 +202,6 @@ def _run(
         metadata["files_in_run"] = len(keys)
         context.log_event(dg.AssetObservation(context.asset_key, metadata=report_metadata(report)))
     return dg.MaterializeResult(metadata=metadata)
-
-
-async def _kept_stage(export: Export, stage: Stage, keys: list[str], run_id: str) -> StageReport:
-    async with kept(export, run_id):
-        return await stage(export, keys, run_id)
 
 
 def _partition_keys(context: dg.AssetExecutionContext) -> list[str]:

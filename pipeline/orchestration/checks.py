@@ -1,7 +1,6 @@
 """Asset checks over the whole export: they read the ledger and the sinks' snapshots, so the next clean batch cannot hide a
 parked file or a damaged one. None loads the lake."""
 
-import asyncio
 from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
@@ -11,6 +10,7 @@ import dagster as dg
 
 from pipeline.ledger.models import ExportState, FileRow
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
+from pipeline.orchestration.interrupts import run_work
 from pipeline.orchestration.metadata import table
 from pipeline.orchestration.resources import Exports
 from pipeline.stages.needs import awaiting_approval
@@ -99,7 +99,7 @@ def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefi
     )
     def check(context: dg.AssetCheckExecutionContext, indexport: Exports) -> dg.AssetCheckResult:
         export = indexport.open(settings, context.instance)
-        found = asyncio.run(verify(export, sink))
+        found = run_work(verify(export, sink))
         waiting = len(awaiting_approval(export, export.ledger.files()))
         return dg.AssetCheckResult(
             passed=found.ok and not waiting,

@@ -14,6 +14,7 @@ from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.lake.lake import DATASETS
 from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.checks import sink_checks, verification_metadata
+from pipeline.orchestration.interrupts import run_work
 from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.metadata import report_metadata, table
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
@@ -21,7 +22,7 @@ from pipeline.orchestration.resources import Exports
 from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
-from pipeline.stages.work import kept
+from pipeline.stages.work import while_kept
 
 NOT_RETRIED = {MAX_RETRIES_TAG: "0"}
 """Of runs of every job here: the next look asks for what failed, with its back-off. An instance that retries runs would use up
@@ -95,13 +96,12 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
     """Deletes the records of files the index no longer lists; partition-free, idempotent."""
 
     @dg.op(name=_remove_files(settings))
-    async def remove_files(context: dg.OpExecutionContext, indexport: Exports, config: RemovalConfig) -> None:
+    def remove_files(context: dg.OpExecutionContext, indexport: Exports, config: RemovalConfig) -> None:
         """Delete from every sink and the lake, then log one observation with what went, and one a sink: nothing is materialized
         by which what is made of a sink would hear of it."""
         export = indexport.open(settings, context.instance)
         try:
-            async with kept(export, context.run_id):
-                report = await remove(export, config.file_ids, run_id=context.run_id)
+            report = run_work(while_kept(export, context.run_id, remove(export, config.file_ids, run_id=context.run_id)))
         except SinkUnavailable as error:
             raise dg.Failure(str(error), allow_retries=False) from error
         if report.failures and report.failures.keys() == set(config.file_ids):
@@ -131,13 +131,15 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
     """Replaces the files of a sink that differ from their source, and no other."""
 
     @dg.op(name=f"{settings.name}_repair_sinks")
-    async def repair_sinks(context: dg.OpExecutionContext, indexport: Exports, config: RepairConfig) -> None:
+    def repair_sinks(context: dg.OpExecutionContext, indexport: Exports, config: RepairConfig) -> None:
         """Repair, verify again, and log one observation a sink; fails while something still differs."""
         export = indexport.open(settings, context.instance)
         left: list[str] = []
         for sink in [config.sink] if config.sink else list(settings.sinks):
             try:
-                report = await repair(export, sink, run_id=context.run_id, deep=config.deep, allow_deletes=config.allow_deletes)
+                report = run_work(
+                    repair(export, sink, run_id=context.run_id, deep=config.deep, allow_deletes=config.allow_deletes)
+                )
             except ConfigError as error:
                 raise dg.Failure(str(error), allow_retries=False) from error
             metadata = {

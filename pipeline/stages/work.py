@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
+from typing import TypeVar
 
 import pyarrow as pa
 
@@ -15,6 +16,7 @@ from pipeline.sinks.base import Exporter
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 
+Answer = TypeVar("Answer")
 GROUP_CHUNKS = Exporter.chunks_at_once
 """Chunks that are held in memory at once where no sink says otherwise."""
 
@@ -54,6 +56,12 @@ async def kept(export: Export, run_id: str, *, lease_seconds: float = LEASE_SECO
         renewing.cancel()
         with suppress(asyncio.CancelledError):
             await renewing
+
+
+async def while_kept(export: Export, run_id: str, work: Awaitable[Answer]) -> Answer:
+    """What ``work`` answers, with what the run holds ``kept`` until then."""
+    async with kept(export, run_id):
+        return await work
 
 
 @asynccontextmanager

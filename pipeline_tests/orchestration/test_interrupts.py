@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 
 import dagster as dg
@@ -15,16 +15,25 @@ import pytest
 import pipeline.orchestration.assets
 from pipeline.embedding.base import Vectors, keeping
 from pipeline.embedding.constant import ConstantEmbedder
+from pipeline.orchestration.interrupts import run_work
+from pipeline.orchestration.jobs import repair_job
 from pipeline.orchestration.launcher import sync
 from pipeline.orchestration.partitions import UNFINISHED
+from pipeline.orchestration.resources import EXPORTS
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
 from pipeline_tests.world import World, open_world
 
 
-async def interrupted_by(number: signal.Signals) -> StageReport:
-    os.kill(os.getpid(), number)
-    await asyncio.sleep(60)
+async def interrupted_by(number: signal.Signals, cleaned_up: list[bool] | None = None) -> StageReport:
+    """``cleaned_up`` gets an entry if the stage is cancelled, and not only left as it stands."""
+    try:
+        await asyncio.to_thread(os.kill, os.getpid(), number)
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        if cleaned_up is not None:
+            cleaned_up.append(True)
+        raise
     raise AssertionError("it was not interrupted")
 
 
@@ -87,8 +96,10 @@ def test_what_was_embedded_before_a_signal_is_not_embedded_again(tmp_path: Path,
 
 
 def test_a_signal_ends_a_sync_that_removes_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned_up: list[bool] = []
+
     async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
-        return await interrupted_by(signal.SIGINT)
+        return await interrupted_by(signal.SIGINT, cleaned_up)
 
     with open_world(tmp_path) as world:
         for n in range(3):
@@ -99,5 +110,54 @@ def test_a_signal_ends_a_sync_that_removes_files(tmp_path: Path, monkeypatch: py
         with monkeypatch.context() as patched:
             patched.setattr("pipeline.orchestration.jobs.remove", remove)
             assert_ended_and_made_good(world, runs=2)
+        assert cleaned_up
         assert sync(world.settings, world.instance).ok
         world.assert_settled()
+
+
+def test_a_signal_that_ends_a_repair_lets_it_give_back_what_it_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cleaned_up: list[bool] = []
+
+    async def repair(export: Export, sink: str, **_asked: object) -> StageReport:
+        return await interrupted_by(signal.SIGTERM, cleaned_up)
+
+    with open_world(tmp_path) as world, monkeypatch.context() as patched:
+        patched.setattr("pipeline.orchestration.jobs.repair", repair)
+        repairing = repair_job(world.settings)
+        result = repairing.execute_in_process(instance=world.instance, resources={"indexport": EXPORTS}, raise_on_error=False)
+        assert not result.success
+        assert cleaned_up
+
+
+async def _interrupted_in_a_callback(cleaned_up: list[bool]) -> None:
+    asyncio.get_running_loop().call_soon(os.kill, os.getpid(), signal.SIGTERM)
+    try:
+        await asyncio.sleep(60)
+    finally:
+        await asyncio.sleep(0)
+        cleaned_up.append(True)
+
+
+async def _interrupted_in_code_that_does_not_wait(cleaned_up: list[bool]) -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    cleaned_up.append(True)
+
+
+@pytest.mark.parametrize("work", [_interrupted_in_a_callback, _interrupted_in_code_that_does_not_wait])
+def test_a_signal_is_heard_wherever_it_finds_the_work_which_cleans_up_first(
+    work: Callable[[list[bool]], Coroutine[None, None, None]],
+) -> None:
+    cleaned_up: list[bool] = []
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(dg.DagsterExecutionInterruptedError):
+        run_work(work(cleaned_up))
+    assert cleaned_up
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+
+
+def test_work_that_is_cancelled_by_nobody_s_signal_says_so() -> None:
+    async def cancelled() -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        run_work(cancelled())

@@ -198,7 +198,7 @@ def test_a_removal_keeps_its_files_for_as_long_as_it_works(world: World, monkeyp
         await asyncio.to_thread(until, partial(renewed, ledger.files([file_id])[file_id].lease_until or 0.0))
         await real(self, **which)
 
-    monkeypatch.setattr("pipeline.orchestration.jobs.kept", partial(kept, lease_seconds=0.3))
+    monkeypatch.setattr("pipeline.stages.work.kept", partial(kept, lease_seconds=0.3))
     monkeypatch.setattr(LanceDBExporter, "delete_files", delete_slowly)
     world.remove("doc-0.md")
     assert world.sync().removed == [file_id]
