@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ from pipeline.errors import ConfigError, SyncFailed
 from pipeline.home import Home, packaged
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import files_check
+from pipeline.orchestration.directory_events import DirectoryEvent, directory_events
 from pipeline.orchestration.heartbeats import kept_heard_of
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.jobs import ingest_job, removal_config, removal_job, removal_tags
@@ -34,7 +36,7 @@ from pipeline.orchestration.partitions import PROCESS_TAG
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.waves import RunSpec, dispatch
 from pipeline.stages.detect import Detection, detect
-from pipeline.stages.export import Export, Progress, silent
+from pipeline.stages.export import Progress, silent
 from pipeline.stages.needs import Needs, needs_of
 from pipeline.stages.settings import ExportSettings
 
@@ -76,7 +78,10 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
     _keep_few_heaps()
     export = EXPORTS.open(settings, instance, progress)
     ingest, removal = jobs_of_a_sync(settings)
-    detection = asyncio.run(_look(export))
+    detection = asyncio.run(detect(export, complete=True))
+    if detection.look == "failed":
+        _tell(instance, directory_events(instance, export, detection))
+        raise SyncFailed(detection.unread)
     scope = detection.index.scope
     report = SyncReport(detection)
     tried: set[tuple[str, tuple[str, ...] | None]] = set()
@@ -104,9 +109,11 @@ def sync(settings: ExportSettings, instance: dg.DagsterInstance, *, progress: Pr
                 removing |= set(removals)
                 _remove(removal, removals, settings, instance, report, mark)
     report.ingested = list(dict.fromkeys(report.ingested))
-    if report.runs or settled:
-        instance.report_runless_asset_event(files_check(settings, export.ledger.files(failing=True)))
     report.needs = needs_of(export, scope)
+    events = directory_events(instance, export, detection, report.needs, runs=report.runs)
+    if report.runs or settled:
+        events.append(files_check(settings, export.ledger.files(failing=True)))
+    _tell(instance, events)
     return report
 
 
@@ -128,12 +135,9 @@ def _keep_few_heaps() -> None:
         mallopt(_M_MMAP_THRESHOLD, _LARGE_BYTES)
 
 
-async def _look(export: Export) -> Detection:
-    """A complete look. Raises SyncFailed where the index has failed."""
-    detection = await detect(export, complete=True)
-    if detection.look == "failed":
-        raise SyncFailed(detection.unread)
-    return detection
+def _tell(instance: dg.DagsterInstance, events: Iterable[DirectoryEvent]) -> None:
+    for event in events:
+        instance.report_runless_asset_event(event)
 
 
 def execute(

@@ -15,8 +15,8 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pipeline.clock import is_due
 from pipeline.errors import ConfigError, SourceUnavailable
 from pipeline.ledger.models import FileRow
-from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
-from pipeline.orchestration.checks import files_check, index_check
+from pipeline.orchestration.checks import files_check
+from pipeline.orchestration.directory_events import directory_events
 from pipeline.orchestration.jobs import removal_config, removal_tags
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
@@ -73,18 +73,15 @@ def directory_changes(
             "waiting_since": decided.waiting_since,
             "restoring": restoring,
             "failing": _digest(failing, loaded_at),
-            "look": detection.look,
             "proof": proof or cursor.get("proof"),
         }
         context.update_cursor(json.dumps(left))
-        emptied = detection.look == "empty" != cursor.get("look")
-        observed = detection.new or detection.changed or detection.status_changed or emptied or detection.look == "complete"
         requests = [_request(settings, ingest.name, spec) for spec in decided.runs]
         requests += [_removal(settings, removal.name, decided.removals)] if decided.removals else []
         if proof and proof != cursor.get("proof"):
             requests.append(_verification(settings, verification.name, proof))
-        events = _events(settings, export, detection, decided) if observed else []
-        if observed or left["failing"] != cursor.get("failing"):
+        events = directory_events(context.instance, export, detection, decided.needs, runs=len(decided.runs))
+        if events or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
         reason = None if requests else _reason(detection, decided)
         return dg.SensorResult(run_requests=requests, skip_reason=reason, asset_events=events)
@@ -137,27 +134,6 @@ def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> s
 
 def _verification(settings: ExportSettings, job: str, proof: str) -> dg.RunRequest:
     return dg.RunRequest(run_key=proof, job_name=job, tags={EXPORT_TAG: settings.name, LANE_TAG: "proof"})
-
-
-def _events(
-    settings: ExportSettings, export: Export, detection: Detection, decided: Dispatch
-) -> list[dg.AssetObservation | dg.AssetMaterialization | dg.AssetCheckEvaluation]:
-    needs = decided.needs
-    return [
-        dg.AssetObservation(
-            asset_key(settings, DIRECTORY_FILES),
-            metadata={
-                "look": detection.look,
-                "new": detection.new,
-                "changed": detection.changed,
-                "missing": detection.missing,
-                "runs": len(decided.runs),
-                "parked": len(needs.parked),
-                "awaiting_approval": len(needs.awaiting_approval),
-            },
-        ),
-        index_check(settings, export.ledger.state()),
-    ]
 
 
 def _digest(failing: Mapping[str, FileRow], loaded_at: float | None) -> str:

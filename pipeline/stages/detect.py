@@ -57,8 +57,6 @@ class Detection:
     unread: str | None = None
     unsynced: str | None = None
     """Why LlamaCloud was asked for a sync before the look and began none."""
-    status_changed: bool = False
-    """Whether the index's status is another than at the last look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +113,7 @@ async def detect(
             **({} if emptied else _told(index)),
         )
         if index.status != "ready":
-            return Detection(index.status, index, unread=_unready(index), status_changed=state.index_status != index.status)
+            return Detection(index.status, index, unread=_unready(index))
         rows = await asyncio.to_thread(export.ledger.files)
         listing = _resumed(cursor, index)
         if listing is None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -14,6 +15,7 @@ import dagster as dg
 import pytest
 
 from pipeline.components.index_export import export_definitions
+from pipeline.errors import SyncFailed
 from pipeline.llama_cloud.api import CloudApi
 from pipeline.llama_cloud.indexes import IndexClient
 from pipeline.orchestration import sensors
@@ -21,6 +23,7 @@ from pipeline.orchestration.assets import DIRECTORY_FILES
 from pipeline.orchestration.checks import INDEX_CHECK, files_check
 from pipeline.orchestration.partitions import FILES_TAG
 from pipeline.stages.detect import refresh
+from pipeline.stages.plan import make_plan
 from pipeline_tests.hostile.cloud import ServedFile, hostile_cloud
 from pipeline_tests.world import World, open_world, world_over
 
@@ -58,7 +61,7 @@ def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: Wo
     assert kinds == {dg.AssetObservation, dg.AssetCheckEvaluation}
     left = json.loads(cursor or "{}")
     assert len(left.pop("failing")) == 16
-    assert left == {"listing": None, "waiting_since": None, "restoring": False, "look": "complete", "proof": None}
+    assert left == {"listing": None, "waiting_since": None, "restoring": False, "proof": None}
 
 
 def test_an_unchanged_directory_costs_one_request_and_asks_for_one_proof_of_what_stands(
@@ -163,8 +166,8 @@ def test_a_look_that_has_listed_for_long_leaves_it_to_the_next_to_tell_dagster_w
         answer, cursor = tick(world, cursor)
         left = json.loads(cursor or "{}")
         told = len(world.instance.get_materialized_partitions(chunks))
-        found.append((left["look"], told, left["restoring"], len(proofs(answer))))
-    assert found == [("complete", 0, True, 0), ("unchanged", 5, False, 1), ("unchanged", 5, False, 0)]
+        found.append((told, left["restoring"], len(proofs(answer))))
+    assert found == [(0, True, 0), (5, False, 1), (5, False, 0)]
 
 
 def test_a_removal_is_asked_for_as_a_run_of_the_removal_job(world: World) -> None:
@@ -337,3 +340,41 @@ def test_an_unreachable_index_decides_nothing(world: World) -> None:
         answer, _ = tick(world)
     assert isinstance(answer, dg.SkipReason)
     assert "nothing is decided" in (answer.skip_message or "")
+
+
+def index_is_shown_healthy(world: World) -> bool:
+    """What Dagster shows of the check of the index."""
+    key = dg.AssetCheckKey(dg.AssetKey(["default", DIRECTORY_FILES]), INDEX_CHECK)
+    found = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key].evaluation
+    assert found is not None
+    return found.passed
+
+
+def stored_tick(world: World, cursor: str | None) -> str | None:
+    """A tick whose events Dagster keeps, as its daemon does."""
+    answer, cursor = tick(world, cursor)
+    assert isinstance(answer, dg.SensorResult)
+    for event in answer.asset_events:
+        world.instance.report_runless_asset_event(event)
+    return cursor
+
+
+def test_the_check_of_the_index_is_told_also_when_a_command_has_seen_the_change_first(world: World) -> None:
+    world.sync()
+    cursor = stored_tick(world, None)
+    world.faults(sync_error="parse quota exceeded")
+    with pytest.raises(SyncFailed):
+        world.refresh()
+    with suppress(SyncFailed):
+        asyncio.run(make_plan(world.export, run_id="command-plan"))
+    assert index_is_shown_healthy(world)
+    cursor = stored_tick(world, cursor)
+    assert not index_is_shown_healthy(world)
+    world.faults()
+    world.refresh()
+    asyncio.run(make_plan(world.export, run_id="command-plan"))
+    cursor = stored_tick(world, cursor)
+    assert index_is_shown_healthy(world)
+    answer, _ = tick(world, cursor)
+    assert isinstance(answer, dg.SensorResult)
+    assert not answer.asset_events

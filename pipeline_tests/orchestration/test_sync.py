@@ -19,6 +19,8 @@ from pipeline.cli_output import print_sync, sync_summary
 from pipeline.errors import SyncFailed
 from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
+from pipeline.orchestration.assets import DIRECTORY_FILES
+from pipeline.orchestration.checks import INDEX_CHECK
 from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.detect import refresh
@@ -387,3 +389,32 @@ def test_a_lost_ledger_costs_work_but_no_data_and_no_embedding_of_the_sink(world
     assert world.sync().ok
     assert world.held() == before
     assert world.numbers("lancedb").get("records", 0) == 0
+
+
+def shown_of_the_directory(world: World) -> tuple[int, bool | None]:
+    """How many observations of the directory Dagster has, and whether it shows the index as healthy."""
+    asset = dg.AssetKey(["default", DIRECTORY_FILES])
+    key = dg.AssetCheckKey(asset, INDEX_CHECK)
+    record = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
+    healthy = record.evaluation.passed if record and record.evaluation else None
+    return len(world.instance.fetch_observations(asset, limit=9).records), healthy
+
+
+def test_a_sync_tells_dagster_what_it_saw_of_the_directory_and_nothing_when_nothing_is_new(world: World) -> None:
+    assert world.sync().ok
+    assert shown_of_the_directory(world) == (1, True)
+    assert world.sync().ok
+    assert shown_of_the_directory(world) == (1, True)
+    world.faults(hidden_files=["*"])
+    assert not world.sync().ok
+    assert shown_of_the_directory(world) == (2, False)
+    world.faults(sync_error="parse quota exceeded")
+    with pytest.raises(SyncFailed):
+        world.refresh()
+    with pytest.raises(SyncFailed):
+        sync(world.settings, world.instance)
+    observations, healthy = shown_of_the_directory(world)
+    assert not healthy
+    world.faults()
+    assert world.sync().ok
+    assert shown_of_the_directory(world) == (observations + 1, True)
