@@ -22,7 +22,7 @@ from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fields_of_file
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata, ref_doc_ids
-from pipeline.sinks.reading import from_json, to_array, to_vectors
+from pipeline.sinks.reading import from_json, to_table
 from pipeline.sinks.records import (
     CHUNK_FIELDS,
     FileRecords,
@@ -183,15 +183,12 @@ def to_head(row: Row) -> Head | None:
 
 def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
     """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
-    held = [field for field in record_schema(dimension) if vectors or field.name != "embedding"]
-    return pa.table([_column(rows, field, dimension) for field in held], schema=pa.schema(held))
 
+    def values_of(name: str) -> list[Any]:
+        values = [row.get(attribute_name(name)) for row in rows]
+        return [from_json(value) for value in values] if name == "attachments" else values
 
-def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
-    values = [row.get(attribute_name(field.name)) for row in rows]
-    if field.name == "embedding":
-        return to_vectors(values, dimension)
-    return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
+    return to_table(record_schema(dimension, vectors=vectors), values_of)
 
 
 def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:

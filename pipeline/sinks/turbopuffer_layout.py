@@ -25,7 +25,7 @@ from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, node_copies, ref_doc_ids
-from pipeline.sinks.reading import from_json, to_array, to_vectors
+from pipeline.sinks.reading import from_json, to_table
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, matrix, record_schema
 from pipeline.sinks.refusals import check_vectors
 
@@ -90,7 +90,7 @@ def attribute_name(record_field: str) -> str:
 
 def record_attributes(*, vectors: bool) -> list[str]:
     """The attributes that make up a record, with or without its vector; every answer has ``id`` anyway."""
-    return [attribute_name(f.name) for f in record_schema(1) if f.name != "id" and (vectors or f.name != "embedding")]
+    return [attribute_name(name) for name in record_schema(1, vectors=vectors).names if name != "id"]
 
 
 def namespace_schema(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> dict[str, Any]:
@@ -336,16 +336,13 @@ def _json(value: Any) -> bytes:
 
 def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
     """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
-    schema = record_schema(dimension)
-    held = [field for field in schema if vectors or field.name != "embedding"]
-    return pa.table([_column(rows, field, dimension) for field in held], schema=pa.schema(held))
 
+    def values_of(name: str) -> list[Any]:
+        values = [row.get(attribute_name(name)) for row in rows]
+        return [from_json(value) for value in values] if name == "attachments" else values
 
-def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
-    values: list[Any] = [row.get(attribute_name(field.name)) for row in rows]
-    if field.name == "embedding":
-        return to_vectors(values, dimension, lambda value: np.frombuffer(base64.b64decode(value), "<f4"))
-    return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
+    schema = record_schema(dimension, vectors=vectors)
+    return to_table(schema, values_of, lambda value: np.frombuffer(base64.b64decode(value), "<f4"))
 
 
 def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
