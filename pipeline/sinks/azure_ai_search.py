@@ -34,7 +34,6 @@ from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, I
 from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.base import (
     Exporter,
-    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -47,7 +46,7 @@ from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH
 from pipeline.sinks.generations import to_snapshots
-from pipeline.sinks.records import FileRecords, canonical_json, in_order, to_records
+from pipeline.sinks.records import FileRecords, canonical_json, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.urls import one_spelling
@@ -247,9 +246,9 @@ class AzureAISearchExporter(Exporter):
                 whole = [row for row in held if documents.file_number(row) != unfinished]
                 if whole:
                     held = held[len(whole) :]
-                    yield await asyncio.to_thread(_ordered, whole, dimension, self._declared)
+                    yield await asyncio.to_thread(documents.decode_compared, whole, dimension, self._declared)
             if held:
-                yield await asyncio.to_thread(_ordered, held, dimension, self._declared)
+                yield await asyncio.to_thread(documents.decode_compared, held, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> str:
         return scope(self.context.tenant_id, export_config_id, file_ids)
@@ -331,7 +330,3 @@ class AzureAISearchExporter(Exporter):
 def _merge(document_id: str, values: Mapping[str, FieldValue]) -> Action:
     """A change that sets these fields of a document."""
     return Action(document_id, f'{{"@search.action":"merge","id":"{document_id}",{canonical_json(dict(values))[1:-1]}}}'.encode())
-
-
-def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    return in_order(documents.decode_compared(rows, dimension, declared))

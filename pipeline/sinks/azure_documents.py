@@ -28,6 +28,7 @@ from pipeline.sinks.records import (
     FileRecords,
     canonical_json,
     chunk_ids,
+    in_order,
     json_string,
     record_schema,
     ref_doc_id,
@@ -197,9 +198,10 @@ def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
 
 
 def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    """``decode`` with vectors of documents with ``compared_attributes``; the records show which of their copies are altered."""
+    """``decode`` with vectors of documents with ``compared_attributes``, in order; the records show which of their copies are
+    altered."""
     records = decode(rows, dimension, vectors=True)
     sound = readable(records)
     fields = filled_fields(sound, rows, declared, FILTER_FIELDS, field_name)
     nodes = zip(_node_jsons(sound), ref_doc_ids(sound).to_pylist(), strict=True)
-    return compare(records, rows, fields, [{"metadata": node, "doc_id": document} for node, document in nodes])
+    return in_order(compare(records, rows, fields, [{"metadata": node, "doc_id": document} for node, document in nodes]))

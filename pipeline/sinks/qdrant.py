@@ -25,7 +25,6 @@ from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import (
     Exporter,
-    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -38,7 +37,7 @@ from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
 from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
 from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
-from pipeline.sinks.records import FileRecords, in_order, to_records
+from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.urls import one_spelling
@@ -231,10 +230,10 @@ class QdrantExporter(Exporter):
                 where = layout.scope(self.context.tenant_id, export_config_id, [file_id for file_id, _ in group])
                 rows = [row async for rows in self._rows(models.Filter(must=where), page) for row in rows]
                 if rows:
-                    yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
+                    yield await asyncio.to_thread(layout.decode_compared, rows, self._dimension, self._declared)
         if parsed_directory_file_ids is None:
             async for rows in self._rows(layout.without_file(self.context.tenant_id, export_config_id), page):
-                yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
+                yield await asyncio.to_thread(layout.decode_compared, rows, self._dimension, self._declared)
 
     async def _row_counts(self, where: Sequence[models.Condition]) -> list[tuple[str, int]]:
         """File ids with their numbers of points."""
@@ -275,7 +274,3 @@ class QdrantExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _ordered(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    return in_order(layout.decode_compared(points, dimension, declared))

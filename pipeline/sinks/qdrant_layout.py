@@ -31,7 +31,7 @@ from pipeline.sinks.filters import Condition, fields_of_file
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import to_table
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, record_schema, with_ids
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, in_order, record_schema, with_ids
 from pipeline.sinks.refusals import check_vectors
 
 VECTOR: Final = "text-dense"
@@ -246,10 +246,10 @@ def compared_keys(declared: Mapping[str, MetadataType]) -> list[str]:
 
 
 def decode_compared(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    """``decode`` with vectors of points with ``compared_keys``; the records show which of their copies are altered."""
+    """``decode`` with vectors of points with ``compared_keys``, in order; the records show which of their copies are altered."""
     records, held = decode(points, dimension, vectors=True), [point.payload or {} for point in points]
     sound = readable(records)
-    return compare(records, held, filled_fields(sound, held, declared, FILTER_FIELDS), node_copies(sound))
+    return in_order(compare(records, held, filled_fields(sound, held, declared, FILTER_FIELDS), node_copies(sound)))
 
 
 def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:

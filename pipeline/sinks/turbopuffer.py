@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
 from typing import Any, ClassVar, Final, cast
 
@@ -29,7 +29,6 @@ from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks.base import (
     SNAPSHOT_FIELDS,
     Exporter,
-    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -42,7 +41,7 @@ from pipeline.sinks.file_keys import MOST_NAMED
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.generations import read_head, to_snapshots
-from pipeline.sinks.records import FileRecords, in_order, to_records
+from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
@@ -224,11 +223,11 @@ class TurbopufferExporter(Exporter):
                     pages = self._store.pages("read records", files, attributes, limit=page)
                     rows = [row async for some in pages for row in some]
                     if rows:
-                        yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
+                        yield await asyncio.to_thread(layout.decode_compared, rows, dimension, self._declared)
         if parsed_directory_file_ids is None:
             nameless = layout.without_file(self.context.tenant_id, export_config_id)
             async for rows in self._store.pages("read records", nameless, attributes, limit=page):
-                yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
+                yield await asyncio.to_thread(layout.decode_compared, rows, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
         return layout.scope(self.context.tenant_id, export_config_id, file_ids)
@@ -289,7 +288,3 @@ class TurbopufferExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    return in_order(layout.decode_compared(rows, dimension, declared))

@@ -26,7 +26,7 @@ from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_table
-from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, matrix, record_schema
+from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, in_order, matrix, record_schema
 from pipeline.sinks.refusals import check_vectors
 
 Filter = tuple[Any, ...]
@@ -351,12 +351,13 @@ def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
 
 
 def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    """``decode`` with vectors of documents with ``compared_attributes``; the records show which of their copies are altered."""
+    """``decode`` with vectors of documents with ``compared_attributes``, in order; the records show which of their copies are
+    altered."""
     records = decode(rows, dimension, vectors=True)
     sound = readable(records)
     fields = filled_fields(sound, rows, declared, FILTER_FIELDS)
     nodes = [{name: node[name] for name in _NODE_ATTRIBUTES} for node in node_copies(sound)]
-    return compare(records, rows, fields, nodes)
+    return in_order(compare(records, rows, fields, nodes))
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
