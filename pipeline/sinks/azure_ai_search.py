@@ -48,7 +48,7 @@ from pipeline.sinks.fusion import HYBRID_DEPTH
 from pipeline.sinks.generations import to_snapshots
 from pipeline.sinks.records import FileRecords, canonical_json, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.urls import one_spelling
 
 _RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
@@ -192,13 +192,11 @@ class AzureAISearchExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
         self.check_files(files)
-        batches = list(
-            slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE, size_of=lambda file: int(file.table.nbytes))
-        )
+        batches = file_slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE)
         records, size = 0, 0
         refused: list[RecordRefused] = []
         encode = partial(documents.encode_file, declared=self._declared)
-        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             unwanted = await self._writer.replace(encoded)
             left_out = {error.file_id for error in unwanted}
             written = [write for file in encoded if file.key.file_id not in left_out for write in file.writes]

@@ -153,9 +153,8 @@ class LanceDBExporter(Exporter):
         accepted, refused = await asyncio.to_thread(sift, files, self._checks)
         schema = await self._store.call("read the schema", table.schema)
         batches = list(slices(accepted, count=_FILES_PER_COMMIT, size=_BYTES_PER_COMMIT, size_of=self._bytes_of))
-        encoders = [partial(self._encode, pa.concat_tables([file.table for file in batch]), schema) for batch in batches]
         records, size = 0, 0
-        async for batch, rows in one_ahead(batches, encoders):
+        async for batch, rows in one_ahead(batches, partial(self._encode_files, schema=schema)):
             await self._store.commit("replace files", partial(self._merge, table, batch, rows))
             records += rows.num_rows
             size += rows.nbytes
@@ -165,6 +164,9 @@ class LanceDBExporter(Exporter):
         """Vectors and text, nearly all of a file; asking every column costs more than encoding some."""
         size: int = file.table.num_rows * self._dimension * 4 + file.table["content"].nbytes
         return size
+
+    def _encode_files(self, files: Sequence[FileRecords], schema: pa.Schema) -> pa.Table:
+        return self._encode(pa.concat_tables([file.table for file in files]), schema)
 
     def _encode(self, records: pa.Table, schema: pa.Schema) -> pa.Table:
         """Fill every metadata field the table has, also those only another export of it declared, as far as values fit."""
@@ -184,7 +186,7 @@ class LanceDBExporter(Exporter):
             return
         schema = await table.schema()
         if schema != rows.schema:  # another process has added a metadata field since
-            rows = await asyncio.to_thread(self._encode, pa.concat_tables([file.table for file in files]), schema)
+            rows = await asyncio.to_thread(self._encode_files, files, schema)
         await (
             table.merge_insert("id")
             .when_matched_update_all()

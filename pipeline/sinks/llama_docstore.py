@@ -48,7 +48,7 @@ from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids
 from pipeline.sinks.refusals import encode_all, sift
 from pipeline.sinks.registry import exporter_class
-from pipeline.sinks.slicing import slices
+from pipeline.sinks.slicing import file_slices, slices
 
 if TYPE_CHECKING:
     from pipeline.sinks.llama_docstore_entries import FileEntries, HeldFile
@@ -202,7 +202,7 @@ class LlamaDocstoreExporter(Exporter):
             empty = [file.file_id for file in of_config if not file.table.num_rows]
             await self._remove(config, await self._files(config, empty))
             filled = [file for file in of_config if file.table.num_rows]
-            for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
+            for batch in file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE):
                 encoded, too_large = await asyncio.to_thread(encode_all, batch, self._encode)
                 refused += too_large
                 await self._run("replace files", config, partial(_replace, files=encoded))

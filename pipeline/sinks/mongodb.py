@@ -54,7 +54,7 @@ from pipeline.sinks.mongodb_search import MAX_RESULTS, MongoSearch
 from pipeline.sinks.mongodb_store import MongoStore
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.refusals import check_vectors, encode_all, sift
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead
 
 _FILES_PER_BATCH: Final = 500
 _BYTES_PER_BATCH: Final = 64 * 2**20
@@ -119,10 +119,10 @@ class MongoDBExporter(Exporter):
         writer = await self._writer()
         checks = (partial(fields_of_file, declared=self.context.metadata_fields), check_vectors)
         accepted, refused = await asyncio.to_thread(sift, files, checks)
-        batches = list(slices(accepted, count=_FILES_PER_BATCH, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes))
+        batches = file_slices(accepted, count=_FILES_PER_BATCH, size=_BYTES_PER_BATCH)
         records, size = 0, 0
         encode = partial(encode_file, declared=self.context.metadata_fields)
-        async for _, (encoded, too_large) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, too_large) in one_ahead(batches, partial(encode_all, encode=encode)):
             await writer.replace(encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)

@@ -32,7 +32,7 @@ from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, Nam
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
 from pipeline.sinks.records import FileRecords, ref_doc_id, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import each, slices
+from pipeline.sinks.slicing import each, file_slices, slices
 
 MAX_K: Final = 10_000
 """Most results of a query; documented by the vendor."""
@@ -116,7 +116,7 @@ class PineconeExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """Batches of up to 500 files or about 32 MB, one of them encoded or sent while another waits for an answer."""
         self.check_files(files)
-        batches = slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes)
+        batches = file_slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH)
         encode = partial(layout.encode_file, declared=self.context.metadata_fields)
         reports: list[ReplaceReport] = []
 

@@ -39,7 +39,7 @@ from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
 from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.urls import one_spelling
 
 _FILES_PER_REPLACE: Final = 500
@@ -178,12 +178,12 @@ class QdrantExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """A handful of requests for up to 500 files and 16 MB, and one more for every 256 points or 4 MB."""
         self.check_files(files)
-        batches = list(slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE, size_of=lambda file: file.table.nbytes))
+        batches = file_slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE)
         replacing = QdrantGenerations(self._store, await self._store.limits())
         records, size = 0, 0
         refused: list[RecordRefused] = []
         encode = partial(layout.encode_file, declared=self._declared)
-        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             refused += unfit
             await replace_generations(replacing, encoded)
             records += sum(len(file.writes) for file in encoded)

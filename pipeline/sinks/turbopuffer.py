@@ -43,7 +43,7 @@ from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.generations import read_head, to_snapshots
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
 from pipeline.sinks.turbopuffer_store import MAX_LIMIT, NamespaceMissing, RequestRefused, TurbopufferStore
 
@@ -142,12 +142,10 @@ class TurbopufferExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One atomic write for up to 500 files and about 32 MB; a larger file has a write of its own, of up to 512 MB."""
         self.check_files(files)
-        batches = list(
-            slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST, size_of=lambda file: file.table.nbytes)
-        )
+        batches = file_slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST)
         total = ReplaceReport(0, 0)
         encode = partial(layout.encode_file, declared=self._declared)
-        async for _, (encoded, refused) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, refused) in one_ahead(batches, partial(encode_all, encode=encode)):
             total += ReplaceReport(0, 0, tuple(refused))
             if encoded:
                 total += await self._write(encoded)
