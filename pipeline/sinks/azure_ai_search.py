@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -32,16 +32,7 @@ from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, fi
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
 from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, IndexMissing
 from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
-from pipeline.sinks.base import (
-    Exporter,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH
@@ -101,8 +92,8 @@ class _Fill:
 class AzureAISearchExporter(Exporter):
     """One index a model, ``{index_prefix}-{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = AzureAISearchSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    settings_type = AzureAISearchSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
     ids_by_version = True
     settings: AzureAISearchSettings
 

@@ -18,7 +18,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,6 @@ from pipeline.sinks.base import (
     Exporter,
     ReplaceReport,
     SearchHit,
-    SearchMode,
     SearchRequest,
     SinkContext,
     SinkSettings,
@@ -92,9 +91,9 @@ class LanceDBSettings(SinkSettings):
 class LanceDBExporter(Exporter):
     """One table a model, ``{table_prefix}_{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = LanceDBSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
-    atomic_replace: ClassVar[bool] = True
+    settings_type = LanceDBSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
+    atomic_replace = True
     settings: LanceDBSettings
 
     def __init__(self, settings: LanceDBSettings, context: SinkContext) -> None:

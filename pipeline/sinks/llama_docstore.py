@@ -26,22 +26,13 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.base import (
-    Exporter,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import fields_of_file
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
@@ -99,9 +90,9 @@ class LlamaDocstoreSettings(SinkSettings):
 class LlamaDocstoreExporter(Exporter):
     """One namespace a model, tenant and config: see ``namespace``."""
 
-    settings_type: ClassVar[type[SinkSettings]] = LlamaDocstoreSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset()
-    holds_vectors: ClassVar[bool] = False
+    settings_type = LlamaDocstoreSettings
+    search_modes = frozenset()
+    holds_vectors = False
     settings: LlamaDocstoreSettings
 
     def __init__(self, settings: LlamaDocstoreSettings, context: SinkContext) -> None:

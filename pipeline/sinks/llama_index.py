@@ -74,7 +74,7 @@ class LlamaIndexSettings(SinkSettings):
 class LlamaIndexExporter(Exporter):
     """One collection and one set of namespaces a model, shared by all tenants and configs."""
 
-    settings_type: ClassVar[type[SinkSettings]] = LlamaIndexSettings
+    settings_type = LlamaIndexSettings
     ids_by_version = True
     settings: LlamaIndexSettings
     _opened: ClassVar[dict[str, Stores]] = {}

@@ -20,22 +20,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import Final
 
 import pyarrow as pa
 from pydantic import Field
 from pymongo import ASCENDING
 
-from pipeline.sinks.base import (
-    Exporter,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
@@ -91,8 +82,8 @@ class MongoDBExporter(Exporter):
     server, one generation beside the other.
     """
 
-    settings_type: ClassVar[type[SinkSettings]] = MongoDBSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    settings_type = MongoDBSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
     ids_by_version = True
     settings: MongoDBSettings
 

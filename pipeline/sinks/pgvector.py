@@ -20,7 +20,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
-from typing import ClassVar, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,6 @@ from pipeline.sinks.base import (
     Exporter,
     ReplaceReport,
     SearchHit,
-    SearchMode,
     SearchRequest,
     SinkContext,
     SinkSettings,
@@ -101,9 +100,9 @@ class PgVectorSettings(SinkSettings):
 class PgVectorExporter(Exporter):
     """One table a model, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = PgVectorSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
-    atomic_replace: ClassVar[bool] = True
+    settings_type = PgVectorSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
+    atomic_replace = True
     settings: PgVectorSettings
 
     def __init__(self, settings: PgVectorSettings, context: SinkContext) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import ClassVar, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -75,7 +75,7 @@ class PineconeExporter(Exporter):
     Vector search only. Integers in metadata declared for filtering are exact up to 2**53.
     """
 
-    settings_type: ClassVar[type[SinkSettings]] = PineconeSettings
+    settings_type = PineconeSettings
     ids_by_version = True
     settings: PineconeSettings
 

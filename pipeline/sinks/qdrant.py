@@ -14,7 +14,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,16 +23,7 @@ from qdrant_client import models
 
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import qdrant_layout as layout
-from pipeline.sinks.base import (
-    Exporter,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
 from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
@@ -75,9 +66,7 @@ class QdrantSettings(SinkSettings):
 class QdrantExporter(Exporter):
     """One collection a model, ``{collection_prefix}_{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = QdrantSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector"})
-    atomic_replace: ClassVar[bool] = False
+    settings_type = QdrantSettings
     ids_by_version = True
     settings: QdrantSettings
 

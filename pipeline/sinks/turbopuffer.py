@@ -18,7 +18,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -81,9 +81,9 @@ class TurbopufferSettings(SinkSettings):
 class TurbopufferExporter(Exporter):
     """One namespace a model, ``{namespace_prefix}-{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = TurbopufferSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
-    atomic_replace: ClassVar[bool] = True
+    settings_type = TurbopufferSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
+    atomic_replace = True
     settings: TurbopufferSettings
 
     def __init__(self, settings: TurbopufferSettings, context: SinkContext) -> None:
