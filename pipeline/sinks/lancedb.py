@@ -14,7 +14,7 @@ run, and answers by the old one until then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
@@ -38,7 +38,7 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.file_keys import FileKey, by_config
-from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
+from pipeline.sinks.filters import fields_of_file, fitting_by_row, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.lancedb_upkeep import Upkeep, rewrite_rows
@@ -169,13 +169,7 @@ class LanceDBExporter(Exporter):
 
     def _encode(self, records: pa.Table, schema: pa.Schema) -> pa.Table:
         """Fill every metadata field the table has, also those only another export of it declared, as far as values fit."""
-        declared = layout.declared_in(schema)
-        distinct: dict[str, Mapping[str, FieldValue]] = {}
-        values = []
-        for metadata in records["metadata"].to_pylist():
-            if metadata not in distinct:
-                distinct[metadata] = fitting_values(metadata, declared)
-            values.append(distinct[metadata])
+        values = fitting_by_row(records["metadata"].to_pylist(), layout.declared_in(schema))
         return layout.encode(records, values, schema)
 
     async def _merge(self, table: AsyncTable, files: Sequence[FileRecords], rows: pa.Table) -> None:

@@ -26,7 +26,7 @@ from pipeline.errors import RecordRefused
 from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, readable
 from pipeline.sinks.file_keys import FileKey, Generation
-from pipeline.sinks.filters import Condition, FieldValue, fitting_values
+from pipeline.sinks.filters import Condition, fitting_by_row
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
 from pipeline.sinks.reading import to_table
@@ -111,12 +111,10 @@ def packed(vector: npt.NDArray[np.float32]) -> Binary:
 
 def _node_fields(table: pa.Table, declared: Mapping[str, MetadataType]) -> list[Document]:
     """LlamaIndex's metadata of every row, with declared fields in the type they are filtered by."""
-    fitting: dict[str, Mapping[str, FieldValue]] = {}
     found = []
-    for node, metadata in zip(node_metadata(table), table["metadata"].to_pylist(), strict=True):
-        if metadata not in fitting:
-            fitting[metadata] = {key: value for key, value in fitting_values(metadata, declared).items() if value is not None}
-        found.append({**{key: value for key, value in node.items() if _is_storable(key, value)}, **fitting[metadata]})
+    for node, fitting in zip(node_metadata(table), fitting_by_row(table["metadata"].to_pylist(), declared), strict=True):
+        own = {key: value for key, value in node.items() if _is_storable(key, value)}
+        found.append(own | {key: value for key, value in fitting.items() if value is not None})
     return found
 
 
