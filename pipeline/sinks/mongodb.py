@@ -90,7 +90,7 @@ class MongoDBExporter(Exporter):
     def __init__(self, settings: MongoDBSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         name = f"{settings.collection_prefix}_{context.model.slug}"
-        self._store = MongoStore(settings.uri_env, settings.database, name, settings.timeout_seconds)
+        self._store = MongoStore(settings.uri_env, settings.database, name, context.model, settings.timeout_seconds)
 
     @property
     def collection_name(self) -> str:
@@ -101,7 +101,7 @@ class MongoDBExporter(Exporter):
 
         An index lacks only what was declared since it was made; it is extended, and rebuilt by the server beside the old one.
         """
-        collection = await self._store.create(self.context.model)
+        collection = await self._store.create()
         await MongoSearch(self._store, collection, self.context).provision(self.settings.index_wait_seconds)
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
@@ -121,7 +121,7 @@ class MongoDBExporter(Exporter):
         return ReplaceReport(records, size, tuple(refused))
 
     async def _writer(self) -> MongoWriter:
-        return MongoWriter(self._store, await self._store.collection(self.context.model), self.context.tenant_id)
+        return MongoWriter(self._store, await self._store.collection(), self.context.tenant_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """Three requests for every 1,000 files, and one for what is no file's."""
@@ -133,7 +133,7 @@ class MongoDBExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
         """One query for all files, answered in batches of 10,000, or one for every 1,000 named ones."""
-        collection = await self._store.collection(self.context.model)
+        collection = await self._store.collection()
         heads: list[Document] = []
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             selected = {**scope(self.context.tenant_id, export_config_id, file_ids), "chunk_index": 0}
@@ -146,8 +146,7 @@ class MongoDBExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 32 MB, or of one file that alone is larger; one query for all files or for every 1,000 named ones."""
-        model = self.context.model
-        collection = await self._store.collection(model)
+        collection = await self._store.collection()
         order = [("parsed_directory_file_id", ASCENDING), ("chunk_index", ASCENDING)]
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             selected = scope(self.context.tenant_id, export_config_id, file_ids)
@@ -160,7 +159,9 @@ class MongoDBExporter(Exporter):
                 batch_size=_RECORDS_PER_BATCH,
             )
             async for documents in _whole_files(batches):
-                yield await asyncio.to_thread(decode_compared, documents, model.dimension, self.context.metadata_fields)
+                yield await asyncio.to_thread(
+                    decode_compared, documents, self.context.model.dimension, self.context.metadata_fields
+                )
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Vector search by cosine, text search by BM25, hybrid by relative score fusion of the two.
@@ -171,7 +172,7 @@ class MongoDBExporter(Exporter):
         if request.k > MAX_RESULTS:
             raise ValueError(f"k must be at most {MAX_RESULTS:,} for MongoDB, not {request.k:,}")
         conditions = parse_filters(request.filters, self.context.metadata_fields)
-        found = MongoSearch(self._store, await self._store.collection(self.context.model), self.context)
+        found = MongoSearch(self._store, await self._store.collection(), self.context)
         if request.mode == "vector":
             return await found.by_vector(request, conditions, request.k)
         if request.mode == "text":
@@ -182,7 +183,7 @@ class MongoDBExporter(Exporter):
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One pass over an index."""
-        collection = await self._store.collection(self.context.model)
+        collection = await self._store.collection()
         group = {"$group": {"_id": {"tenant": "$tenant_id", "config": "$export_config_id"}}}
 
         async def attempt() -> list[Document]:
@@ -194,7 +195,7 @@ class MongoDBExporter(Exporter):
         return frozenset((item["_id"]["tenant"], item["_id"]["config"]) for item in found)
 
     async def drop_collection(self) -> None:
-        await self._store.drop(self.context.model)
+        await self._store.drop()
 
     async def close(self) -> None:
         await self._store.close()
