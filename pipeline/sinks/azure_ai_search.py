@@ -2,7 +2,7 @@
 
 What belongs here: what each promise of a sink becomes. How the index looks is ``azure_layout``'s, how a record is encoded
 ``azure_documents``', how filters are spelt ``azure_query``'s, how requests are made ``azure_store``'s and how files are replaced
-``azure_writer``'s. The key comes from ``AZURE_SEARCH_API_KEY`` alone (an admin key: a query key cannot write), the address
+``azure_replace``'s. The key comes from ``AZURE_SEARCH_API_KEY`` alone (an admin key: a query key cannot write), the address
 from the settings or ``AZURE_SEARCH_ENDPOINT``.
 
 Text search cuts words as the setting ``analyzer`` does; the default knows no words of scripts without spaces.
@@ -30,8 +30,8 @@ from pipeline.sinks import azure_documents as documents
 from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
+from pipeline.sinks.azure_replace import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, IndexMissing
-from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters

@@ -28,7 +28,7 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.generations import FileWrites, replace_generations, to_snapshots
 from pipeline.sinks.pinecone_layout import Metadata, RecordKey, Write
-from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, NamespaceWriter, page_size
+from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, PineconeWriter, page_size
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
 from pipeline.sinks.records import FileRecords, ref_doc_id, to_records
 from pipeline.sinks.refusals import encode_all
@@ -97,8 +97,8 @@ class PineconeExporter(Exporter):
         """Where a config's records lie; what other readers of the index, LlamaIndex for one, need to be told."""
         return layout.namespace_name(self.context.tenant_id, export_config_id)
 
-    def _writer(self, export_config_id: str) -> NamespaceWriter:
-        return NamespaceWriter(
+    def _writer(self, export_config_id: str) -> PineconeWriter:
+        return PineconeWriter(
             self._store,
             self.namespace(export_config_id),
             self.context.tenant_id,
@@ -129,7 +129,7 @@ class PineconeExporter(Exporter):
         await each(batches, replace, concurrency=_BATCHES_AT_ONCE)
         return sum(reports, ReplaceReport(0, 0))
 
-    async def _replace(self, writer: NamespaceWriter, files: Sequence[FileWrites[Write]]) -> ReplaceReport:
+    async def _replace(self, writer: PineconeWriter, files: Sequence[FileWrites[Write]]) -> ReplaceReport:
         """Replace these files; when Pinecone refuses, each half, until what is refused, and withdrawn, is known by its file."""
         try:
             await replace_generations(writer, files)

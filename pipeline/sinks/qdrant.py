@@ -1,7 +1,7 @@
 """The Qdrant sink: a vector database, self-hosted or in its vendor's cloud.
 
 What belongs here: what each promise of a sink becomes in requests. How a collection looks is ``qdrant_layout``'s, how requests
-are made ``qdrant_store``'s, how a file is replaced without transactions ``generations``'. The server's address comes from the
+are made ``qdrant_store``'s, how files are replaced ``qdrant_replace``'s. The server's address comes from the
 settings or from ``QDRANT_URL``, the key from ``QDRANT_API_KEY`` alone.
 
 Search is by vector. Qdrant's full-text index filters and does not rank, and its BM25 vectors need a model from a hub, so modes
@@ -26,7 +26,7 @@ from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
-from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
+from pipeline.sinks.qdrant_replace import QdrantWriter, read_heads
 from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
@@ -168,13 +168,13 @@ class QdrantExporter(Exporter):
         """A handful of requests for up to 500 files and 16 MB, and one more for every 256 points or 4 MB."""
         self.check_files(files)
         batches = file_slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE)
-        replacing = QdrantGenerations(self._store, await self._store.limits())
+        writer = QdrantWriter(self._store, await self._store.limits())
         records, size = 0, 0
         refused: list[RecordRefused] = []
         encode = partial(layout.encode_file, declared=self._declared)
         async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             refused += unfit
-            await replace_generations(replacing, encoded)
+            await replace_generations(writer, encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)
         return ReplaceReport(records, size, tuple(refused))
