@@ -156,6 +156,11 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_iso)
 
 
+def compact_json(value: Any) -> bytes:
+    """JSON without white space and with no escapes beyond the required, keys as they come: what is sent."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
 json_string: Callable[[str], str] = json.encoder.encode_basestring
 """One string as ``canonical_json`` writes it: the C encoder behind ``json.dumps``, without a call's set-up."""
 

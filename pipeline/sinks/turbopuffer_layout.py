@@ -9,7 +9,6 @@ indexed for it: an attribute that is not costs half.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -26,7 +25,7 @@ from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_table
-from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, in_order, matrix, record_schema
+from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, compact_json, in_order, matrix, record_schema
 from pipeline.sinks.refusals import check_vectors
 
 Filter = tuple[Any, ...]
@@ -194,7 +193,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> Enco
     for name, values in columns.items():
         _check_sizes(file.file_id, name, values, filterable=name in _FILTERABLE or name in declared)
     columns["vector"] = _base64_vectors(table["embedding"])
-    return EncodedFile(file, {name: _json(values)[1:-1] for name, values in columns.items()})
+    return EncodedFile(file, {name: compact_json(values)[1:-1] for name, values in columns.items()})
 
 
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:
@@ -239,11 +238,11 @@ def write_body(
         head["deletes"] = stale
     written = [file.columns for file in files if file.columns]
     if not written:
-        return _json(head)
+        return compact_json(head)
     head |= {"schema": namespace_schema(model, declared), "distance_metric": METRIC}
-    parts = [_json(head)[:-1], b',"upsert_columns":{']
+    parts = [compact_json(head)[:-1], b',"upsert_columns":{']
     for number, name in enumerate(written[0]):
-        parts += [b"," if number else b"", _json(name), b":["]
+        parts += [b"," if number else b"", compact_json(name), b":["]
         for columns in written:
             parts += [columns[name], b","]
         parts[-1] = b"]"
@@ -279,17 +278,17 @@ def _other_versions(files: Sequence[EncodedFile]) -> Filter:
 
 def create_body(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> bytes:
     """A write that makes the namespace, without documents, where it does not exist."""
-    return _json({"create_namespace": True, "schema": namespace_schema(model, declared), "distance_metric": METRIC})
+    return compact_json({"create_namespace": True, "schema": namespace_schema(model, declared), "distance_metric": METRIC})
 
 
 def schema_body(missing: Mapping[str, Any]) -> bytes:
     """A write that adds these attributes and nothing else."""
-    return _json({"schema": missing})
+    return compact_json({"schema": missing})
 
 
 def delete_body(where: Filter) -> bytes:
     """A write that deletes what a filter finds, as far as one write may; its answer says whether anything remains."""
-    return _json({"delete_by_filter": where, "delete_by_filter_allow_partial": True})
+    return compact_json({"delete_by_filter": where, "delete_by_filter_allow_partial": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,11 +326,7 @@ def fill_body(fills: Sequence[Fill], tenant_id: str, declared: Mapping[str, Meta
         for name, value in {"record_set_hash": head["record_set_hash"], **item.values}.items():
             columns[name] += repeat(value, item.count)
     unchanged = ("record_set_hash", "Eq", {"$ref_new": "record_set_hash"})
-    return _json({"patch_columns": columns, "patch_condition": unchanged, "schema": declared_schema(declared)})
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return compact_json({"patch_columns": columns, "patch_condition": unchanged, "schema": declared_schema(declared)})
 
 
 def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
