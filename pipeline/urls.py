@@ -24,6 +24,12 @@ def without_secrets(text: str) -> str:
     return _QUERY.sub(r"\1", _USER.sub("", text))
 
 
+def origin(url: str) -> str:
+    """Scheme, host and port of a URL: the server, without what may be a secret."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
 def quoted(said: str) -> str:
     """What a server says of a failure, for a message of ours: its beginning, without what may be a secret in its URLs."""
     return without_secrets(said[:_MOST_READ])[:_LONGEST_QUOTE]

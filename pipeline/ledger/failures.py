@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from pipeline.ledger import schema
 from pipeline.ledger.models import FAILING
-from pipeline.ledger.sql import batches
+from pipeline.ledger.sql import rows_of
 
 
 def own_failures(connection: sa.Connection, export: str, file_ids: Sequence[str]) -> Counter[str]:
@@ -18,10 +18,9 @@ def own_failures(connection: sa.Connection, export: str, file_ids: Sequence[str]
     c = schema.history.c
     query = sa.select(c.file_id, c.details).where(c.export == export, c.event.in_(FAILING)).order_by(c.id)
     counts: Counter[str] = Counter()
-    for batch in batches(file_ids):
-        for file_id, details in connection.execute(query.where(c.file_id.in_(batch))):
-            failure = json.loads(details)
-            if failure["attempt"] == 1:
-                counts[file_id] = 0
-            counts[file_id] += failure.get("parks", True)
+    for file_id, details in rows_of(connection, query, c.file_id, file_ids):
+        failure = json.loads(details)
+        if failure["attempt"] == 1:
+            counts[file_id] = 0
+        counts[file_id] += failure.get("parks", True)
     return counts

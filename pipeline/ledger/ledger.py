@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 import weakref
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from pipeline.ledger.engine import open_engine
 from pipeline.ledger.failures import own_failures
 from pipeline.ledger.models import FAILING, LEAVING, ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
-from pipeline.ledger.sql import batches, delete_of_files, upsert, writing
+from pipeline.ledger.sql import batches, by_sink, delete_of_files, rows_of, upsert, writing
 from pipeline.ledger.vectors import VectorIndex
 from pipeline.llama_cloud.models import DirectoryFile
 
@@ -70,14 +69,9 @@ class Ledger:
         query = sa.select(*_FILE_COLUMNS).where(c.export == self.export).order_by(c.file_id)
         if failing:
             query = query.where(c.attempts > 0, c.missing_since.is_(None), c.status.not_in(LEAVING))
+        named = None if file_ids is None else sorted(set(file_ids))
         with self._engine.connect() as connection:
-            if file_ids is None:
-                return {row[0]: FileRow(*row) for row in connection.execute(query)}
-            return {
-                row[0]: FileRow(*row)
-                for batch in batches(sorted(set(file_ids)))
-                for row in connection.execute(query.where(schema.files.c.file_id.in_(batch)))
-            }
+            return {row[0]: FileRow(*row) for row in rows_of(connection, query, c.file_id, named)}
 
     def begin_listing(self) -> int:
         """The number of a new listing, above those of all others, also of those still under way."""
@@ -215,16 +209,9 @@ class Ledger:
     def holders(self, file_ids: Sequence[str]) -> set[str]:
         """Runs that hold an unexpired lease on any of these files."""
         c = schema.files.c
-        found: set[str] = set()
+        query = sa.select(c.run_id).distinct().where(c.export == self.export, c.lease_until > self._clock())
         with self._engine.connect() as connection:
-            for batch in batches(file_ids):
-                query = (
-                    sa.select(c.run_id)
-                    .distinct()
-                    .where(c.export == self.export, c.file_id.in_(batch), c.lease_until > self._clock())
-                )
-                found |= {row[0] for row in connection.execute(query) if row[0]}
-        return found
+            return {row[0] for row in rows_of(connection, query, c.file_id, file_ids) if row[0]}
 
     def renew(self, run_id: str, *, seconds: float) -> None:
         """Put off the end of what a run holds: leases on files and claims on texts."""
@@ -310,12 +297,9 @@ class Ledger:
         query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self.export)
         if slug is not None:
             query = query.where(c.model == slug)
-        found: dict[str, dict[str, str]] = defaultdict(dict)
+        named = None if file_ids is None else list(file_ids)
         with self._engine.connect() as connection:
-            for part in [query] if file_ids is None else [query.where(c.file_id.in_(b)) for b in batches(list(file_ids))]:
-                for sink, file_id, digest in connection.execute(part):
-                    found[sink][file_id] = digest
-        return dict(found)
+            return by_sink(rows_of(connection, query, c.file_id, named))
 
     def sink_states(self) -> dict[str, SinkState]:
         """Sinks that have ever been down, by name; ``MODEL`` among them."""
@@ -348,10 +332,8 @@ class Ledger:
         """Drop everything known of removed files but their history; one that was listed again meanwhile stays."""
         c = schema.files.c
         with writing(self._engine, self.export) as connection:
-            gone: list[str] = []
-            for batch in batches(file_ids):
-                query = sa.select(c.file_id).where(c.export == self.export, c.file_id.in_(batch), c.status == "removed")
-                gone += connection.execute(query).scalars()
+            query = sa.select(c.file_id).where(c.export == self.export, c.status == "removed")
+            gone = [row[0] for row in rows_of(connection, query, c.file_id, file_ids)]
             # All but the row again: a run that slept for longer than its lease may have noted what it made of them since.
             for table in (schema.files, schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, gone)
@@ -382,11 +364,7 @@ class Ledger:
         """(change token, status, listing, metadata) by file id."""
         c = schema.files.c
         query = sa.select(c.file_id, c.change_token, c.status, c.listing_id, c.metadata).where(c.export == self.export)
-        return {
-            row[0]: (row[1], row[2], row[3], row[4])
-            for batch in batches(file_ids)
-            for row in connection.execute(query.where(c.file_id.in_(batch)))
-        }
+        return {row[0]: (row[1], row[2], row[3], row[4]) for row in rows_of(connection, query, c.file_id, file_ids)}
 
     def _log(
         self, connection: sa.Connection, events: Sequence[tuple[str, str, Mapping[str, Any]]], run_id: str | None, now: float

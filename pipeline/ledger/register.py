@@ -7,7 +7,6 @@ What belongs here: the collections of every sink and model, refusals, the scopes
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import sqlalchemy as sa
 
 from pipeline.ledger import schema
 from pipeline.ledger.models import SinkCollection, Tombstone
-from pipeline.ledger.sql import batches, upsert, writing
+from pipeline.ledger.sql import batches, by_sink, delete_of_files, rows_of, upsert, writing
 
 _COLLECTION_COLUMNS = [schema.collections.c[name] for name in SinkCollection.__dataclass_fields__]
 
@@ -147,12 +146,9 @@ class Register:
     def refusals(self) -> dict[str, dict[str, str]]:
         """``{sink: {file id: record_set_hash}}`` of what was refused last, also of files that fail no more."""
         c = schema.refusals.c
-        found: dict[str, dict[str, str]] = defaultdict(dict)
+        query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self._export)
         with self._engine.connect() as connection:
-            query = sa.select(c.sink, c.file_id, c.record_set_hash).where(c.export == self._export)
-            for sink, file_id, digest in connection.execute(query):
-                found[sink][file_id] = digest
-        return dict(found)
+            return by_sink(connection.execute(query))
 
     def end_waits(self) -> None:
         """What is down is tried again now; how often it has failed is remembered."""
@@ -174,11 +170,9 @@ class Register:
         orphan = {"export": self._export, "change_token": "", "listing_id": 0, "status": "done", "missing_since": self._clock()}
         rows = [{**orphan, "file_id": f, "display_name": name, "chunk_count": count} for f, (name, count) in found.items()]
         c = schema.files.c
+        query = sa.select(c.file_id).where(c.export == self._export, c.status != "removed")
         with writing(self._engine, self._export) as connection:
-            there: set[str] = set()
-            for batch in batches(list(found)):
-                query = sa.select(c.file_id).where(c.export == self._export, c.file_id.in_(batch), c.status != "removed")
-                there |= set(connection.execute(query).scalars())
+            there = {row[0] for row in rows_of(connection, query, c.file_id, list(found))}
             upsert(connection, schema.files, [row for row in rows if row["file_id"] not in there])
 
     def entomb(self, file_ids: Sequence[str], *, erased_at: float | None = None) -> None:
@@ -206,10 +200,8 @@ class Register:
 
     def lift(self, file_ids: Collection[str]) -> None:
         """Let erased files return at the next complete listing."""
-        c = schema.tombstones.c
         with writing(self._engine, self._export) as connection:
-            for batch in batches(sorted(file_ids)):
-                connection.execute(sa.delete(schema.tombstones).where(c.export == self._export, c.file_id.in_(batch)))
+            delete_of_files(connection, schema.tombstones, self._export, sorted(file_ids))
 
 
 def _collection(row: sa.RowMapping) -> SinkCollection:
@@ -228,4 +220,4 @@ def entombed(connection: sa.Connection, export: str, file_ids: Sequence[str]) ->
     """Those of these files that have a tombstone."""
     c = schema.tombstones.c
     query = sa.select(c.file_id).where(c.export == export)
-    return {row[0] for batch in batches(file_ids) for row in connection.execute(query.where(c.file_id.in_(batch)))}
+    return {row[0] for row in rows_of(connection, query, c.file_id, file_ids)}

@@ -4,7 +4,8 @@ takes."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +62,22 @@ def delete_of_files(connection: sa.Connection, table: sa.Table, export: str, fil
     """Delete the rows of these files of an export."""
     for batch in batches(file_ids):
         connection.execute(sa.delete(table).where(table.c.export == export, table.c.file_id.in_(batch)))
+
+
+def rows_of(
+    connection: sa.Connection, query: sa.Select[Any], column: sa.ColumnElement[Any], values: Sequence[Any] | None
+) -> Iterator[Sequence[Any]]:
+    """What the query finds where the column has one of these values, or whichever (``None``)."""
+    for part in [query] if values is None else [query.where(column.in_(batch)) for batch in batches(values)]:
+        yield from connection.execute(part)
+
+
+def by_sink(rows: Iterable[Sequence[Any]]) -> dict[str, dict[str, str]]:
+    """``{sink: {file id: record_set_hash}}`` of rows of these three."""
+    found: dict[str, dict[str, str]] = defaultdict(dict)
+    for sink, file_id, digest in rows:
+        found[sink][file_id] = digest
+    return dict(found)
 
 
 def batches(values: Sequence[Any]) -> Iterator[Sequence[Any]]:

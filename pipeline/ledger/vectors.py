@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from pipeline.ledger import schema
-from pipeline.ledger.sql import batches, delete_of_files, insert_columns, writing
+from pipeline.ledger.sql import delete_of_files, insert_columns, rows_of, writing
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class VectorIndex:
         c = schema.vectors.c
         query = sa.select(sa.func.count()).select_from(schema.vectors).where(c.export == self._export)
         with self._engine.connect() as connection:
-            return sum(int(connection.execute(query.where(c.file_id.in_(batch))).scalar_one()) for batch in batches(file_ids))
+            return sum(int(row[0]) for row in rows_of(connection, query, c.file_id, file_ids))
 
     def claim(
         self, slug: str, wanted: Mapping[str, Collection[bytes]], run_id: str, *, seconds: float, is_live: Callable[[str], bool]
@@ -107,9 +107,6 @@ class VectorIndex:
 
     def _locate(self, connection: sa.Connection, slug: str, digests: Collection[bytes]) -> dict[bytes, str]:
         c = schema.vectors.c
-        found: dict[bytes, str] = {}
-        for batch in batches(sorted(digests)):
-            mine = sa.and_(c.export == self._export, c.model == slug, c.digest.in_(batch))
-            query = sa.select(c.digest, sa.func.min(c.file_id)).where(mine).group_by(c.digest)  # many files may share a text
-            found.update((bytes(digest), file_id) for digest, file_id in connection.execute(query))
-        return found
+        mine = sa.and_(c.export == self._export, c.model == slug)
+        query = sa.select(c.digest, sa.func.min(c.file_id)).where(mine).group_by(c.digest)  # many files may share a text
+        return {bytes(digest): file_id for digest, file_id in rows_of(connection, query, c.digest, sorted(digests))}

@@ -115,16 +115,7 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
         for sink in settings.sinks:
             context.log_event(dg.AssetObservation(asset_key(settings, sink), metadata={"removed": report.worked}))
 
-    @dg.job(
-        name=f"{settings.name}_removal",
-        executor_def=marking_executor,
-        tags=NOT_RETRIED,
-        description="Removes files that the index no longer lists from every sink.",
-    )
-    def removal() -> None:
-        remove_files()
-
-    return removal
+    return _job_of(remove_files, f"{settings.name}_removal", "Removes files that the index no longer lists from every sink.")
 
 
 def repair_job(settings: ExportSettings) -> dg.JobDefinition:
@@ -154,16 +145,8 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
         if left:
             raise dg.Failure(f"not all is repaired in {', '.join(left)}; the observations say what is left", allow_retries=False)
 
-    @dg.job(
-        name=f"{settings.name}_repair",
-        executor_def=marking_executor,
-        tags=NOT_RETRIED,
-        description="Replaces the files of a sink that differ from their source from the lake; embeds nothing it has.",
-    )
-    def repairing() -> None:
-        repair_sinks()
-
-    return repairing
+    description = "Replaces the files of a sink that differ from their source from the lake; embeds nothing it has."
+    return _job_of(repair_sinks, f"{settings.name}_repair", description)
 
 
 def approval_job(settings: ExportSettings) -> dg.JobDefinition:
@@ -180,13 +163,15 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
         listed = {"files": table(rows)} if rows else {}
         context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata={**metadata, **listed}))
 
-    @dg.job(
-        name=f"{settings.name}_approve_removals",
-        executor_def=marking_executor,
-        tags=NOT_RETRIED,
-        description="Approves the removal of more files than max_delete_fraction lets through; the run shows which wait.",
-    )
-    def approval() -> None:
-        approve()
+    description = "Approves the removal of more files than max_delete_fraction lets through; the run shows which wait."
+    return _job_of(approve, f"{settings.name}_approve_removals", description)
 
-    return approval
+
+def _job_of(op: dg.OpDefinition, name: str, description: str) -> dg.JobDefinition:
+    """A job of one op."""
+
+    @dg.job(name=name, executor_def=marking_executor, tags=NOT_RETRIED, description=description)
+    def job() -> None:
+        op()
+
+    return job

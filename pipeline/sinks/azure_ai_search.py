@@ -2,7 +2,7 @@
 
 What belongs here: what each promise of a sink becomes. How the index looks is ``azure_layout``'s, how a record is encoded
 ``azure_documents``', how filters are spelt ``azure_query``'s, how requests are made ``azure_store``'s and how files are replaced
-``azure_writer``'s. The key comes from ``AZURE_SEARCH_API_KEY`` alone (an admin key: a query key cannot write), the address
+``azure_replace``'s. The key comes from ``AZURE_SEARCH_API_KEY`` alone (an admin key: a query key cannot write), the address
 from the settings or ``AZURE_SEARCH_ENDPOINT``.
 
 Text search cuts words as the setting ``analyzer`` does; the default knows no words of scripts without spaces.
@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -30,26 +30,16 @@ from pipeline.sinks import azure_documents as documents
 from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
+from pipeline.sinks.azure_replace import FILES_PER_REQUEST, AzureWriter, poll_wait
 from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, IndexMissing
-from pipeline.sinks.azure_writer import FILES_PER_REQUEST, AzureWriter, poll_wait
-from pipeline.sinks.base import (
-    Exporter,
-    MetadataType,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH
 from pipeline.sinks.generations import to_snapshots
-from pipeline.sinks.records import FileRecords, canonical_json, in_order, to_records
+from pipeline.sinks.records import FileRecords, canonical_json, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.urls import one_spelling
 
 _RECORD_BYTES_AT_ONCE: Final = 32 * 2**20
@@ -102,8 +92,8 @@ class _Fill:
 class AzureAISearchExporter(Exporter):
     """One index a model, ``{index_prefix}-{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = AzureAISearchSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    settings_type = AzureAISearchSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
     ids_by_version = True
     settings: AzureAISearchSettings
 
@@ -193,13 +183,11 @@ class AzureAISearchExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
         self.check_files(files)
-        batches = list(
-            slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE, size_of=lambda file: int(file.table.nbytes))
-        )
+        batches = file_slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE)
         records, size = 0, 0
         refused: list[RecordRefused] = []
         encode = partial(documents.encode_file, declared=self._declared)
-        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             unwanted = await self._writer.replace(encoded)
             left_out = {error.file_id for error in unwanted}
             written = [write for file in encoded if file.key.file_id not in left_out for write in file.writes]
@@ -247,9 +235,9 @@ class AzureAISearchExporter(Exporter):
                 whole = [row for row in held if documents.file_number(row) != unfinished]
                 if whole:
                     held = held[len(whole) :]
-                    yield await asyncio.to_thread(_ordered, whole, dimension, self._declared)
+                    yield await asyncio.to_thread(documents.decode_compared, whole, dimension, self._declared)
             if held:
-                yield await asyncio.to_thread(_ordered, held, dimension, self._declared)
+                yield await asyncio.to_thread(documents.decode_compared, held, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> str:
         return scope(self.context.tenant_id, export_config_id, file_ids)
@@ -331,7 +319,3 @@ class AzureAISearchExporter(Exporter):
 def _merge(document_id: str, values: Mapping[str, FieldValue]) -> Action:
     """A change that sets these fields of a document."""
     return Action(document_id, f'{{"@search.action":"merge","id":"{document_id}",{canonical_json(dict(values))[1:-1]}}}'.encode())
-
-
-def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    return in_order(documents.decode_compared(rows, dimension, declared))

@@ -22,12 +22,13 @@ from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fields_of_file
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata, ref_doc_ids
-from pipeline.sinks.reading import from_json, to_array, to_vectors
+from pipeline.sinks.reading import from_json, to_table
 from pipeline.sinks.records import (
     CHUNK_FIELDS,
     FileRecords,
     canonical_json,
     chunk_ids,
+    in_order,
     json_string,
     record_schema,
     ref_doc_id,
@@ -183,15 +184,12 @@ def to_head(row: Row) -> Head | None:
 
 def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
     """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
-    held = [field for field in record_schema(dimension) if vectors or field.name != "embedding"]
-    return pa.table([_column(rows, field, dimension) for field in held], schema=pa.schema(held))
 
+    def values_of(name: str) -> list[Any]:
+        values = [row.get(attribute_name(name)) for row in rows]
+        return [from_json(value) for value in values] if name == "attachments" else values
 
-def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
-    values = [row.get(attribute_name(field.name)) for row in rows]
-    if field.name == "embedding":
-        return to_vectors(values, dimension)
-    return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
+    return to_table(record_schema(dimension, vectors=vectors), values_of)
 
 
 def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
@@ -200,9 +198,10 @@ def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
 
 
 def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    """``decode`` with vectors of documents with ``compared_attributes``; the records show which of their copies are altered."""
+    """``decode`` with vectors of documents with ``compared_attributes``, in order; the records show which of their copies are
+    altered."""
     records = decode(rows, dimension, vectors=True)
     sound = readable(records)
     fields = filled_fields(sound, rows, declared, FILTER_FIELDS, field_name)
     nodes = zip(_node_jsons(sound), ref_doc_ids(sound).to_pylist(), strict=True)
-    return compare(records, rows, fields, [{"metadata": node, "doc_id": document} for node, document in nodes])
+    return in_order(compare(records, rows, fields, [{"metadata": node, "doc_id": document} for node, document in nodes]))

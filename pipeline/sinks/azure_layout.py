@@ -73,7 +73,7 @@ def attribute_name(record_field: str) -> str:
 
 def record_attributes(*, vectors: bool) -> list[str]:
     """The fields that make up a record, with or without its vector."""
-    return [attribute_name(f.name) for f in record_schema(1) if vectors or f.name != "embedding"]
+    return [attribute_name(name) for name in record_schema(1, vectors=vectors).names]
 
 
 def _field(name: str, kind: str, **attributes: Any) -> Definition:

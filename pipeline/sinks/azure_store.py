@@ -27,7 +27,8 @@ from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.azure_documents import MAX_REQUEST_BYTES, Row
 from pipeline.sinks.azure_layout import SORT_KEY, Definition
 from pipeline.sinks.backoff import backoff, wait
-from pipeline.urls import is_http_url
+from pipeline.sinks.records import compact_json
+from pipeline.urls import is_http_url, origin
 
 ENDPOINT: Final = "AZURE_SEARCH_ENDPOINT"
 API_KEY: Final = "AZURE_SEARCH_API_KEY"
@@ -95,9 +96,9 @@ class AzureStore:
                 raise ConfigError(f"Azure AI Search has no address: set {ENDPOINT}, or the sink's endpoint, to https://host")
             parts = urlsplit(endpoint)
             if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-                raise ConfigError(f"Azure AI Search at {_shown(endpoint)} would get its key unencrypted; use https")
+                raise ConfigError(f"Azure AI Search at {origin(endpoint)} would get its key unencrypted; use https")
             if not key:
-                raise ConfigError(f"Azure AI Search has no key: set {API_KEY} to an admin key of {_shown(endpoint)}")
+                raise ConfigError(f"Azure AI Search has no key: set {API_KEY} to an admin key of {origin(endpoint)}")
             self._endpoint = endpoint
             self._client = SearchIndexClient(
                 endpoint.rstrip("/"),
@@ -117,7 +118,9 @@ class AzureStore:
         """Create the index where none exists, or update the one with the entity tag ``replacing``; False where it is another."""
         headers = {"If-None-Match": "*"} if replacing is None else {"If-Match": replacing}
         try:
-            await self._answer("write the index", "PUT", "", _json(definition), {**headers, "Prefer": "return=representation"})
+            await self._answer(
+                "write the index", "PUT", "", compact_json(definition), {**headers, "Prefer": "return=representation"}
+            )
         except _ChangedMeanwhile:
             return False
         return True
@@ -174,7 +177,7 @@ class AzureStore:
         rows: list[Row] = []
         due: Mapping[str, Any] | None = query
         while due is not None:
-            answer = await self._answer(action, "POST", "/docs/search.post.search", _json(due))
+            answer = await self._answer(action, "POST", "/docs/search.post.search", compact_json(due))
             rows += answer["value"]
             due = answer.get("@search.nextPageParameters")
         return rows
@@ -278,22 +281,12 @@ class AzureStore:
 
     @property
     def _shown_url(self) -> str:
-        return _shown(self._endpoint or "")
+        return origin(self._endpoint or "")
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
             self._client = None
-
-
-def _shown(endpoint: str) -> str:
-    """The address without what may be a secret."""
-    parts = urlsplit(endpoint)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _message(body: bytes) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from pipeline.sinks.base import MetadataType
-from pipeline.sinks.filters import FieldValue, fitting_values
+from pipeline.sinks.filters import FieldValue, fitting_by_row
 from pipeline.sinks.records import canonical_json
 
 ALTERED: Final = "altered copies"
@@ -47,12 +47,11 @@ def filled_fields(
 ) -> list[dict[str, FieldValue]]:
     """Of every record the declared fields as filters find them, by the name the store has for them. Without those declared
     since and not filled in yet: what a record was written for is in its field ``written_for``."""
-    fitting = {text: fitting_values(text, declared) for text in set(records["metadata"].to_pylist())}
     found = []
-    for text, values in zip(records["metadata"].to_pylist(), held, strict=True):
+    for fitting, values in zip(fitting_by_row(records["metadata"].to_pylist(), declared), held, strict=True):
         known = values.get(written_for)
         keys = known if isinstance(known, list) else []
-        named = ((key, name_of(key), value) for key, value in fitting[text].items())
+        named = ((key, name_of(key), value) for key, value in fitting.items())
         found.append({name: value for key, name, value in named if key in keys or values.get(name) is not None})
     return found
 

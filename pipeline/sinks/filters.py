@@ -144,6 +144,12 @@ def fitting_values(metadata_json: object, declared: Mapping[str, MetadataType]) 
     return fitting
 
 
+def fitting_by_row(metadata_jsons: Sequence[object], declared: Mapping[str, MetadataType]) -> list[Mapping[str, FieldValue]]:
+    """``fitting_values`` of every row's metadata, which the rows of a file have in common: each text is parsed once."""
+    fitting = {metadata_json: fitting_values(metadata_json, declared) for metadata_json in set(metadata_jsons)}
+    return [fitting[metadata_json] for metadata_json in metadata_jsons]
+
+
 def fields_of_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
     """``declared_values`` of a file; raises RecordRefused, which names the file and the remedy, where they do not fit."""
     try:

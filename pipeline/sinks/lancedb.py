@@ -14,11 +14,11 @@ run, and answers by the old one until then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +31,6 @@ from pipeline.sinks.base import (
     Exporter,
     ReplaceReport,
     SearchHit,
-    SearchMode,
     SearchRequest,
     SinkContext,
     SinkSettings,
@@ -39,7 +38,7 @@ from pipeline.sinks.base import (
 )
 from pipeline.sinks.copies import readable, show_altered
 from pipeline.sinks.file_keys import FileKey, by_config
-from pipeline.sinks.filters import FieldValue, fields_of_file, fitting_values, parse_filters
+from pipeline.sinks.filters import fields_of_file, fitting_by_row, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.lancedb_store import LanceStore
 from pipeline.sinks.lancedb_upkeep import Upkeep, rewrite_rows
@@ -92,9 +91,9 @@ class LanceDBSettings(SinkSettings):
 class LanceDBExporter(Exporter):
     """One table a model, ``{table_prefix}_{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = LanceDBSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
-    atomic_replace: ClassVar[bool] = True
+    settings_type = LanceDBSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
+    atomic_replace = True
     settings: LanceDBSettings
 
     def __init__(self, settings: LanceDBSettings, context: SinkContext) -> None:
@@ -153,9 +152,8 @@ class LanceDBExporter(Exporter):
         accepted, refused = await asyncio.to_thread(sift, files, self._checks)
         schema = await self._store.call("read the schema", table.schema)
         batches = list(slices(accepted, count=_FILES_PER_COMMIT, size=_BYTES_PER_COMMIT, size_of=self._bytes_of))
-        encoders = [partial(self._encode, pa.concat_tables([file.table for file in batch]), schema) for batch in batches]
         records, size = 0, 0
-        async for batch, rows in one_ahead(batches, encoders):
+        async for batch, rows in one_ahead(batches, partial(self._encode_files, schema=schema)):
             await self._store.commit("replace files", partial(self._merge, table, batch, rows))
             records += rows.num_rows
             size += rows.nbytes
@@ -166,15 +164,12 @@ class LanceDBExporter(Exporter):
         size: int = file.table.num_rows * self._dimension * 4 + file.table["content"].nbytes
         return size
 
+    def _encode_files(self, files: Sequence[FileRecords], schema: pa.Schema) -> pa.Table:
+        return self._encode(pa.concat_tables([file.table for file in files]), schema)
+
     def _encode(self, records: pa.Table, schema: pa.Schema) -> pa.Table:
         """Fill every metadata field the table has, also those only another export of it declared, as far as values fit."""
-        declared = layout.declared_in(schema)
-        distinct: dict[str, Mapping[str, FieldValue]] = {}
-        values = []
-        for metadata in records["metadata"].to_pylist():
-            if metadata not in distinct:
-                distinct[metadata] = fitting_values(metadata, declared)
-            values.append(distinct[metadata])
+        values = fitting_by_row(records["metadata"].to_pylist(), layout.declared_in(schema))
         return layout.encode(records, values, schema)
 
     async def _merge(self, table: AsyncTable, files: Sequence[FileRecords], rows: pa.Table) -> None:
@@ -184,7 +179,7 @@ class LanceDBExporter(Exporter):
             return
         schema = await table.schema()
         if schema != rows.schema:  # another process has added a metadata field since
-            rows = await asyncio.to_thread(self._encode, pa.concat_tables([file.table for file in files]), schema)
+            rows = await asyncio.to_thread(self._encode_files, files, schema)
         await (
             table.merge_insert("id")
             .when_matched_update_all()

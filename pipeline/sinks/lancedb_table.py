@@ -149,14 +149,13 @@ def _contiguous(column: pa.Array | pa.ChunkedArray) -> pa.Array:
 
 def record_columns(dimension: int, *, vectors: bool) -> list[str]:
     """The table's columns that make up a record, with or without its vector."""
-    return [column_name(f.name) for f in record_schema(dimension) if vectors or f.name != "embedding"]
+    return [column_name(name) for name in record_schema(dimension, vectors=vectors).names]
 
 
 def decode(rows: pa.Table, dimension: int) -> pa.Table:
     """Rows of ``record_columns`` as rows of ``record_schema``, without ``embedding`` where the vector was left out."""
-    schema = record_schema(dimension)
-    held = pa.schema([item for item in schema if column_name(item.name) in rows.column_names])
-    return pa.table([rows[column_name(item.name)] for item in held], schema=held)
+    schema = record_schema(dimension, vectors=column_name("embedding") in rows.column_names)
+    return pa.table([rows[column_name(name)] for name in schema.names], schema=schema)
 
 
 def altered_copies(rows: pa.Table, wanted: pa.Table) -> dict[int, list[str]]:

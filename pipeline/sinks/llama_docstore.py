@@ -26,29 +26,20 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
 from pydantic import Field
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.base import (
-    Exporter,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import fields_of_file
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids
 from pipeline.sinks.refusals import encode_all, sift
 from pipeline.sinks.registry import exporter_class
-from pipeline.sinks.slicing import slices
+from pipeline.sinks.slicing import file_slices, slices
 
 if TYPE_CHECKING:
     from pipeline.sinks.llama_docstore_entries import FileEntries, HeldFile
@@ -99,9 +90,9 @@ class LlamaDocstoreSettings(SinkSettings):
 class LlamaDocstoreExporter(Exporter):
     """One namespace a model, tenant and config: see ``namespace``."""
 
-    settings_type: ClassVar[type[SinkSettings]] = LlamaDocstoreSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset()
-    holds_vectors: ClassVar[bool] = False
+    settings_type = LlamaDocstoreSettings
+    search_modes = frozenset()
+    holds_vectors = False
     settings: LlamaDocstoreSettings
 
     def __init__(self, settings: LlamaDocstoreSettings, context: SinkContext) -> None:
@@ -195,22 +186,26 @@ class LlamaDocstoreExporter(Exporter):
         """Batches of up to 200 files or about 16 MB: see ``DocstoreNamespace.replace``."""
         self.check_files(files)
         accepted, refused = await asyncio.to_thread(sift, files, self._checks)
-        records, size = 0, 0
+        report = ReplaceReport(0, 0, tuple(refused))
         for config in dict.fromkeys(file.provenance.export_config_id for file in accepted):
-            of_config = [file for file in accepted if file.provenance.export_config_id == config]
-            await self._mark(config)
-            empty = [file.file_id for file in of_config if not file.table.num_rows]
-            await self._remove(config, await self._files(config, empty))
-            filled = [file for file in of_config if file.table.num_rows]
-            for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
-                encoded, too_large = await asyncio.to_thread(encode_all, batch, self._encode)
-                refused += too_large
-                await self._run("replace files", config, partial(_replace, files=encoded))
-                records += sum(len(file.ids) for file in encoded)
-                size += sum(file.bytes for file in encoded)
-            if not await self._run("look up the index", config, partial(_has_index, index_id=config)):
-                await self._write_index(config)
-        return ReplaceReport(records, size, tuple(refused))
+            report += await self._replace(config, [file for file in accepted if file.provenance.export_config_id == config])
+        return report
+
+    async def _replace(self, config: str, files: Sequence[FileRecords]) -> ReplaceReport:
+        await self._mark(config)
+        empty = [file.file_id for file in files if not file.table.num_rows]
+        await self._remove(config, await self._files(config, empty))
+        filled = [file for file in files if file.table.num_rows]
+        batches = file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE)
+        report = sum([await self._write(config, batch) for batch in batches], ReplaceReport(0, 0))
+        if not await self._run("look up the index", config, lambda namespace: namespace.has_index(config)):
+            await self._write_index(config)
+        return report
+
+    async def _write(self, config: str, files: Sequence[FileRecords]) -> ReplaceReport:
+        encoded, too_large = await asyncio.to_thread(encode_all, files, self._encode)
+        await self._run("replace files", config, lambda namespace: namespace.replace(encoded))
+        return ReplaceReport(sum(len(file.ids) for file in encoded), sum(file.bytes for file in encoded), tuple(too_large))
 
     async def _mark(self, config: str) -> str | None:
         """Before anything is changed: should this process die, the next one knows that the index lags behind."""
@@ -221,7 +216,7 @@ class LlamaDocstoreExporter(Exporter):
 
     async def _write_index(self, config: str) -> None:
         limit = self.settings.max_entry_bytes if self.settings.list_nodes else 0
-        await self._run("write the index", config, partial(_write_index, index_id=config, max_bytes=limit))
+        await self._run("write the index", config, lambda namespace: namespace.write_index(config, limit))
 
     async def optimize(self) -> None:
         """List the nodes of what was written in the index, by runs that died too; until then LlamaIndex cannot delete these
@@ -279,9 +274,12 @@ class LlamaDocstoreExporter(Exporter):
         """The nodes LlamaIndex sees, one request each, in tables of about 2,000 (more only for a file that has more)."""
         held = await self._files(export_config_id, parsed_directory_file_ids)
         for some in slices(held, count=_NODES_AT_ONCE, size=_NODES_AT_ONCE, size_of=lambda found: len(found.node_ids)):
-            table = await self._run("read nodes", export_config_id, partial(_records, held=some))
+            table = await self._read(export_config_id, some)
             if table.num_rows:
                 yield table
+
+    async def _read(self, config: str, held: Sequence[HeldFile]) -> pa.Table:
+        return await self._run("read nodes", config, lambda namespace: namespace.records(held))
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:  # noqa: ARG002 - the protocol's
         raise ValueError(f"llama_docstore holds no vectors; search the sink {self.settings.vector_sink!r} beside it")
@@ -289,22 +287,6 @@ class LlamaDocstoreExporter(Exporter):
     async def close(self) -> None:
         """Let go of the store; LlamaIndex's have nothing to close."""
         self._kvstore, self._provisioned = None, False
-
-
-def _has_index(namespace: DocstoreNamespace, index_id: str) -> bool:
-    return namespace.has_index(index_id)
-
-
-def _write_index(namespace: DocstoreNamespace, index_id: str, max_bytes: int) -> None:
-    namespace.write_index(index_id, max_bytes)
-
-
-def _replace(namespace: DocstoreNamespace, files: Sequence[FileEntries]) -> None:
-    namespace.replace(files)
-
-
-def _records(namespace: DocstoreNamespace, held: Sequence[HeldFile]) -> pa.Table:
-    return namespace.records(held)
 
 
 def _check_metadata(file: FileRecords) -> None:

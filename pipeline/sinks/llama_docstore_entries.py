@@ -35,7 +35,7 @@ OURS: Final = "indexport"
 
 _OF_CHUNK: Final = ("context", "chunk_index", "page_range_start", "page_range_end")
 _IN_NODE: Final = ("id", "content", *_OF_CHUNK, "file_name", "chunk_start_char", "chunk_end_char")
-_SCHEMA: Final = pa.schema([item for item in record_schema(1) if item.name != "embedding"])
+_SCHEMA: Final = record_schema(1, vectors=False)
 _BESIDE_NODE: Final = [name for name in _SCHEMA.names if name not in _IN_NODE]
 
 

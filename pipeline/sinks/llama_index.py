@@ -31,7 +31,7 @@ from pipeline.sinks.filters import Condition, fields_of_file, parse_filters
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json
 from pipeline.sinks.refusals import check_vectors, encode_all, sift
-from pipeline.sinks.slicing import slices
+from pipeline.sinks.slicing import file_slices
 
 if TYPE_CHECKING:
     from pipeline.sinks.llama_index_stores import EncodedFile, Stores
@@ -74,7 +74,7 @@ class LlamaIndexSettings(SinkSettings):
 class LlamaIndexExporter(Exporter):
     """One collection and one set of namespaces a model, shared by all tenants and configs."""
 
-    settings_type: ClassVar[type[SinkSettings]] = LlamaIndexSettings
+    settings_type = LlamaIndexSettings
     ids_by_version = True
     settings: LlamaIndexSettings
     _opened: ClassVar[dict[str, Stores]] = {}
@@ -140,7 +140,7 @@ class LlamaIndexExporter(Exporter):
         await self._run("remove files", lambda stores: stores.remove(empty))
         filled = [file for file in accepted if file.table.num_rows]
         records, size = 0, 0
-        for batch in slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE, size_of=lambda file: file.table.nbytes):
+        for batch in file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE):
             encoded, too_large = await asyncio.to_thread(encode_all, batch, self._encode)
             refused += too_large
             await self._run("replace files", partial(_replace, files=encoded))

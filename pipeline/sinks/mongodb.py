@@ -20,22 +20,13 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import ClassVar, Final
+from typing import Final
 
 import pyarrow as pa
 from pydantic import Field
 from pymongo import ASCENDING
 
-from pipeline.sinks.base import (
-    Exporter,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
@@ -54,7 +45,7 @@ from pipeline.sinks.mongodb_search import MAX_RESULTS, MongoSearch
 from pipeline.sinks.mongodb_store import MongoStore
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.refusals import check_vectors, encode_all, sift
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead
 
 _FILES_PER_BATCH: Final = 500
 _BYTES_PER_BATCH: Final = 64 * 2**20
@@ -91,15 +82,15 @@ class MongoDBExporter(Exporter):
     server, one generation beside the other.
     """
 
-    settings_type: ClassVar[type[SinkSettings]] = MongoDBSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
+    settings_type = MongoDBSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
     ids_by_version = True
     settings: MongoDBSettings
 
     def __init__(self, settings: MongoDBSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         name = f"{settings.collection_prefix}_{context.model.slug}"
-        self._store = MongoStore(settings.uri_env, settings.database, name, settings.timeout_seconds)
+        self._store = MongoStore(settings.uri_env, settings.database, name, context.model, settings.timeout_seconds)
 
     @property
     def collection_name(self) -> str:
@@ -110,7 +101,7 @@ class MongoDBExporter(Exporter):
 
         An index lacks only what was declared since it was made; it is extended, and rebuilt by the server beside the old one.
         """
-        collection = await self._store.create(self.context.model)
+        collection = await self._store.create()
         await MongoSearch(self._store, collection, self.context).provision(self.settings.index_wait_seconds)
 
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
@@ -119,10 +110,10 @@ class MongoDBExporter(Exporter):
         writer = await self._writer()
         checks = (partial(fields_of_file, declared=self.context.metadata_fields), check_vectors)
         accepted, refused = await asyncio.to_thread(sift, files, checks)
-        batches = list(slices(accepted, count=_FILES_PER_BATCH, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes))
+        batches = file_slices(accepted, count=_FILES_PER_BATCH, size=_BYTES_PER_BATCH)
         records, size = 0, 0
         encode = partial(encode_file, declared=self.context.metadata_fields)
-        async for _, (encoded, too_large) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, too_large) in one_ahead(batches, partial(encode_all, encode=encode)):
             await writer.replace(encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)
@@ -130,7 +121,7 @@ class MongoDBExporter(Exporter):
         return ReplaceReport(records, size, tuple(refused))
 
     async def _writer(self) -> MongoWriter:
-        return MongoWriter(self._store, await self._store.collection(self.context.model), self.context.tenant_id)
+        return MongoWriter(self._store, await self._store.collection(), self.context.tenant_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """Three requests for every 1,000 files, and one for what is no file's."""
@@ -142,7 +133,7 @@ class MongoDBExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
         """One query for all files, answered in batches of 10,000, or one for every 1,000 named ones."""
-        collection = await self._store.collection(self.context.model)
+        collection = await self._store.collection()
         heads: list[Document] = []
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             selected = {**scope(self.context.tenant_id, export_config_id, file_ids), "chunk_index": 0}
@@ -155,8 +146,7 @@ class MongoDBExporter(Exporter):
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
         """Tables of about 32 MB, or of one file that alone is larger; one query for all files or for every 1,000 named ones."""
-        model = self.context.model
-        collection = await self._store.collection(model)
+        collection = await self._store.collection()
         order = [("parsed_directory_file_id", ASCENDING), ("chunk_index", ASCENDING)]
         for file_ids in named_slices(parsed_directory_file_ids, count=FILES_PER_REQUEST):
             selected = scope(self.context.tenant_id, export_config_id, file_ids)
@@ -169,7 +159,9 @@ class MongoDBExporter(Exporter):
                 batch_size=_RECORDS_PER_BATCH,
             )
             async for documents in _whole_files(batches):
-                yield await asyncio.to_thread(decode_compared, documents, model.dimension, self.context.metadata_fields)
+                yield await asyncio.to_thread(
+                    decode_compared, documents, self.context.model.dimension, self.context.metadata_fields
+                )
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Vector search by cosine, text search by BM25, hybrid by relative score fusion of the two.
@@ -180,7 +172,7 @@ class MongoDBExporter(Exporter):
         if request.k > MAX_RESULTS:
             raise ValueError(f"k must be at most {MAX_RESULTS:,} for MongoDB, not {request.k:,}")
         conditions = parse_filters(request.filters, self.context.metadata_fields)
-        found = MongoSearch(self._store, await self._store.collection(self.context.model), self.context)
+        found = MongoSearch(self._store, await self._store.collection(), self.context)
         if request.mode == "vector":
             return await found.by_vector(request, conditions, request.k)
         if request.mode == "text":
@@ -191,7 +183,7 @@ class MongoDBExporter(Exporter):
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One pass over an index."""
-        collection = await self._store.collection(self.context.model)
+        collection = await self._store.collection()
         group = {"$group": {"_id": {"tenant": "$tenant_id", "config": "$export_config_id"}}}
 
         async def attempt() -> list[Document]:
@@ -203,7 +195,7 @@ class MongoDBExporter(Exporter):
         return frozenset((item["_id"]["tenant"], item["_id"]["config"]) for item in found)
 
     async def drop_collection(self) -> None:
-        await self._store.drop(self.context.model)
+        await self._store.drop()
 
     async def close(self) -> None:
         await self._store.close()

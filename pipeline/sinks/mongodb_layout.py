@@ -26,10 +26,10 @@ from pipeline.errors import RecordRefused
 from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, readable
 from pipeline.sinks.file_keys import FileKey, Generation
-from pipeline.sinks.filters import Condition, FieldValue, fitting_values
+from pipeline.sinks.filters import Condition, fitting_by_row
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import node_metadata
-from pipeline.sinks.reading import to_array, to_vectors
+from pipeline.sinks.reading import to_table
 from pipeline.sinks.records import FileRecords, matrix, record_schema, with_ids
 
 Document = dict[str, Any]
@@ -111,12 +111,10 @@ def packed(vector: npt.NDArray[np.float32]) -> Binary:
 
 def _node_fields(table: pa.Table, declared: Mapping[str, MetadataType]) -> list[Document]:
     """LlamaIndex's metadata of every row, with declared fields in the type they are filtered by."""
-    fitting: dict[str, Mapping[str, FieldValue]] = {}
     found = []
-    for node, metadata in zip(node_metadata(table), table["metadata"].to_pylist(), strict=True):
-        if metadata not in fitting:
-            fitting[metadata] = {key: value for key, value in fitting_values(metadata, declared).items() if value is not None}
-        found.append({**{key: value for key, value in node.items() if _is_storable(key, value)}, **fitting[metadata]})
+    for node, fitting in zip(node_metadata(table), fitting_by_row(table["metadata"].to_pylist(), declared), strict=True):
+        own = {key: value for key, value in node.items() if _is_storable(key, value)}
+        found.append(own | {key: value for key, value in fitting.items() if value is not None})
     return found
 
 
@@ -132,21 +130,13 @@ def _is_storable(key: str, value: object) -> bool:
 
 def projection(*, vectors: bool) -> dict[str, Any]:
     """The fields that make up a record, with or without its vector."""
-    return {field_name(item.name): 1 for item in _fields(1, vectors)}
-
-
-def _fields(dimension: int, vectors: bool) -> pa.Schema:
-    return pa.schema([item for item in record_schema(dimension) if vectors or item.name != "embedding"])
+    return {field_name(name): 1 for name in record_schema(1, vectors=vectors).names}
 
 
 def decode(documents: Sequence[Mapping[str, Any]], dimension: int, *, vectors: bool = True) -> pa.Table:
     """Documents of ``projection`` as rows of ``record_schema``, without ``embedding`` where the vector was left out."""
-    schema = _fields(dimension, vectors)
-    columns = []
-    for item in schema:
-        values = [document.get(field_name(item.name)) for document in documents]
-        columns.append(to_vectors(values, dimension, _unpacked) if item.name == "embedding" else to_array(values, item))
-    return pa.table(columns, schema=schema)
+    schema = record_schema(dimension, vectors=vectors)
+    return to_table(schema, lambda name: [document.get(field_name(name)) for document in documents], _unpacked)
 
 
 def compared_projection() -> dict[str, Any]:

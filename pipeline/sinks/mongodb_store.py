@@ -66,12 +66,13 @@ _PASSING_LABELS: Final = (
 
 
 class MongoStore:
-    """One collection of one database, read from the primary; a write is answered when a majority has it."""
+    """One model's collection of one database, read from the primary; a write is answered when a majority has it."""
 
-    def __init__(self, uri_env: str, database: str, collection: str, timeout_seconds: float) -> None:
+    def __init__(self, uri_env: str, database: str, collection: str, model: ModelIdentity, timeout_seconds: float) -> None:
         self.collection_name = collection
         self._uri_env = uri_env
         self._database_name = database
+        self._model = model
         self._timeout_ms = round(timeout_seconds * 1000)
         self._client: AsyncMongoClient[Document] | None = None
         self._opened: AsyncCollection[Document] | None = None
@@ -79,7 +80,7 @@ class MongoStore:
         self.has_transactions = False
         """Known once the collection has been opened."""
 
-    async def create(self, model: ModelIdentity) -> AsyncCollection[Document]:
+    async def create(self) -> AsyncCollection[Document]:
         """The collection with its indexes, made when missing; of processes that make it at once one does.
 
         Nothing is asked for that is there, so a role without the right to create anything can use what an administrator has
@@ -87,16 +88,16 @@ class MongoStore:
         """
         database = self._database()
         if await self.call("look up the collection", lambda: self._look_up(database)) is None:
-            await self.call("create the collection", lambda: self._create(database, model))
-        collection = await self.collection(model)
+            await self.call("create the collection", lambda: self._create(database))
+        collection = await self.collection()
         await self.call("create the indexes", lambda: self._create_indexes(collection))
         return collection
 
-    async def _create(self, database: AsyncDatabase[Document], model: ModelIdentity) -> None:
+    async def _create(self, database: AsyncDatabase[Document]) -> None:
         """The mark is a schema that is never enforced: it comes into being with the collection and stays with it."""
         try:
             await database.create_collection(
-                self.collection_name, validator={"$jsonSchema": _mark(model)}, validationLevel="off", check_exists=False
+                self.collection_name, validator={"$jsonSchema": _mark(self._model)}, validationLevel="off", check_exists=False
             )
         except OperationFailure as error:
             if error.code != _NAMESPACE_EXISTS:
@@ -122,13 +123,13 @@ class MongoStore:
             "under another name; drop it and provision again"
         )
 
-    async def collection(self, model: ModelIdentity) -> AsyncCollection[Document]:
+    async def collection(self) -> AsyncCollection[Document]:
         """The collection, checked once. Raises SinkUnavailable when it is missing, SinkConflict when it does not fit."""
         async with self._opening:
             if self._opened is None:
                 database = self._database()
                 found = await self.call("look up the collection", lambda: self._look_up(database))
-                self._check_mark(found, model)
+                self._check_mark(found)
                 hello = await self.call("read the server's features", lambda: database.client.admin.command("hello"))
                 self.has_transactions = "setName" in hello or hello.get("msg") == "isdbgrid"
                 self._opened = database.get_collection(
@@ -136,31 +137,32 @@ class MongoStore:
                 )
             return self._opened
 
-    async def drop(self, model: ModelIdentity) -> None:
+    async def drop(self) -> None:
         """Remove the collection with its indexes. Raises SinkConflict when it is not ours."""
         database = self._database()
         found = await self.call("look up the collection", lambda: self._look_up(database))
         if found is not None:
-            self._check_mark(found, model)
+            self._check_mark(found)
             await self.call("drop the collection", lambda: database.drop_collection(self.collection_name))
         self._opened = None
 
     async def _look_up(self, database: AsyncDatabase[Document]) -> Mapping[str, Any] | None:
         return await anext(await database.list_collections(filter={"name": self.collection_name}), None)
 
-    def _check_mark(self, found: Mapping[str, Any] | None, model: ModelIdentity) -> None:
+    def _check_mark(self, found: Mapping[str, Any] | None) -> None:
         if found is None:
             raise SinkUnavailable(
                 f"MongoDB database {self._database_name!r} has no collection {self.collection_name!r}; provision the sink first"
             )
         held = found.get("options", {}).get("validator", {}).get("$jsonSchema", {})
         remedy = "choose another collection_prefix, or drop the collection if nothing needs it"
-        if held.get("title") != _mark(model)["title"]:
+        wanted = _mark(self._model)
+        if held.get("title") != wanted["title"]:
             raise SinkConflict(f"MongoDB collection {self.collection_name!r} was not made by this version of Indexport; {remedy}")
-        if held.get("description") != _mark(model)["description"]:
+        if held.get("description") != wanted["description"]:
             raise SinkConflict(
-                f"MongoDB collection {self.collection_name!r} holds vectors of another model than {model.name!r} with "
-                f"{model.dimension} dimensions; {remedy}"
+                f"MongoDB collection {self.collection_name!r} holds vectors of another model than {self._model.name!r} with "
+                f"{self._model.dimension} dimensions; {remedy}"
             )
 
     def _database(self) -> AsyncDatabase[Document]:

@@ -20,7 +20,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from operator import itemgetter
-from typing import ClassVar, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +37,6 @@ from pipeline.sinks.base import (
     Exporter,
     ReplaceReport,
     SearchHit,
-    SearchMode,
     SearchRequest,
     SinkContext,
     SinkSettings,
@@ -51,7 +50,7 @@ from pipeline.sinks.pgvector_table import TableLayout, written_columns
 from pipeline.sinks.reading import ALTERED_INSTANT
 from pipeline.sinks.records import FileRecords, record_schema, to_records
 from pipeline.sinks.refusals import check_vectors, sift
-from pipeline.sinks.slicing import one_ahead, slices
+from pipeline.sinks.slicing import file_slices, one_ahead, slices
 
 _FILES_PER_TRANSACTION: Final = 200
 """Every file costs an advisory lock, of which a server with default settings has some thousands for all its sessions."""
@@ -101,9 +100,9 @@ class PgVectorSettings(SinkSettings):
 class PgVectorExporter(Exporter):
     """One table a model, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = PgVectorSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
-    atomic_replace: ClassVar[bool] = True
+    settings_type = PgVectorSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
+    atomic_replace = True
     settings: PgVectorSettings
 
     def __init__(self, settings: PgVectorSettings, context: SinkContext) -> None:
@@ -122,11 +121,9 @@ class PgVectorExporter(Exporter):
         """One transaction for up to 200 files and 32 MB; a file PostgreSQL refuses is left out and the others done again."""
         self.check_files(files)
         accepted, refused = await asyncio.to_thread(sift, files, self._checks)
-        batches = list(
-            slices(accepted, count=_FILES_PER_TRANSACTION, size=_BYTES_PER_TRANSACTION, size_of=lambda file: file.table.nbytes)
-        )
+        batches = file_slices(accepted, count=_FILES_PER_TRANSACTION, size=_BYTES_PER_TRANSACTION)
         written: list[FileRecords] = []
-        async for batch, rows in one_ahead(batches, [partial(_encode, batch) for batch in batches]):
+        async for batch, rows in one_ahead(batches, _encode):
             try:
                 await self._replace(batch, rows)
                 written += batch

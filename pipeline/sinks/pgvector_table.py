@@ -68,8 +68,7 @@ def column_name(record_field: str) -> str:
 
 def record_columns(dimension: int, *, vectors: bool = True) -> list[Column]:
     """The columns of a record's fields, in the order of ``record_schema``; ``embedding`` comes last or not at all."""
-    fields = [item for item in record_schema(dimension) if vectors or item.name != "embedding"]
-    return [Column(column_name(item.name), *_types(item.type)) for item in fields]
+    return [Column(column_name(item.name), *_types(item.type)) for item in record_schema(dimension, vectors=vectors)]
 
 
 def written_columns(dimension: int) -> list[Column]:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
 from itertools import groupby
-from typing import ClassVar, Final, cast
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,11 +28,11 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.generations import FileWrites, replace_generations, to_snapshots
 from pipeline.sinks.pinecone_layout import Metadata, RecordKey, Write
-from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, NamespaceWriter, page_size
+from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, PineconeWriter, page_size
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
 from pipeline.sinks.records import FileRecords, ref_doc_id, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import each, slices
+from pipeline.sinks.slicing import each, file_slices, slices
 
 MAX_K: Final = 10_000
 """Most results of a query; documented by the vendor."""
@@ -75,7 +75,7 @@ class PineconeExporter(Exporter):
     Vector search only. Integers in metadata declared for filtering are exact up to 2**53.
     """
 
-    settings_type: ClassVar[type[SinkSettings]] = PineconeSettings
+    settings_type = PineconeSettings
     ids_by_version = True
     settings: PineconeSettings
 
@@ -97,8 +97,8 @@ class PineconeExporter(Exporter):
         """Where a config's records lie; what other readers of the index, LlamaIndex for one, need to be told."""
         return layout.namespace_name(self.context.tenant_id, export_config_id)
 
-    def _writer(self, export_config_id: str) -> NamespaceWriter:
-        return NamespaceWriter(
+    def _writer(self, export_config_id: str) -> PineconeWriter:
+        return PineconeWriter(
             self._store,
             self.namespace(export_config_id),
             self.context.tenant_id,
@@ -116,7 +116,7 @@ class PineconeExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """Batches of up to 500 files or about 32 MB, one of them encoded or sent while another waits for an answer."""
         self.check_files(files)
-        batches = slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH, size_of=lambda file: file.table.nbytes)
+        batches = file_slices(files, count=FILES_PER_REQUEST, size=_BYTES_PER_BATCH)
         encode = partial(layout.encode_file, declared=self.context.metadata_fields)
         reports: list[ReplaceReport] = []
 
@@ -129,7 +129,7 @@ class PineconeExporter(Exporter):
         await each(batches, replace, concurrency=_BATCHES_AT_ONCE)
         return sum(reports, ReplaceReport(0, 0))
 
-    async def _replace(self, writer: NamespaceWriter, files: Sequence[FileWrites[Write]]) -> ReplaceReport:
+    async def _replace(self, writer: PineconeWriter, files: Sequence[FileWrites[Write]]) -> ReplaceReport:
         """Replace these files; when Pinecone refuses, each half, until what is refused, and withdrawn, is known by its file."""
         try:
             await replace_generations(writer, files)

@@ -32,7 +32,7 @@ from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, node_copies, ref_doc_ids
-from pipeline.sinks.reading import from_json, to_array, to_vectors
+from pipeline.sinks.reading import from_json, to_table
 from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, matrix, record_schema, ref_doc_id, with_ids
 from pipeline.sinks.refusals import check_vectors
 
@@ -247,15 +247,8 @@ def _check_size(file: FileRecords, chunk_index: int, size: int) -> None:
 
 def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, *, vectors: bool = True) -> pa.Table:
     """Records as (id, metadata, values) to rows of ``record_schema``, without ``embedding`` unless ``vectors``."""
-    schema = pa.schema([item for item in record_schema(dimension) if vectors or item.name != "embedding"])
-    rows = [_row(record_id, metadata) for record_id, metadata, _ in records]
-    columns = [
-        to_vectors([values for *_, values in records], dimension)
-        if item.name == "embedding"
-        else to_array([row.get(item.name) for row in rows], item)
-        for item in schema
-    ]
-    return pa.table(columns, schema=schema)
+    rows = [_row(*record) for record in records]
+    return to_table(record_schema(dimension, vectors=vectors), lambda name: [row.get(name) for row in rows])
 
 
 def decode_compared(
@@ -275,7 +268,7 @@ def _own_fields(metadata_json: str, declared: Mapping[str, MetadataType]) -> Met
     return {**dict.fromkeys(declared), **_storable(json.loads(metadata_json), {}), **fitting}
 
 
-def _row(record_id: str, metadata: Metadata) -> dict[str, Any]:
+def _row(record_id: str, metadata: Metadata, values: Sequence[float]) -> dict[str, Any]:
     node = _mapping(from_json(metadata.get("_node_content")))
     return {
         **metadata,
@@ -284,6 +277,7 @@ def _row(record_id: str, metadata: Metadata) -> dict[str, Any]:
         "context": _mapping(node.get("metadata")).get("context"),
         "metadata": metadata.get("metadata_json"),
         "attachments": from_json(metadata.get("attachments")),
+        "embedding": values,
     }
 
 

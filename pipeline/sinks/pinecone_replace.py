@@ -40,7 +40,7 @@ def page_size(dimension: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class NamespaceWriter:
+class PineconeWriter:
     """Writes to one namespace, that of one config of one tenant; what ``replace_generations`` needs (a GenerationStore)."""
 
     max_records: ClassVar[int] = 1_000

@@ -1,7 +1,7 @@
 """The Qdrant sink: a vector database, self-hosted or in its vendor's cloud.
 
 What belongs here: what each promise of a sink becomes in requests. How a collection looks is ``qdrant_layout``'s, how requests
-are made ``qdrant_store``'s, how a file is replaced without transactions ``generations``'. The server's address comes from the
+are made ``qdrant_store``'s, how files are replaced ``qdrant_replace``'s. The server's address comes from the
 settings or from ``QDRANT_URL``, the key from ``QDRANT_API_KEY`` alone.
 
 Search is by vector. Qdrant's full-text index filters and does not rank, and its BM25 vectors need a model from a hub, so modes
@@ -14,7 +14,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -23,24 +23,14 @@ from qdrant_client import models
 
 from pipeline.errors import RecordRefused, SinkConflict
 from pipeline.sinks import qdrant_layout as layout
-from pipeline.sinks.base import (
-    Exporter,
-    MetadataType,
-    ReplaceReport,
-    SearchHit,
-    SearchMode,
-    SearchRequest,
-    SinkContext,
-    SinkSettings,
-    Snapshot,
-)
+from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
-from pipeline.sinks.qdrant_generations import QdrantGenerations, read_heads
+from pipeline.sinks.qdrant_replace import QdrantWriter, read_heads
 from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
-from pipeline.sinks.records import FileRecords, in_order, to_records
+from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.urls import one_spelling
 
 _FILES_PER_REPLACE: Final = 500
@@ -76,9 +66,7 @@ class QdrantSettings(SinkSettings):
 class QdrantExporter(Exporter):
     """One collection a model, ``{collection_prefix}_{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = QdrantSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector"})
-    atomic_replace: ClassVar[bool] = False
+    settings_type = QdrantSettings
     ids_by_version = True
     settings: QdrantSettings
 
@@ -179,14 +167,14 @@ class QdrantExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """A handful of requests for up to 500 files and 16 MB, and one more for every 256 points or 4 MB."""
         self.check_files(files)
-        batches = list(slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE, size_of=lambda file: file.table.nbytes))
-        replacing = QdrantGenerations(self._store, await self._store.limits())
+        batches = file_slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE)
+        writer = QdrantWriter(self._store, await self._store.limits())
         records, size = 0, 0
         refused: list[RecordRefused] = []
         encode = partial(layout.encode_file, declared=self._declared)
-        async for _, (encoded, unfit) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             refused += unfit
-            await replace_generations(replacing, encoded)
+            await replace_generations(writer, encoded)
             records += sum(len(file.writes) for file in encoded)
             size += sum(write.size for file in encoded for write in file.writes)
         return ReplaceReport(records, size, tuple(refused))
@@ -231,10 +219,10 @@ class QdrantExporter(Exporter):
                 where = layout.scope(self.context.tenant_id, export_config_id, [file_id for file_id, _ in group])
                 rows = [row async for rows in self._rows(models.Filter(must=where), page) for row in rows]
                 if rows:
-                    yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
+                    yield await asyncio.to_thread(layout.decode_compared, rows, self._dimension, self._declared)
         if parsed_directory_file_ids is None:
             async for rows in self._rows(layout.without_file(self.context.tenant_id, export_config_id), page):
-                yield await asyncio.to_thread(_ordered, rows, self._dimension, self._declared)
+                yield await asyncio.to_thread(layout.decode_compared, rows, self._dimension, self._declared)
 
     async def _row_counts(self, where: Sequence[models.Condition]) -> list[tuple[str, int]]:
         """File ids with their numbers of points."""
@@ -275,7 +263,3 @@ class QdrantExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _ordered(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    return in_order(layout.decode_compared(points, dimension, declared))

@@ -30,8 +30,8 @@ from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import Condition, fields_of_file
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, node_contents, node_copies, ref_doc_ids
-from pipeline.sinks.reading import to_array, to_vectors
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, record_schema, with_ids
+from pipeline.sinks.reading import to_table
+from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, in_order, record_schema, with_ids
 from pipeline.sinks.refusals import check_vectors
 
 VECTOR: Final = "text-dense"
@@ -48,7 +48,7 @@ MODEL_KEY: Final = "indexport_model"
 MAX_RECORD_BYTES: Final = 15 * 2**20
 """A record and its file's head share a request; the server takes 32 MiB in one by default, documented by the vendor."""
 
-RECORD_KEYS: Final = tuple(f.name for f in record_schema(1) if f.name not in ("id", "embedding"))
+RECORD_KEYS: Final = tuple(name for name in record_schema(1, vectors=False).names if name != "id")
 _CHUNK_KEYS: Final = tuple(f.name for f in CHUNK_FIELDS)
 _FILE_KEYS: Final = tuple(name for name in RECORD_KEYS if name not in _CHUNK_KEYS)
 
@@ -229,16 +229,15 @@ def _sizes(table: pa.Table, nodes: pa.Array, vector_sizes: npt.NDArray[np.int64]
 
 def decode(points: Sequence[models.Record | models.ScoredPoint], dimension: int, *, vectors: bool) -> pa.Table:
     """Points as rows of ``record_schema``, without ``embedding`` unless they were read with their vectors."""
-    schema = record_schema(dimension)
-    held = [item for item in schema if vectors or item.name != "embedding"]
-    payloads = [point.payload or {} for point in points]
-    columns: dict[str, pa.Array] = {"id": pa.array([str(point.id) for point in points], pa.string())}
-    for name in RECORD_KEYS:
-        columns[name] = to_array([payload.get(name) for payload in payloads], schema.field(name))
-    if vectors:
-        found = [point.vector.get(VECTOR) if isinstance(point.vector, dict) else None for point in points]
-        columns["embedding"] = to_vectors(found, dimension)
-    return pa.table([columns[item.name] for item in held], schema=pa.schema(held))
+
+    def values_of(name: str) -> list[Any]:
+        if name == "id":
+            return [str(point.id) for point in points]
+        if name == "embedding":
+            return [point.vector.get(VECTOR) if isinstance(point.vector, dict) else None for point in points]
+        return [(point.payload or {}).get(name) for point in points]
+
+    return to_table(record_schema(dimension, vectors=vectors), values_of)
 
 
 def compared_keys(declared: Mapping[str, MetadataType]) -> list[str]:
@@ -247,10 +246,10 @@ def compared_keys(declared: Mapping[str, MetadataType]) -> list[str]:
 
 
 def decode_compared(points: Sequence[models.Record], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    """``decode`` with vectors of points with ``compared_keys``; the records show which of their copies are altered."""
+    """``decode`` with vectors of points with ``compared_keys``, in order; the records show which of their copies are altered."""
     records, held = decode(points, dimension, vectors=True), [point.payload or {} for point in points]
     sound = readable(records)
-    return compare(records, held, filled_fields(sound, held, declared, FILTER_FIELDS), node_copies(sound))
+    return in_order(compare(records, held, filled_fields(sound, held, declared, FILTER_FIELDS), node_copies(sound)))
 
 
 def head(payload: Mapping[str, Any], tenant_id: str) -> Head | None:

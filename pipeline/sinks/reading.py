@@ -49,6 +49,19 @@ def from_json(value: object) -> Any:
         return None
 
 
+def to_table(
+    schema: pa.Schema, values_of: Callable[[str], Sequence[Any]], unpack: Callable[[Any], npt.ArrayLike] = lambda value: value
+) -> pa.Table:
+    """Records of ``schema`` from the values of each of its fields, vectors as ``unpack`` gives them."""
+    columns = [
+        to_vectors(values_of(item.name), item.type.list_size, unpack)
+        if pa.types.is_fixed_size_list(item.type)
+        else to_array(values_of(item.name), item)
+        for item in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
 def to_array(values: Sequence[Any], field: pa.Field) -> pa.Array:
     """A column of records: null where a value is absent, or where it is of another type and no record has null there."""
     if pa.types.is_integer(field.type):

@@ -63,17 +63,16 @@ EMPTY_RECORD_SET = hashlib.sha256().hexdigest()
 """``record_set_hash`` of a file without records."""
 
 
-def record_schema(dimension: int) -> pa.Schema:
-    """Arrow schema of records with ``embedding: fixed_size_list<float32>[dimension]``; ``metadata`` is canonical JSON."""
-    return pa.schema(
-        [
-            pa.field("id", pa.string(), nullable=False),
-            *CHUNK_FIELDS,
-            *_FILE_FIELDS,
-            pa.field("record_set_hash", pa.string(), nullable=False),
-            pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False),
-        ]
-    )
+def record_schema(dimension: int, *, vectors: bool = True) -> pa.Schema:
+    """Arrow schema of records; ``metadata`` is canonical JSON. Their last field is, unless ``vectors`` are left out,
+    ``embedding: fixed_size_list<float32>[dimension]``."""
+    own = [
+        pa.field("id", pa.string(), nullable=False),
+        *CHUNK_FIELDS,
+        *_FILE_FIELDS,
+        pa.field("record_set_hash", pa.string(), nullable=False),
+    ]
+    return pa.schema([*own, pa.field("embedding", pa.list_(pa.float32(), dimension), nullable=False)] if vectors else own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +154,11 @@ def _uuid5(begun: hashlib._Hash, rest: str) -> str:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys, no white space and no escapes beyond the required: equal values, equal bytes."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_iso)
+
+
+def compact_json(value: Any) -> bytes:
+    """JSON without white space and with no escapes beyond the required, keys as they come: what is sent."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 json_string: Callable[[str], str] = json.encoder.encode_basestring
@@ -347,7 +351,6 @@ def from_records(records: Sequence[ChunkRecord], embeddings: Sequence[Sequence[f
         }
         for record in records
     ]
-    schema = record_schema(dimension)
-    table = pa.Table.from_pylist(rows, schema=pa.schema([f for f in schema if f.name != "embedding"]))
+    table = pa.Table.from_pylist(rows, schema=record_schema(dimension, vectors=False))
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), dimension)
-    return table.append_column(schema.field("embedding"), column)
+    return table.append_column(record_schema(dimension).field("embedding"), column)

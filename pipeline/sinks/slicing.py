@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from pipeline.sinks.records import FileRecords
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -27,6 +29,11 @@ def slices(items: Sequence[T], *, count: int, size: int = 0, size_of: Callable[[
         total += own
     if held:
         yield held
+
+
+def file_slices(files: Sequence[FileRecords], *, count: int, size: int) -> list[list[FileRecords]]:
+    """Runs of at most ``count`` files whose tables together have at most ``size`` bytes; a larger file comes alone."""
+    return list(slices(files, count=count, size=size, size_of=lambda file: file.table.nbytes))
 
 
 def named_slices(names: Sequence[T] | None, *, count: int) -> Iterator[list[T] | None]:
@@ -57,16 +64,16 @@ async def each(items: Iterable[T], send: Callable[[T], Awaitable[None]], *, conc
         raise failures[0]
 
 
-async def one_ahead(items: Sequence[T], jobs: Sequence[Callable[[], R]]) -> AsyncIterator[tuple[T, R]]:
-    """Each item with its job's result; the next job runs in a thread while the caller works on the present result."""
+async def one_ahead(items: Sequence[T], work: Callable[[T], R]) -> AsyncIterator[tuple[T, R]]:
+    """Each item with what ``work`` makes of it, in a thread: of the next one while the caller is busy with the present."""
     coming: asyncio.Task[R] | None = None
     try:
         for number, item in enumerate(items):
-            ready = coming or asyncio.create_task(asyncio.to_thread(jobs[number]))
+            ready = coming or asyncio.create_task(asyncio.to_thread(work, item))
             coming = None
             result = await ready
-            if number + 1 < len(jobs):
-                coming = asyncio.create_task(asyncio.to_thread(jobs[number + 1]))
+            if number + 1 < len(items):
+                coming = asyncio.create_task(asyncio.to_thread(work, items[number + 1]))
             yield item, result
     finally:
         if coming:

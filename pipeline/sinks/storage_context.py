@@ -18,7 +18,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -66,9 +66,9 @@ class StorageContextSettings(SinkSettings):
 class StorageContextExporter(Exporter):
     """One folder a model, ``{prefix}-{model.slug}``, and in it one a config, each a LlamaIndex index of its own."""
 
-    settings_type: ClassVar[type[SinkSettings]] = StorageContextSettings
-    atomic_replace: ClassVar[bool] = True
-    chunks_at_once: ClassVar[int] = 32_768
+    settings_type = StorageContextSettings
+    atomic_replace = True
+    chunks_at_once = 32_768
     """About 160 MB of text and 384-dimensional vectors, 500 MB where they have 3,072. Each group rewrites the whole index."""
     settings: StorageContextSettings
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from functools import partial
-from typing import Any, ClassVar, Final, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,6 @@ from pipeline.sinks import turbopuffer_layout as layout
 from pipeline.sinks.base import (
     SNAPSHOT_FIELDS,
     Exporter,
-    MetadataType,
     ReplaceReport,
     SearchHit,
     SearchMode,
@@ -42,9 +41,9 @@ from pipeline.sinks.file_keys import MOST_NAMED
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.generations import read_head, to_snapshots
-from pipeline.sinks.records import FileRecords, in_order, to_records
+from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
-from pipeline.sinks.slicing import named_slices, one_ahead, slices
+from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
 from pipeline.sinks.turbopuffer_store import MAX_LIMIT, NamespaceMissing, RequestRefused, TurbopufferStore
 
@@ -82,9 +81,9 @@ class TurbopufferSettings(SinkSettings):
 class TurbopufferExporter(Exporter):
     """One namespace a model, ``{namespace_prefix}-{model.slug}``, shared by all tenants, configs and processes."""
 
-    settings_type: ClassVar[type[SinkSettings]] = TurbopufferSettings
-    search_modes: ClassVar[frozenset[SearchMode]] = frozenset({"vector", "text", "hybrid"})
-    atomic_replace: ClassVar[bool] = True
+    settings_type = TurbopufferSettings
+    search_modes = frozenset({"vector", "text", "hybrid"})
+    atomic_replace = True
     settings: TurbopufferSettings
 
     def __init__(self, settings: TurbopufferSettings, context: SinkContext) -> None:
@@ -143,12 +142,10 @@ class TurbopufferExporter(Exporter):
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """One atomic write for up to 500 files and about 32 MB; a larger file has a write of its own, of up to 512 MB."""
         self.check_files(files)
-        batches = list(
-            slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST, size_of=lambda file: file.table.nbytes)
-        )
+        batches = file_slices(files, count=_FILES_PER_REQUEST, size=_RECORD_BYTES_PER_REQUEST)
         total = ReplaceReport(0, 0)
         encode = partial(layout.encode_file, declared=self._declared)
-        async for _, (encoded, refused) in one_ahead(batches, [partial(encode_all, batch, encode) for batch in batches]):
+        async for _, (encoded, refused) in one_ahead(batches, partial(encode_all, encode=encode)):
             total += ReplaceReport(0, 0, tuple(refused))
             if encoded:
                 total += await self._write(encoded)
@@ -224,11 +221,11 @@ class TurbopufferExporter(Exporter):
                     pages = self._store.pages("read records", files, attributes, limit=page)
                     rows = [row async for some in pages for row in some]
                     if rows:
-                        yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
+                        yield await asyncio.to_thread(layout.decode_compared, rows, dimension, self._declared)
         if parsed_directory_file_ids is None:
             nameless = layout.without_file(self.context.tenant_id, export_config_id)
             async for rows in self._store.pages("read records", nameless, attributes, limit=page):
-                yield await asyncio.to_thread(_ordered, rows, dimension, self._declared)
+                yield await asyncio.to_thread(layout.decode_compared, rows, dimension, self._declared)
 
     def _scope(self, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:
         return layout.scope(self.context.tenant_id, export_config_id, file_ids)
@@ -289,7 +286,3 @@ class TurbopufferExporter(Exporter):
 
     async def close(self) -> None:
         await self._store.close()
-
-
-def _ordered(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    return in_order(layout.decode_compared(rows, dimension, declared))

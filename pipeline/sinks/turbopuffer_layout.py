@@ -9,7 +9,6 @@ indexed for it: an attribute that is not costs half.
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -25,8 +24,8 @@ from pipeline.sinks.copies import compare, filled_fields, readable
 from pipeline.sinks.file_keys import FileKey, by_config
 from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fitting_values
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents, node_copies, ref_doc_ids
-from pipeline.sinks.reading import from_json, to_array, to_vectors
-from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, matrix, record_schema
+from pipeline.sinks.reading import from_json, to_table
+from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids, compact_json, in_order, matrix, record_schema
 from pipeline.sinks.refusals import check_vectors
 
 Filter = tuple[Any, ...]
@@ -90,7 +89,7 @@ def attribute_name(record_field: str) -> str:
 
 def record_attributes(*, vectors: bool) -> list[str]:
     """The attributes that make up a record, with or without its vector; every answer has ``id`` anyway."""
-    return [attribute_name(f.name) for f in record_schema(1) if f.name != "id" and (vectors or f.name != "embedding")]
+    return [attribute_name(name) for name in record_schema(1, vectors=vectors).names if name != "id"]
 
 
 def namespace_schema(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> Enco
     for name, values in columns.items():
         _check_sizes(file.file_id, name, values, filterable=name in _FILTERABLE or name in declared)
     columns["vector"] = _base64_vectors(table["embedding"])
-    return EncodedFile(file, {name: _json(values)[1:-1] for name, values in columns.items()})
+    return EncodedFile(file, {name: compact_json(values)[1:-1] for name, values in columns.items()})
 
 
 def _values(column: pa.ChunkedArray) -> Sequence[Any]:
@@ -239,11 +238,11 @@ def write_body(
         head["deletes"] = stale
     written = [file.columns for file in files if file.columns]
     if not written:
-        return _json(head)
+        return compact_json(head)
     head |= {"schema": namespace_schema(model, declared), "distance_metric": METRIC}
-    parts = [_json(head)[:-1], b',"upsert_columns":{']
+    parts = [compact_json(head)[:-1], b',"upsert_columns":{']
     for number, name in enumerate(written[0]):
-        parts += [b"," if number else b"", _json(name), b":["]
+        parts += [b"," if number else b"", compact_json(name), b":["]
         for columns in written:
             parts += [columns[name], b","]
         parts[-1] = b"]"
@@ -279,17 +278,17 @@ def _other_versions(files: Sequence[EncodedFile]) -> Filter:
 
 def create_body(model: ModelIdentity, declared: Mapping[str, MetadataType]) -> bytes:
     """A write that makes the namespace, without documents, where it does not exist."""
-    return _json({"create_namespace": True, "schema": namespace_schema(model, declared), "distance_metric": METRIC})
+    return compact_json({"create_namespace": True, "schema": namespace_schema(model, declared), "distance_metric": METRIC})
 
 
 def schema_body(missing: Mapping[str, Any]) -> bytes:
     """A write that adds these attributes and nothing else."""
-    return _json({"schema": missing})
+    return compact_json({"schema": missing})
 
 
 def delete_body(where: Filter) -> bytes:
     """A write that deletes what a filter finds, as far as one write may; its answer says whether anything remains."""
-    return _json({"delete_by_filter": where, "delete_by_filter_allow_partial": True})
+    return compact_json({"delete_by_filter": where, "delete_by_filter_allow_partial": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,25 +326,18 @@ def fill_body(fills: Sequence[Fill], tenant_id: str, declared: Mapping[str, Meta
         for name, value in {"record_set_hash": head["record_set_hash"], **item.values}.items():
             columns[name] += repeat(value, item.count)
     unchanged = ("record_set_hash", "Eq", {"$ref_new": "record_set_hash"})
-    return _json({"patch_columns": columns, "patch_condition": unchanged, "schema": declared_schema(declared)})
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return compact_json({"patch_columns": columns, "patch_condition": unchanged, "schema": declared_schema(declared)})
 
 
 def decode(rows: Sequence[Row], dimension: int, *, vectors: bool) -> pa.Table:
     """Documents as rows of ``record_schema``, without ``embedding`` unless they were asked for with their vectors."""
-    schema = record_schema(dimension)
-    held = [field for field in schema if vectors or field.name != "embedding"]
-    return pa.table([_column(rows, field, dimension) for field in held], schema=pa.schema(held))
 
+    def values_of(name: str) -> list[Any]:
+        values = [row.get(attribute_name(name)) for row in rows]
+        return [from_json(value) for value in values] if name == "attachments" else values
 
-def _column(rows: Sequence[Row], field: pa.Field, dimension: int) -> pa.Array:
-    values: list[Any] = [row.get(attribute_name(field.name)) for row in rows]
-    if field.name == "embedding":
-        return to_vectors(values, dimension, lambda value: np.frombuffer(base64.b64decode(value), "<f4"))
-    return to_array([from_json(value) for value in values] if pa.types.is_list(field.type) else values, field)
+    schema = record_schema(dimension, vectors=vectors)
+    return to_table(schema, values_of, lambda value: np.frombuffer(base64.b64decode(value), "<f4"))
 
 
 def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
@@ -354,12 +346,13 @@ def compared_attributes(declared: Mapping[str, MetadataType]) -> list[str]:
 
 
 def decode_compared(rows: Sequence[Row], dimension: int, declared: Mapping[str, MetadataType]) -> pa.Table:
-    """``decode`` with vectors of documents with ``compared_attributes``; the records show which of their copies are altered."""
+    """``decode`` with vectors of documents with ``compared_attributes``, in order; the records show which of their copies are
+    altered."""
     records = decode(rows, dimension, vectors=True)
     sound = readable(records)
     fields = filled_fields(sound, rows, declared, FILTER_FIELDS)
     nodes = [{name: node[name] for name in _NODE_ATTRIBUTES} for node in node_copies(sound)]
-    return compare(records, rows, fields, nodes)
+    return in_order(compare(records, rows, fields, nodes))
 
 
 def scope(tenant_id: str, export_config_id: str, file_ids: Sequence[str] | None = None) -> Filter:

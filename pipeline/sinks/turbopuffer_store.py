@@ -10,7 +10,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx2
 import turbopuffer
@@ -19,7 +18,7 @@ from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.turbopuffer_layout import Filter, Row
-from pipeline.urls import without_secrets
+from pipeline.urls import origin, without_secrets
 
 API_KEY: Final = "TURBOPUFFER_API_KEY"
 MAX_LIMIT: Final = 10_000
@@ -211,9 +210,7 @@ class TurbopufferStore:
 
     @property
     def _shown_url(self) -> str:
-        """The address without what may be a secret."""
-        parts = urlsplit(str(self._connected().base_url))
-        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+        return origin(str(self._connected().base_url))
 
     async def close(self) -> None:
         if self._client is not None:

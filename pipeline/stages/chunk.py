@@ -16,7 +16,7 @@ from pipeline.documents.models import Attachment, Chunk
 from pipeline.ledger.models import FileRow
 from pipeline.stages.export import Export
 from pipeline.stages.report import StageReport
-from pipeline.stages.stamps import PAYLOAD_LOST, known_tables
+from pipeline.stages.stamps import known_tables, note_lost
 from pipeline.stages.work import begin
 
 _AT_ONCE = 16
@@ -63,7 +63,7 @@ def _chunk_files(export: Export, rows: Sequence[FileRow], report: StageReport) -
         report.rows.append({"file": row.display_name, "file_id": row.file_id, "chunks": len(chunks), "tokens": tokens})
     export.lake.write_many("chunks", objects)
     export.ledger.update_files(updates)
-    export.ledger.update_files([{"file_id": file_id, **PAYLOAD_LOST} for file_id in lost])
+    note_lost(export, "parsed_payloads", lost)
 
 
 def _chunks(export: Export, pages: pa.Table) -> list[Chunk]:

@@ -23,7 +23,7 @@ from pipeline.ledger.vectors import Claim
 from pipeline.sinks.records import matrix
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
-from pipeline.stages.stamps import known_tables
+from pipeline.stages.stamps import known_tables, note_lost
 from pipeline.stages.work import begin, groups_of
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
@@ -107,17 +107,11 @@ async def _embed_group(
 
 def _read(export: Export, group: list[FileRow], report: StageReport) -> list[_FileChunks]:
     tables = known_tables(export, "chunks", group)
-    files, lost = [], []
-    for row in group:
-        table = tables.get(row.file_id)
-        if table is None:
-            lost.append({"file_id": row.file_id, "chunks_key": None})
-            report.failures[row.file_id] = "its chunks are gone from the lake; they will be made again"
-            continue
-        texts = embedding_texts(table)
-        files.append(_FileChunks(row, table, [embedding_digest(text) for text in texts]))
-    export.ledger.update_files(lost)
-    return files
+    lost = [row.file_id for row in group if row.file_id not in tables]
+    report.failures |= dict.fromkeys(lost, "its chunks are gone from the lake; they will be made again")
+    note_lost(export, "chunks", lost)
+    found = [(row, tables[row.file_id]) for row in group if row.file_id in tables]
+    return [_FileChunks(row, table, [embedding_digest(text) for text in embedding_texts(table)]) for row, table in found]
 
 
 def embedding_texts(table: pa.Table) -> list[str]:

@@ -17,7 +17,7 @@ from pipeline.sinks.records import FileProvenance, FileRecords, build_record_set
 from pipeline.stages.export import Export
 from pipeline.stages.orphans import take_into_use
 from pipeline.stages.report import StageReport
-from pipeline.stages.stamps import known_tables
+from pipeline.stages.stamps import known_tables, note_lost
 from pipeline.stages.work import begin, groups_of, opened_sink
 
 
@@ -121,7 +121,7 @@ def build_records(export: Export, rows: list[FileRow], scope: tuple[str, str], r
             for row, records in zip(found, built, strict=True)
         ]
     )
-    export.ledger.update_files([{"file_id": file_id, "vectors_key": None} for file_id in lost])
+    note_lost(export, "embeddings", lost)
     return built
 
 

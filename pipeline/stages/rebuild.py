@@ -28,7 +28,7 @@ from pipeline.stages.load import build_records, by_file, holds
 from pipeline.stages.orphans import adopt_orphans
 from pipeline.stages.report import StageReport
 from pipeline.stages.sink_vectors import SinkVectors
-from pipeline.stages.stamps import PAYLOAD_LOST, known_tables
+from pipeline.stages.stamps import known_tables, note_lost
 from pipeline.stages.tombstones import restore_tombstones
 from pipeline.stages.work import borrowed, groups_of, opened_sink
 
@@ -193,12 +193,10 @@ def _find_lost(export: Export, file_ids: Sequence[str], run_id: str) -> tuple[li
 def forget_lost(export: Export, rows: Sequence[FileRow]) -> list[str]:
     """Take back what the ledger says of partitions that are gone, damaged, or others than those it speaks of; answers the files
     that have lost one. Reads each partition: a lake that was put back from a copy lists them all, and some are older."""
-    gone: dict[Dataset, list[FileRow]] = {}
+    gone: dict[Dataset, set[str]] = {}
     for dataset in DATASETS:
-        there = known_tables(export, dataset, rows, columns=[])
-        gone[dataset] = [row for row in rows if row.file_id not in there]
-    export.ledger.update_files([{"file_id": row.file_id, **PAYLOAD_LOST} for row in gone["parsed_payloads"]])
-    export.ledger.update_files([{"file_id": row.file_id, "chunks_key": None} for row in gone["chunks"]])
-    export.ledger.update_files([{"file_id": row.file_id, "vectors_key": None} for row in gone["embeddings"]])
-    export.ledger.vectors.replace(export.embedder.identity.slug, {row.file_id: [] for row in gone["embeddings"]})
-    return sorted({row.file_id for lacking in gone.values() for row in lacking})
+        gone[dataset] = {row.file_id for row in rows}.difference(known_tables(export, dataset, rows, columns=[]))
+    for dataset, file_ids in gone.items():
+        note_lost(export, dataset, file_ids)
+    export.ledger.vectors.replace(export.embedder.identity.slug, {file_id: [] for file_id in gone["embeddings"]})
+    return sorted(set().union(*gone.values()))

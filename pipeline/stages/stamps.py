@@ -17,8 +17,17 @@ from pipeline.stages.export import Export
 STAMPS: Mapping[Dataset, str] = {"parsed_payloads": "payload_digest", "chunks": "chunks_key", "embeddings": "vectors_key"}
 """What says in a partition's metadata, and in the ledger's column of the same name, what it was made from."""
 
-PAYLOAD_LOST: Mapping[str, None] = dict.fromkeys(("fetched_token", "payload_digest", "text_digest"))
-"""The ledger's columns of a file whose payload is gone from the lake; it is fetched again."""
+_WITHOUT: Mapping[Dataset, Mapping[str, None]] = {
+    "parsed_payloads": dict.fromkeys(("fetched_token", "payload_digest", "text_digest")),
+    "chunks": {"chunks_key": None},
+    "embeddings": {"vectors_key": None},
+}
+"""The ledger's columns of a file whose partition is gone from the lake."""
+
+
+def note_lost(export: Export, dataset: Dataset, file_ids: Iterable[str]) -> None:
+    """Take back what the ledger says of these files' partitions, which are gone from the lake: they are made again."""
+    export.ledger.update_files([{"file_id": file_id, **_WITHOUT[dataset]} for file_id in file_ids])
 
 
 def known_tables(

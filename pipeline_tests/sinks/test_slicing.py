@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -25,24 +24,26 @@ def test_slices_keep_order_and_both_limits(items: list[int], count: int, size: i
 async def test_the_next_result_is_made_while_the_present_one_is_used() -> None:
     second_started = threading.Event()
 
-    def job(number: int) -> int:
-        if number == 1:
+    def work(item: str) -> str:
+        if item == "b":
             second_started.set()
-        return number * 10
+        return item * 2
 
     seen = []
-    async for item, result in one_ahead(["a", "b", "c"], [partial(job, number) for number in range(3)]):
+    async for item, result in one_ahead(["a", "b", "c"], work):
         if item == "a":
             assert await asyncio.to_thread(second_started.wait, 10)
         seen.append((item, result))
-    assert seen == [("a", 0), ("b", 10), ("c", 20)]
+    assert seen == [("a", "aa"), ("b", "bb"), ("c", "cc")]
 
 
-async def test_a_job_s_error_comes_out_at_its_turn() -> None:
-    def fail() -> int:
-        raise KeyError("second")
+async def test_an_error_in_the_work_comes_out_at_its_turn() -> None:
+    def work(item: str) -> str:
+        if item == "b":
+            raise KeyError("second")
+        return item
 
-    results = one_ahead(["a", "b"], [lambda: 1, fail])
-    assert await anext(results) == ("a", 1)
+    results = one_ahead(["a", "b"], work)
+    assert await anext(results) == ("a", "a")
     with pytest.raises(KeyError, match="second"):
         await anext(results)

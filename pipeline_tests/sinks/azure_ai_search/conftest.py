@@ -8,7 +8,7 @@ import pytest
 from azure.core.credentials import AzureKeyCredential
 from azure.search.documents import SearchClient
 
-from pipeline.sinks import azure_writer as writer
+from pipeline.sinks import azure_replace as writer
 from pipeline.sinks import backoff
 from pipeline_tests.conformance.azure_ai_search_harness import (
     INDEX,

@@ -12,8 +12,8 @@ from azure.search.documents import SearchClient
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks import azure_ai_search as sink
 from pipeline.sinks import azure_documents as documents
+from pipeline.sinks import azure_replace as writer
 from pipeline.sinks import azure_store as store
-from pipeline.sinks import azure_writer as writer
 from pipeline.sinks.azure_ai_search import AzureAISearchExporter, AzureAISearchSettings
 from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline_tests.conformance.azure_ai_search_harness import AzureAISearchUnderTest

@@ -381,7 +381,7 @@ async def test_a_password_a_server_repeats_is_not_passed_on(monkeypatch: pytest.
         details: dict[str, Any] = {"errmsg": f"no {PASSWORD} nor s3cret-p@ss", "codeName": "AuthenticationFailed", "code": 18}
         raise OperationFailure(details["errmsg"], 18, details)
 
-    store = MongoStore(URI_ENV, "database", "collection", 1)
+    store = MongoStore(URI_ENV, "database", "collection", MODEL, 1)
     with pytest.raises(SinkUnavailable, match=r"AuthenticationFailed 18: no \*\*\* nor \*\*\*"):
         await store.call("write", attempt)
 

@@ -19,7 +19,7 @@ MAX_REQUEST_BYTES: Final = 4 * 2**20
 """The vendor advises requests of less than 5 MB; a server takes 32 MiB by default."""
 
 
-class QdrantGenerations:
+class QdrantWriter:
     """GenerationStore over one collection. Every write waits until it is applied, so every read sees it."""
 
     max_bytes: Final = MAX_REQUEST_BYTES
