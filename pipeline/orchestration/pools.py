@@ -6,12 +6,16 @@ pools; a single one can only be set in the instance.
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import Final
 
 import dagster as dg
+from dagster._core.errors import raise_execution_interrupts
+from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
+from dagster._utils.concurrency import ConcurrencyClaimStatus
 from sqlalchemy.dialects import postgresql, sqlite
 
 from pipeline.orchestration.collisions import again_when_refused
@@ -19,6 +23,9 @@ from pipeline.stages.settings import ExportSettings
 
 ONE_WRITER: Final = frozenset({"storage_context"})
 """Pools of sinks that write everything anew: a second writer would wait for the lease of the first, in a place of its own."""
+
+_DEAF_SECONDS = 1.0
+"""The longest sleep before signals are looked for."""
 
 
 def embedding_pool(settings: ExportSettings) -> str:
@@ -42,8 +49,34 @@ def limit_pools(settings: ExportSettings, instance: dg.DagsterInstance) -> None:
         again_when_refused(partial(storage.set_concurrency_slots, pool, 1))
 
 
+def _seconds_to_next_claim(waiting: InstanceConcurrencyContext) -> float:
+    """How long the in-process executor may sleep while its only steps wait for places in pools.
+
+    Dagster's own takes the smaller of that and 0: the executor asks without a pause, a whole core of it, and hears no signal
+    either, for Dagster captures them between steps and looks for them in the other executors alone.
+    """
+    with raise_execution_interrupts():
+        due = min(waiting._pending_timeouts.values(), default=0.0)
+    return min(max(due - time.time(), 0.0), _DEAF_SECONDS)
+
+
+setattr(InstanceConcurrencyContext, "interval_to_next_pending_claim_check", _seconds_to_next_claim)  # noqa: B010 - a method
+
+
 class SharedPoolsStorage(SqlEventLogStorage):
-    """Either of Dagster's event storages, where several runs may meet at a pool that is new to the instance."""
+    """Either of Dagster's event storages, where several runs may meet at a pool."""
+
+    def claim_concurrency_slot(
+        self, concurrency_key: str, run_id: str, step_key: str, priority: int | None = None
+    ) -> ConcurrencyClaimStatus:
+        """A place given back between the stock method's question whether one is free and its entry in the queue wakes nobody:
+        whoever has entered and got none asks once more."""
+        claim = partial(super().claim_concurrency_slot, concurrency_key, run_id, step_key, priority)
+        status = claim()
+        if status.is_assigned or not self.has_unassigned_slots(concurrency_key):
+            return status
+        self.assign_pending_steps([concurrency_key])
+        return claim()
 
     def initialize_concurrency_limit_to_default(self, concurrency_key: str) -> bool:
         """In one statement; a limit that somebody has set stays.

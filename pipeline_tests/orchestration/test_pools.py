@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import dagster as dg
 import pytest
+from dagster._core.execution.plan import active
 from dagster._utils.concurrency import ConcurrencySlotStatus
 
 from pipeline.home import Home
 from pipeline.orchestration.instance import open_instance
-from pipeline.orchestration.pools import limit_pools, pool_of
+from pipeline.orchestration.launcher import sync
+from pipeline.orchestration.pools import SharedPoolsStorage, limit_pools, pool_of
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.stages.settings import ExportSettings
 from pipeline_tests.orchestration.another_process import inserts_first
+from pipeline_tests.world import World, open_world
 
 SETTINGS = ExportSettings(
     name="default",
@@ -28,6 +35,14 @@ def instance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dg.Dag
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
     monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path))
     with open_instance(Home.from_environment()) as opened:
+        yield opened
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with open_world(tmp_path, sinks={"storage_context": {}}) as opened, open_instance(Home.from_environment()) as stored:
+        opened.instance = stored
+        opened.write("a.md", "# A\n\nText.\n")
         yield opened
 
 
@@ -76,3 +91,43 @@ def test_a_limit_somebody_has_set_stays(instance: dg.DagsterInstance) -> None:
 def test_exports_without_such_a_sink_set_no_limit(instance: dg.DagsterInstance) -> None:
     limit_pools(ExportSettings(name="default", sinks={"lancedb": {}}), instance)
     assert limits(instance) == {}
+
+
+def test_a_place_given_back_while_another_run_asks_for_it_is_that_runs(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = instance.event_log_storage
+    assert isinstance(storage, SharedPoolsStorage)
+    storage.set_concurrency_slots("storage_context", 1)
+    assert claim(instance, "storage_context", "run-1") == ConcurrencySlotStatus.CLAIMED
+    asked: list[bool] = []
+    real = type(storage).has_unassigned_slots
+
+    def freed_after_the_answer(self: SharedPoolsStorage, pool: str) -> bool:
+        asked.append(real(self, pool))
+        if len(asked) == 1:
+            storage.free_concurrency_slots_for_run("run-1")
+        return asked[-1]
+
+    monkeypatch.setattr(type(storage), "has_unassigned_slots", freed_after_the_answer)
+    assert claim(instance, "storage_context", "run-2") == ConcurrencySlotStatus.CLAIMED
+    assert asked[0] is False
+
+
+def test_a_run_that_waits_for_a_place_sleeps_meanwhile_and_hears_signals(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = world.instance.event_log_storage
+    storage.set_concurrency_slots("storage_context", 1)
+    claim(world.instance, "storage_context", "another")
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    world.refresh()
+    monkeypatch.setattr(active, "time", SimpleNamespace(time=time.time, sleep=nap))
+    with pytest.raises(KeyboardInterrupt):
+        sync(world.settings, world.instance)
+    assert len(naps) >= 3
+    assert min(naps) > 0
