@@ -9,7 +9,6 @@ A command that holds files as a run does (an erasure, a repair) has such a mark 
 
 from __future__ import annotations
 
-import atexit
 import os
 import re
 import uuid
@@ -60,7 +59,8 @@ def process_mark() -> Iterator[str]:
 
 @contextmanager
 def command_run(what: str) -> Iterator[str]:
-    """A run id for a command that holds files while it works, without a run in Dagster; live during the block."""
+    """A run id for a command that holds files while it works, without a run in Dagster; live during the block. Of a block that
+    ends by an exception, which may have kept it from giving back what it holds, the file stays, as of a killed process."""
     try:
         mark, descriptor = _lock(_commands())
     except OSError:  # a read-only home or one without locks: nobody can see it die, and what it holds runs out
@@ -68,8 +68,8 @@ def command_run(what: str) -> Iterator[str]:
         return
     try:
         yield f"{what}-{mark}"
-    finally:
         _path(_commands(), mark).unlink(missing_ok=True)
+    finally:
         os.close(descriptor)
 
 
@@ -227,8 +227,9 @@ def _lock(folder: Path) -> tuple[str, int]:
 
 @lru_cache(maxsize=1)
 def _mark_for_life(folder: Path) -> str:
+    """The file stays: a process that ends in order may still have had no way to say that its run is over. Whoever looks next
+    finds it and deletes it when no run of it is unfinished."""
     mark, _ = _lock(folder)
-    atexit.register(_path(folder, mark).unlink, missing_ok=True)
     return mark
 
 

@@ -16,6 +16,7 @@ from dagster._core.utils import make_new_run_id
 
 from pipeline.cli_common import opened_with_instance
 from pipeline.components.index_export import export_definitions
+from pipeline.errors import LedgerUnavailable
 from pipeline.home import Home
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.launcher import sync
@@ -312,6 +313,26 @@ def test_a_command_that_holds_files_is_live_until_its_process_ends_and_dead_for_
         for _ in range(2):
             assert not run_is_live(instance, theirs)
             end_dead_runs(instance, "default")
+
+
+def test_a_command_that_ends_by_an_error_is_dead_for_it_may_not_have_given_back_what_it_holds() -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        with pytest.raises(LedgerUnavailable), command_run("repair") as own:
+            raise LedgerUnavailable("the ledger cannot be reached")
+        assert not run_is_live(instance, own)
+        with command_run("repair") as own:
+            pass
+        assert run_is_live(instance, own)
+
+
+def test_a_run_is_failed_whose_process_ended_in_order_without_a_way_to_say_so_and_its_mark_goes() -> None:
+    script = "from pipeline.orchestration.liveness import _mark_of_this_process; print(_mark_of_this_process())"
+    mark = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+    with dg.DagsterInstance.ephemeral() as instance:
+        run_id = started(instance, mark)
+        end_dead_runs(instance, "default")
+        assert status(instance, run_id) is dg.DagsterRunStatus.FAILURE
+    assert not list((Home.from_environment().dagster_home / "processes").glob(f"{mark}*"))
 
 
 def test_a_command_of_another_machine_is_left_to_its_leases() -> None:
