@@ -139,7 +139,7 @@ def sync(
 @app.command()
 def plan(export: ExportOption = "default", documents: DocumentsOption = None, as_json: JsonOption = False) -> None:
     """What a sync would do: files, chunks and tokens after reuse. Embeds nothing and touches no sink. Exit code 1 when that is
-    not all: another run holds files, or the directory could not be read whole."""
+    not all: another run holds files, some cannot be fetched or cut, or the directory could not be read whole."""
     from pipeline.cli_output import plan_summary, print_plan
     from pipeline.orchestration.liveness import command_run
     from pipeline.stages.detect import wait_until_ready

@@ -23,11 +23,13 @@ _AT_ONCE = 16
 """Files held in memory at once: as many as the lake reads together from a bucket."""
 
 
-async def chunk(export: Export, file_ids: list[str], *, run_id: str) -> StageReport:
-    """Cut the documents of these files whose chunks were made from another text or by another chunker."""
+async def chunk(export: Export, file_ids: list[str], *, run_id: str, is_attempt: bool = True) -> StageReport:
+    """Cut the documents of these files whose chunks were made from another text or by another chunker. ``is_attempt`` as in
+    ``fetch``."""
     report, rows = await begin(export, "chunk", file_ids, run_id)
     await asyncio.to_thread(_chunk, export, rows, report)
-    await asyncio.to_thread(export.record_failures, report.failures, run_id)
+    if is_attempt:
+        await asyncio.to_thread(export.record_failures, report.failures, run_id)
     return report.finish()
 
 

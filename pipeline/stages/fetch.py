@@ -31,23 +31,27 @@ _MANY = 32
 single bad files fail slowly, after the good ones."""
 
 
-async def fetch(export: Export, file_ids: list[str], *, run_id: str, refetch: bool = False) -> StageReport:
+async def fetch(
+    export: Export, file_ids: list[str], *, run_id: str, refetch: bool = False, is_attempt: bool = True
+) -> StageReport:
     """Bring the payloads of these files into the lake where their change token moved (or all, with ``refetch``).
 
     A download that fails in a way that may pass is a failure of its file, which counts towards no parking, when the run has
     other files to go on with, or none; where none of several came, it is the source's. After very many in a row the rest of the
     run's are left for later. Raises SourceUnavailable when LlamaCloud or its storage cannot be used; what was fetched until then
-    is kept.
+    is kept. What fails is told and not counted as an attempt of its file unless it ``is_attempt``.
     """
     report, rows = await begin(export, "fetch", file_ids, run_id)
     wanted = [_listed(row) for row in rows.values() if refetch or not row.is_fetched]
     arrivals = _Arrivals(export, rows, report)
     down = await _receive(export, wanted, arrivals)
     await arrivals.store()
-    await asyncio.to_thread(export.record_failures, report.failures, run_id)
     missed = arrivals.out_of_reach
+    if is_attempt:
+        await asyncio.to_thread(export.record_failures, report.failures, run_id)
     if report.worked or len(wanted) < len(rows) or len(rows) == 1:
-        await asyncio.to_thread(export.record_failures, missed, run_id, parks=False)
+        if is_attempt:
+            await asyncio.to_thread(export.record_failures, missed, run_id, parks=False)
         report.failures |= missed
     elif missed and not down:
         down = SourceUnavailable(f"none of {len(missed)} payloads can be had; of the first: {next(iter(missed.values()))}")

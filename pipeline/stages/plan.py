@@ -1,6 +1,7 @@
 """The plan: what a sync would do now, by doing its first half.
 
-Payloads are fetched and cut, which the sync then need not do again; nothing is embedded and no sink is touched.
+Payloads are fetched and cut, which the sync then need not do again; nothing is embedded, no sink is touched, and what fails
+costs its file no attempt.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Plan:
     @property
     def whole(self) -> bool:
         """The directory was read whole, and everything in it counted."""
-        return not (self.detection.unread or self.held)
+        return not (self.detection.unread or self.held or self.failures)
 
 
 async def make_plan(export: Export, *, run_id: str) -> Plan:
@@ -43,8 +44,8 @@ async def make_plan(export: Export, *, run_id: str) -> Plan:
     needs = await asyncio.to_thread(needs_of, export, detection.index.scope)
     wanted = [*needs.ingest, *needs.alone, *needs.unreachable.get(MODEL, ())]
     async with borrowed(export, run_id):
-        fetched = await fetch(export, wanted, run_id=run_id)
-        cut = await chunk(export, wanted, run_id=run_id)
+        fetched = await fetch(export, wanted, run_id=run_id, is_attempt=False)
+        cut = await chunk(export, wanted, run_id=run_id, is_attempt=False)
         counted = await embed(export, wanted, run_id=run_id, dry_run=True)
     failures = {**fetched.failures, **cut.failures, **counted.failures}
     numbers, held = counted.numbers, fetched.held_elsewhere
