@@ -1,5 +1,6 @@
 """Runs of many partitions through the batching storages, read back through Dagster's own interface."""
 
+import atexit
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -64,6 +65,15 @@ def instance(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
             temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": config}}, **pools}
         ) as made:
             yield made
+
+
+def test_opening_the_instance_again_leaves_nothing_to_the_end_of_the_process(instance: dg.DagsterInstance) -> None:
+    before = atexit._ncallbacks()
+    for _ in range(3):
+        with dg.DagsterInstance.from_ref(instance.get_ref()) as again:
+            assert again.get_runs_count() == 0
+            assert again.all_instigator_state() == []
+    assert atexit._ncallbacks() == before
 
 
 def test_runs_that_begin_together_may_each_make_a_pool_known(instance: dg.DagsterInstance) -> None:
