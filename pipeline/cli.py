@@ -279,6 +279,7 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 @app.command()
 def release(files: list[str], export: ExportOption = "default") -> None:
     """Give failed or parked files a fresh start at the next look; an erased file, by its id, may return."""
+    from pipeline.ledger.asker import asker
     from pipeline.stages.tombstones import lift_tombstones
 
     opened = open_export(export)
@@ -287,7 +288,11 @@ def release(files: list[str], export: ExportOption = "default") -> None:
     found = [file_id for name in files if name not in erased for file_id in unerased_ids_of(opened, name, tombstones)]
     # Only when every name is known: a command that is refused has lifted nothing.
     lift_tombstones(opened, erased)
-    out.print(f"{opened.ledger.release(found) + len(erased)} files released")
+    failing = [file_id for file_id, row in opened.ledger.files(found).items() if row.is_failing]
+    opened.ledger.release(failing)
+    released = [*failing, *erased]
+    opened.ledger.log([(file_id, "released", {"by": asker()}) for file_id in released], run_id=None)
+    out.print(f"{len(released)} files released")
 
 
 @index_app.command("create")

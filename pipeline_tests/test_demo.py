@@ -1,9 +1,11 @@
-"""The demo's own folder is begun anew; nothing else ever goes."""
+"""The demo tells what it says, and its own folder is begun anew; nothing else ever goes."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import nullcontext
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ from pipeline.cli_local import local_app
 from pipeline.demo import run_demo
 from pipeline.errors import ConfigError, IndexportError
 from pipeline.home import Home
+from pipeline.local_cloud.environment import local_cloud_environment
 
 
 class _Begun(Exception):
@@ -36,6 +39,28 @@ def _stops_before_the_cloud(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 def demo(documents: Path | str | None = None) -> None:
     """The demo, up to where it would start the local cloud."""
     run_demo(Console(quiet=True), Console(quiet=True), None if documents is None else str(documents))
+
+
+def test_the_demo_cites_the_right_pages_and_works_again_on_what_it_changed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline.demo, "local_cloud_environment", local_cloud_environment)
+    out = Console(file=StringIO(), width=300)
+    assert run_demo(out, Console(quiet=True), None)
+    assert isinstance(out.file, StringIO)
+    first, found, second = re.split(r"─ \d\. .*─", out.file.getvalue())[1:]
+    assert len(_worked_on(first)) == 11
+    for question, citation in {
+        "How often must the level sensor be calibrated?": "manuals/ts-400-field-manual.pdf, page 2",
+        "Who approves a business trip abroad?": "handbook/travel-and-expenses.md, page 1",
+        "What does fault code E01 mean?": "manuals/ts-400-field-manual.pdf, page 2",
+    }.items():
+        assert f"{question}\n1. {citation} " in found
+    assert "edited handbook/onboarding.md, added support/field-notes.md, removed support/opening-hours.txt\n" in found
+    assert _worked_on(second) == {"handbook/onboarding.md", "support/field-notes.md"}
+    assert "\n  removed 1\n" in second
+
+
+def _worked_on(told: str) -> set[str]:
+    return set(re.findall(r"^  worked on (.*)$", told, re.MULTILINE))
 
 
 def test_an_empty_variable_is_a_home_of_the_default_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

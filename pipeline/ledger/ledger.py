@@ -15,6 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from pipeline.ledger import schema
+from pipeline.ledger.asker import asked_by
 from pipeline.ledger.engine import open_engine
 from pipeline.ledger.failures import own_failures
 from pipeline.ledger.models import FAILING, LEAVING, ExportState, FileRow, HistoryEvent, SinkState
@@ -369,9 +370,7 @@ class Ledger:
     def _log(
         self, connection: sa.Connection, events: Sequence[tuple[str, str, Mapping[str, Any]]], run_id: str | None, now: float
     ) -> None:
-        common = {"export": self.export, "at": now, "run_id": run_id}
-        rows = [
-            {**common, "file_id": file_id, "event": event, "details": json.dumps(details)} for file_id, event, details in events
-        ]
+        common, by = {"export": self.export, "at": now, "run_id": run_id}, asked_by(run_id)
+        rows = [{**common, "file_id": f, "event": event, "details": json.dumps({**told, **by})} for f, event, told in events]
         if rows:
             connection.execute(sa.insert(schema.history), rows)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import APIRouter, HTTPException, Query, Request, Response
@@ -74,7 +75,7 @@ async def get_blob(request: Request, cloud: CloudPart, token: str) -> Response:
     spoiled = matching_value(row["name"], faults.payloads) if row["origin"] == "payload" else None
     response = await _served(cloud, row, accepts_gzip="gzip" in request.headers.get("accept-encoding", ""), spoiled=spoiled)
     seconds = matching_value(row["name"], faults.slow_bodies)
-    return response if seconds is None else _slowed(response, seconds)
+    return response if seconds is None else await _slowed(response, seconds)
 
 
 async def _served(cloud: Cloud, row: Row, *, accepts_gzip: bool, spoiled: PayloadFault | None) -> Response:
@@ -100,8 +101,11 @@ async def _served(cloud: Cloud, row: Row, *, accepts_gzip: bool, spoiled: Payloa
     return Response(gzip.decompress(content) if compressed else content, media_type=row["media_type"])
 
 
-def _slowed(response: Response, seconds: float) -> StreamingResponse:
-    body = bytes(response.body)
+async def _slowed(response: Response, seconds: float) -> StreamingResponse:
+    if isinstance(response, FileResponse):
+        body = await asyncio.to_thread(Path(response.path).read_bytes)
+    else:
+        body = bytes(response.body)
 
     async def halves() -> AsyncIterator[bytes]:
         yield body[: len(body) // 2]

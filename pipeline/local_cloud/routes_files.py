@@ -17,7 +17,16 @@ from pipeline.local_cloud.wire import CloudPart, PagingPart, answer, base_url, f
 router = APIRouter(prefix="/api/v1/beta/files")
 
 Purpose = Literal["user_data", "parse", "extract", "classify", "split", "sheet", "agent_app"]
+OrderBy = Literal["name", "id", "created_at"]
 Expand = Annotated[list[Literal["download_url"]] | None, Query()]
+
+_PLACES: dict[OrderBy | None, str] = {
+    None: "seq",
+    "name": "row_number() OVER (ORDER BY name, seq)",
+    "id": "row_number() OVER (ORDER BY id)",
+    "created_at": "row_number() OVER (ORDER BY seq DESC)",
+}
+"""Where a file stands in a listing. What comes or goes between two pages moves the others, but in the order of creation."""
 
 
 @router.post("")
@@ -46,17 +55,21 @@ async def list_files(
     file_name: str | None = None,
     file_ids: Annotated[list[str] | None, Query()] = None,
     external_file_id: str | None = None,
+    order_by: OrderBy | None = None,
     expand: Expand = None,
 ) -> Response:
+    placed = f"id, name, external_file_id, last_modified_at, purpose, {_PLACES[order_by]} AS seq"
     rows = cloud.state.query(
-        "SELECT * FROM file WHERE seq > ? AND (? IS NULL OR name = ?) AND (? IS NULL OR external_file_id = ?)"
-        " AND (? IS NULL OR id IN (SELECT value FROM json_each(?))) ORDER BY seq LIMIT ?",
-        asked.cursor.after,
+        f"WITH listed AS (SELECT {placed} FROM file"  # noqa: S608  # our own literals
+        " WHERE (? IS NULL OR name = ?) AND (? IS NULL OR external_file_id = ?)"
+        " AND (? IS NULL OR id IN (SELECT value FROM json_each(?))))"
+        " SELECT * FROM listed WHERE seq > ? ORDER BY seq LIMIT ?",
         file_name,
         file_name,
         external_file_id,
         external_file_id,
         *[json.dumps(file_ids) if file_ids else None] * 2,
+        asked.cursor.after,
         asked.size + 1,
     )
     url = base_url(request) if expand else None

@@ -10,7 +10,6 @@ A command that holds files as a run does (an erasure, a repair) has such a mark 
 from __future__ import annotations
 
 import os
-import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,14 +27,13 @@ from dagster._core.storage.dagster_run import RunRecord
 from pipeline.clock import is_due
 from pipeline.files import hold
 from pipeline.home import Home
+from pipeline.ledger.asker import COMMAND
 from pipeline.orchestration.heartbeats import inherits, kept_heard_of, silent_runs
 from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED, is_of_export
 from pipeline.stages.export import LEASE_SECONDS
 
 _SUFFIX = ".lock"
 _WITH_A_PROCESS = [status for status in UNFINISHED if status is not dg.DagsterRunStatus.QUEUED]
-_COMMAND = re.compile(r"[a-z]+-([0-9a-f]{32})")
-"""The name of a command; a run's id has dashes in its digits."""
 _SPEECHLESS_SECONDS = 60.0
 """A process tags its run in the moment after it has reported it started, and so does a launcher."""
 _UNBEGUN_SECONDS = 300.0
@@ -76,7 +74,7 @@ def command_run(what: str) -> Iterator[str]:
 def run_is_live(instance: dg.DagsterInstance, run_id: str) -> bool:
     """Whether a run is known and unfinished, or the process of a command is not known to have ended: one of another machine
     is not known here, and one that ends in order gives back what it holds."""
-    if command := _COMMAND.fullmatch(run_id):
+    if command := COMMAND.fullmatch(run_id):
         return _is_alive(_path(_commands(), command[1]))
     run = instance.get_run_by_id(run_id)
     return run is not None and not run.is_finished

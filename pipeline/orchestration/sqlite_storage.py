@@ -20,6 +20,7 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
+from dagster._core.storage.schedules import SqliteScheduleStorage
 from dagster._core.storage.sqlite import create_db_conn_string
 from dagster._core.storage.sqlite_storage import DagsterSqliteStorage
 from dagster._serdes import ConfigurableClassData
@@ -34,6 +35,9 @@ from pipeline.orchestration.remembered_schema import RememberedSchema
 
 _BUSY_SECONDS = 30
 """How long a statement waits for another process's; the run storage of the stock class gives up after five."""
+
+_FOUND_MADE: set[Path] = set()
+"""Folders whose databases this process has made or found in place."""
 
 _SHARDS = 16
 """Run databases whose engines are kept: those of the runs at work."""
@@ -115,9 +119,17 @@ class BatchingSqliteStorage(DagsterSqliteStorage):
             raise ConfigError(
                 f"Dagster cannot keep its databases in {base_dir}: set DAGSTER_HOME, or INDEXPORT_HOME, to a path without ? and %"
             )
-        with _in_turn(Path(base_dir)):
-            super().__init__(base_dir, inst_data)
-        history = Path(base_dir) / "history"
+        folder = Path(base_dir).absolute()
+        history, schedules = folder / "history", folder / "schedules"
+        if folder in _FOUND_MADE and (history / "runs.db").exists() and (schedules / "schedules.db").exists():
+            # To look again reads all of Alembic's scripts, ten times as long as the rest takes, and what it keeps of them stays
+            # until the process ends; Dagster opens an instance for every look of a sensor.
+            self.base_dir, self._inst_data = base_dir, inst_data
+            self._schedule_storage = SqliteScheduleStorage(create_db_conn_string(str(schedules), "schedules"))
+        else:
+            with _in_turn(folder):
+                super().__init__(base_dir, inst_data)
+            _FOUND_MADE.add(folder)
         self._run_storage = KeepingSqliteRunStorage(create_db_conn_string(str(history), "runs"))
         self._event_log_storage = BatchingSqliteEventLogStorage(f"{history / 'runs'}/")
 

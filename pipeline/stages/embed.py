@@ -134,9 +134,11 @@ def _claim(export: Export, files: list[_FileChunks], run_id: str) -> Claim:
 def _known_vectors(
     export: Export, files: list[_FileChunks], located: Mapping[bytes, str]
 ) -> dict[bytes, npt.NDArray[np.float32]]:
-    """Vectors of this model that the lake already holds for any of these texts, where the ledger says they are."""
+    """Vectors of this model that the lake already holds for any of these texts, where the ledger says they are. A ledger that is
+    new, or was put back from a copy, does not know all of them: what it lacks is looked for in the file's own partition."""
     wanted = {digest for file in files for digest in file.digests}
     partitions = {located[digest] for digest in wanted & located.keys()}
+    partitions |= {file.row.file_id for file in files if not located.keys() >= set(file.digests)}
     tables = export.lake.read_many("embeddings", partitions, ["embedding_digest", "embedding"])
     known: dict[bytes, npt.NDArray[np.float32]] = {}
     for table in tables.values():

@@ -99,6 +99,17 @@ VECTORS = pa.FixedSizeListArray.from_arrays(pa.array(range(60_000), pa.float32()
 LARGE = pa.table({"content": ["a long text " * 20] * 200, "embedding": VECTORS})
 
 
+def test_long_texts_are_compressed_and_short_ones_and_vectors_are_not(tmp_path: Path) -> None:
+    lake = Lake(str(tmp_path), "default")
+    texts = pa.table({"long": ["x" * 2_048], "short": ["x" * 2_000], "vector": VECTORS.slice(0, 1)})
+    lake.write("embeddings", "a", texts, {})
+    [path] = tmp_path.rglob("*.parquet")
+    columns = [pq.read_metadata(path).row_group(0).column(n) for n in range(3)]
+    codecs = {column.path_in_schema.split(".")[0]: column.compression for column in columns}
+    assert codecs == {"long": "ZSTD", "short": "UNCOMPRESSED", "vector": "UNCOMPRESSED"}
+    assert columns[0].total_compressed_size < 200
+
+
 @pytest.mark.parametrize("table", [TABLE, LARGE, pa.table({})], ids=["small", "large", "empty"])
 def test_a_flipped_bit_anywhere_in_an_object_is_noticed_or_alters_nothing(tmp_path: Path, table: pa.Table) -> None:
     Lake(str(tmp_path), "default").write("embeddings", "a", table, {"model": "m@1"})

@@ -116,6 +116,15 @@ def test_bodies_can_stop_half_way_for_a_while(cloud: Harness, documents: Path) -
         httpx.get(url, timeout=0.1)
 
 
+def test_bodies_of_uploaded_files_can_stop_half_way_too(cloud: Harness) -> None:
+    url = cloud.client.files.content(cloud.client.files.create(file=("up.txt", b"slow water"), purpose="user_data").id).url
+    cloud.inject(slow_bodies={"up.txt": 0.01})
+    assert httpx.get(url).content == b"slow water"
+    cloud.inject(slow_bodies={"up.txt": 30})
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.get(url, timeout=0.1)
+
+
 def test_pages_can_be_shorter_than_asked_for(many: Harness) -> None:
     many.inject(page_size_cap=3)
     directory = many.index().output_directory_id

@@ -43,6 +43,23 @@ def test_files_are_paged(cloud: Harness) -> None:
     assert uploaded == [f"{number}.txt" for number in range(7)]
 
 
+def test_files_are_listed_in_the_order_asked_for_over_all_pages(cloud: Harness) -> None:
+    for name in ("b.txt", "c.txt", "a.txt", "b.txt"):
+        cloud.client.files.create(file=(name, b"x"), purpose="user_data")
+    made = list(cloud.client.files.list())
+
+    def ordered(by: str) -> list[str]:
+        return [file.id for file in cloud.client.files.list(order_by=by, page_size=2)]
+
+    assert ordered("name") == [file.id for file in sorted(made, key=lambda file: file.name)]
+    assert ordered("id") == sorted(file.id for file in made)
+    assert ordered("created_at") == [file.id for file in reversed(made)]
+    assert [file.name for file in cloud.client.files.list(order_by="created_at", file_name="b.txt")] == ["b.txt", "b.txt"]
+    for wrong in ("name desc", "name,id", "size"):
+        with pytest.raises(llama_cloud.UnprocessableEntityError):
+            cloud.client.files.list(order_by=wrong)
+
+
 def test_a_file_of_a_directory_is_not_deleted_behind_its_back(cloud: Harness) -> None:
     parsed = cloud.output()["hello.md"]
     assert parsed.file_id is not None

@@ -1,6 +1,7 @@
 """Runs of many partitions through the batching storages, read back through Dagster's own interface."""
 
-from collections.abc import Iterator
+import atexit
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.sql.compiler import SQLCompiler
 
+from pipeline.home import Home
 from pipeline.orchestration.event_batches import event_rows
+from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START
+from pipeline.orchestration.sqlite_storage import BatchingSqliteEventLogStorage
 from pipeline.orchestration.standing import report_materialized
 from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
 
@@ -64,6 +68,15 @@ def instance(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
             temp_dir=str(tmp_path), overrides={"storage": {"custom": {**storage, "config": config}}, **pools}
         ) as made:
             yield made
+
+
+def test_opening_the_instance_again_leaves_nothing_to_the_end_of_the_process(instance: dg.DagsterInstance) -> None:
+    before = atexit._ncallbacks()
+    for _ in range(3):
+        with dg.DagsterInstance.from_ref(instance.get_ref()) as again:
+            assert again.get_runs_count() == 0
+            assert again.all_instigator_state() == []
+    assert atexit._ncallbacks() == before
 
 
 def test_runs_that_begin_together_may_each_make_a_pool_known(instance: dg.DagsterInstance) -> None:
@@ -141,6 +154,26 @@ def test_every_file_of_a_run_is_materialized_with_its_metadata_and_data_version(
         payloads.key, dg.DagsterEventType.ASSET_MATERIALIZATION, ["dagster/data_version"]
     )
     assert set(tags) == set(KEYS[:5])
+
+
+def test_the_events_of_all_files_of_a_step_are_written_at_once_where_nobody_says_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    monkeypatch.setenv("DAGSTER_EVENT_BATCH_SIZE", "")
+    monkeypatch.delenv("DAGSTER_EVENT_BATCH_SIZE")
+    batches: list[int] = []
+    real = BatchingSqliteEventLogStorage.store_event_batch
+
+    def noted(storage: BatchingSqliteEventLogStorage, events: Sequence[EventLogEntry]) -> None:
+        batches.append(sum(event.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION for event in events))
+        real(storage, events)
+
+    monkeypatch.setattr(BatchingSqliteEventLogStorage, "store_event_batch", noted)
+    with open_instance(Home(tmp_path)) as instance:
+        instance.add_dynamic_partitions("files", KEYS)
+        assert run(instance, KEYS[0], KEYS[5]).success
+    assert [size for size in batches if size] == [6, 6]
 
 
 def test_an_asset_remembers_the_last_event_of_its_batch(instance: dg.DagsterInstance) -> None:

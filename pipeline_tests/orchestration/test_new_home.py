@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -61,6 +62,16 @@ def test_all_of_them_open_it_with_its_own_settings(processes: ProcessPoolExecuto
 def test_all_of_them_may_be_the_first_to_ask_for_the_events_of_a_run(processes: ProcessPoolExecutor, tmp_path: Path) -> None:
     read = processes.map(_read_new_runs, [tmp_path] * AT_ONCE)
     assert list(read) == [[0] * ROUNDS] * AT_ONCE
+
+
+@pytest.mark.parametrize("lost", ["history", "schedules"])
+def test_a_home_that_goes_while_a_process_lives_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "dagster"))
+    for _ in range(2):
+        with open_instance(Home(tmp_path)) as instance:
+            assert instance.get_runs_count() == 0
+            assert instance.all_instigator_state() == []
+        shutil.rmtree(tmp_path / "dagster" / lost)
 
 
 @pytest.mark.parametrize(("ledger", "warnings"), [("postgresql+psycopg2://host/db", 1), ("sqlite:///ledger.sqlite", 0)])

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +267,30 @@ def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: Wor
     world.sync()
     assert world.numbers("embeddings")["computed"] == 0
     world.assert_settled()
+
+
+def test_the_partition_of_a_file_is_read_for_texts_of_which_the_ledger_knows_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ingest()
+    read: list[str] = []
+    real = Lake.read_many
+
+    def noted(
+        lake: Lake, dataset: Dataset, partitions: Iterable[str], columns: Sequence[str] | None = None
+    ) -> dict[str, pa.Table]:
+        names = list(partitions)
+        read.extend(names if columns == ["embedding_digest", "embedding"] else [])
+        return real(lake, dataset, names, columns)
+
+    monkeypatch.setattr(Lake, "read_many", noted)
+    world.write("copy.md", (world.documents / "doc-3.md").read_text())
+    world.ingest()
+    assert read == [world.file_id("doc-3.md")]
+    read.clear()
+    world.write("copy.md", "# Another\n\nWith a body of its own.\n")
+    world.ingest()
+    assert read == [world.file_id("copy.md")]
 
 
 class HesitantEmbedder(ConstantEmbedder):

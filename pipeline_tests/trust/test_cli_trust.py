@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from pipeline.cli import app
 from pipeline.cli_common import defined_exports
 from pipeline.errors import ConfigError
+from pipeline.ledger.asker import asker
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import PARTITION, key_order
@@ -82,6 +83,10 @@ def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) ->
     assert "1 files released" in invoke("release", report["file_ids"][0])
     invoke("sync", "--json")
     assert json.loads(invoke("status", "--json"))["files"] == {"done": 3}
+    events = [json.loads(line) for line in invoke("history", report["file_ids"][0], "--json").splitlines()]
+    asked = {event["event"]: json.loads(event["details"]).get("by") for event in events}
+    assert asked["removed"] == asked["erased"] == asked["released"] == asker()
+    assert asked["loaded into lancedb"] is None
 
 
 def test_a_name_is_known_whether_its_letters_are_composed_or_not_and_an_erasure_takes_both(folder: Path) -> None:

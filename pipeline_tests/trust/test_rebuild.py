@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from typing import Any
 
 import dagster as dg
@@ -93,6 +95,30 @@ def test_a_lost_ledger_still_knows_its_vectors(world: World, embedded: list[str]
     (world.documents / "long.md").rename(world.documents / "renamed.md")
     world.ingest()
     assert embedded == []
+    world.assert_settled()
+
+
+def test_a_lost_ledger_that_nobody_rebuilds_costs_no_embedding(world: World, embedded: list[str]) -> None:
+    lose_ledger(world)
+    world.ingest()
+    assert embedded == []
+    world.assert_settled()
+
+
+def test_a_ledger_put_back_from_before_an_edit_costs_no_embedding(world: World, embedded: list[str]) -> None:
+    with (
+        closing(sqlite3.connect(world.export.home.root / "ledger.sqlite")) as ledger,
+        closing(sqlite3.connect(":memory:")) as copy,
+    ):
+        ledger.backup(copy)
+        world.write("doc-1.md", "# Document 1\n\nEdited since the backup.\n")
+        world.write("new.md", "# New\n\nAdded since the backup.\n")
+        world.ingest()
+        assert len(embedded) == 2
+        copy.backup(ledger)
+    _open.cache_clear()
+    world.ingest()
+    assert len(embedded) == 2
     world.assert_settled()
 
 
