@@ -55,6 +55,26 @@ def test_exports_are_those_of_the_folder_that_the_environment_names(tmp_path: Pa
     assert run("history", "a.md", **here).stderr == f"configuration: {told}\n"
 
 
+def test_where_no_export_is_found_the_files_are_named_that_hold_none(tmp_path: Path) -> None:
+    here = {"INDEXPORT_HOME": str(tmp_path / "home"), "INDEXPORT_DEFS": str(tmp_path)}
+    told = f"configuration: there is no export 'default' in {tmp_path}; it has: none; %s\n"
+    empty = "no defs.yaml lies under it; INDEXPORT_DEFS names the defs folder of a project"
+    assert run("status", **here).stderr == told % empty
+    (tmp_path / "defs.yaml").write_text("type: elsewhere.Component\n")
+    other = f"no component in {tmp_path}/defs.yaml is of type pipeline.components.IndexExport"
+    assert run("status", **here).stderr == told % f"{other}; INDEXPORT_DEFS names the defs folder of a project"
+
+
+def test_a_development_server_is_refused_before_anything_begins_where_an_export_is_set_up_wrong(tmp_path: Path) -> None:
+    (tmp_path / "defs.yaml").write_text("type: IndexExport\nattributes: {name: x}\n")
+    here = {"INDEXPORT_HOME": str(tmp_path / "home"), "INDEXPORT_DEFS": str(tmp_path), "LLAMA_CLOUD_API_KEY": ""}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        outcome = run("dev", "--port", str(taken.getsockname()[1]), "--documents", str(tmp_path), **here)
+    told = f"configuration: {tmp_path}/defs.yaml: type: misspelt; an export's is pipeline.components.IndexExport\n"
+    assert (outcome.returncode, outcome.stderr) == (2, told)
+    assert not (tmp_path / "home").exists()
+
+
 @pytest.mark.parametrize("made", [Path.touch, lambda _path: None], ids=["a file", "nothing"])
 def test_a_folder_of_exports_that_is_none_is_one_line(tmp_path: Path, made: Callable[[Path], None]) -> None:
     made(tmp_path / "defs")
