@@ -26,6 +26,8 @@ _MISSPELT = 0.9
 """How alike a component's type is to ours, of 1, when it is meant to be ours."""
 _OF_A_COMPONENT = frozenset({"type", "attributes", "template_vars_module", "requirements", "post_processing"})
 """What Dagster knows beside each other in a component's YAML."""
+FILE_NAMES = ("defs.yaml", "defs.yml")
+"""As Dagster finds components."""
 _SHOWN = 5
 _OTHER_ASSETS = ("directory_files", *DATASETS)
 """Assets of every export, beside which every sink is one."""
@@ -144,8 +146,8 @@ def check_sinks(export: ExportSettings) -> None:
 
 
 def defs_files(folder: Path) -> list[Path]:
-    """The files under a ``defs`` folder that may hold exports, as Dagster calls them."""
-    return sorted({*folder.glob("**/defs.yaml"), *folder.glob("**/defs.yml")})
+    """The files under a ``defs`` folder that may hold exports."""
+    return sorted({path for name in FILE_NAMES for path in folder.glob(f"**/{name}")})
 
 
 def why_none(folder: Path) -> str:
@@ -165,20 +167,24 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
     exports: dict[str, ExportSettings] = {}
     paths: dict[str, Path] = {}
     for path in defs_files(folder):
-        try:
-            found = list(_exports_in(path))
-        except (ValueError, ConfigError, RecursionError, yaml.YAMLError) as error:
-            # Without its cause: Dagster shows that too, and YAML's words repeat lines of the file.
-            raise ConfigError(f"{path}: {_without_text(error)}") from None
-        for settings in found:
+        for settings in exports_in(path):
             if settings.name in exports:
                 raise ConfigError(f"{path}: another export is called {settings.name!r}, in {paths[settings.name]}; rename one")
             exports[settings.name], paths[settings.name] = settings, path
     return exports
 
 
-def _exports_in(path: Path) -> Iterator[ExportSettings]:
-    """Those of its components that are ours. Raises ValueError for a file without any component, which Dagster refuses too."""
+def exports_in(path: Path) -> list[ExportSettings]:
+    """Those of a file's components that are ours. Raises ConfigError naming the file and the setting."""
+    try:
+        return list(_read(path))
+    except (ValueError, ConfigError, RecursionError, yaml.YAMLError) as error:
+        # Without its cause: Dagster shows that too, and YAML's words repeat lines of the file.
+        raise ConfigError(f"{path}: {_without_text(error)}") from None
+
+
+def _read(path: Path) -> Iterator[ExportSettings]:
+    """Raises ValueError also for a file without any component, which Dagster refuses too."""
     is_empty = True
     for document, repeated in documents_of(path):
         is_empty &= document is None
