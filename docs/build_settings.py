@@ -12,8 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from pipeline.errors import ConfigError
-from pipeline.sinks.registry import SINKS, exporter_class
-from pipeline.stages.export import LOCAL_SINKS
+from pipeline.sinks.registry import LOCAL_SINKS, SINKS, exporter_class
 from pipeline.stages.settings import ExportSettings
 
 TARGET = Path(__file__).with_name("settings.md")
@@ -24,6 +23,11 @@ Written by `docs/build_settings.py` from the code. One file `pipeline/defs/<expo
 Other values may too, written as in Dagster's components: `"{{ env.NAME }}"`, `"{{ env('NAME') }}"` or `"{{ env('NAME',
 'default') }}"`, whole or as a part; a variable that is not set, and any other template, is an error that names the setting. One
 file may hold several exports, with a line `---` between them.
+
+What is wrong in a file is told in one line that names it, by every command (exit code 2) and when Dagster loads the code
+location, which has no export at all until that is mended: also a key that stands twice, a sink that is not known and a setting
+that its sink does not have. What the file cannot show (a variable, a package or a class of your own is missing) is told where
+the sink is used.
 """
 _SHARED = """Exports of one index whose sinks are one place (same store, name and model) share its records:
 with other `chunking` they overwrite each other's, and each takes its own for what stands. Give each its own place, such as

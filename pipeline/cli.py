@@ -117,8 +117,8 @@ def sync(
     from pipeline.orchestration.launcher import sync as run_sync
     from pipeline.stages.detect import refresh, wait_until_ready
 
+    opened = open_export(export)
     with cloud_over(documents) as cloud:
-        opened = open_export(export)
         if allow_deletes:
             opened.ledger.update_state(allowed_deletes=allow_deletes)
         if ask:
@@ -145,7 +145,7 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
     from pipeline.stages.detect import wait_until_ready
     from pipeline.stages.plan import make_plan
 
-    with cloud_over(documents), opened_with_instance(export) as (opened, _), command_run("plan") as run_id:
+    with opened_with_instance(export) as (opened, _), cloud_over(documents), command_run("plan") as run_id:
         if documents:
             asyncio.run(wait_until_ready(opened))
         made = asyncio.run(make_plan(opened, run_id=run_id))

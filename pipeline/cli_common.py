@@ -77,12 +77,14 @@ def open_export(name: str) -> Export:
     """An export of the defs folder by its name. Raises ConfigError."""
     from pipeline.home import Home, defs_folder
     from pipeline.stages.export import Export
+    from pipeline.stages.settings import why_none
 
     exports = defined_exports()
     if name not in exports:
+        folder = defs_folder()
+        held = ", ".join(sorted(exports)) or f"none; {why_none(folder)}"
         raise ConfigError(
-            f"there is no export {name!r} in {defs_folder()}; it has: {', '.join(sorted(exports)) or 'none'}; "
-            "INDEXPORT_DEFS names the defs folder of a project"
+            f"there is no export {name!r} in {folder}; it has: {held}; INDEXPORT_DEFS names the defs folder of a project"
         )
     return Export(exports[name], Home.from_environment())
 

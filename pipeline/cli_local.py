@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pipeline.api_keys import LOCAL_CLOUD_KEY
-from pipeline.cli_common import err, out
+from pipeline.cli_common import defined_exports, err, out
 from pipeline.errors import ConfigError
 from pipeline.home import packaged
 from pipeline.urls import without_secrets
@@ -75,6 +75,7 @@ def dev(
     Over the home, lake, ledger and sinks that the environment names, as every command but demo."""
     from pipeline.orchestration.launcher import free_port, run_dagster_dev
 
+    defined_exports()  # a mistake in one is told before anything begins, and in one line
     real = bool(os.environ.get("LLAMA_CLOUD_API_KEY"))
     ui_port = free_port(port)
     with cloud_over(None if real else documents, port=cloud_port) as cloud:

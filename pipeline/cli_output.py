@@ -257,21 +257,31 @@ def print_sync(console: Console, export: Export, report: SyncReport, documents: 
         f"{report.runs} runs, {report.failed_runs} failed"
     )
     _print_unread(console, report.detection)
-    for reason in report.errors:
-        console.print(f"[red]failed:[/red] {escape(reason)}")
+    down = _down(export)
+    by_a_removal = "; ".join(f"{sink}: {down[sink]}" for sink in export.settings.sinks if sink in down)
+    for reason in dict.fromkeys(report.errors):
+        if reason not in (*down.values(), by_a_removal):
+            console.print(f"[red]failed:[/red] {escape(reason)}")
     for row in rows.values():
         if row.is_failing:
             console.print(f"[yellow]{row.status}[/yellow] {escape(row.display_name)}: {escape(row.last_error or '')}")
-    for sink, state in export.ledger.sink_states().items():
-        if state.last_error and sink in (*export.settings.sinks, MODEL):
-            lacking = len(report.needs.unreachable.get(sink, []))
-            console.print(f"[yellow]{sink} is down[/yellow], files it lacks: {lacking}: {escape(state.last_error)}")
+    for sink, reason in down.items():
+        lacking = len(report.needs.unreachable.get(sink, []))
+        how = "set up wrong" if reason in report.set_up_wrong else "down"
+        console.print(f"[yellow]{sink} is {how}[/yellow], files it lacks: {lacking}: {escape(reason)}")
     if report.needs.blocked:
         console.print(f"[yellow]removed files that wait for a sink which is down: {len(report.needs.blocked)}[/yellow]")
     if report.needs.due and not report.errors:
         count = len(report.needs.due)
         console.print(f"[yellow]files held by another run: {count}[/yellow]; sync again when it has ended")
     print_awaiting_approval(console, len(report.needs.awaiting_approval), documents)
+
+
+def _down(export: Export) -> dict[str, str]:
+    """Why each sink of the settings, or the model, cannot be used; those that can are left out."""
+    states = export.ledger.sink_states()
+    reasons = {sink: states[sink].last_error for sink in (*export.settings.sinks, MODEL) if sink in states}
+    return {sink: reason for sink, reason in reasons.items() if reason}
 
 
 def print_awaiting_approval(console: Console, count: int, documents: str | None = None) -> None:

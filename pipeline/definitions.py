@@ -23,7 +23,8 @@ def defs() -> dg.Definitions:
 
 def _exports() -> list[dg.Definitions]:
     folder = defs_folder()
+    exports = load_exports(folder)  # also where Dagster reads them: its own errors name no file, or repeat what stands in one
     if folder == OWN_DEFS:
         return [dg.load_from_defs_folder(path_within_project=Path(__file__).parent)]
     # That of another project, whose other components are its own code location's.
-    return [export_definitions(settings) for settings in load_exports(folder).values()]
+    return [export_definitions(settings) for settings in exports.values()]

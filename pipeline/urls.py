@@ -13,6 +13,8 @@ _USER = re.compile(r"(?<=://)[^/\s]*@")
 _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s]*@")
 """In its place a github:// URL has the repository."""
+DRIVER_REMEDY = "its driver is an extra for s3:// (indexport[s3]), a package of its own for others"
+"""Of a URL whose file system is not installed."""
 _HIGHEST_PORT = 65535
 _LONGEST_QUOTE = 300
 _MOST_READ = 10_000

@@ -15,14 +15,15 @@ from pathlib import Path
 import pytest
 
 from pipeline import cli
+from pipeline.local_cloud import environment
 from pipeline_tests.command_line import INDEXPORT, run
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_an_output_that_cannot_be_written_is_not_blamed_on_the_home_alone(tmp_path: Path) -> None:
     with Path("/dev/full").open("wb") as full:
-        environment = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
-        outcome = subprocess.run([*INDEXPORT, "status"], stdout=full, stderr=subprocess.PIPE, text=True, env=environment)
+        variables = {**os.environ, "INDEXPORT_HOME": str(tmp_path)}
+        outcome = subprocess.run([*INDEXPORT, "status"], stdout=full, stderr=subprocess.PIPE, text=True, env=variables)
     told = f"error: standard output, or {tmp_path}: No space left on device; check its space and rights\n"
     assert (outcome.returncode, outcome.stderr) == (1, told)
 
@@ -53,6 +54,37 @@ def test_exports_are_those_of_the_folder_that_the_environment_names(tmp_path: Pa
     assert run("history", "a.md", "--export", "handbook", **here).stderr.startswith("configuration: no file of 'handbook'")
     told = f"there is no export 'default' in {tmp_path}/defs; it has: handbook; INDEXPORT_DEFS names the defs folder of a project"
     assert run("history", "a.md", **here).stderr == f"configuration: {told}\n"
+
+
+def test_where_no_export_is_found_the_files_are_named_that_hold_none(tmp_path: Path) -> None:
+    here = {"INDEXPORT_HOME": str(tmp_path / "home"), "INDEXPORT_DEFS": str(tmp_path)}
+    told = f"configuration: there is no export 'default' in {tmp_path}; it has: none; %s\n"
+    empty = "no defs.yaml lies under it; INDEXPORT_DEFS names the defs folder of a project"
+    assert run("status", **here).stderr == told % empty
+    (tmp_path / "defs.yaml").write_text("type: elsewhere.Component\n")
+    other = f"no component in {tmp_path}/defs.yaml is of type pipeline.components.IndexExport"
+    assert run("status", **here).stderr == told % f"{other}; INDEXPORT_DEFS names the defs folder of a project"
+
+
+def test_a_development_server_is_refused_before_anything_begins_where_an_export_is_set_up_wrong(tmp_path: Path) -> None:
+    (tmp_path / "defs.yaml").write_text("type: IndexExport\nattributes: {name: x}\n")
+    here = {"INDEXPORT_HOME": str(tmp_path / "home"), "INDEXPORT_DEFS": str(tmp_path), "LLAMA_CLOUD_API_KEY": ""}
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        outcome = run("dev", "--port", str(taken.getsockname()[1]), "--documents", str(tmp_path), **here)
+    told = f"configuration: {tmp_path}/defs.yaml: type: misspelt; an export's is pipeline.components.IndexExport\n"
+    assert (outcome.returncode, outcome.stderr) == (2, told)
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("command", ["sync", "plan"])
+def test_a_folder_is_not_served_for_an_export_that_is_set_up_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.setattr(environment, "local_cloud_environment", None)
+    (tmp_path / "defs.yaml").write_text("type: IndexExport\n")
+    here = {"INDEXPORT_HOME": str(tmp_path / "home"), "INDEXPORT_DEFS": str(tmp_path)}
+    outcome = run(command, "--documents", str(tmp_path), **here)
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (2, 1), outcome.stderr
 
 
 @pytest.mark.parametrize("made", [Path.touch, lambda _path: None], ids=["a file", "nothing"])

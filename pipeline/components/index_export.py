@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Self
 
 import dagster as dg
@@ -13,7 +14,7 @@ from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
-from pipeline.stages.settings import ExportSettings, described
+from pipeline.stages.settings import FILE_NAMES, ExportSettings, described, exports_in
 from pipeline.stages.templates import resolved
 
 
@@ -42,7 +43,10 @@ class IndexExport(dg.Component):
 
     @classmethod
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> IndexExport:
-        """From validated attributes; a YAML without any is refused by the model, which asks for a name."""
+        """From validated attributes; a YAML without any is refused by the model, which asks for a name. Raises ConfigError for
+        what the commands refuse: a sink set up wrong, and a key that stands twice, of which Dagster takes the last."""
+        for file in filter(Path.is_file, (context.path / name for name in FILE_NAMES)):
+            exports_in(file)
         if not isinstance(attributes, ExportSettings):
             raise TypeError(f"{context.path} has no attributes; an IndexExport needs at least a name")
         return cls(attributes)

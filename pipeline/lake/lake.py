@@ -23,7 +23,7 @@ from pipeline.errors import ConfigError, LakeError
 from pipeline.files import unfinished, write_whole
 from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
-from pipeline.urls import without_secrets
+from pipeline.urls import DRIVER_REMEDY, without_secrets
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
 DATASETS: tuple[Dataset, ...] = ("parsed_payloads", "chunks", "embeddings")
@@ -50,8 +50,8 @@ class Lake:
         try:
             self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         except (ImportError, ValueError) as error:
-            remedy = "its driver is an extra for s3:// (indexport[s3]), a package of its own for others"
-            raise ConfigError(f"INDEXPORT_LAKE_URI: {without_secrets(uri)} cannot be opened: {error}; {remedy}") from None
+            shown = without_secrets(uri)
+            raise ConfigError(f"INDEXPORT_LAKE_URI: {shown} cannot be opened: {error}; {DRIVER_REMEDY}") from None
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
         self._shown = without_secrets(uri)
         self._recent = RecentTables()

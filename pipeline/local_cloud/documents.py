@@ -20,7 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from pipeline.documents.models import MetadataValue
 from pipeline.errors import ConfigError
-from pipeline.urls import as_stored, without_password, without_secrets
+from pipeline.urls import DRIVER_REMEDY, as_stored, without_password, without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
 _HIDDEN_OR_LOCK = (".", "~$")
@@ -82,10 +82,9 @@ class DocumentFolder:
             # Listings are never cached: a scan must see what is there now.
             self._fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True, **storage_options)
         except Exception as error:  # noqa: BLE001 - each driver raises what it likes, and what it says may hold the password
-            raise ConfigError(
-                f"documents={self.shown!r} cannot be opened: {_reason(error)}; "
-                "use a local folder, or a URL whose filesystem is installed and answers"
-            ) from None
+            others = "use a local folder, or a URL whose filesystem is known and answers"
+            remedy = DRIVER_REMEDY if isinstance(error, ImportError) else others
+            raise ConfigError(f"documents={self.shown!r} cannot be opened: {_reason(error)}; {remedy}") from None
         self._root = str(root).rstrip("/")
         self._local = isinstance(self._fs, LocalFileSystem)
         self.address = _local_address(self._root) if self._local else without_password(url).rstrip("/")

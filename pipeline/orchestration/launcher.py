@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -45,6 +45,7 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _HEAPS = 2
 _LARGE_BYTES = 2**20
 _PLACE = re.compile(r'File "(.+)", line (\d+)')
+_OF_SETTINGS = {name for name, kind in vars(pipeline.errors).items() if isinstance(kind, type) and issubclass(kind, ConfigError)}
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -59,6 +60,8 @@ class SyncReport:
     failed_runs: int = 0
     errors: list[str] = field(default_factory=list)
     """Why steps of those runs failed, one line each."""
+    set_up_wrong: set[str] = field(default_factory=set)
+    """What was said of settings at that: the words of each ConfigError."""
     needs: Needs = field(default_factory=Needs)
 
     @property
@@ -187,6 +190,13 @@ def _count(result: dg.ExecuteInProcessResult, report: SyncReport) -> None:
     report.runs += 1
     report.failed_runs += not result.success
     report.errors += failures(result)
+    report.set_up_wrong |= _said_of_settings(result)
+
+
+def _said_of_settings(result: dg.ExecuteInProcessResult) -> set[str]:
+    failed = result.filter_events(lambda event: event.is_step_failure)
+    errors = (error for event in failed for error in _with_causes(event.step_failure_data.error))
+    return {_words(error) for error in errors if error.cls_name in _OF_SETTINGS}
 
 
 def failures(result: dg.ExecuteInProcessResult) -> list[str]:
@@ -199,18 +209,27 @@ def failures(result: dg.ExecuteInProcessResult) -> list[str]:
     return lines
 
 
-def _reason(step: str | None, error: SerializableErrorInfo) -> str:
+def _with_causes(error: SerializableErrorInfo | None) -> Iterator[SerializableErrorInfo]:
+    while error:
+        yield error
+        error = error.cause
+
+
+def _words(error: SerializableErrorInfo) -> str:
+    """Of an error of our own."""
+    return error.message.strip().partition(": ")[2]
+
+
+def _reason(step: str | None, given: SerializableErrorInfo) -> str:
     """The words of an error of our own. Of any other only the type and the place of its innermost cause: its words may hold
     what nobody should read."""
-    while True:
+    *_, innermost = causes = list(_with_causes(given))
+    for error in causes:
         if error.cls_name and hasattr(pipeline.errors, error.cls_name):
-            return error.message.strip().partition(": ")[2]
-        if error.cause is None:
-            break
-        error = error.cause
-    place = _PLACE.search(error.stack[-1]) if error.stack else None
+            return _words(error)
+    place = _PLACE.search(innermost.stack[-1]) if innermost.stack else None
     where = f" in {place[1]}:{place[2]}" if place else ""
-    return f"{step}: {error.cls_name}{where}; its words are in the run's log (`indexport dev`)"
+    return f"{step}: {innermost.cls_name}{where}; its words are in the run's log (`indexport dev`)"
 
 
 def free_port(port: int) -> int:

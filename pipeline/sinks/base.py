@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, ClassVar, Final, Literal
@@ -69,13 +69,17 @@ class SinkContext:
     metadata_fields: Mapping[str, MetadataType] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raises ConfigError for a metadata field no store could keep beside a record's own fields."""
-        for key in self.metadata_fields:
-            if key in _RESERVED_KEYS or not _METADATA_KEY.fullmatch(key):
-                raise ConfigError(
-                    f"metadata field {key!r} cannot be declared for filtering: use a letter or digit, then up to 63 letters, "
-                    f"digits, spaces, '_' or '-', and none of the names of a record's own fields"
-                )
+        check_metadata_fields(self.metadata_fields)
+
+
+def check_metadata_fields(names: Iterable[str]) -> None:
+    """Raise ConfigError for a metadata field no store could keep beside a record's own fields."""
+    for name in names:
+        if name in _RESERVED_KEYS or not _METADATA_KEY.fullmatch(name):
+            raise ConfigError(
+                f"metadata field {name!r} cannot be declared for filtering: use a letter or digit, then up to 63 letters, "
+                f"digits, spaces, '_' or '-', and none of the names of a record's own fields"
+            )
 
 
 @dataclass(frozen=True, slots=True)

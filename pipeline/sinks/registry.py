@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from pipeline.errors import ConfigError
-from pipeline.sinks.base import Exporter
+from pipeline.sinks.base import Exporter, SinkSettings
 
 SINKS: dict[str, str] = {
     "azure_ai_search": "pipeline.sinks.azure_ai_search:AzureAISearchExporter",
@@ -21,6 +21,9 @@ SINKS: dict[str, str] = {
 }
 """Name -> ``module:Class``. Modules are imported on first use: most of them need an extra."""
 
+LOCAL_SINKS = ("lancedb", "storage_context")
+"""Sinks that live in a folder or bucket: without a ``uri`` of their own they live under the home."""
+
 _EXTRAS: dict[str, str] = {"azure_ai_search": "azure", "llama_docstore": "llama-index", "llama_index": "llama-index"}
 """The extras that are not called as their sink."""
 
@@ -30,8 +33,7 @@ def exporter_class(name: str) -> type[Exporter]:
 
     Raises ConfigError for an unknown name, or when the store's SDK is not installed (names the extra).
     """
-    if name not in SINKS:
-        raise ConfigError(f"unknown sink {name!r}; known: {', '.join(sorted(SINKS))}")
+    _check_known(name)
     module, _, attribute = SINKS[name].partition(":")
     try:
         loaded = importlib.import_module(module)
@@ -40,3 +42,19 @@ def exporter_class(name: str) -> type[Exporter]:
         raise ConfigError(f"sink {name!r} needs {error.name!r}; install it with: pip install 'indexport[{extra}]'") from error
     found: type[Exporter] = getattr(loaded, attribute)
     return found
+
+
+def settings_type(name: str) -> type[SinkSettings] | None:
+    """What the settings of a sink must be, by its registered name; ``None`` where its SDK cannot be imported, of which
+    ``exporter_class`` tells. Raises ConfigError for an unknown name."""
+    _check_known(name)
+    try:
+        return exporter_class(name).settings_type
+    except Exception:  # noqa: BLE001 - the SDK is foreign code
+        return None
+
+
+def _check_known(name: str) -> None:
+    if name not in SINKS:
+        known = ", ".join(sorted(SINKS))
+        raise ConfigError(f"unknown sink {name!r}; known: {known}; a class of your own is `type: your.module:Class`")

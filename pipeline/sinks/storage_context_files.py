@@ -23,7 +23,7 @@ import fsspec
 import pyarrow.parquet as pq
 
 from pipeline.errors import ConfigError, SinkUnavailable
-from pipeline.urls import without_secrets
+from pipeline.urls import DRIVER_REMEDY, without_secrets
 
 _DRIVER_ERRORS: Final = {
     "aiohttp": "ClientError",
@@ -57,7 +57,7 @@ class FolderStore:
         try:
             filesystem, root = fsspec.core.url_to_fs(self._uri, use_listings_cache=False, skip_instance_cache=True)
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"storage_context cannot use uri {self.shown!r}: {error}") from None
+            raise ConfigError(f"storage_context cannot use uri {self.shown!r}: {error}; {DRIVER_REMEDY}") from None
         return filesystem, root.rstrip("/")
 
     @property

@@ -28,7 +28,7 @@ from pipeline.local_cloud.identity import PROJECT_ID as LOCAL_PROJECT
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
 from pipeline.sinks.records import RECORD_VERSION, canonical_json
-from pipeline.sinks.registry import exporter_class
+from pipeline.sinks.registry import LOCAL_SINKS, exporter_class
 from pipeline.stages.settings import ExportSettings, described
 
 
@@ -245,9 +245,6 @@ class Export:
         self.ledger.record_done(done, self.settings_digest)
         return len(done)
 
-
-LOCAL_SINKS = ("lancedb", "storage_context")
-"""Sinks that live in a folder or bucket: without a ``uri`` of their own they live under the home."""
 
 LEASE_SECONDS = 900.0
 """A run renews what it holds while it works; a holder that stays silent for longer has died with its machine."""

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipeline.errors import SINK_ERRORS, SinkUnavailable
+from pipeline.errors import SINK_ERRORS, ConfigError, SinkUnavailable
 from pipeline.ledger.models import LEAVING
 from pipeline.sinks.base import Exporter
 from pipeline.stages.export import Export
@@ -60,7 +60,7 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
     report.not_ready = {row.file_id: "it is not marked for removal" for row in rows.values() if row.status not in LEAVING}
     scopes = await export.scopes()
     doomed = [row.file_id for row in marked]
-    down: dict[str, str] = {}
+    down: dict[str, Exception] = {}
     if doomed:
         await asyncio.to_thread(_distrust_the_unreached, export)
     for sink in export.settings.sinks if doomed else ():
@@ -69,10 +69,11 @@ async def remove(export: Export, file_ids: list[str], *, run_id: str) -> StageRe
                 async with opened_sink(export, sink, tenant_id) as exporter:
                     await delete_from(export, sink, exporter, config, doomed)
         except SINK_ERRORS as error:
-            down[sink] = str(error)
-        await asyncio.to_thread(export.record_sink_state, sink, down.get(sink))
+            down[sink] = error
+        await asyncio.to_thread(export.record_sink_state, sink, str(down[sink]) if sink in down else None)
     if down:
-        raise SinkUnavailable("; ".join(f"{sink}: {reason}" for sink, reason in down.items()))
+        set_up_wrong = next((error for error in down.values() if isinstance(error, ConfigError)), None)
+        raise SinkUnavailable("; ".join(f"{sink}: {error}" for sink, error in down.items())) from set_up_wrong
     await asyncio.to_thread(export.lake.delete_many, doomed)
     await asyncio.to_thread(export.ledger.record_removed, doomed, run_id=run_id)
     report.rows = [{"file": row.display_name, "file_id": row.file_id, "records": row.chunk_count or 0} for row in marked]

@@ -20,13 +20,15 @@ async def search(
 
     Raises ConfigError for an unknown sink and for a model whose settings are at fault, SinkUnavailable, EmbedderUnavailable where
     the question is embedded, SourceUnavailable where the index was never looked at, and ValueError for a mode or filter the sink
-    does not have, for a question longer than the model reads and for half a surrogate pair, which neither a model nor a store
-    takes: so Python has a byte of an argument that is not UTF-8.
+    does not have, for a question that is empty or longer than the model reads, and for half a surrogate pair, which neither a
+    model nor a store takes: so Python has a byte of an argument that is not UTF-8.
     """
     try:
         text.encode()
     except UnicodeEncodeError:
         raise ValueError(f"the search text {text!a} is not UTF-8; type it as your locale has it") from None
+    if not text.strip():
+        raise ValueError("the search text is empty; type a question")
     tenant_id, config = await export.scope()
     vector = None if mode == "text" else await _vector_of(export.embedder, text)
     async with opened_sink(export, sink, tenant_id) as exporter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, get_args
@@ -15,16 +16,21 @@ from pipeline.embedding.settings import EmbeddingSettings
 from pipeline.errors import ConfigError
 from pipeline.lake.lake import DATASETS
 from pipeline.llama_cloud.settings import LlamaCloudSettings
-from pipeline.sinks.base import MetadataType
+from pipeline.sinks.base import MetadataType, check_metadata_fields
+from pipeline.sinks.registry import LOCAL_SINKS, settings_type
 from pipeline.stages.templates import resolved
+from pipeline.stages.yaml_file import documents_of, said_of
 
 _COMPONENT = "pipeline.components.IndexExport"
 _MISSPELT = 0.9
 """How alike a component's type is to ours, of 1, when it is meant to be ours."""
+_OF_A_COMPONENT = frozenset({"type", "attributes", "template_vars_module", "requirements", "post_processing"})
+"""What Dagster knows beside each other in a component's YAML."""
+FILE_NAMES = ("defs.yaml", "defs.yml")
+"""As Dagster finds components."""
+_SHOWN = 5
 _OTHER_ASSETS = ("directory_files", *DATASETS)
 """Assets of every export, beside which every sink is one."""
-_QUOTED = re.compile(r"'[^'\s]{4,}'")
-"""Names of tags and anchors in an error of YAML's; what it expects is shorter."""
 _ASSET_NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -111,9 +117,46 @@ class ExportSettings(_Settings):
         return sinks
 
 
-def described(error: ValidationError) -> str:
+def described(error: ValidationError, *of: str) -> str:
     """What is wrong with which setting, without the values given: one could be a secret in the wrong place."""
-    return "; ".join(f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+    return "; ".join(f"{'.'.join(map(str, (*of, *problem['loc'])))}: {problem['msg']}" for problem in error.errors())
+
+
+def check_sinks(export: ExportSettings) -> None:
+    """Raise ConfigError for a sink of unknown type, for settings that its type does not take and for metadata fields that no sink
+    could keep: a sink would find them when everything is embedded.
+
+    A class of one's own is not imported for it, nor are settings checked without their store's SDK: who opens the sink is told.
+    """
+    check_metadata_fields(export.metadata_fields)
+    for name, given in export.sinks.items():
+        kind = given.get("type", name)
+        if ":" in kind:
+            continue
+        try:
+            expected = settings_type(kind)
+            if expected is not None:
+                # A sink of the home has no address before the home is known.
+                values = {**dict.fromkeys({"uri"} if kind in LOCAL_SINKS else (), "home"), **given}
+                expected(**{key: value for key, value in values.items() if key != "type"})
+        except ValidationError as error:
+            raise ConfigError(described(error, "sinks", name)) from None
+        except ConfigError as error:
+            raise ConfigError(f"sinks.{name}: {error}") from None
+
+
+def defs_files(folder: Path) -> list[Path]:
+    """The files under a ``defs`` folder that may hold exports."""
+    return sorted({path for name in FILE_NAMES for path in folder.glob(f"**/{name}")})
+
+
+def why_none(folder: Path) -> str:
+    """Why a ``defs`` folder has no export: which files it has."""
+    files = defs_files(folder)
+    if not files:
+        return "no defs.yaml lies under it"
+    more = f" and {len(files) - _SHOWN} more" if len(files) > _SHOWN else ""
+    return f"no component in {', '.join(map(str, files[:_SHOWN]))}{more} is of type {_COMPONENT}"
 
 
 def load_exports(folder: Path) -> dict[str, ExportSettings]:
@@ -123,36 +166,56 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
     """
     exports: dict[str, ExportSettings] = {}
     paths: dict[str, Path] = {}
-    for path in sorted({*folder.glob("**/defs.yaml"), *folder.glob("**/defs.yml")}):
-        try:
-            found = _exports_in(path)
-        except (ValueError, ConfigError, yaml.YAMLError) as error:
-            raise ConfigError(f"{path}: {_without_text(error)}") from error
-        for settings in found:
+    for path in defs_files(folder):
+        for settings in exports_in(path):
             if settings.name in exports:
                 raise ConfigError(f"{path}: another export is called {settings.name!r}, in {paths[settings.name]}; rename one")
             exports[settings.name], paths[settings.name] = settings, path
     return exports
 
 
-def _exports_in(path: Path) -> list[ExportSettings]:
-    """Those of its components that are ours."""
-    documents = [document or {} for document in yaml.safe_load_all(path.read_text(encoding="utf-8"))]
-    return [ExportSettings.model_validate(resolved(document["attributes"])) for document in documents if _is_export(document)]
+def exports_in(path: Path) -> list[ExportSettings]:
+    """Those of a file's components that are ours. Raises ConfigError naming the file and the setting."""
+    try:
+        return list(_read(path))
+    except (ValueError, ConfigError, RecursionError, yaml.YAMLError) as error:
+        # Without its cause: Dagster shows that too, and YAML's words repeat lines of the file.
+        raise ConfigError(f"{path}: {_without_text(error)}") from None
+
+
+def _read(path: Path) -> Iterator[ExportSettings]:
+    """Raises ValueError also for a file without any component, which Dagster refuses too."""
+    is_empty = True
+    for document, repeated in documents_of(path):
+        is_empty &= document is None
+        if document is None or not _is_export(document):
+            continue
+        if repeated:
+            raise ValueError(repeated)
+        settings = ExportSettings.model_validate(resolved(document["attributes"]))
+        check_sinks(settings)
+        yield settings
+    if is_empty:
+        raise ValueError(f"it holds no component; write one of type {_COMPONENT}, or remove the file")
 
 
 def _is_export(document: Any) -> bool:
     """Raises ValueError for what is no component, and for one that is meant to be ours and is none."""
     if not isinstance(document, dict):
         raise ValueError("a component is a mapping with a type and attributes")
-    if not isinstance(document.get("type", ""), str):
+    if "type" not in document:
+        raise ValueError(f"`type` is missing; an export's is {_COMPONENT}")
+    kind = document["type"]
+    if not isinstance(kind, str):
         raise ValueError(f"`type` must be the path of a component's class, such as {_COMPONENT}")
-    if document.get("type") != _COMPONENT:
-        if get_close_matches(document.get("type", ""), [_COMPONENT], cutoff=_MISSPELT):
+    if kind != _COMPONENT:
+        if kind.split(".")[-1] == "IndexExport" or get_close_matches(kind, [_COMPONENT], cutoff=_MISSPELT):
             raise ValueError(f"type: misspelt; an export's is {_COMPONENT}")
         return False
     if not isinstance(document.get("attributes"), dict):
         raise ValueError("attributes: a mapping of settings with at least a name")
+    if strays := [str(key) for key in document if key not in _OF_A_COMPONENT]:
+        raise ValueError(f"{', '.join(strays)}: no part of a component; if it is a setting, indent it under `attributes`")
     return True
 
 
@@ -160,7 +223,4 @@ def _without_text(error: Exception) -> str:
     """What is wrong with a file, without the text of the file, which may hold a secret in the wrong place."""
     if isinstance(error, ValidationError):
         return described(error)
-    if isinstance(error, yaml.MarkedYAMLError):
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        return line + _QUOTED.sub("(a value)", "; ".join(part for part in (error.context, error.problem) if part))
-    return error.reason if isinstance(error, yaml.reader.ReaderError | UnicodeDecodeError) else str(error)
+    return said_of(error) if isinstance(error, yaml.YAMLError | UnicodeDecodeError | RecursionError) else str(error)

@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 from pydantic import BaseModel
 
+from pipeline.errors import ConfigError
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline.sinks.base import SinkSettings
 from pipeline.sinks.plug_in import PlugInSettings
@@ -55,6 +56,17 @@ def test_a_component_and_the_commands_see_the_same_settings(tmp_path: Path, monk
     loaded = load(tmp_path, monkeypatch, 'name: "{{ env.NAME_OF_A_TEST }}"')
     keys = {key.path[0] for key in loaded.resolve_asset_graph().get_all_asset_keys()}
     assert keys == {"handbook"} == {*load_exports(tmp_path / "project_of_a_test" / "defs")}
+
+
+@pytest.mark.parametrize("settings", ["sinks: {lancedb: {}}\n  sinks: {qdrant: {}}", "sinks: {lancdb: {}}"])
+def test_what_the_commands_refuse_is_refused_by_the_component_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: str
+) -> None:
+    with pytest.raises(Exception, match="x") as caught:
+        load(tmp_path, monkeypatch, f"name: x\n  {settings}")
+    with pytest.raises(ConfigError) as told:
+        load_exports(tmp_path)
+    assert str(told.value) in "".join(traceback.format_exception(caught.value))
 
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:

@@ -163,6 +163,11 @@ def test_an_unknown_filesystem_is_a_setting_error() -> None:
         DocumentFolder("nosuch://x", {})
 
 
+def test_a_filesystem_that_is_not_installed_is_a_setting_error_that_names_the_extra() -> None:
+    with pytest.raises(ConfigError, match=r"documents='dropbox://x' cannot be opened: .*dropbox.*indexport\[s3\]"):
+        DocumentFolder("dropbox://x", {})
+
+
 @pytest.mark.parametrize("scheme", ["ftp", "sftp", "nosuch"])
 def test_a_filesystem_that_cannot_be_opened_is_a_setting_error_in_one_line_without_its_password(scheme: str) -> None:
     url = f"{scheme}://bob:hunter2@127.0.0.1:9/docs"

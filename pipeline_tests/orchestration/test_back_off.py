@@ -64,6 +64,7 @@ def test_a_sink_that_is_down_fails_alone_and_catches_up_from_the_lake(world: Wor
         "second": set(world.export.ledger.files())
     }
     assert (again.ok, again.runs, again.errors) == (False, 1, ["second does not answer"]), "a person tries it at once"
+    assert told(world, again).count("second does not answer") == 1
     assert "second is down, files it lacks: 7: second does not answer" in told(world, again)
     embedded = world.instance.get_latest_materialization_event(dg.AssetKey(["default", "embeddings"]))
     caught_up = world.sync()
@@ -76,7 +77,10 @@ def test_a_sink_that_is_down_fails_alone_and_catches_up_from_the_lake(world: Wor
 def test_a_sink_that_is_configured_wrong_backs_off_alone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QDRANT_URL", raising=False)
     world.change(sinks={"lancedb": {}, "qdrant": {}})
-    assert not world.sync().ok
+    report = world.sync()
+    assert not report.ok
+    assert told(world, report).count("QDRANT_URL") == 1
+    assert "qdrant is set up wrong, files it lacks: 7: " in told(world, report)
     world.assert_settled("lancedb")
     assert looked(world).runs == ()
     assert "QDRANT_URL" in (world.export.ledger.sink_states()["qdrant"].last_error or "")

@@ -10,10 +10,12 @@ import pytest
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
+from pipeline import definitions
 from pipeline.components.index_export import export_definitions
 from pipeline.definitions import defs
 from pipeline.documents.models import ChunkingSettings
 from pipeline.embedding.settings import EmbeddingSettings
+from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.partitions import JOBS
@@ -37,6 +39,17 @@ def test_the_code_location_has_the_exports_that_the_commands_have(tmp_path: Path
     (tmp_path / "defs.yaml").write_text("---\n".join(document % name for name in ("first", "second")))
     monkeypatch.setenv("INDEXPORT_DEFS", str(tmp_path))
     assert {key.path[0] for key in defs().resolve_asset_graph().get_all_asset_keys()} == {"first", "second"}
+
+
+def test_what_is_wrong_with_a_file_of_the_code_location_is_said_before_dagster_reads_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dagster tells of most mistakes without the file, or with what it holds."""
+    (tmp_path / "defs.yaml").write_text("attributes: {name: canary}\n")
+    monkeypatch.setenv("INDEXPORT_DEFS", str(tmp_path))
+    monkeypatch.setattr(definitions, "OWN_DEFS", tmp_path)
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/defs.yaml: `type` is missing; an export's is pipeline\.components"):
+        defs()
 
 
 def test_every_asset_is_described_owned_grouped_and_has_kinds() -> None:

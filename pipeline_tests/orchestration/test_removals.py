@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from pipeline.components.index_export import export_definitions
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.orchestration.launcher import SyncReport
 from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -105,6 +105,19 @@ def test_a_sink_that_is_down_keeps_a_removed_file_no_longer_than_it_is_and_the_o
     assert report.removed == [file_id]
     assert "doc-0.md" not in world.names("first")
     assert file_id not in world.export.ledger.files()
+
+
+def test_sinks_that_let_no_file_go_are_told_of_once_each(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def provision(self: LanceDBExporter) -> None:
+        raise ConfigError("no key") if str(world.root / "second") in str(self.settings) else SinkUnavailable("no answer")
+
+    monkeypatch.setattr(LanceDBExporter, "provision", provision)
+    world.remove("doc-0.md")
+    report = world.sync()
+    assert report.errors == ["first: no answer; second: no key"]
+    shown = told(world, report)
+    assert "first is down, files it lacks: 0: no answer\nsecond is set up wrong, files it lacks: 0: no key\n" in shown
+    assert "failed: " not in shown
 
 
 def test_a_file_that_goes_while_a_sink_backs_off_leaves_the_others_meanwhile(

@@ -232,6 +232,11 @@ async def test_a_second_provision_finds_the_first_in_a_store_that_does_not_say_w
     await Bench(StorageContextUnderTest(bucket)).open().provision()
 
 
+def test_an_address_without_a_driver_is_a_wrong_setting_that_names_the_extra() -> None:
+    with pytest.raises(ConfigError, match=r"cannot use uri 'dropbox://x': .*dropbox.*indexport\[s3\]"):
+        FolderStore("dropbox://x").create("a", b"")
+
+
 async def test_a_conflict_between_conditional_writes_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([conditional_conflict(), conditional_conflict(), None])
 

@@ -72,6 +72,13 @@ def test_half_a_surrogate_pair_in_a_question_is_said_in_one_line(world: World, s
             asyncio.run(search(world.export, sink, "caf\udce9", mode=mode))
 
 
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_question_is_refused_in_every_mode(world: World, sink: str, text: str) -> None:
+    for mode in MODES:
+        with pytest.raises(ValueError, match=r"^the search text is empty; type a question$"):
+            asyncio.run(search(world.export, sink, text, mode=mode))
+
+
 class Speechless(ConstantEmbedder):
     """Has no direction for a question."""
 

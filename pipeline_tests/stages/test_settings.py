@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import traceback
 from pathlib import Path
 
 import pytest
+from dagster.components.core.defs_module import ComponentFileModel
 
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import ConfigError
@@ -38,6 +41,20 @@ def write(root: Path, text: str, name: str = "x") -> Path:
         (TYPE + "attributes: {1: 2}\n", "string"),
         ("- a\n- b\n", "a mapping"),
         ("canary\n", "a mapping"),
+        (TYPE + "attributes:\n  name: a\n  sinks: {lancedb: {}}\n  sinks: {x: canary}\n", "line 5: 'sinks' .*line 4 .*join them"),
+        (TYPE + "attributes: {name: a, sinks: {lancedb: {}, lancedb: {uri: canary}}}\n", "line 2: 'lancedb' .*join them"),
+        (TYPE + "type: x\n" + TYPE + "attributes: {name: canary}\n", "line 2: 'type' .*line 1 .*join them"),
+        (TYPE + "attributes: {name: a}\n---\n" + TYPE + "attributes: {name: b, name: canary}\n", "line 5: 'name'"),
+        (TYPE + "attributes: {index: {index_name: {{ env.canary }}}}\n", "line 2: .*a template stands in quotes"),
+        (TYPE + "attributes: {name: a, sinks: &a {canary: *a}}\n", "an alias .* within what it names"),
+        (TYPE + f"attributes: {{name: a, sinks: {'[' * 3000}canary{']' * 3000}}}\n", "nested too deeply"),
+        (TYPE + "attributes: {name: a}\nsinks: {x: canary}\n", "sinks: .*indent it under `attributes`"),
+        ("attributes: {name: canary}\n", "`type` is missing; an export's is pipeline.components.IndexExport"),
+        ("name: canary\n", "`type` is missing"),
+        ("type: IndexExport\nattributes: {name: canary}\n", "type: .*pipeline.components.IndexExport"),
+        ("type: indexport.IndexExport\nattributes: {name: canary}\n", "type: .*pipeline.components.IndexExport"),
+        ("", "it holds no component"),
+        ("# canary\n---\n", "it holds no component"),
         ("type: 5\n", "`type` must be .*pipeline.components.IndexExport"),
         ("type: pipeline.components.IndexExprot\nattributes: {name: canary}\n", "type: .*pipeline.components.IndexExport"),
         ("type: pipelines.component.IndexExport\nattributes: {name: canary}\n", "type: .*pipeline.components.IndexExport"),
@@ -47,6 +64,17 @@ def write(root: Path, text: str, name: str = "x") -> Path:
         (TYPE + "attributes: {name: a, sinks: {'my sink': {type: lancedb}}}\n", "sinks: .*'my sink' cannot name a sink"),
         (TYPE + "attributes: {name: a, sinks: {pgvector-eu: {type: lancedb}}}\n", "sinks: .*'pgvector-eu' cannot name a sink"),
         (TYPE + "attributes: {name: a, sinks: {lancedb: }}\n", "sinks.lancedb: "),
+        (
+            TYPE + "attributes: {name: a, sinks: {lancdb: {uri: canary}}}\n",
+            "sinks.lancdb: unknown sink 'lancdb'; known: .*lancedb",
+        ),
+        (TYPE + "attributes: {name: a, sinks: {x: {type: lancdb}}}\n", "sinks.x: unknown sink 'lancdb'"),
+        (TYPE + "attributes: {name: a, sinks: {x: {type: your.module.Class}}}\n", "sinks.x: .*your.module:Class"),
+        (TYPE + "attributes: {name: a, sinks: {lancedb: {table_prefx: canary}}}\n", "sinks.lancedb.table_prefx: Extra"),
+        (TYPE + "attributes: {name: a, sinks: {pgvector: {dsn_env: 'pg://canary'}}}\n", "sinks.pgvector.dsn_env: .*pattern"),
+        (TYPE + "attributes: {name: a, sinks: {qdrant: {url: canary, path: canary}}}\n", "sinks.qdrant: .*not both"),
+        (TYPE + "attributes: {name: a, sinks: {llama_docstore: {}}}\n", "sinks.llama_docstore.vector_sink: Field required"),
+        (TYPE + "attributes: {name: a, metadata_fields: {content: string}}\n", "metadata field 'content' cannot be declared"),
     ],
 )
 def test_what_is_wrong_is_a_configuration_error_that_names_the_file(tmp_path: Path, text: str, message: str) -> None:
@@ -64,10 +92,50 @@ def test_two_files_cannot_have_an_export_of_one_name(tmp_path: Path) -> None:
         load_exports(tmp_path)
 
 
-def test_components_of_others_and_empty_files_are_left_to_dagster(tmp_path: Path) -> None:
-    write(tmp_path, "type: elsewhere.Component\nattributes: 5\n", "one")
-    write(tmp_path, "", "two")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "type: elsewhere.Component\nattributes: 5\n",
+        "type: elsewhere.OfIndexExport\nname: x\nanything: {a: 1, a: 2}\n",
+        "type: elsewhere.Component\nattributes: &a {a: *a}\n",
+        "type: elsewhere.Component\n---\n# empty\n",
+    ],
+)
+def test_components_of_others_are_left_to_dagster(tmp_path: Path, text: str) -> None:
+    write(tmp_path, text)
     assert load_exports(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("encoding", "line"), [("latin-1", 3), ("utf-16", 1)])
+def test_a_file_that_is_not_utf8_is_named_with_the_line_and_the_remedy(tmp_path: Path, encoding: str, line: int) -> None:
+    path = write(tmp_path, "")
+    path.write_bytes((TYPE + "attributes:\n  name: canary-größe\n").encode(encoding))
+    with pytest.raises(ConfigError, match=rf"^{path}: line {line}: it is not UTF-8 .*; save it as UTF-8$") as caught:
+        load_exports(tmp_path)
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_an_alias_and_a_merged_mapping_whose_values_are_replaced_repeat_no_key(tmp_path: Path) -> None:
+    sinks = "{a: &a {type: lancedb, uri: /a, <<: {uri: /x}}, b: {<<: *a, uri: /b}, c: {<<: [*a], <<: *a, uri: /c}}"
+    write(tmp_path, TYPE + f"attributes: {{name: a, sinks: {sinks}}}\n")
+    assert [sink["uri"] for sink in load_exports(tmp_path)["a"].sinks.values()] == ["/a", "/b", "/c"]
+
+
+def test_what_is_beside_the_settings_of_a_component_is_what_dagster_knows(tmp_path: Path) -> None:
+    beside = "".join(f"{name}: {{}}\n" for name in ComponentFileModel.model_fields.keys() - {"type", "attributes"})
+    write(tmp_path, TYPE + beside + "attributes: {name: a}\n")
+    assert list(load_exports(tmp_path)) == ["a"]
+
+
+def test_a_class_of_ones_own_and_a_store_whose_sdk_is_missing_are_not_asked_for_when_settings_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "qdrant_client", None)
+    for module in [name for name in sys.modules if name.startswith("pipeline.sinks.qdrant")]:
+        monkeypatch.delitem(sys.modules, module)
+    sinks = "{mine: {type: 'no.such.module:Class', path: /rows}, qdrant: {url: 'http://127.0.0.1:9'}}"
+    write(tmp_path, TYPE + f"attributes: {{name: a, sinks: {sinks}}}\n")
+    assert list(load_exports(tmp_path)["a"].sinks) == ["mine", "qdrant"]
 
 
 def test_a_file_may_hold_several_components_as_dagsters_do(tmp_path: Path) -> None:
@@ -93,13 +161,13 @@ def test_settings_take_variables_of_the_environment_as_components_of_dagster_do(
   chunking: {max_tokens: '{{ env("TOKENS") }}'}
   embedding: {model: "{{env('NO_SUCH', 'small')}}", query_prefix: "{{ env.BRACES }}"}
   sinks:
-    x: {type: lancedb, uri: "s3://{{ env.BUCKET }}/{{ env('WHICH') }}", tags: ["{{ env.BUCKET }}"]}
+    x: {type: "a.module:Class", uri: "s3://{{ env.BUCKET }}/{{ env('WHICH') }}", tags: ["{{ env.BUCKET }}"]}
 """
     write(tmp_path, TYPE + attributes)
     settings = load_exports(tmp_path)["a"]
     assert (settings.index.index_name, settings.chunking.max_tokens) == ("handbook", 128)
     assert (settings.embedding.model, settings.embedding.query_prefix) == ("small", "{{ env.WHICH }}")
-    assert settings.sinks == {"x": {"type": "lancedb", "uri": "s3://docs/handbook", "tags": ["docs"]}}
+    assert settings.sinks == {"x": {"type": "a.module:Class", "uri": "s3://docs/handbook", "tags": ["docs"]}}
     assert ExportSettings.model_validate_json(settings.model_dump_json()) == settings
 
 
