@@ -105,6 +105,10 @@ class SinkUnavailable(Unavailable):
     """A sink cannot be reached, refuses our credentials or is out of quota."""
 
 
+class SinkDamaged(SinkUnavailable):
+    """What a sink keeps in files cannot be read any more; the message names the command that makes it anew."""
+
+
 class EmbedderUnavailable(Unavailable):
     """The embedding model or endpoint cannot be loaded or reached."""
 

@@ -151,3 +151,19 @@ def test_a_damaged_state_of_the_local_cloud_is_one_line_and_made_anew_once_it_is
     move_away(database)
     assert_whole(documents, runs=runs)
     assert embedded == []
+
+
+@pytest.mark.parametrize("files", ["_versions/*", "data/*", "_indices/*/*"])
+def test_a_damaged_table_of_lancedb_is_named_with_the_command_that_makes_it_anew(
+    home: Path, documents: str, embedded: list[str], files: str
+) -> None:
+    for path in (home / "lancedb").glob(f"*.lance/{files}"):
+        garbage(path)
+    damaged = run("verify", "--deep")
+    assert damaged.returncode == 1
+    assert "its files are damaged: `indexport rebuild sink lancedb`" in damaged.stdout
+    with local_cloud_environment(documents, Home(home).local_cloud):
+        assert run("rebuild", "sink", "lancedb").returncode == 0
+    assert_whole(documents)
+    assert run("search", "body", "--mode", "text").returncode == 0
+    assert embedded == []
