@@ -141,5 +141,9 @@ SINK_ERRORS = (SinkUnavailable, ConfigError)
 """What keeps one sink from its work, and no other: it is down, or set up wrong."""
 
 
+SOURCE_ERRORS = (SourceUnavailable, ConfigError)
+"""What keeps LlamaCloud from being asked: it is down, refuses us, or is set up wrong."""
+
+
 class LakeError(IndexportError):
     """The lake refused a read or a write (disk full, read-only) or cannot be reached (a store that is down, no credentials)."""

@@ -112,6 +112,24 @@ def test_an_orphan_stays_without_evidence(world: World) -> None:
     assert report.deleted == []
 
 
+@pytest.mark.parametrize(("key", "told"), [("", "no LlamaCloud API key"), ("another", "refused the API key")])
+def test_without_llamacloud_what_needs_only_the_lake_is_replaced_and_each_other_file_has_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch, key: str, told: str
+) -> None:
+    lost, lost_in_the_lake_too = (world.file_id(name) for name in ("doc-0.md", "doc-1.md"))
+    for file_id in (lost, lost_in_the_lake_too):
+        drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    world.export.lake.delete(lost_in_the_lake_too)
+    duplicate_rows(world, world.file_id("long.md"), {"parsed_directory_file_id": pa.scalar("dfl-gone")})
+    monkeypatch.setenv("LLAMA_CLOUD_API_KEY", key)
+    report = mend(world)
+    assert report.replaced == {lost}
+    assert report.kept.keys() == {"dfl-gone"}
+    assert report.failures.keys() == {lost_in_the_lake_too}
+    assert all(told in reason for reason in (report.kept["dfl-gone"], report.failures[lost_in_the_lake_too]))
+    assert {finding.kind for finding in report.after.findings} == {"orphan_file", "missing_file"}
+
+
 def test_an_orphan_the_directory_has_meanwhile_stays(world: World) -> None:
     file_id = world.file_id("doc-0.md")
     world.export.ledger.update_files([{"file_id": file_id, "status": "removed"}])
