@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import SinkUnavailable
 from pipeline.orchestration.liveness import command_run
+from pipeline.orchestration.resources import _open
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
@@ -212,6 +214,31 @@ def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(wo
     assert (report.ok, report.replaced, embedded) == (True, {file_id}, [])
     assert file_id in world.export.lake.partitions("embeddings")
     assert world.ingest().due == []
+
+
+@pytest.mark.parametrize("copied", ["home", "outside"])
+def test_a_home_or_a_sink_put_back_from_a_copy_is_in_place_after_a_sync_and_a_repair(tmp_path: Path, copied: str) -> None:
+    sinks = {"lancedb": {}, "outside": {"type": "lancedb", "uri": str(tmp_path / "outside")}}
+    with open_world(tmp_path, sinks=sinks) as world:
+        write_documents(world)
+        world.ingest()
+        _open.cache_clear()
+        shutil.copytree(tmp_path / copied, tmp_path / "copy")
+        erased = world.file_id("doc-0.md")
+        assert asyncio.run(erase(world.export, [erased], run_id="erase-test")).proved
+        world.write("doc-1.md", "# Document 1\n\nEdited.\n")
+        world.write("new.md", "# New\n\nWritten since.\n")
+        world.remove("doc-2.md")
+        world.ingest()
+        _open.cache_clear()
+        shutil.rmtree(tmp_path / copied)
+        (tmp_path / "copy").rename(tmp_path / copied)
+        world.ingest()
+        assert not asyncio.run(verify(world.export, "outside", deep=True)).ok
+        assert all(asyncio.run(repair(world.export, sink, run_id="repair-test")).ok for sink in sinks)
+        assert world.ingest().due == []
+        assert {sink: "doc-0.md" in world.names(sink) for sink in sinks} == dict.fromkeys(sinks, copied == "home")
+        assert all(world.names(sink) - {"doc-0.md"} == {"doc-1.md", "long.md", "new.md"} for sink in sinks)
 
 
 def test_the_repair_job_observes_what_it_did(world: World) -> None:
