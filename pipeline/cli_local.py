@@ -5,7 +5,6 @@ What belongs here: arguments and output, as in ``cli``.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipeline.api_keys import LOCAL_CLOUD_KEY
+from pipeline.api_keys import LOCAL_CLOUD_KEY, read_key
 from pipeline.cli_common import defined_exports, err, out
 from pipeline.errors import ConfigError
 from pipeline.home import packaged
@@ -76,7 +75,7 @@ def dev(
     from pipeline.orchestration.launcher import free_port, run_dagster_dev
 
     defined_exports()  # a mistake in one is told before anything begins, and in one line
-    real = bool(os.environ.get("LLAMA_CLOUD_API_KEY"))
+    real = bool(read_key("LLAMA_CLOUD_API_KEY"))
     ui_port = free_port(port)
     with cloud_over(None if real else documents, port=cloud_port) as cloud:
         if cloud:

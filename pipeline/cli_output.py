@@ -6,6 +6,7 @@ What belongs here: formatting only; what ``print_sync`` shows beyond its report 
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -117,8 +118,11 @@ def print_repair(console: Console, report: RepairReport, names: Mapping[str, str
         f"{len(report.deleted)} orphans deleted, {len(report.kept)} kept, {len(report.failures)} failures",
         highlight=False,
     )
+    reasons: dict[str, list[str]] = defaultdict(list)
     for file_id, reason in {**report.kept, **report.failures}.items():
-        console.print(f"  {names.get(file_id, '?')} ({file_id}): {reason}", markup=False, highlight=False)
+        reasons[reason].append(f"{names.get(file_id, '?')} ({file_id})")
+    for reason, files in reasons.items():
+        console.print(f"  {', '.join(files)}: {reason}", markup=False, highlight=False)
     print_verification(console, report.after, names)
 
 

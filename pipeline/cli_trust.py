@@ -128,13 +128,14 @@ def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None,
 
 @rebuild_app.command("sink")
 def rebuild_sink(name: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
-    """Fill a sink that was lost or half restored from the lake; files that stand there already are not written again."""
+    """Fill a sink that was lost, damaged or half restored from the lake; files that stand there already are not written again."""
     from pipeline.cli_output import SyncView, print_sync, sync_summary
     from pipeline.orchestration.launcher import sync
+    from pipeline.stages.rebuild import renew_sink
 
     with opened_with_instance(export) as (opened, instance), SyncView(err) as view:
         opened.check_sink(name)
-        opened.ledger.register.reset_sink(name)
+        asyncio.run(renew_sink(opened, name))
         report = sync(opened.settings, instance, progress=view.progress)
     if as_json:
         out.print_json(data=sync_summary(report))

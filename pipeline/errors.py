@@ -10,6 +10,8 @@ Messages name the file or setting and the remedy. They never hold a secret or a 
 from __future__ import annotations
 
 import errno
+import sqlite3
+from pathlib import Path
 
 _WITHOUT_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})
 DISK_ERRORS = _WITHOUT_LOCKS | {
@@ -21,16 +23,42 @@ DISK_ERRORS = _WITHOUT_LOCKS | {
     errno.EIO,
     errno.ENOTDIR,
     errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
 }
-"""What the system says of a disk that is full, read-only, not ours, broken or (network disks) without locks, and of a file where
-a folder should be."""
+"""What the system says of a disk that is full, read-only, not ours, broken or (network disks) without locks, and of a path that
+is none: a file where a folder should be, a name too long, links in a circle."""
+
+DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
+"""What SQLite says of a file that is no database, or one with broken pages."""
+
+_PRIMARY_CODE = 0xFF
+"""What is above says more of the same error: https://www.sqlite.org/rescode.html"""
 
 
 def disk_remedy(error: BaseException) -> str | None:
     """What to do about a disk error other than to look after its space and rights."""
     if isinstance(error, OSError) and error.errno in _WITHOUT_LOCKS:
         return "that disk has no file locks: set INDEXPORT_HOME, or DAGSTER_HOME, to a folder on a local disk"
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return "set INDEXPORT_HOME, or DAGSTER_HOME, to a shorter path"
+    if isinstance(error, OSError) and error.errno == errno.ELOOP:
+        return "its links lead to themselves: set INDEXPORT_HOME, or DAGSTER_HOME, to a folder that can be reached"
+    if sqlite_says(error, sqlite3.SQLITE_CANTOPEN):
+        return "check its space and rights, and that its path has at most 500 bytes"
     return None
+
+
+def sqlite_says(error: BaseException | None, *codes: int) -> bool:
+    """Whether this is SQLite's error, of one of these primary result codes."""
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", -1) & _PRIMARY_CODE in codes
+
+
+def damaged(database: Path | str, error: BaseException | None, then: str) -> str | None:
+    """What to tell of a file with DAMAGE; ``None`` of any other error. ``then`` says how what it held is had back."""
+    if not sqlite_says(error, *DAMAGE):
+        return None
+    return f"{database} is damaged ({error}): stop what uses it, move it and its -wal and -shm away, then {then}"
 
 
 class IndexportError(Exception):
@@ -77,6 +105,10 @@ class SinkUnavailable(Unavailable):
     """A sink cannot be reached, refuses our credentials or is out of quota."""
 
 
+class SinkDamaged(SinkUnavailable):
+    """What a sink keeps in files cannot be read any more; the message names the command that makes it anew."""
+
+
 class EmbedderUnavailable(Unavailable):
     """The embedding model or endpoint cannot be loaded or reached."""
 
@@ -107,6 +139,10 @@ class SinkConflict(ConfigError):
 
 SINK_ERRORS = (SinkUnavailable, ConfigError)
 """What keeps one sink from its work, and no other: it is down, or set up wrong."""
+
+
+SOURCE_ERRORS = (SourceUnavailable, ConfigError)
+"""What keeps LlamaCloud from being asked: it is down, refuses us, or is set up wrong."""
 
 
 class LakeError(IndexportError):

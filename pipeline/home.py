@@ -6,6 +6,7 @@ them elsewhere. Two homes never share a file.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass
@@ -49,7 +50,12 @@ class Home:
 
     @classmethod
     def from_environment(cls) -> Home:
-        return cls(Path(os.environ.get("INDEXPORT_HOME") or ".indexport").expanduser().resolve())
+        """Raises OSError for links that lead to themselves."""
+        given = Path(os.environ.get("INDEXPORT_HOME") or ".indexport").expanduser()
+        try:
+            return cls(given.resolve())
+        except RuntimeError:  # before Python 3.13 its own error
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(given)) from None
 
     def move_in(self) -> None:
         """Make this the home of this process and its children, with everything under it."""

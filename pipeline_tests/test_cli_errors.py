@@ -163,6 +163,26 @@ def test_what_is_wrong_is_no_traceback_of_a_process_either(
     assert message in outcome.stderr
 
 
+@pytest.mark.parametrize("command", [["status"], ["removals"], ["sync", "--documents", "."]])
+@pytest.mark.parametrize(
+    ("home", "told"),
+    [
+        ("a" * 300, "File name too long.*; set INDEXPORT_HOME, or DAGSTER_HOME, to a shorter path"),
+        (f"{'a' * 250}/{'b' * 250}", "unable to open database file; .* that its path has at most 500 bytes"),
+        ("loop/home", "Too many levels of symbolic links.*; its links lead to themselves: set INDEXPORT_HOME"),
+    ],
+)
+def test_a_home_whose_path_no_disk_can_hold_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], home: str, told: str
+) -> None:
+    (tmp_path / "documents").mkdir()
+    monkeypatch.chdir(tmp_path / "documents")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    outcome = run(*command, INDEXPORT_HOME=str(tmp_path / home))
+    assert (outcome.returncode, len(outcome.stderr.splitlines())) == (1, 1), outcome.stderr
+    assert re.search(told, outcome.stderr), outcome.stderr
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

@@ -10,15 +10,13 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.errors import ConfigError, LedgerUnavailable, disk_remedy
+from pipeline.errors import ConfigError, LedgerUnavailable, damaged, disk_remedy, sqlite_says
 from pipeline.files import lack_of_locks
 
 _DATABASES = ("sqlite", "postgresql")
 _URL = "it reads postgresql+psycopg2://user@host/db (`pip install 'indexport[postgres]'`) or sqlite:////path/to/file"
 _BUSY_SECONDS = 30
 """How long a statement waits for the database of another."""
-_PRIMARY_CODE = 0xFF
-"""What is above says more of the same error: https://www.sqlite.org/rescode.html"""
 
 
 def open_engine(url: str) -> sa.Engine:
@@ -51,20 +49,25 @@ def check_address(url: sa.URL, setting: str) -> None:
 
 def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
     """What stands in for the driver's error; ``None`` leaves it."""
-    if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+    if context.is_pre_ping:
+        return None
+    error = context.original_exception
+    database = context.engine.url.database if context.engine else None
+    if told := damaged(f"the ledger {database}", error, "`indexport rebuild ledger`, for each export"):
+        return LedgerUnavailable(told)
+    if not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
         return None
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
-    error = context.original_exception
-    if context.engine and context.engine.url.database and _is_busy(error):
-        error = lack_of_locks(Path(context.engine.url.database).parent) or error
+    if database and _is_busy(error):
+        error = lack_of_locks(Path(database).parent) or error
     remedy = disk_remedy(error) if error else None
     told = f"{str(error).strip()}; {remedy or 'check its space, its rights and that it runs'}"
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {told}")
 
 
 def _is_busy(error: BaseException | None) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode & _PRIMARY_CODE == sqlite3.SQLITE_BUSY
+    return sqlite_says(error, sqlite3.SQLITE_BUSY)
 
 
 def _many_rows_at_once(url: str) -> dict[str, str]:

@@ -40,6 +40,9 @@ _TOTAL_SECONDS = 900.0
 and then defeats every other time limit."""
 _THROTTLED = 429
 _API_KEY = "LLAMA_CLOUD_API_KEY"
+_FORMER_API_KEY = "LLAMA_PARSE_API_KEY"
+"""Which the SDK takes where the other is not set."""
+
 _MOST_BARREN_PAGES = 100
 """In a row. Few enough for a look's 40 seconds, after which the next one goes on from the token."""
 
@@ -81,16 +84,17 @@ class CloudApi:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        key = usable_key(api_key.get_secret_value(), _API_KEY) if api_key else read_key(_API_KEY) or read_key(_FORMER_API_KEY)
+        if not key:
+            raise ConfigError(f"no LlamaCloud API key: set the environment variable {_API_KEY}")
         http_client = DefaultAsyncHttpxClient(transport=transport, verify=ssl_context(), mounts=client_mounts())
         try:
             self.client = AsyncLlamaCloud(
-                api_key=usable_key(api_key.get_secret_value(), _API_KEY) if api_key else read_key(_API_KEY) or None,
+                api_key=key,
                 base_url=base_url,
                 max_retries=max_retries,
                 http_client=http_client,
             )
-        except LlamaCloudError:
-            raise ConfigError(f"no LlamaCloud API key: set the environment variable {_API_KEY}") from None
         except httpx.InvalidURL:
             raise ConfigError("LLAMA_CLOUD_BASE_URL is not a URL") from None
         self.once = self.client.with_options(max_retries=0)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from pipeline.errors import DAMAGE, sqlite_says
 from pipeline.local_cloud import (
     routes_admin,
     routes_directories,
@@ -22,8 +26,10 @@ from pipeline.local_cloud.cloud import Cloud
 from pipeline.local_cloud.indexes import ensure_first_index
 from pipeline.local_cloud.middleware import BearerAuth, RequestFaults
 from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline.local_cloud.state import unusable
 from pipeline.local_cloud.sync_runner import SyncRunner
 
+_log = logging.getLogger(__name__)
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -46,6 +52,7 @@ def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings, addr
             cloud.state.close()
 
     app = FastAPI(title="Indexport local cloud", lifespan=lifespan, openapi_url=None)
+    app.add_exception_handler(sqlite3.DatabaseError, _of_the_database)
     app.add_middleware(RequestFaults)
     app.add_middleware(BearerAuth, api_key=settings.api_key.get_secret_value())
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=_names(settings.host, address), www_redirect=False)
@@ -64,6 +71,14 @@ def _names(host: str, address: str) -> list[str]:
     if not ip_address(address).is_loopback:
         return ["*"]
     return [*_LOOPBACK_NAMES, *(f"[{name}]" if ":" in name else name for name in (host.lower(), address))]
+
+
+async def _of_the_database(request: Request, error: Exception) -> JSONResponse:
+    if not isinstance(error, sqlite3.OperationalError) and not sqlite_says(error, *DAMAGE):
+        raise error
+    told = str(unusable(request.app.state.cloud.state.folder, error))
+    _log.error(told)
+    return JSONResponse({"detail": told}, 500)
 
 
 def _start(cloud: Cloud, syncs: SyncRunner) -> None:

@@ -10,12 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import ConfigError, SourceUnavailable, disk_remedy
+from pipeline.errors import ConfigError, SourceUnavailable, damaged, disk_remedy, sqlite_says
 from pipeline.files import lack_of_locks
 
 Row = sqlite3.Row
 DATABASE = "state.sqlite3"
+_LOCK = "lock.sqlite3"
 
+_MADE_ANEW = (
+    "sync again: it is made anew from the folder, with the same ids unless an earlier version gave them, and no text is embedded "
+    "again; uploads, and what else it was told by its API, are forgotten"
+)
 _BUSY_SECONDS = 30.0
 _SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -112,8 +117,11 @@ class State:
     def __init__(self, folder: Path) -> None:
         """Raises ``ConfigError`` if the folder is of another version, ``SourceUnavailable`` if it is used by another server or
         cannot be written."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unusable(folder, error) from error
+        self.folder = folder
         self._lock_connection = _lock_folder(folder)
         self._write_lock = threading.RLock()
         self._local = threading.local()
@@ -121,7 +129,7 @@ class State:
         try:
             self._writer = self._connect()
             self._create_schema()
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             self.close()
             raise unusable(folder, error) from error
 
@@ -153,9 +161,9 @@ class State:
                 write.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (name, secrets.token_bytes(32)))
                 value: bytes = write.execute("SELECT value FROM setting WHERE name = ?", (name,)).fetchone()[0]
                 return value
-        except sqlite3.OperationalError as error:
+        except sqlite3.DatabaseError as error:
             self.close()
-            raise unusable(self._folder, error) from error
+            raise unusable(self.folder, error) from error
 
     def close(self) -> None:
         """Closes every connection and frees the folder. Call it when no thread uses the state any more."""
@@ -171,7 +179,7 @@ class State:
         return reader
 
     def _connect(self) -> sqlite3.Connection:
-        connection = connect(self._folder)
+        connection = connect(self.folder)
         self._connections.append(connection)
         return connection
 
@@ -182,7 +190,7 @@ class State:
         elif version != _SCHEMA_VERSION:
             self.close()
             raise ConfigError(
-                f"{self._folder / DATABASE} was written by another version of the local server; delete its folder to start anew"
+                f"{self.folder / DATABASE} was written by another version of the local server; delete its folder to start anew"
             )
 
 
@@ -197,23 +205,27 @@ def connect(folder: Path) -> sqlite3.Connection:
 
 def _lock_folder(folder: Path) -> sqlite3.Connection:
     """An exclusive lock that the operating system frees when the process ends, however it ends."""
-    connection = sqlite3.connect(folder / "lock.sqlite3", timeout=0, isolation_level=None, check_same_thread=False)
+    connection = None
     try:
+        connection = sqlite3.connect(folder / _LOCK, timeout=0, isolation_level=None, check_same_thread=False)
         connection.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        connection.close()
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+    except sqlite3.DatabaseError as error:
+        if connection:
+            connection.close()
+        if sqlite_says(error, sqlite3.SQLITE_BUSY):
             if lack := lack_of_locks(folder):
                 raise unusable(folder, lack) from error
             raise SourceUnavailable(
                 f"{folder} is in use by another command with --documents, `indexport local-cloud` or `indexport dev`; "
                 "wait until it has ended, or leave out --documents and use the address that the latter two show"
             ) from error
-        raise unusable(folder, error) from error
+        raise unusable(folder, error, _LOCK, "sync again: it holds nothing") from error
     return connection
 
 
-def unusable(folder: Path, error: sqlite3.OperationalError | OSError) -> SourceUnavailable:
-    """What to tell of a database that cannot be written."""
+def unusable(folder: Path, error: BaseException, database: str = DATABASE, then: str = _MADE_ANEW) -> SourceUnavailable:
+    """What to tell of a database that cannot be read or written."""
+    if told := damaged(folder / database, error, then):
+        return SourceUnavailable(told)
     remedy = disk_remedy(error) or "check its space and its rights"
     return SourceUnavailable(f"the local server cannot keep its state in {folder}: {error}; {remedy}")

@@ -36,7 +36,7 @@ def _is_of(root: Path, folder: DocumentFolder) -> bool:
                 connection.execute("INSERT OR IGNORE INTO setting VALUES (?, ?)", (_SERVED, folder.address))
             served = connection.execute(known, (_SERVED,)).fetchone()
             return served is not None and served[0] == folder.address
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         raise unusable(root, error) from error
 
 

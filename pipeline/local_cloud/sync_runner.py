@@ -11,9 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from pipeline.errors import DAMAGE, SourceUnavailable, sqlite_says
 from pipeline.local_cloud.cloud import Cloud
 from pipeline.local_cloud.documents import DocumentsUnavailable
-from pipeline.local_cloud.state import Row
+from pipeline.local_cloud.state import Row, unusable
 from pipeline.local_cloud.sync import IndexSync, SyncCancelled, SyncError
 from pipeline.printable import printable
 
@@ -118,7 +119,9 @@ class SyncRunner:
         if error is None or row is None or run.cancelled.is_set():
             self._forget(run)
             return
-        told = isinstance(error, (DocumentsUnavailable, SyncError, sqlite3.OperationalError, OSError))
+        if sqlite_says(error, *DAMAGE):
+            error = unusable(self._cloud.state.folder, error)
+        told = isinstance(error, (DocumentsUnavailable, SourceUnavailable, SyncError, sqlite3.OperationalError, OSError))
         _log.error("the sync of index %s failed: %s", row["name"], printable(str(error)), exc_info=None if told else error)
         before = json.loads(row["settled_metadata"] or "{}")
         failed = json.dumps({**before, "status": "failed", "error_message": str(error) or type(error).__name__})
@@ -126,7 +129,7 @@ class SyncRunner:
             with self._cloud.state.transaction() as write:
                 if not run.cancelled.is_set():
                     write.execute(_SETTLE, (failed, self._cloud.now, run.index_id))
-        except sqlite3.OperationalError as full:
+        except sqlite3.DatabaseError as full:
             _log.error("that it failed cannot be written down: %s", full)
             self._unwritten[run.index_id] = failed
         self._forget(run)

@@ -8,7 +8,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import dagster as dg
@@ -18,7 +18,7 @@ from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster_shared.check import CheckError
 
-from pipeline.errors import DISK_ERRORS, ConfigError, InstanceUnavailable, disk_remedy
+from pipeline.errors import DAMAGE, DISK_ERRORS, ConfigError, InstanceUnavailable, damaged, disk_remedy, sqlite_says
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
 
@@ -27,6 +27,7 @@ _SHARED_IN_PART = (
     "the ledger is in PostgreSQL and Dagster's storage is this machine's alone: what runs on other machines is not seen, and is "
     "done again; if there are others, share that storage too (%s says how)"
 )
+_DATABASE_ERRORS = (sqlite3.DatabaseError, sqlalchemy.exc.DatabaseError)
 _UNSET = re.compile(r'environment variable "(\w+)" which is not set')
 _UNLOADED = re.compile(r"Couldn't find class .*")
 _BEFORE_VALUES = re.compile(r"\. | of original value")
@@ -52,17 +53,10 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
             if home.ledger_url.startswith("postgresql") and isinstance(instance.run_storage, SqliteRunStorage):
                 _log.warning(_SHARED_IN_PART, settings)
             yield instance
-    except errors_of_storages() as error:
-        if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+    except errors_of_storages() + _DATABASE_ERRORS as error:
+        if not (told := _of_storage(folder, error)):
             raise
-        reason: BaseException = error
-        while reason.__cause__:  # the driver's own
-            reason = reason.__cause__
-        remedy = disk_remedy(reason) or "check its space, its rights and that it runs"
-        raise InstanceUnavailable(
-            f"the storage of the Dagster instance in {folder} cannot be used: {reason}; {remedy}, "
-            "then sync again: what was not done is done then"
-        ) from error
+        raise InstanceUnavailable(told) from error
 
 
 def _instance(settings: Path) -> dg.DagsterInstance:
@@ -90,6 +84,32 @@ def _what_is_wrong(error: Exception) -> str | None:
         return _BEFORE_VALUES.split(error.errors[0].message)[0]
     unloaded = _UNLOADED.search(str(error))
     return unloaded and unloaded[0]
+
+
+def _of_storage(folder: Path, error: Exception) -> str | None:
+    """What to tell of an error of the storage; ``None`` if it is about something else."""
+    reason: BaseException = error
+    while reason.__cause__:  # the driver's own
+        reason = reason.__cause__
+    if sqlite_says(reason, *DAMAGE):
+        broken = next((path for path in sorted(folder.rglob("*.db")) if _is_damaged(path)), f"a database of {folder}")
+        return damaged(broken, reason, "sync again: what stands is shown again, what else it held of past runs is gone")
+    if not isinstance(error, errors_of_storages()) or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
+        return None
+    remedy = disk_remedy(reason) or "check its space, its rights and that it runs"
+    return (
+        f"the storage of the Dagster instance in {folder} cannot be used: {reason}; {remedy}, "
+        "then sync again: what was not done is done then"
+    )
+
+
+def _is_damaged(database: Path) -> bool:
+    """Whether it is this one: the errors do not name it."""
+    try:
+        with closing(sqlite3.connect(database)) as connection:
+            return connection.execute("PRAGMA quick_check(1)").fetchall() != [("ok",)]
+    except sqlite3.Error as error:
+        return sqlite_says(error, *DAMAGE)
 
 
 def errors_of_storages() -> tuple[type[Exception], ...]:

@@ -13,7 +13,7 @@ import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 from pipeline.clock import is_due
-from pipeline.errors import ConfigError, SourceUnavailable
+from pipeline.errors import SOURCE_ERRORS, SourceUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.checks import files_check
 from pipeline.orchestration.directory_events import directory_events
@@ -103,7 +103,7 @@ async def _sync_when_due(export: Export, every: int) -> str | None:
         return None
     try:
         await refresh(export, wait=False)
-    except (SourceUnavailable, ConfigError) as error:
+    except SOURCE_ERRORS as error:
         _log.warning("%s", error)
         return str(error)
     return None

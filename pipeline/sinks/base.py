@@ -233,6 +233,12 @@ class Exporter(ABC):
         Ends readers of old versions; called after an erasure, while no run writes.
         """
 
+    async def renew(self) -> None:  # noqa: B027 - most stores see to their files themselves
+        """Make good, or drop, what is damaged in the files of the collection; files that are lost are loaded again after it.
+
+        Called when a person has it rebuilt.
+        """
+
     async def list_scopes(self) -> frozenset[tuple[str, str]] | None:
         """Every (tenant_id, export_config_id) the collection holds records of, whoever wrote them, for verification alone.
 

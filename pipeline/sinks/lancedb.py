@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from pipeline.errors import SinkDamaged
 from pipeline.sinks import lancedb_table as layout
 from pipeline.sinks.base import (
     SNAPSHOT_FIELDS,
@@ -290,6 +291,18 @@ class LanceDBExporter(Exporter):
 
     async def purge_history(self) -> None:
         await self._upkeep.purge(await self._store.table())
+
+    async def renew(self) -> None:
+        """Write rows and indexes anew, or drop the table where its files are too damaged for that: when that is so twice, for
+        another process that does the same takes files away from this one."""
+        for again in (True, False):
+            try:
+                await self.provision()
+                await self.purge_history()
+                return
+            except SinkDamaged:
+                if not again:
+                    await self._store.drop()
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One scan of two columns, a batch of rows in memory at a time."""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.errors import ConfigError, SinkDamaged, SinkUnavailable
 from pipeline.sinks.backoff import apart
 from pipeline.urls import without_secrets
 
@@ -29,6 +29,14 @@ _LONGEST_REASON: Final = 600
 _CONFLICT: Final = re.compile(r"conflict|concurrent|already exists", re.IGNORECASE)
 """How Lance says that another writer's commit came first, or made the same index; it has no error class for it."""
 
+_DAMAGE: Final = re.compile(
+    r"file size is too small|fill whole buffer|Invalid range|invalid magic|unexpected EOF|failed to decode|panicked|Not found: "
+)
+"""How it says, in errors of many classes, that a file is not what it was when it was written, or gone."""
+
+_REMEDY: Final = (
+    "if that stays so, its files are damaged: `indexport rebuild sink lancedb`, or as the sink is called, makes it anew"
+)
 _SOURCE_LOCATION: Final = re.compile(r",? ?\S+/(registry|src|rustc)/\S+\.rs(:\d+){0,2}")
 
 
@@ -133,12 +141,18 @@ class LanceStore:
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:
-        """Lance knows RuntimeError and OSError for everything that goes wrong in the store."""
+        """Lance knows RuntimeError and OSError for everything that goes wrong in the store, but for damage."""
         try:
             yield
-        except (RuntimeError, OSError) as error:
+        except Exception as error:
+            told = f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}"
+            if _DAMAGE.search(str(error)):
+                self._table = None
+                raise SinkDamaged(f"{told}; {_REMEDY}") from None
+            if not isinstance(error, RuntimeError | OSError):
+                raise
             self._table = None  # a table dropped and made anew is opened anew
-            raise SinkUnavailable(f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}") from None
+            raise SinkUnavailable(told) from None
 
     def _unusable(self, error: ValueError) -> ConfigError | SinkUnavailable:
         if "scheme" in str(error):

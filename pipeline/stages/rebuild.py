@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -175,6 +176,19 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
     cut = await chunk(export, file_ids, run_id=run_id)
     embedded = await embed(export, file_ids, run_id=run_id, held=SinkVectors(export, list(sinks)))
     return LakeRebuild(len(file_ids), fetched, cut, embedded)
+
+
+async def renew_sink(export: Export, sink: str) -> None:
+    """Nothing is taken for granted of a sink: the next run compares every file with what it holds, damage apart. A sink that is
+    down or set up wrong is told by that run."""
+    await asyncio.to_thread(export.ledger.register.reset_sink, sink)
+    tenant_id, _ = await export.scope()
+    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
+    try:
+        with suppress(*SINK_ERRORS):
+            await exporter.renew()
+    finally:
+        await exporter.close()
 
 
 def _find_lost(export: Export, file_ids: Sequence[str], run_id: str) -> tuple[list[str], tuple[str, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from pipeline.errors import SINK_ERRORS, SourceUnavailable
+from pipeline.errors import SINK_ERRORS, SOURCE_ERRORS
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Exporter
 from pipeline.stages.detect import detect
@@ -88,14 +88,18 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
 async def _current_rows(
     export: Export, file_ids: list[str], scope: tuple[str, str], report: RepairReport, run_id: str
 ) -> list[FileRow]:
-    """Rows whose records the lake can give, after making what it lacks; vectors of other sinks are taken back first."""
+    """Rows whose records the lake can give, after making what it lacks, as far as LlamaCloud can be asked; vectors of other sinks
+    are taken back first."""
     rows = await asyncio.to_thread(export.ledger.files, file_ids)
     await asyncio.to_thread(forget_lost, export, list(rows.values()))
     rows = await asyncio.to_thread(export.ledger.files, file_ids)
     lacking = [row.file_id for row in rows.values() if not export.records_key(row, scope)]
     if lacking:
-        made = await make_again(export, lacking, run_id=run_id, sinks=export.settings.sinks)
-        report.failures.update(made.failures)
+        try:
+            made = await make_again(export, lacking, run_id=run_id, sinks=export.settings.sinks)
+            report.failures.update(made.failures)
+        except SOURCE_ERRORS as error:
+            report.failures.update(dict.fromkeys(lacking, str(error)))
         rows = await asyncio.to_thread(export.ledger.files, file_ids)
     return [row for row in rows.values() if export.records_key(row, scope)]
 
@@ -146,7 +150,7 @@ async def _deletable(export: Export, orphans: list[str], allow_deletes: int) -> 
     sure = [file_id for file_id in orphans if file_id in erased]
     try:
         detection = await detect(export, complete=True)
-    except SourceUnavailable as error:
+    except SOURCE_ERRORS as error:
         return sure, dict.fromkeys(unproven, f"no listing proves it gone: {error}")
     if detection.look != "complete":
         return sure, dict.fromkeys(unproven, f"no listing proves it gone: {detection.unread or f'the index is {detection.look}'}")

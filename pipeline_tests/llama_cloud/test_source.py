@@ -23,10 +23,11 @@ def test_an_index_is_named_in_one_way_at_most(named: dict[str, str]) -> None:
         LlamaCloudSettings.model_validate(named)
 
 
-def test_a_missing_key_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("LLAMA_CLOUD_API_KEY", raising=False)
+@pytest.mark.parametrize("key", ["", " ", "\n"])
+def test_a_missing_key_names_the_variable_to_set(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("LLAMA_CLOUD_API_KEY", key)
     monkeypatch.delenv("LLAMA_PARSE_API_KEY", raising=False)
-    with pytest.raises(ConfigError, match="LLAMA_CLOUD_API_KEY"):
+    with pytest.raises(ConfigError, match="no LlamaCloud API key: set the environment variable LLAMA_CLOUD_API_KEY"):
         LlamaCloudSource(LlamaCloudSettings(index_id="idx"))
 
 

@@ -15,7 +15,7 @@ import dagster as dg
 import pytest
 
 from pipeline.components.index_export import export_definitions
-from pipeline.errors import SyncFailed
+from pipeline.errors import LedgerUnavailable, SyncFailed
 from pipeline.llama_cloud.api import CloudApi
 from pipeline.llama_cloud.indexes import IndexClient
 from pipeline.orchestration import sensors
@@ -49,6 +49,14 @@ def tick(world: World, cursor: str | None = None) -> tuple[dg.SensorResult | dg.
     answer = sensor(context)
     assert isinstance(answer, dg.SensorResult | dg.SkipReason)
     return answer, context.cursor
+
+
+def test_a_damaged_ledger_is_told_by_the_tick_that_fails_over_it(world: World) -> None:
+    ledger = world.root / "home" / "ledger.sqlite"
+    ledger.parent.mkdir()
+    ledger.write_bytes(b"no database" * 500)
+    with pytest.raises(LedgerUnavailable, match=rf"^the ledger {ledger} is damaged \(.*then `indexport rebuild ledger`"):
+        tick(world)
 
 
 def test_the_first_tick_asks_for_every_file_and_observes_the_directory(world: World) -> None:

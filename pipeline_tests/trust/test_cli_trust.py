@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,15 +14,19 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from pipeline.cli import app
 from pipeline.cli_common import defined_exports
+from pipeline.cli_output import print_repair
 from pipeline.errors import ConfigError
 from pipeline.ledger.asker import asker
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import PARTITION, key_order
+from pipeline.stages.repair import RepairReport
+from pipeline.stages.verify import SinkVerification
 from pipeline_tests.command_line import INDEXPORT, invoke
 from pipeline_tests.world import World, home_of
 
@@ -70,6 +75,19 @@ def test_repair_and_rebuild_end_with_a_sink_that_verifies(folder: Path) -> None:
     assert json.loads(invoke("rebuild", "sink", "lancedb", "--json"))["ok"]
     assert all(one["ok"] for one in json.loads(invoke("verify", "--deep", "--json")))
     assert json.loads(invoke("removals", "--json")) == []
+
+
+def test_a_reason_that_keeps_several_orphans_is_told_once() -> None:
+    found = SinkVerification("lancedb", deep=True)
+    kept = {"dfl-1": "no listing proves it gone", "dfl-2": "no listing proves it gone", "dfl-3": "the directory has it now"}
+    console = Console(file=io.StringIO(), width=200)
+    print_repair(console, RepairReport(found, found, kept=kept), {"dfl-1": "a.md"})
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[1:3] == [
+        "  a.md (dfl-1), ? (dfl-2): no listing proves it gone",
+        "  ? (dfl-3): the directory has it now",
+    ]
 
 
 def test_erase_prints_its_proof_and_release_lifts_the_tombstone(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from pipeline.components.index_export import export_definitions
 from pipeline.errors import SinkUnavailable
 from pipeline.orchestration.liveness import command_run
+from pipeline.orchestration.resources import _open
 from pipeline.sinks.base import ReplaceReport
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
@@ -112,6 +114,24 @@ def test_an_orphan_stays_without_evidence(world: World) -> None:
     assert report.deleted == []
 
 
+@pytest.mark.parametrize(("key", "told"), [("", "no LlamaCloud API key"), ("another", "refused the API key")])
+def test_without_llamacloud_what_needs_only_the_lake_is_replaced_and_each_other_file_has_the_reason(
+    world: World, monkeypatch: pytest.MonkeyPatch, key: str, told: str
+) -> None:
+    lost, lost_in_the_lake_too = (world.file_id(name) for name in ("doc-0.md", "doc-1.md"))
+    for file_id in (lost, lost_in_the_lake_too):
+        drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    world.export.lake.delete(lost_in_the_lake_too)
+    duplicate_rows(world, world.file_id("long.md"), {"parsed_directory_file_id": pa.scalar("dfl-gone")})
+    monkeypatch.setenv("LLAMA_CLOUD_API_KEY", key)
+    report = mend(world)
+    assert report.replaced == {lost}
+    assert report.kept.keys() == {"dfl-gone"}
+    assert report.failures.keys() == {lost_in_the_lake_too}
+    assert all(told in reason for reason in (report.kept["dfl-gone"], report.failures[lost_in_the_lake_too]))
+    assert {finding.kind for finding in report.after.findings} == {"orphan_file", "missing_file"}
+
+
 def test_an_orphan_the_directory_has_meanwhile_stays(world: World) -> None:
     file_id = world.file_id("doc-0.md")
     world.export.ledger.update_files([{"file_id": file_id, "status": "removed"}])
@@ -194,6 +214,31 @@ def test_a_file_the_lake_lost_too_is_made_again_with_the_vectors_the_sink_has(wo
     assert (report.ok, report.replaced, embedded) == (True, {file_id}, [])
     assert file_id in world.export.lake.partitions("embeddings")
     assert world.ingest().due == []
+
+
+@pytest.mark.parametrize("copied", ["home", "outside"])
+def test_a_home_or_a_sink_put_back_from_a_copy_is_in_place_after_a_sync_and_a_repair(tmp_path: Path, copied: str) -> None:
+    sinks = {"lancedb": {}, "outside": {"type": "lancedb", "uri": str(tmp_path / "outside")}}
+    with open_world(tmp_path, sinks=sinks) as world:
+        write_documents(world)
+        world.ingest()
+        _open.cache_clear()
+        shutil.copytree(tmp_path / copied, tmp_path / "copy")
+        erased = world.file_id("doc-0.md")
+        assert asyncio.run(erase(world.export, [erased], run_id="erase-test")).proved
+        world.write("doc-1.md", "# Document 1\n\nEdited.\n")
+        world.write("new.md", "# New\n\nWritten since.\n")
+        world.remove("doc-2.md")
+        world.ingest()
+        _open.cache_clear()
+        shutil.rmtree(tmp_path / copied)
+        (tmp_path / "copy").rename(tmp_path / copied)
+        world.ingest()
+        assert not asyncio.run(verify(world.export, "outside", deep=True)).ok
+        assert all(asyncio.run(repair(world.export, sink, run_id="repair-test")).ok for sink in sinks)
+        assert world.ingest().due == []
+        assert {sink: "doc-0.md" in world.names(sink) for sink in sinks} == dict.fromkeys(sinks, copied == "home")
+        assert all(world.names(sink) - {"doc-0.md"} == {"doc-1.md", "long.md", "new.md"} for sink in sinks)
 
 
 def test_the_repair_job_observes_what_it_did(world: World) -> None:
