@@ -234,9 +234,9 @@ class Exporter(ABC):
         """
 
     async def renew(self) -> None:  # noqa: B027 - most stores see to their files themselves
-        """Make good, or drop, what is damaged in the files of the collection; files that are lost are loaded again after it.
+        """Make good what is damaged in the files of the collection; files that are lost are loaded again after it.
 
-        Called when a person has it rebuilt.
+        Called when a person has it rebuilt. Raises SinkDamaged where that needs more than may be taken from other exports.
         """
 
     async def list_scopes(self) -> frozenset[tuple[str, str]] | None:

@@ -293,16 +293,13 @@ class LanceDBExporter(Exporter):
         await self._upkeep.purge(await self._store.table())
 
     async def renew(self) -> None:
-        """Write rows and indexes anew, or drop the table where its files are too damaged for that: when that is so twice, for
-        another process that does the same takes files away from this one."""
-        for again in (True, False):
-            try:
-                await self.provision()
-                await self.purge_history()
-                return
-            except SinkDamaged:
-                if not again:
-                    await self._store.drop()
+        """Write rows and indexes anew. Raises SinkDamaged where the table cannot be read for it: what others keep in it goes with
+        its folder, which is therefore for a person to remove."""
+        try:
+            await self.provision()
+            await self.purge_history()
+        except SinkDamaged as error:
+            raise SinkDamaged(f"{error}; where that does not help, {self._store.removal}") from None
 
     async def list_scopes(self) -> frozenset[tuple[str, str]]:
         """One scan of two columns, a batch of rows in memory at a time."""

@@ -35,7 +35,7 @@ _DAMAGE: Final = re.compile(
 """How it says, in errors of many classes, that a file is not what it was when it was written, or gone."""
 
 _REMEDY: Final = (
-    "if that stays so, its files are damaged: `indexport rebuild sink lancedb`, or as the sink is called, makes it anew"
+    "if that stays so, its files are damaged: `indexport rebuild sink lancedb`, or whatever it is called, renews them"
 )
 _SOURCE_LOCATION: Final = re.compile(r",? ?\S+/(registry|src|rustc)/\S+\.rs(:\d+){0,2}")
 
@@ -82,6 +82,12 @@ class LanceStore:
             if self._table is None:
                 self._table = await self._open()
             return self._table
+
+    @property
+    def removal(self) -> str:
+        """How a person gets rid of a table that cannot be read, which may be others' too."""
+        folder = f"{self._shown_uri}/{self.table_name}.lance"
+        return f"remove {folder} and rebuild the sink of every export that uses it: the lake has all of it"
 
     async def drop(self) -> None:
         """Remove the table."""

@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import SINK_ERRORS, IncompleteListing
+from pipeline.errors import SINK_ERRORS, IncompleteListing, SinkDamaged
 from pipeline.lake.lake import DATASETS, Dataset
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Snapshot
@@ -179,14 +178,16 @@ async def make_again(export: Export, file_ids: list[str], *, run_id: str, sinks:
 
 
 async def renew_sink(export: Export, sink: str) -> None:
-    """Nothing is taken for granted of a sink: the next run compares every file with what it holds, damage apart. A sink that is
-    down or set up wrong is told by that run."""
+    """Nothing is taken for granted of a sink: the next run compares every file with what it holds. Raises SinkDamaged where that
+    is in vain; a sink that is down or set up wrong is told by that run."""
     await asyncio.to_thread(export.ledger.register.reset_sink, sink)
     tenant_id, _ = await export.scope()
     exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
     try:
-        with suppress(*SINK_ERRORS):
-            await exporter.renew()
+        await exporter.renew()
+    except SINK_ERRORS as error:
+        if isinstance(error, SinkDamaged):
+            raise
     finally:
         await exporter.close()
 

@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.home import Home
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline.orchestration import sqlite_storage
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import key_order
 from pipeline.orchestration.resources import _open
@@ -122,8 +123,9 @@ def test_a_damaged_ledger_is_one_line_and_rebuilt_once_it_is_moved_away(
     ("name", "harm"), [("history/runs.db", garbage), ("history/runs/index.db", overwritten), ("schedules/schedules.db", garbage)]
 )
 def test_a_damaged_database_of_dagster_is_one_line_and_restored_once_it_is_moved_away(
-    home: Path, documents: str, name: str, harm: Callable[[Path], None]
+    home: Path, documents: str, monkeypatch: pytest.MonkeyPatch, name: str, harm: Callable[[Path], None]
 ) -> None:
+    monkeypatch.setattr(sqlite_storage, "_FOUND_MADE", set[Path]())  # as in a process of its own
     database = home / "dagster" / name
     damage(database, harm)
     line = told("sync", "--documents", documents)
@@ -153,16 +155,21 @@ def test_a_damaged_state_of_the_local_cloud_is_one_line_and_made_anew_once_it_is
     assert embedded == []
 
 
-@pytest.mark.parametrize("files", ["_versions/*", "data/*", "_indices/*/*"])
-def test_a_damaged_table_of_lancedb_is_named_with_the_command_that_makes_it_anew(
-    home: Path, documents: str, embedded: list[str], files: str
+@pytest.mark.parametrize(("files", "readable"), [("_versions/*", False), ("data/*", False), ("_indices/*/*", True)])
+def test_a_damaged_table_of_lancedb_is_renewed_where_it_can_be_read_and_named_where_it_must_go(
+    home: Path, documents: str, embedded: list[str], files: str, readable: bool
 ) -> None:
-    for path in (home / "lancedb").glob(f"*.lance/{files}"):
+    [table] = (home / "lancedb").glob("*.lance")
+    for path in table.glob(files):
         garbage(path)
     damaged = run("verify", "--deep")
     assert damaged.returncode == 1
     assert "its files are damaged: `indexport rebuild sink lancedb`" in damaged.stdout
     with local_cloud_environment(documents, Home(home).local_cloud):
+        if not readable:
+            assert f"remove {table} and rebuild the sink of every export that uses it" in told("rebuild", "sink", "lancedb")
+            assert table.is_dir(), "others may have records in it"
+            shutil.rmtree(table)
         assert run("rebuild", "sink", "lancedb").returncode == 0
     assert_whole(documents)
     assert run("search", "body", "--mode", "text").returncode == 0
