@@ -14,19 +14,11 @@ _QUERY = re.compile(r"(://[^\s?'\"]*)\?[^\s'\"]*")
 _PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s]*@")
 """In its place a github:// URL has the repository."""
 _HIGHEST_PORT = 65535
-_LONGEST_QUOTE = 300
-_MOST_READ = 10_000
-"""The longest presigned URLs are a fifth of it; the patterns take time by the square of a text's length."""
 
 
 def without_secrets(text: str) -> str:
     """``text``, whose URLs have lost what may be a secret: user, password and query."""
     return _QUERY.sub(r"\1", _USER.sub("", text))
-
-
-def quoted(said: str) -> str:
-    """What a server says of a failure, for a message of ours: its beginning, without what may be a secret in its URLs."""
-    return without_secrets(said[:_MOST_READ])[:_LONGEST_QUOTE]
 
 
 def without_password(url: str) -> str:

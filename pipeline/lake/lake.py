@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, LakeError
 from pipeline.files import unfinished, write_whole
 from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
+from pipeline.quoting import quoted
 from pipeline.urls import without_secrets
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
@@ -51,7 +52,9 @@ class Lake:
             self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         except (ImportError, ValueError) as error:
             remedy = "its driver is an extra for s3:// (indexport[s3]), a package of its own for others"
-            raise ConfigError(f"INDEXPORT_LAKE_URI: {without_secrets(uri)} cannot be opened: {error}; {remedy}") from None
+            raise ConfigError(
+                f"INDEXPORT_LAKE_URI: {without_secrets(uri)} cannot be opened: {quoted(str(error))}; {remedy}"
+            ) from None
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
         self._shown = without_secrets(uri)
         self._recent = RecentTables()

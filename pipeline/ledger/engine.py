@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from pipeline.errors import ConfigError, LedgerUnavailable, disk_remedy
 from pipeline.files import lack_of_locks
+from pipeline.quoting import masked
 
 _DATABASES = ("sqlite", "postgresql")
 _URL = "it reads postgresql+psycopg2://user@host/db (`pip install 'indexport[postgres]'`) or sqlite:////path/to/file"
@@ -55,11 +56,12 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
         return None
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
+    password = str(context.engine.url.password or "") if context.engine else ""
     error = context.original_exception
     if context.engine and context.engine.url.database and _is_busy(error):
         error = lack_of_locks(Path(context.engine.url.database).parent) or error
     remedy = disk_remedy(error) if error else None
-    told = f"{str(error).strip()}; {remedy or 'check its space, its rights and that it runs'}"
+    told = f"{masked(str(error).strip(), password)}; {remedy or 'check its space, its rights and that it runs'}"
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {told}")
 
 
