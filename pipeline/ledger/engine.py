@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -56,13 +57,17 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
         return None
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
-    password = str(context.engine.url.password or "") if context.engine else ""
+    secrets = _passwords(context.engine.url) if context.engine else []
     error = context.original_exception
     if context.engine and context.engine.url.database and _is_busy(error):
         error = lack_of_locks(Path(context.engine.url.database).parent) or error
     remedy = disk_remedy(error) if error else None
-    told = f"{masked(str(error).strip(), password)}; {remedy or 'check its space, its rights and that it runs'}"
+    told = f"{masked(str(error).strip(), *secrets)}; {remedy or 'check its space, its rights and that it runs'}"
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {told}")
+
+
+def _passwords(url: sa.URL) -> list[str]:
+    return [str(url.password or ""), str(url.query.get("password", "")), os.environ.get("PGPASSWORD", "")]
 
 
 def _is_busy(error: BaseException | None) -> bool:
