@@ -11,6 +11,7 @@ import pytest
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import SINK_ERRORS
+from pipeline.local_cloud.documents import DocumentFolder, DocumentsUnavailable
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.registry import exporter_class
 from pipeline.sinks.storage_context_files import FolderStore
@@ -107,3 +108,6 @@ async def test_a_key_that_s3_repeats() -> None:
     with pytest.raises(SINK_ERRORS) as caught:
         FolderStore("s3://bucket/prefix").put("a", b"")
     _assert_masked(str(caught.value))
+    with pytest.raises(DocumentsUnavailable) as unlisted:
+        DocumentFolder("s3://bucket/prefix", {}).scan()
+    _assert_masked(str(unlisted.value))
