@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Final
 
 from pipeline.errors import ConfigError
 
 LOCAL_CLOUD_KEY: Final = "local"
 """The local cloud's, unless its settings have another; no secret."""
+_OF_STORES: Final = re.compile(r"(AWS|AZURE|GOOGLE|GCS)_\w*(KEY|SECRET|TOKEN|PASSWORD|CONNECTION_STRING)")
 
 
 def read_key(variable: str) -> str:
@@ -26,3 +28,8 @@ def usable_key(key: str, variable: str) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ConfigError(f"{variable} holds white space or a character that is not ASCII; copy the key anew")
     return key
+
+
+def store_secrets() -> list[str]:
+    """What drivers of object stores read from the environment by themselves, of variables whose names tell of a secret."""
+    return [value for name, value in os.environ.items() if _OF_STORES.match(name)]

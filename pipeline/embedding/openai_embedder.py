@@ -28,6 +28,7 @@ from pipeline.embedding.openai_wire import BrokeDown, EncodingRefused, Refused, 
 from pipeline.embedding.settings import OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline.proxies import client_mounts
+from pipeline.quoting import quoted
 from pipeline.tls import ssl_context
 
 _log = logging.getLogger(__name__)
@@ -211,7 +212,9 @@ class OpenAIEmbedder:
             raise TimedOut(f"no whole answer in {seconds:g} s; {remedy}") from None
         except httpx.RequestError as error:
             hung_up = isinstance(error, httpx.RemoteProtocolError | httpx.ReadError)  # as a worker does that a text has killed
-            raise (BrokeDown if hung_up else TryAgain)(f"{type(error).__name__} {error}".rstrip()) from None
+            raise (BrokeDown if hung_up else TryAgain)(
+                f"{type(error).__name__} {quoted(str(error), self._key)}".rstrip()
+            ) from None
         return read_vectors(
             response,
             count=len(texts),

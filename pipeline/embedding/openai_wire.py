@@ -16,8 +16,8 @@ import numpy as np
 
 from pipeline.embedding.base import Vectors
 from pipeline.errors import ConfigError, EmbedderUnavailable
+from pipeline.quoting import quoted
 from pipeline.retry_after import seconds_asked
-from pipeline.urls import quoted
 
 RETRYABLE_STATUS = frozenset({408, 409, 424, 425, 429, 500, 502, 503, 504, 520, 522, 524, 529})
 """424 is what Text Embeddings Inference answers when its own backend fails."""
@@ -95,7 +95,7 @@ def _refuse(response: httpx.Response, body: Mapping[str, Any], *, key_hint: str,
     if status == 200:  # Gateways report an upstream's failure inside a success, some with codes of their own.
         status = int(str(code)) if str(code) in _ERROR_STATUS else 500
     message = _message(error, details) or response.reason_phrase or "no reason given"
-    message = quoted(message.replace(secret, "***") if secret else message)
+    message = quoted(message, secret)
     if status in (401, 403) and code != "model_not_found":  # OpenAI's word for a model that the key's project may not use.
         raise EmbedderUnavailable(f"The embedding endpoint refuses the credentials (HTTP {status}: {message}); {key_hint}")
     if status == 402 or "insufficient_quota" in (code, details.get("type")):

@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, LakeError
 from pipeline.files import unfinished, write_whole
 from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
+from pipeline.quoting import quoted
 from pipeline.urls import DRIVER_REMEDY, without_secrets
 
 Dataset = Literal["parsed_payloads", "chunks", "embeddings", "tombstones"]
@@ -51,7 +52,8 @@ class Lake:
             self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         except (ImportError, ValueError) as error:
             shown = without_secrets(uri)
-            raise ConfigError(f"INDEXPORT_LAKE_URI: {shown} cannot be opened: {error}; {DRIVER_REMEDY}") from None
+            told = f"INDEXPORT_LAKE_URI: {shown} cannot be opened: {quoted(str(error))}; {DRIVER_REMEDY}"
+            raise ConfigError(told) from None
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
         self._shown = without_secrets(uri)
         self._recent = RecentTables()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sqlite3
 import time
@@ -12,6 +13,7 @@ import sqlalchemy as sa
 
 from pipeline.errors import ConfigError, LedgerUnavailable, damaged, disk_remedy, sqlite_says
 from pipeline.files import lack_of_locks
+from pipeline.quoting import masked
 
 _DATABASES = ("sqlite", "postgresql")
 _URL = "it reads postgresql+psycopg2://user@host/db (`pip install 'indexport[postgres]'`) or sqlite:////path/to/file"
@@ -59,11 +61,16 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
         return None
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
+    secrets = _passwords(context.engine.url) if context.engine else []
     if database and _is_busy(error):
         error = lack_of_locks(Path(database).parent) or error
     remedy = disk_remedy(error) if error else None
-    told = f"{str(error).strip()}; {remedy or 'check its space, its rights and that it runs'}"
+    told = f"{masked(str(error).strip(), *secrets)}; {remedy or 'check its space, its rights and that it runs'}"
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {told}")
+
+
+def _passwords(url: sa.URL) -> list[str]:
+    return [str(url.password or ""), str(url.query.get("password", "")), os.environ.get("PGPASSWORD", "")]
 
 
 def _is_busy(error: BaseException | None) -> bool:

@@ -31,8 +31,9 @@ from pipeline.llama_cloud.decoding import clean_text
 from pipeline.llama_cloud.rate_limit import RateLimiter
 from pipeline.llama_cloud.wire import UnexpectedAnswer, read_items
 from pipeline.proxies import client_mounts
+from pipeline.quoting import quoted
 from pipeline.tls import ssl_context, tls_problem
-from pipeline.urls import is_http_url, quoted, without_secrets
+from pipeline.urls import is_http_url, without_secrets
 
 T = TypeVar("T")
 _TOTAL_SECONDS = 900.0
@@ -237,7 +238,7 @@ class CloudApi:
         """The vendor's own words, bounded, without the key or the signature of a URL if they quote one."""
         body = error.body
         detail = body.get("detail") if isinstance(body, dict) else None
-        return f": {quoted(clean_text(str(detail)).replace(self.client.api_key, '...'))}" if detail else ""
+        return f": {quoted(clean_text(str(detail)), self.client.api_key)}" if detail else ""
 
 
 def _pacing(requests_per_second: float) -> Callable[[httpx.Request], Awaitable[None]]:

@@ -42,7 +42,7 @@ class IndexClient:
             request = self._api.client.indexes.with_raw_response.get(
                 key, expand=["sync_in_progress"], project_id=self._api.project_id
             )
-            return await self._api.call(request, _index_of, doing="reading the index")
+            return await self._api.call(request, self._index_of, doing="reading the index")
 
         state = await self._with_key(send)
         self._know(state)
@@ -84,10 +84,13 @@ class IndexClient:
             store_attachments=list(store_attachments) or omit,
             project_id=self._api.project_id or omit,
         )
-        state = await self._api.call(request, _index_of, doing="creating the index", setting="the source directory's id")
+        state = await self._api.call(request, self._index_of, doing="creating the index", setting="the source directory's id")
         self._keys = []
         self._know(state)
         return state
+
+    def _index_of(self, answer: object) -> IndexState:
+        return read_index(read_object(answer, "an index"), self._api.client.api_key)
 
     def _know(self, state: IndexState) -> None:
         self._keys = list(dict.fromkeys([*self._keys[:1], state.index_id, state.export_config_id]))
@@ -141,10 +144,6 @@ class IndexClient:
         async for items, _ in pages:
             for item in items:
                 yield item
-
-
-def _index_of(answer: object) -> IndexState:
-    return read_index(read_object(answer, "an index"))
 
 
 def _identifiers(entry: Mapping[str, Any]) -> list[str]:

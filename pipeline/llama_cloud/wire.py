@@ -18,7 +18,7 @@ from pipeline.documents.models import MetadataValue
 from pipeline.llama_cloud.decoding import DecodingError, clean, clean_text
 from pipeline.llama_cloud.models import DirectoryFile, IndexState
 from pipeline.llama_cloud.normalise import parse_moment
-from pipeline.urls import quoted
+from pipeline.quoting import quoted
 
 
 class UnexpectedAnswer(ValueError):
@@ -56,8 +56,9 @@ def read_items(answer: object, what: str) -> tuple[list[Mapping[str, Any]], str 
     return [read_object(item, f"one of the {what}") for item in items], token
 
 
-def read_index(answer: Mapping[str, Any]) -> IndexState:
-    """An index, with the digest of everything that moves when it changes."""
+def read_index(answer: Mapping[str, Any], api_key: str) -> IndexState:
+    """An index, with the digest of everything that moves when it changes. What it says of a failure is without
+    ``api_key``."""
     metadata = answer.get("metadata")
     build: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
     message = build.get("error_message")
@@ -71,7 +72,7 @@ def read_index(answer: Mapping[str, Any]) -> IndexState:
         project_id=_required(answer, "project_id", "an index"),
         name=clean_text(answer["name"]) if isinstance(answer.get("name"), str) else "",
         status=_stable_status(status),
-        error_message=quoted(clean_text(message)) if isinstance(message, str) and message else None,
+        error_message=quoted(clean_text(message), api_key) if isinstance(message, str) and message else None,
         sync_in_progress=in_progress,
         source_directory_id=_required(answer, "source_directory_id", "an index"),
         output_directory_id=_optional(answer, "output_directory_id"),

@@ -18,8 +18,10 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from pipeline.api_keys import store_secrets
 from pipeline.documents.models import MetadataValue
 from pipeline.errors import ConfigError
+from pipeline.quoting import quoted
 from pipeline.urls import DRIVER_REMEDY, as_stored, without_password, without_secrets
 
 SIDECAR_SUFFIX = ".meta.json"
@@ -231,8 +233,8 @@ def _unreadable(error: Exception) -> UnreadableDocument:
 
 
 def _reason(said: Exception | str) -> str:
-    """What a driver says, in one line and without the secrets of a URL in it."""
-    return without_secrets(" ".join(str(said).split())) or type(said).__name__
+    """What a driver says, in one line and without secrets."""
+    return quoted(" ".join(str(said).split()), *store_secrets()) or type(said).__name__
 
 
 def _local_address(root: str) -> str:

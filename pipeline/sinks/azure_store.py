@@ -24,6 +24,7 @@ from azure.search.documents.indexes.aio import SearchIndexClient
 
 from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.sinks.azure_documents import MAX_REQUEST_BYTES, Row
 from pipeline.sinks.azure_layout import SORT_KEY, Definition
 from pipeline.sinks.backoff import backoff, wait
@@ -46,7 +47,6 @@ _BUSY_ATTEMPTS: Final = 10
 _BUSY: Final = frozenset({408, 409, 422, 429, 500, 502, 503, 504})
 """Statuses that pass, of a request or of one document: 409 is a version conflict, 422 an index that is being updated."""
 
-_SHOWN_MESSAGE: Final = 300
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -165,8 +165,7 @@ class AzureStore:
             half = len(changes) // 2
             return {**await self._batch(action, changes[:half]), **await self._batch(action, changes[half:])}
         return {
-            item["key"]: Failure(item["statusCode"], str(item.get("errorMessage") or "")[:_SHOWN_MESSAGE])
-            for item in answer["value"]
+            item["key"]: Failure(item["statusCode"], _quoted(str(item.get("errorMessage") or ""))) for item in answer["value"]
         }
 
     async def search(self, action: str, query: Mapping[str, Any]) -> list[Row]:
@@ -266,7 +265,7 @@ class AzureStore:
             return response.status_code, response.headers.get("Retry-After"), await response.read()
 
     def _error(self, action: str, status: int, message: str) -> Exception:
-        told = f"{status}{f', {message}' if message else ''}"
+        told = f"{status}{f', {_quoted(message)}' if message else ''}"
         if status == 404:
             return IndexMissing(
                 f"Azure AI Search at {self._shown_url} has no index {self.index!r} to {action}; provision the sink first"
@@ -295,4 +294,8 @@ def _message(body: bytes) -> str:
         told = json.loads(body)["error"]["message"]
     except (ValueError, LookupError, TypeError):
         return ""
-    return str(told)[:_SHOWN_MESSAGE]
+    return str(told)
+
+
+def _quoted(told: str) -> str:
+    return quoted(told, read_key(API_KEY))

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import pyarrow as pa
 
+from pipeline.api_keys import store_secrets
 from pipeline.errors import ConfigError, SinkDamaged, SinkUnavailable
+from pipeline.quoting import masked
 from pipeline.sinks.backoff import apart
 from pipeline.urls import without_secrets
 
@@ -167,7 +169,7 @@ class LanceStore:
 
     def _shown(self, error: Exception) -> str:
         text = _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
-        return textwrap.shorten(text, _LONGEST_REASON, placeholder=" ...")
+        return textwrap.shorten(masked(text, *store_secrets()), _LONGEST_REASON, placeholder=" ...")
 
     @property
     def _shown_uri(self) -> str:

@@ -18,6 +18,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.quoting import masked
 
 _CLIENT_ERRORS: Final = {
     "chromadb.errors": "ChromaError",
@@ -29,10 +30,6 @@ _CLIENT_ERRORS: Final = {
     "requests": "RequestException",
 }
 """What clients raise when their server cannot be used, as far as they are loaded; the settings can name more."""
-
-_DELIMITERS: Final = re.compile(r"[:/?#@]")
-_TELLING_LENGTH: Final = 3
-"""Less of a password than so many characters tells nothing, and would be found in every message."""
 
 _VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -106,8 +103,7 @@ class Builder:
     def shown(self, message: str) -> str:
         """The message with the values that came from the environment named instead of shown."""
         for name, value in self.secrets.items():
-            for part in _telling_parts(value):
-                message = message.replace(part, f"${{{name}}}")
+            message = masked(message, value, mask=f"${{{name}}}")
         return message
 
     @contextmanager
@@ -123,13 +119,6 @@ class Builder:
         loaded = ((sys.modules.get(module), name) for module, name in _CLIENT_ERRORS.items())
         known = (getattr(module, name) for module, name in loaded if module is not None)
         return (OSError, *known, *map(imported, self.unavailable))
-
-
-def _telling_parts(secret: str) -> list[str]:
-    """The secret and, of a URL, its password and what a parser makes of one whose special characters are not escaped."""
-    password = secret.partition("://")[2].rpartition("@")[0].partition(":")[2]
-    parts = [password, *_DELIMITERS.split(password)]
-    return [secret, *(part for part in parts if len(part) >= _TELLING_LENGTH)] if secret else []
 
 
 def imported(path: str) -> Any:

@@ -12,7 +12,6 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import bson
 from pymongo import ASCENDING, AsyncMongoClient, IndexModel, ReadPreference, WriteConcern
@@ -32,6 +31,7 @@ from pymongo.read_concern import ReadConcern
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.sinks.backoff import backoff
 from pipeline.sinks.mongodb_layout import CODEC, GENERATION, Document
 
@@ -42,7 +42,6 @@ FORMAT: Final = "1"
 _ATTEMPTS: Final = 8
 _FIRST_WAIT: Final = 0.1
 _LONGEST_WAIT: Final = 5.0
-_SHOWN_MESSAGE: Final = 300
 
 _ADDRESS: Final = [(name, ASCENDING) for name in ("tenant_id", "export_config_id", "parsed_directory_file_id")]
 _INDEXES: Final = (
@@ -276,10 +275,8 @@ class MongoStore:
         return type(error).__name__
 
     def _shown(self, details: Mapping[str, Any]) -> str:
-        text = f"{details.get('codeName', 'error')} {details.get('code', '')}: {details.get('errmsg', 'no message')}"
-        for secret in (self._uri, *_passwords(self._uri)):
-            text = text.replace(secret, "***") if secret else text
-        return text[:_SHOWN_MESSAGE]
+        told = f"{details.get('codeName', 'error')} {details.get('code', '')}: {details.get('errmsg', 'no message')}"
+        return quoted(told, self._uri)
 
     async def close(self) -> None:
         if self._client is not None:
@@ -321,9 +318,3 @@ def _passes(error: PyMongoError) -> bool:
         codes = {item["code"] for key in ("writeErrors", "writeConcernErrors") for item in error.details.get(key, ())}
         return bool(codes) and codes <= _PASSING | {_DUPLICATE_KEY}
     return isinstance(error, OperationFailure) and error.code in _PASSING | {_DUPLICATE_KEY}
-
-
-def _passwords(uri: str) -> list[str]:
-    """The password as it stands in the address and as it is."""
-    password = urlsplit(uri).password or ""
-    return [password, unquote(password)]

@@ -94,13 +94,16 @@ def _texts(file: FileRecords) -> Iterator[tuple[str, list[str]]]:
         elif item.name == "attachments":
             parts = column.combine_chunks().flatten().flatten()
             yield item.name, [text for part in parts for text in part.drop_null().to_pylist()]
-    yield "metadata", [text for pair in file.provenance.metadata.items() for text in _strings(pair)]
+    yield "metadata", list(_strings(file.provenance.metadata))
 
 
-def _strings(pair: tuple[str, Any]) -> Iterator[str]:
-    key, value = pair
-    yield key
+def _strings(value: object) -> Iterator[str]:
+    """Every text in a JSON value, keys included."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
-        yield from value
+    elif isinstance(value, Mapping):
+        for pair in value.items():
+            yield from _strings(pair)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)

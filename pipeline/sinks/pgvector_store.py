@@ -19,6 +19,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.sinks.backoff import apart
 from pipeline.sinks.pgvector_sql import READ_ONE_VERSION
 
@@ -116,7 +117,7 @@ class PostgresStore:
         return connection
 
     async def _connect(self) -> Connection:
-        dsn = os.environ.get(self._dsn_env, "").strip()
+        dsn = self._dsn
         wanted = "a PostgreSQL connection string such as postgresql://user:password@host:5432/database"
         if not dsn:
             raise ConfigError(f"the environment variable {self._dsn_env} is not set; it must hold {wanted}")
@@ -133,7 +134,7 @@ class PostgresStore:
         try:
             return await AsyncConnection.connect(conninfo, prepare_threshold=None)
         except psycopg.Error as error:
-            reason = "its host name cannot be resolved" if _NOT_RESOLVED in str(error) else _shown(error)
+            reason = "its host name cannot be resolved" if _NOT_RESOLVED in str(error) else self._shown(error)
             raise SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot be reached: {reason}") from None
 
     @contextmanager
@@ -145,10 +146,21 @@ class PostgresStore:
 
     def _typed(self, action: str, error: psycopg.Error) -> Exception:
         if isinstance(error, (psycopg.DataError, errors.ProgramLimitExceeded)):
-            return ValueRefused(f"PostgreSQL refuses a value: {_shown(error)}")
+            return ValueRefused(f"PostgreSQL refuses a value: {self._shown(error)}")
         if isinstance(error, (errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName)):
-            return SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot {action}: {_shown(error)}; provision the sink first")
-        return SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot {action}: {_shown(error)}")
+            return SinkUnavailable(
+                f"PostgreSQL ({self._dsn_env}) cannot {action}: {self._shown(error)}; provision the sink first"
+            )
+        return SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot {action}: {self._shown(error)}")
+
+    @property
+    def _dsn(self) -> str:
+        return os.environ.get(self._dsn_env, "").strip()
+
+    def _shown(self, error: psycopg.Error) -> str:
+        """The server's message without its details, which may quote records."""
+        told = error.diag.message_primary or " ".join(str(error).split())
+        return quoted(told, self._dsn, _password(self._dsn), os.environ.get("PGPASSWORD", ""))
 
     async def close(self) -> None:
         while self._idle:
@@ -171,6 +183,9 @@ def _is_transient(error: psycopg.Error) -> bool:
     return isinstance(error, _TRANSIENT) or (isinstance(error, psycopg.OperationalError) and lost)
 
 
-def _shown(error: psycopg.Error) -> str:
-    """The server's message without its details, which may quote records."""
-    return error.diag.message_primary or " ".join(str(error).split())
+def _password(dsn: str) -> str:
+    """As libpq reads it, of a string in keywords too."""
+    try:
+        return str(conninfo_to_dict(dsn).get("password") or "")
+    except psycopg.ProgrammingError:
+        return ""

@@ -23,6 +23,7 @@ from pinecone import AsyncIndex, AsyncPinecone, ServerlessSpec, Vector
 from pipeline.api_keys import read_key
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.pinecone_layout import METRIC, Filter, Metadata, Write, index_tags
 from pipeline.urls import is_http_url
@@ -37,7 +38,6 @@ _LONGEST_POLL: Final = 2.0
 _FIRST_LOOK: Final = 0.0625
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
 _REFUSED: Final = frozenset({400, 413, 422})
-_SHOWN_MESSAGE: Final = 300
 
 _COMMITTED: Final = ("x-pinecone-request-lsn", "x-pinecone-lsn-committed")
 _SEEN: Final = ("x-pinecone-max-indexed-lsn", "x-pinecone-lsn-reconciled")
@@ -122,7 +122,7 @@ class PineconeStore:
             except pinecone.ConflictError:
                 return  # another process was first
             except pinecone.NotFoundError as error:
-                told = self._shown(error.message)
+                told = _quoted(error.message)
                 raise RequestRefused(f"Pinecone cannot {action}: {told}; correct the sink's cloud and region") from None
 
         await self._patiently(action, ask)
@@ -158,7 +158,7 @@ class PineconeStore:
             try:
                 self._client = AsyncPinecone(api_key=key, host=self._controller_host, timeout=self._request_seconds)
             except pinecone.PineconeError as error:
-                raise ConfigError(f"Pinecone cannot be used: {self._shown(str(error))}") from None
+                raise ConfigError(f"Pinecone cannot be used: {_quoted(str(error))}") from None
         if not is_http_url(self._client.config.host):
             raise ConfigError(f"Pinecone's control plane has no http(s) URL; correct controller_host, or {CONTROLLER_HOST}")
         return self._client
@@ -363,12 +363,12 @@ class PineconeStore:
                     f"Pinecone answers with something unexpected to {action}; check {CONTROLLER_HOST} and the SDK's version"
                 ) from None
             except pinecone.PineconeError as error:
-                raise RequestRefused(f"Pinecone's SDK refuses to {action}: {self._shown(str(error))}") from None
+                raise RequestRefused(f"Pinecone's SDK refuses to {action}: {_quoted(str(error))}") from None
             await asyncio.sleep(pause)
 
     def _error(self, action: str, error: pinecone.ApiError) -> Exception:
         status = error.status_code
-        told = f"{status}, {self._shown(error.message)}"
+        told = f"{status}, {_quoted(error.message)}"
         if status == 404 and "namespace" in error.message.lower():
             return _NamespaceMissing(f"Pinecone index {self.name!r} has no such namespace to {action}: {told}")
         if status == 404:
@@ -379,11 +379,6 @@ class PineconeStore:
             return RequestRefused(f"Pinecone refuses to {action} in index {self.name!r}: {told}")
         return SinkUnavailable(f"Pinecone cannot {action} in index {self.name!r}: {told}")
 
-    def _shown(self, message: str) -> str:
-        """A message without the key, should it repeat it."""
-        key = read_key(API_KEY)
-        return (message.replace(key, "***") if key else message)[:_SHOWN_MESSAGE]
-
     async def close(self) -> None:
         if self._index is not None:
             await self._index.close()
@@ -391,6 +386,10 @@ class PineconeStore:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+
+def _quoted(told: str) -> str:
+    return quoted(told, read_key(API_KEY))
 
 
 def _position(answer: Any, names: Sequence[str]) -> int | None:

@@ -23,6 +23,7 @@ from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedR
 
 from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.urls import without_secrets
 
@@ -32,7 +33,6 @@ API_KEY: Final = "QDRANT_API_KEY"
 _CONNECTION_ATTEMPTS: Final = 3
 _BUSY_ATTEMPTS: Final = 10
 _BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
-_SHOWN_MESSAGE: Final = 300
 
 T = TypeVar("T")
 Ask = Callable[[AsyncQdrantClient], Awaitable[T]]
@@ -268,7 +268,7 @@ class QdrantStore:
         return SinkUnavailable(f"what answers at {self._place.shown} to {action} is not Qdrant; check the address")
 
     def _failure(self, action: str, status: int, message: str) -> Exception:
-        told = f"{status}{f', {message}' if message else ''}"
+        told = f"{status}{f', {quoted(message, read_key(API_KEY))}' if message else ''}"
         if status == 404:
             return CollectionMissing(
                 f"Qdrant at {self._place.shown} has no collection {self.collection!r} to {action}; provision the sink first"
@@ -311,4 +311,4 @@ def _message(error: UnexpectedResponse) -> str:
         told = error.structured()["status"]["error"]
     except (ValueError, LookupError, TypeError):
         told = error.reason_phrase
-    return str(told)[:_SHOWN_MESSAGE]
+    return str(told)

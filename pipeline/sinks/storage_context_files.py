@@ -22,7 +22,9 @@ from typing import Any, Final
 import fsspec
 import pyarrow.parquet as pq
 
+from pipeline.api_keys import store_secrets
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.urls import DRIVER_REMEDY, without_secrets
 
 _DRIVER_ERRORS: Final = {
@@ -57,7 +59,8 @@ class FolderStore:
         try:
             filesystem, root = fsspec.core.url_to_fs(self._uri, use_listings_cache=False, skip_instance_cache=True)
         except (ValueError, ImportError) as error:
-            raise ConfigError(f"storage_context cannot use uri {self.shown!r}: {error}; {DRIVER_REMEDY}") from None
+            told = f"storage_context cannot use uri {self.shown!r}: {quoted(str(error))}; {DRIVER_REMEDY}"
+            raise ConfigError(told) from None
         return filesystem, root.rstrip("/")
 
     @property
@@ -164,7 +167,7 @@ class FolderStore:
         except passed:
             raise
         except _store_errors() as error:
-            reason = str(error).replace(self._uri, self.shown)
+            reason = quoted(str(error).replace(self._uri, self.shown), *store_secrets())
             raise SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}") from None
 
 

@@ -16,9 +16,10 @@ import turbopuffer
 
 from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.quoting import quoted
 from pipeline.sinks.backoff import backoff, wait
 from pipeline.sinks.turbopuffer_layout import Filter, Row
-from pipeline.urls import origin, without_secrets
+from pipeline.urls import origin
 
 API_KEY: Final = "TURBOPUFFER_API_KEY"
 MAX_LIMIT: Final = 10_000
@@ -31,7 +32,6 @@ _BUSY: Final = frozenset({202, 408, 409, 429, 500, 502, 503, 504})
 """Statuses that pass: 429 is back-pressure while indexing catches up, 202 an index still being built."""
 
 _REFUSED: Final = frozenset({400, 413, 422})
-_SHOWN_MESSAGE: Final = 300
 
 Ask = Callable[[turbopuffer.AsyncTurbopuffer], Awaitable[httpx2.Response]]
 
@@ -56,16 +56,15 @@ class TurbopufferStore:
     def _connected(self) -> turbopuffer.AsyncTurbopuffer:
         """The client, made when first used: a sink can be declared where its key is not known."""
         if self._client is None:
-            key = read_key(API_KEY) or None
+            key = read_key(API_KEY)
             try:
                 self._client = turbopuffer.AsyncTurbopuffer(
-                    api_key=key, region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
+                    api_key=key or None, region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
                 )
             except (turbopuffer.TurbopufferError, httpx2.InvalidURL) as error:
-                told = without_secrets(str(error))
                 raise ConfigError(
-                    f"Turbopuffer cannot be used: {told}. It needs {API_KEY} and either the region or the base_url "
-                    "(settings, or TURBOPUFFER_REGION and TURBOPUFFER_BASE_URL)"
+                    f"Turbopuffer cannot be used: {quoted(str(error), key)}. It needs {API_KEY} and either the region or the "
+                    "base_url (settings, or TURBOPUFFER_REGION and TURBOPUFFER_BASE_URL)"
                 ) from None
         return self._client
 
@@ -197,7 +196,7 @@ class TurbopufferStore:
             await asyncio.sleep(wait(response.headers.get("Retry-After"), attempt))
 
     def _error(self, action: str, status: int, message: str) -> Exception:
-        told = f"{status}{f', {message}' if message else ''}"
+        told = f"{status}{f', {quoted(message, read_key(API_KEY))}' if message else ''}"
         if status == 404:
             return NamespaceMissing(
                 f"Turbopuffer at {self._shown_url} has no namespace {self.namespace!r} to {action}; provision the sink first"
@@ -220,4 +219,4 @@ class TurbopufferStore:
 
 def _message(error: turbopuffer.APIStatusError) -> str:
     told = error.body.get("error") if isinstance(error.body, dict) else None
-    return str(told or error.response.reason_phrase)[:_SHOWN_MESSAGE]
+    return str(told or error.response.reason_phrase)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import socketserver
 import threading
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.embedding.openai_embedder import OpenAIEmbedder
 from pipeline.embedding.settings import EmbeddingSettings, OpenAISettings
 from pipeline.errors import ConfigError, EmbedderUnavailable
 from pipeline_tests.embedding.openai_endpoint import KEY, Answer, Body, Drops, Endpoint, embed, embedder, right, vector
+from pipeline_tests.security.echoes import serving
 
 
 async def test_texts_travel_in_bounded_requests_and_come_back_in_order(endpoint: Endpoint) -> None:
@@ -135,6 +137,18 @@ async def test_the_key_is_in_no_message_and_no_log(endpoint: Endpoint, caplog: p
         await embed(endpoint, ["a"])
     assert KEY not in str(caught.value) + caplog.text
     assert "who is ***?" in caplog.text
+
+
+async def test_an_answer_that_is_no_http_and_repeats_the_key_is_told_without_it(endpoint: Endpoint) -> None:
+    class Stranger(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            self.connection.recv(65536)
+            self.wfile.write(f"no access for {KEY} today\r\n\r\n".encode())
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Stranger)
+    with serving(server), pytest.raises(EmbedderUnavailable, match=r"no access for \*\*\* today") as caught:
+        await embed(endpoint, ["a"], base_url=f"http://127.0.0.1:{server.server_address[1]}/v1")
+    assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("error", ["plain", *({"message": "down", "code": code} for code in (502, None, 200, 0, "0", 1301))])

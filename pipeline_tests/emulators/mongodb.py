@@ -50,6 +50,8 @@ class MongoServer:
         """How many statements each ``update`` command had."""
         self.permitted: Collection[str] | None = None
         """The privilege actions everybody has; ``None`` are all."""
+        self.refusal: str | None = None
+        """What everybody who tries to log in is told."""
         self._lost_replies: list[str] = []
         self._writes_to_fail: list[tuple[int, int]] = []
 
@@ -97,6 +99,8 @@ class MongoServer:
         return reply
 
     def _authorize(self, name: str, document: dict[str, Any]) -> None:
+        if name in ("saslStart", "saslContinue") and self.refusal:
+            raise SearchError(18, "AuthenticationFailed", self.refusal)
         needed = {_ACTIONS[name]} if name in _ACTIONS else set()
         if name == "update" and any(statement.get("upsert") for statement in document["updates"]):
             needed.add("insert")

@@ -11,6 +11,7 @@ import pytest
 from pipeline.errors import ConfigError, LedgerUnavailable
 from pipeline.ledger import Ledger
 from pipeline.ledger.engine import _write_ahead, open_engine
+from pipeline_tests.security.echoes import refusing_postgres
 
 
 class Turning:
@@ -87,6 +88,14 @@ def test_a_database_that_is_down_is_named_without_its_password_wherever_that_sta
     with pytest.raises(LedgerUnavailable, match=r"/db cannot be used: .*refused") as told:
         open_engine(url).connect()
     assert "canary" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["bob:zq-canary@{}/db", "bob@{}/db?password=zq-canary"])
+def test_a_password_that_a_database_repeats_is_not_told(url: str) -> None:
+    words = "no access for zq-canary today"
+    with refusing_postgres(words) as address, pytest.raises(LedgerUnavailable, match=r"no access for \*\*\* today") as told:
+        open_engine(f"postgresql+psycopg2://{url.format(address)}").connect()
+    assert "zq" not in str(told.value)
 
 
 def test_a_password_that_would_be_taken_for_a_host_and_shown_is_refused() -> None:

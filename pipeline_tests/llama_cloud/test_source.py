@@ -149,6 +149,21 @@ async def test_a_presigned_url_in_the_vendors_words_is_shown_without_its_signatu
     assert "secret" not in str(refused.value)
 
 
+@pytest.mark.parametrize("said", ["of an answer", "of the index"])
+async def test_a_key_in_the_vendors_words_is_not_shown(said: str) -> None:
+    words = "x" * 290 + f" {API_KEY}"
+    index = index_body(metadata={"status": "failed", "error_message": words})
+    cloud = FakeCloud(indexes=[index]) if said == "of the index" else FakeCloud(script=lambda _: failure(422, words))
+    async with cloud.source() as source:
+        try:
+            told = (await source.get_index()).error_message
+        except ConfigError as error:
+            told = str(error)
+    assert told is not None
+    assert "xxx ***" in told
+    assert "llx" not in told
+
+
 async def test_a_base_url_with_a_path_too_many_is_named() -> None:
     async with FakeCloud(script=lambda _: failure(404, "Not Found")).source(base_url="https://bob:pw@api.example/api") as source:
         with pytest.raises(ConfigError, match=r"404: Not Found.*LLAMA_CLOUD_BASE_URL \(https://api\.example/api/? now\)"):

@@ -5,23 +5,31 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import boto3
 import httpx
 import psutil
 import pyarrow.parquet as pq
 import pytest
+from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from pipeline.local_cloud.faults import Faults
 from pipeline.local_cloud.server import RunningLocalCloud
 from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline_tests.command_line import run
+from pipeline_tests.embedding.openai_endpoint import Answer, Body, right
+from pipeline_tests.embedding.openai_endpoint import serving as serving_embeddings
+from pipeline_tests.security.echoes import refusing_mongodb, refusing_postgres, refusing_stores
 
 SECRETS = {
     "LLAMA_CLOUD_API_KEY": "llx-canary01",
@@ -34,19 +42,29 @@ SECRETS = {
     "INDEXPORT_MONGODB_URI": "mongodb://writer:canary08@127.0.0.1:9/?authSource=admin",
     "AWS_ACCESS_KEY_ID": "AKIAcanary09",
     "AWS_SECRET_ACCESS_KEY": "canary10",
+    "AWS_SESSION_TOKEN": "canary13",
+    "MONGODB_URI": "mongodb://writer:canary11@127.0.0.1:9/",
+    "STORE_TOKEN": "canary12",
 }
 MARKS = (b"canary", b"_blob/")
 """Part of every planted secret, and the path of every presigned URL."""
 
 NOWHERE = "http://127.0.0.1:9"
-FAILING_SINKS = {
+FAILING_SINKS: dict[str, dict[str, Any]] = {
     "qdrant": {"url": NOWHERE, "timeout_seconds": 1},
     "pinecone": {"controller_host": NOWHERE, "request_seconds": 1},
     "turbopuffer": {"base_url": NOWHERE},
     "azure_ai_search": {"endpoint": "https://127.0.0.1:9"},
     "pgvector": {"dsn_env": "INDEXPORT_PG_DSN"},
     "mongodb": {"uri_env": "INDEXPORT_MONGODB_URI", "timeout_seconds": 1},
+    "llama_docstore": {"vector_sink": "lancedb"},
+    "llama_index": {
+        name: {"class": "builtins:dict", "args": {"token": "${STORE_TOKEN}"}} for name in ("vector_store", "docstore")
+    },
 }
+
+SHOW_WHAT_THEY_SEND = ("botocore", "pymongo")
+"""Loggers that at DEBUG show the requests they sign, and what a server answers."""
 
 
 @dataclass
@@ -55,6 +73,8 @@ class Installation:
 
     root: Path
     cloud: RunningLocalCloud
+    servers: dict[str, str] = field(default_factory=dict)
+    """Variables that lead to servers of the test's."""
 
     @property
     def home(self) -> Path:
@@ -64,7 +84,7 @@ class Installation:
     def environment(self) -> dict[str, str]:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LLAMA_CLOUD", "DAGSTER", "INDEXPORT"))}
         addresses = {"INDEXPORT_HOME": str(self.home), "LLAMA_CLOUD_BASE_URL": self.cloud.base_url}
-        return {**inherited, **SECRETS, **addresses}
+        return {**inherited, **SECRETS, **addresses, **self.servers}
 
     def faults(self, **faults: Any) -> None:
         answer = httpx.put(
@@ -139,6 +159,88 @@ def test_no_secret_and_no_presigned_url_is_written_or_printed(installation: Inst
     written = list(_written(installation.home))
     assert {"ledger.sqlite", "runs.db"} <= {Path(where).name for where, _ in written}
     assert any(b"qdrant" in data for where, data in written if where.endswith("ledger.sqlite")), "the sinks have failed"
+    assert _leaks(iter([*written, ("worker", said)])) == {}
+
+
+def _told(secret: str) -> str:
+    return f"no access for {secret} today"
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Iterator[Bucket]:
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield Bucket(f"http://{host}:{port}")
+    server.stop()
+
+
+class Bucket:
+    """``s3://records``."""
+
+    def __init__(self, endpoint: str) -> None:
+        self.variables = {
+            "AWS_ENDPOINT": endpoint,
+            "AWS_ENDPOINT_URL": endpoint,
+            "AWS_ALLOW_HTTP": "true",
+            "AWS_REGION": "us-east-1",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+        credentials = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_name": "us-east-1"}
+        self._s3 = boto3.client("s3", endpoint_url=endpoint, **credentials)
+        self._s3.create_bucket(Bucket="records")
+
+    def copy(self, folder: Path) -> None:
+        for held in self._s3.list_objects_v2(Bucket="records")["Contents"]:
+            copied = folder / held["Key"]
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            self._s3.download_file("records", held["Key"], str(copied))
+
+
+def _refuse_one(asked: Body) -> Answer:
+    if any("station 5" in text for text in asked["input"]):
+        return 400, {"error": {"message": _told(SECRETS["OPENAI_API_KEY"])}}
+    return right(asked)
+
+
+@pytest.fixture
+def refusing(installation: Installation) -> Iterator[dict[str, dict[str, Any]]]:
+    """Settings of sinks whose stores refuse whoever comes, and repeat the secret they were shown."""
+    with ExitStack() as stack:
+        sinks = stack.enter_context(refusing_stores(SECRETS, _told))
+        postgres = stack.enter_context(refusing_postgres(_told("canary07")))
+        installation.servers["INDEXPORT_PG_DSN"] = f"postgresql://writer:canary07@{postgres}/vectors"
+        sinks["pgvector"] = FAILING_SINKS["pgvector"]
+        if find_spec("secantus"):
+            mongodb = stack.enter_context(refusing_mongodb(_told("canary08")))
+            installation.servers["INDEXPORT_MONGODB_URI"] = f"mongodb://writer:canary08@{mongodb}/?authSource=admin"
+            sinks["mongodb"] = FAILING_SINKS["mongodb"]
+        yield sinks
+
+
+@pytest.mark.takes_long
+def test_no_secret_that_a_server_repeats_is_written_or_printed(
+    installation: Installation, bucket: Bucket, refusing: dict[str, dict[str, Any]]
+) -> None:
+    """The lake and one sink are on S3; an embedding endpoint refuses one file."""
+    installation.servers.update(bucket.variables, INDEXPORT_LAKE_URI="s3://records/lake")
+    with serving_embeddings() as endpoint:
+        endpoint.script = [_refuse_one] * 100
+        export = {
+            "name": "default",
+            "embedding": {"provider": "openai", "model": "any", "openai": {"base_url": endpoint.url, "native_dimension": 3}},
+            "sinks": {"lancedb": {"uri": "s3://records/lance"}, **refusing},
+        }
+        commands = (["status", "--json"],)
+        said = installation.run("pipeline_tests.security.worker", json.dumps(export), json.dumps(commands), *SHOW_WHAT_THEY_SEND)
+    assert b"ended: status --json\n" in said, said[-3000:].decode(errors="replace")
+    assert b"held: ChunkRecord" in said, "the sync has done its work"
+    assert set(endpoint.keys) == {f"Bearer {SECRETS['OPENAI_API_KEY']}"}
+    with closing(sqlite3.connect(installation.home / "ledger.sqlite")) as ledger:
+        told = dict(ledger.execute("SELECT sink, last_error FROM indexport_sinks"))
+    assert {sink for sink, reason in told.items() if _told("***") in (reason or "")} == set(refusing)
+    bucket.copy(installation.root / "bucket")
+    written = [*_written(installation.home), *_written(installation.root / "bucket")]
     assert _leaks(iter([*written, ("worker", said)])) == {}
 
 

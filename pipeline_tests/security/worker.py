@@ -1,7 +1,7 @@
 """A process that syncs an export as ``indexport sync`` does, with every logger of every library turned up.
 
-``python -m pipeline_tests.security.worker SETTINGS COMMANDS``: the export's settings as JSON, and commands that are run after it,
-each a list of arguments; everything else from the environment.
+``python -m pipeline_tests.security.worker SETTINGS COMMANDS [LOGGER...]``: the export's settings as JSON, commands that are run
+after it, each a list of arguments, and loggers that are left as they are; everything else from the environment.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from pipeline.stages.search import records
 from pipeline.stages.settings import ExportSettings
 
 
-def main(written: str, commands: str) -> None:
+def main(written: str, commands: str, *quiet: str) -> None:
     logging.basicConfig(level=logging.DEBUG, stream=sys.stdout)
+    for name in quiet:
+        logging.getLogger(name).setLevel(logging.INFO)
     settings = ExportSettings.model_validate_json(written)
     with open_instance(Home.from_environment()) as instance:
         try:

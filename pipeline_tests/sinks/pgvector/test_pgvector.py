@@ -59,7 +59,15 @@ async def test_nodes_others_add_are_left_alone_and_never_read(bench: PgVectorBen
 
 
 @pytest.mark.parametrize(
-    ("texts", "metadata"), [(["a\0b"], {}), (["fine"], {"note": "a\0b"}), (["fine"], {"k\0": 1}), (["fine"], {"tags": ["\0"]})]
+    ("texts", "metadata"),
+    [
+        (["a\0b"], {}),
+        (["fine"], {"note": "a\0b"}),
+        (["fine"], {"k\0": 1}),
+        (["fine"], {"tags": ["\0"]}),
+        (["fine"], {"mixed": [1, None, "\0"]}),
+        (["fine"], {"nested": {"a": [{"k\0": 1}]}}),
+    ],
 )
 async def test_a_nul_character_is_refused_by_name(bench: PgVectorBench, texts: list[str], metadata: dict[str, Any]) -> None:
     good = bench.file("dfl-good")
