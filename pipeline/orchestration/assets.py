@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 import pyarrow as pa
+from pydantic import Field
 
 from pipeline.documents.arrow import CHUNK_FIELDS, PAGE_FIELDS
 from pipeline.documents.chunking import chunker_versions
@@ -45,8 +46,7 @@ Stage = Callable[[Export, list[str], str], Awaitable[StageReport]]
 class FetchConfig(dg.Config):
     """Launch-time choice of ``parsed_payloads``."""
 
-    refetch: bool = False
-    """Fetch payloads again even where the listing has not moved."""
+    refetch: bool = Field(default=False, description="Fetch payloads again even where the listing has not moved.")
 
 
 def export_assets(settings: ExportSettings) -> list[dg.AssetsDefinition | dg.AssetSpec]:
@@ -189,11 +189,11 @@ def _run(
         report = run_work(while_kept(export, context.run.run_id, stage(export, keys, context.run.run_id)))
     except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
-    left_out = report.failures | report.not_ready
-    if len(keys) == 1 and left_out:
-        raise dg.Failure(f"{keys[0]}: {left_out[keys[0]]}", metadata=report_metadata(report), allow_retries=False)
-    for file_id, reason in report.failures.items():
-        context.log.warning("left out of the batch: %s: %s", file_id, reason)
+    left_out = report.left_out
+    if len(left_out) == len(keys):
+        raise dg.Failure(report.told(left_out), metadata=report_metadata(report), allow_retries=False)
+    for file_id, reason in left_out.items():
+        context.log.warning("left out of the batch: %s: %s", report.named(file_id), reason)
     metadata: dict[str, Any] = {"dagster/uri": export.lake.uri(dataset)} if dataset else {}
     if len(keys) == 1:
         metadata |= report_metadata(report)

@@ -32,11 +32,13 @@ async def begin(
 def _begin(export: Export, stage: str, file_ids: list[str], run_id: str, leaving: bool) -> tuple[StageReport, dict[str, FileRow]]:
     report = StageReport(stage, files=len(file_ids))
     held = export.claim(file_ids, run_id, leaving=leaving)
+    rows = export.ledger.files(held)
     if others := set(file_ids) - set(held):
         report.held_elsewhere = list(export.ledger.files(others))
         unknown = sorted(others.difference(report.held_elsewhere))
         report.failures = dict.fromkeys(unknown, "no file of this export's directory")
-    return report, export.ledger.files(held)
+    report.names = {file_id: row.display_name for file_id, row in rows.items()}
+    return report, rows
 
 
 @asynccontextmanager
