@@ -13,6 +13,7 @@ from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.interrupts import run_work
 from pipeline.orchestration.metadata import table
 from pipeline.orchestration.resources import Exports
+from pipeline.stages.export import Export
 from pipeline.stages.needs import awaiting_approval
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.verify import SinkVerification, verify
@@ -104,13 +105,13 @@ def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefi
         return dg.AssetCheckResult(
             passed=found.ok and not waiting,
             severity=dg.AssetCheckSeverity.WARN if found.ok else dg.AssetCheckSeverity.ERROR,
-            metadata=verification_metadata(found) | ({"awaiting_approval": waiting} if waiting else {}),
+            metadata=verification_metadata(export, found) | ({"awaiting_approval": waiting} if waiting else {}),
         )
 
     return check
 
 
-def verification_metadata(found: SinkVerification) -> dict[str, Any]:
+def verification_metadata(export: Export, found: SinkVerification) -> dict[str, Any]:
     """What a verification found, with the findings as a table."""
     metadata: dict[str, Any] = {
         "files": found.files,
@@ -121,9 +122,11 @@ def verification_metadata(found: SinkVerification) -> dict[str, Any]:
     }
     metadata |= {f"findings_{kind}": count for kind, count in sorted(Counter(f.kind for f in found.findings).items())}
     if found.findings:
+        names = export.file_names()
         metadata["differences"] = table(
             {
                 "kind": finding.kind,
+                "file": names.get(finding.file_id or "", ""),
                 "file_id": finding.file_id or "",
                 "chunk": "" if finding.chunk_index is None else str(finding.chunk_index),
                 "detail": finding.detail,

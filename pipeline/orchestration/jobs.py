@@ -155,7 +155,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
                 "replaced": len(report.replaced),
                 "orphans_deleted": len(report.deleted),
                 "orphans_kept": len(report.kept),
-                **verification_metadata(report.after),
+                **verification_metadata(export, report.after),
             }
             context.log_event(dg.AssetObservation(asset_key(settings, sink), metadata=metadata))
             left += [] if report.ok else [sink]
