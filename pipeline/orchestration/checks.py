@@ -39,11 +39,13 @@ def sink_checks(settings: ExportSettings) -> list[dg.AssetCheckKey]:
 
 def index_check(settings: ExportSettings, state: ExportState) -> dg.AssetCheckEvaluation:
     """Whether the index was healthy at the last look, outside of any run."""
+    unusable = state.index_status in ("failed", "empty")
     told = "directory" if state.index_status == "empty" else "vendor_message"
     return dg.AssetCheckEvaluation(
         asset_key=asset_key(settings, DIRECTORY_FILES),
         check_name=INDEX_CHECK,
-        passed=state.index_status not in ("failed", "empty"),
+        passed=not unusable and not state.index_error,
+        severity=dg.AssetCheckSeverity.ERROR if unusable else dg.AssetCheckSeverity.WARN,
         metadata={"status": state.index_status or "unknown", **({told: state.index_error} if state.index_error else {})},
     )
 
@@ -52,11 +54,12 @@ def _index_is_healthy(settings: ExportSettings) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=asset_key(settings, DIRECTORY_FILES),
         name=INDEX_CHECK,
-        description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known.",
+        description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known; a "
+        "warning while it names documents that it could not parse.",
     )
     def check(context: dg.AssetCheckExecutionContext, indexport: Exports) -> dg.AssetCheckResult:
         found = index_check(settings, indexport.open(settings, context.instance).ledger.state())
-        return dg.AssetCheckResult(passed=found.passed, metadata=found.metadata)
+        return dg.AssetCheckResult(passed=found.passed, severity=found.severity, metadata=found.metadata)
 
     return check
 
