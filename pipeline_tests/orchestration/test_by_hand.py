@@ -58,6 +58,28 @@ def test_a_key_that_is_no_file_of_the_directory_fails_its_run(world: World) -> N
     assert materialized(result) == []
 
 
+def test_the_page_of_a_partition_names_its_file(world: World) -> None:
+    for name in ("b.md", "c.md"):
+        world.write(name, f"# {name}\n\nOther.\n")
+    assert world.sync().ok
+    names = {file_id: row.display_name for file_id, row in world.export.ledger.files().items()}
+    assert sorted(names.values()) == ["a.md", "b.md", "c.md"]
+    for asset in ("parsed_payloads", "chunks", "embeddings", "lancedb"):
+        assert named(world, asset) == names
+    with command_run("repair") as other:
+        ids = sorted(world.file_id(name) for name in ("b.md", "c.md"))
+        world.export.claim(ids[:1], other)
+        assert launch(world, "ingest", tags={RANGE_START: ids[0], RANGE_END: ids[1]}).success
+    assert named(world, "lancedb") == names
+
+
+def named(world: World, asset: str) -> dict[str | None, Any]:
+    """What the newest materialization of each partition says of its file."""
+    records = world.instance.fetch_materializations(dg.AssetKey(["default", asset]), limit=20).records
+    made = [record.asset_materialization for record in reversed(records) if record.asset_materialization]
+    return {each.partition: each.metadata["file"].value for each in made}
+
+
 def test_an_ingest_without_files_says_that_it_lacks_them(world: World) -> None:
     result = launch(world, "ingest")
     assert failures(result) == ["this run carries no files: choose partitions of the export's assets to materialize"]
