@@ -19,6 +19,7 @@ class IndexState:
     name: str
     status: Literal["ready", "failed", "building"]
     error_message: str | None
+    """Why it has failed, or which documents could not be parsed."""
     sync_in_progress: bool
     source_directory_id: str
     output_directory_id: str | None

@@ -20,6 +20,8 @@ from pipeline.llama_cloud.models import DirectoryFile, IndexState
 from pipeline.llama_cloud.normalise import parse_moment
 from pipeline.quoting import quoted
 
+_NAMED = 3
+
 
 class UnexpectedAnswer(ValueError):
     """The API answered with success and something that is not what was asked for."""
@@ -61,7 +63,7 @@ def read_index(answer: Mapping[str, Any], api_key: str) -> IndexState:
     ``api_key``."""
     metadata = answer.get("metadata")
     build: Mapping[str, Any] = metadata if isinstance(metadata, dict) else {}
-    message = build.get("error_message")
+    message = build.get("error_message") or _unparsed(build)
     status = build.get("status")
     in_progress = answer.get("sync_in_progress") is True
     moments = [answer.get(key) for key in ("last_exported_at", "last_synced_at", "updated_at")]
@@ -78,6 +80,19 @@ def read_index(answer: Mapping[str, Any], api_key: str) -> IndexState:
         output_directory_id=_optional(answer, "output_directory_id"),
         change_key=hashlib.sha256(state.encode()).hexdigest(),
     )
+
+
+def _unparsed(build: Mapping[str, Any]) -> str | None:
+    """What an index says of documents it could not parse: the local cloud does, and of LlamaCloud it is not known."""
+    listed = build.get("failed_files")
+    files = [file for file in listed if isinstance(file, dict)] if isinstance(listed, list) else []
+    told = [f"{file['name']}: {file['reason']}" for file in files if file.get("name") and file.get("reason")]
+    if not told:
+        return None
+    counted = build.get("failed_file_count")
+    count = max(counted if isinstance(counted, int) else 0, len(told))
+    documents = "1 document" if count == 1 else f"{count} documents"
+    return f"{documents} could not be parsed: {'; '.join([*told[:_NAMED], *(['...'] if count > _NAMED else [])])}"
 
 
 def read_file(answer: Mapping[str, Any]) -> DirectoryFile:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dagster as dg
 
-from pipeline.orchestration.partitions import NOTED_TAG, WAVE_TAG, is_of_export
+from pipeline.orchestration.partitions import NOTED_TAG, WAVE_TAG, is_of_export, told_by
 from pipeline.orchestration.standing import report_standing
 from pipeline.stages.export import Export
 
@@ -22,7 +22,7 @@ def note_what_stands(instance: dg.DagsterInstance, export: Export, scope: tuple[
     runs = _broken_runs(instance, export.name)
     if not runs:
         return
-    waves = {run.tags.get(WAVE_TAG) for run in runs}
+    waves = {told_by(run, WAVE_TAG) for run in runs}
     rows = {file_id: row for file_id, row in export.ledger.files().items() if None in waves or row.wave in waves}
     export.settle([file_id for file_id, row in rows.items() if row.status == "requested"], scope)
     if report_standing(instance, export, rows, scope, made_by="a run that broke later"):
@@ -34,4 +34,4 @@ def _broken_runs(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRu
     """Those nothing has been noted of. A run that is executed again inherits the tags of the first, so they name the run."""
     records = instance.get_run_records(dg.RunsFilter(statuses=_BROKEN), limit=_MAX_RUNS, order_by="update_timestamp")
     runs = [record.dagster_run for record in records]
-    return [run for run in runs if run.tags.get(f"{NOTED_TAG}.{export}") != run.run_id and is_of_export(run, export)]
+    return [run for run in runs if told_by(run, f"{NOTED_TAG}.{export}") != run.run_id and is_of_export(run, export)]

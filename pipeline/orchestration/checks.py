@@ -13,6 +13,7 @@ from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
 from pipeline.orchestration.interrupts import run_work
 from pipeline.orchestration.metadata import table
 from pipeline.orchestration.resources import Exports
+from pipeline.stages.export import Export
 from pipeline.stages.needs import awaiting_approval
 from pipeline.stages.settings import ExportSettings
 from pipeline.stages.verify import SinkVerification, verify
@@ -38,11 +39,13 @@ def sink_checks(settings: ExportSettings) -> list[dg.AssetCheckKey]:
 
 def index_check(settings: ExportSettings, state: ExportState) -> dg.AssetCheckEvaluation:
     """Whether the index was healthy at the last look, outside of any run."""
+    unusable = state.index_status in ("failed", "empty")
     told = "directory" if state.index_status == "empty" else "vendor_message"
     return dg.AssetCheckEvaluation(
         asset_key=asset_key(settings, DIRECTORY_FILES),
         check_name=INDEX_CHECK,
-        passed=state.index_status not in ("failed", "empty"),
+        passed=not unusable and not state.index_error,
+        severity=dg.AssetCheckSeverity.ERROR if unusable else dg.AssetCheckSeverity.WARN,
         metadata={"status": state.index_status or "unknown", **({told: state.index_error} if state.index_error else {})},
     )
 
@@ -51,11 +54,12 @@ def _index_is_healthy(settings: ExportSettings) -> dg.AssetChecksDefinition:
     @dg.asset_check(
         asset=asset_key(settings, DIRECTORY_FILES),
         name=INDEX_CHECK,
-        description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known.",
+        description="The index has not failed (LlamaCloud's own message says why) and is not empty while files are known; a "
+        "warning while it names documents that it could not parse.",
     )
     def check(context: dg.AssetCheckExecutionContext, indexport: Exports) -> dg.AssetCheckResult:
         found = index_check(settings, indexport.open(settings, context.instance).ledger.state())
-        return dg.AssetCheckResult(passed=found.passed, metadata=found.metadata)
+        return dg.AssetCheckResult(passed=found.passed, severity=found.severity, metadata=found.metadata)
 
     return check
 
@@ -104,13 +108,13 @@ def _holds_its_source(settings: ExportSettings, sink: str) -> dg.AssetChecksDefi
         return dg.AssetCheckResult(
             passed=found.ok and not waiting,
             severity=dg.AssetCheckSeverity.WARN if found.ok else dg.AssetCheckSeverity.ERROR,
-            metadata=verification_metadata(found) | ({"awaiting_approval": waiting} if waiting else {}),
+            metadata=verification_metadata(export, found) | ({"awaiting_approval": waiting} if waiting else {}),
         )
 
     return check
 
 
-def verification_metadata(found: SinkVerification) -> dict[str, Any]:
+def verification_metadata(export: Export, found: SinkVerification) -> dict[str, Any]:
     """What a verification found, with the findings as a table."""
     metadata: dict[str, Any] = {
         "files": found.files,
@@ -121,9 +125,11 @@ def verification_metadata(found: SinkVerification) -> dict[str, Any]:
     }
     metadata |= {f"findings_{kind}": count for kind, count in sorted(Counter(f.kind for f in found.findings).items())}
     if found.findings:
+        names = export.file_names()
         metadata["differences"] = table(
             {
                 "kind": finding.kind,
+                "file": names.get(finding.file_id or "", ""),
                 "file_id": finding.file_id or "",
                 "chunk": "" if finding.chunk_index is None else str(finding.chunk_index),
                 "detail": finding.detail,

@@ -11,13 +11,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Any
 
+import dagster as dg
 from dagster._core.events import AssetMaterializationPlannedData, DagsterEventType, StepMaterializationData
 from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from sqlalchemy import Connection
+
+FILE = "file"
+"""Under which the metadata of a materialization names the file of its partition."""
 
 _PLANNED = DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
 _TOGETHER = frozenset({DagsterEventType.ASSET_MATERIALIZATION.value, _PLANNED, DagsterEventType.ASSET_OBSERVATION.value})
@@ -31,33 +36,42 @@ def split(events: Sequence[EventLogEntry]) -> tuple[list[EventLogEntry], list[Ev
 
 def event_rows(storage: SqlEventLogStorage, events: Sequence[EventLogEntry]) -> list[dict[str, Any]]:
     """``storage._event_to_row`` of every event. Serializing takes most of its time, and the events of one asset in one run
-    differ in nothing but partition and time: one of them is serialized, and what differs is exchanged in its text."""
+    differ in nothing but partition, file and time: one of them is serialized, and what differs is exchanged in its text."""
     rows: list[dict[str, Any]] = []
     shared: list[Any] | None = None
     pieces: list[str] | None = None
     for event in events:
-        mine, partition = _shared_and_partition(event)
+        mine, partition, own = _shared_and_own(event)
         if pieces is None or mine != shared:
             rows.append(storage._event_to_row(event))
-            shared, pieces = mine, _pieces(rows[-1]["event"], partition, event.timestamp)
+            shared, pieces = mine, _pieces(rows[-1]["event"], own) if partition else None
             continue
-        text = f"{pieces[0]}{json.dumps(partition)}{pieces[1]}{event.timestamp!r}{pieces[2]}"
+        text = "".join(chain.from_iterable(zip(pieces, [*own, ""], strict=True)))
         at = datetime.fromtimestamp(event.timestamp, UTC).replace(tzinfo=None)
         rows.append({**rows[-1], "event": text, "timestamp": at, "partition": partition or None})
     return rows
 
 
-def _shared_and_partition(event: EventLogEntry) -> tuple[list[Any] | None, str | None]:
-    """All of an event but its partition and time, comparable, and its partition; neither for events of other kinds."""
+def _shared_and_own(event: EventLogEntry) -> tuple[list[Any] | None, str | None, list[str]]:
+    """All of an event but its partition, file and time, comparable; its partition; and how these stand in its JSON, in their
+    order there. Nothing for events of other kinds."""
     happened = event.get_dagster_event()
     data = happened.event_specific_data
     shared = [_but(event, "timestamp", "dagster_event"), _but(happened, "event_specific_data")]
     if isinstance(data, AssetMaterializationPlannedData):
-        return [*shared, _but(data, "partition")], data.partition
+        return [*shared, _but(data, "partition")], data.partition, _own(event, data.partition)
     if isinstance(data, StepMaterializationData):
         made = data.materialization
-        return [*shared, _but(data, "materialization"), _but(made, "partition")], made.partition
-    return None, None
+        file = made.metadata.get(FILE)
+        named = [f'"text": {json.dumps(file.text)}}}, "label": "{FILE}"'] if isinstance(file, dg.TextMetadataValue) else []
+        others = {name: value for name, value in made.metadata.items() if not (named and name == FILE)}
+        mine = [*shared, _but(data, "materialization"), _but(made, "partition", "metadata"), others, len(named)]
+        return mine, made.partition, [*named, *_own(event, made.partition)]
+    return None, None, []
+
+
+def _own(event: EventLogEntry, partition: str | None) -> list[str]:
+    return [f'"partition": {json.dumps(partition)}', f'"timestamp": {event.timestamp!r}']
 
 
 def _but(value: Any, *names: str) -> list[Any]:
@@ -65,12 +79,17 @@ def _but(value: Any, *names: str) -> list[Any]:
     return [field for name, field in zip(value._fields, value, strict=True) if name not in names]
 
 
-def _pieces(text: str, partition: str | None, timestamp: float) -> list[str] | None:
-    """What stands before, between and after an event's partition and time in its JSON; ``None`` unless each is there once, in
-    this order. Quotes in names and metadata are escaped, so that they cannot look like either."""
-    before, *rest = text.split(f'"partition": {json.dumps(partition)}')
-    between, *after = rest[0].split(f'"timestamp": {timestamp!r}') if partition and len(rest) == 1 else ("",)
-    return [f'{before}"partition": ', f'{between}"timestamp": ', after[0]] if len(after) == 1 else None
+def _pieces(text: str, own: Sequence[str]) -> list[str] | None:
+    """What stands around an event's own in its JSON; ``None`` unless each is there once, in this order. Quotes in names and
+    metadata are escaped, so that they cannot look like any of it."""
+    pieces = []
+    for each in own:
+        before, *rest = text.split(each)
+        if len(rest) != 1:
+            return None
+        pieces.append(before)
+        text = rest[0]
+    return [*pieces, text]
 
 
 def insert_events(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> list[int]:

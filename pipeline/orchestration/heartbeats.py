@@ -16,7 +16,7 @@ import dagster as dg
 from dagster._core.errors import DagsterRunNotFoundError
 
 from pipeline.orchestration.instance import errors_of_storages
-from pipeline.orchestration.partitions import HEARD_TAG
+from pipeline.orchestration.partitions import HEARD_TAG, told_by
 from pipeline.stages.export import LEASE_SECONDS
 
 _EVERY_SECONDS = LEASE_SECONDS / 3
@@ -48,7 +48,7 @@ def silent_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
     now = time.time()
     silent = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=_CARRIED_OUT)):
-        heard = record.dagster_run.tags.get(HEARD_TAG, "")
+        heard = told_by(record.dagster_run, HEARD_TAG) or ""
         silent_for = now - max(int(heard), record.start_time or 0.0) if heard.isdecimal() else 0.0
         if silent_for >= LEASE_SECONDS and not inherits(instance, record.dagster_run, HEARD_TAG):
             silent.append(record.dagster_run)
@@ -58,7 +58,7 @@ def silent_runs(instance: dg.DagsterInstance) -> list[dg.DagsterRun]:
 def inherits(instance: dg.DagsterInstance, run: dg.DagsterRun, tag: str) -> bool:
     """Whether what this tag tells is of the run that was executed before, because nobody has told it of this one."""
     first = run.parent_run_id and instance.get_run_by_id(run.parent_run_id)
-    return bool(first and first.tags.get(tag) == run.tags.get(tag))
+    return bool(first and told_by(first, tag) == told_by(run, tag))
 
 
 def _now() -> dict[str, str]:

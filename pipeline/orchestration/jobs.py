@@ -30,9 +30,12 @@ all attempts of a file at once."""
 
 
 class RemovalConfig(dg.Config):
-    """Which files to remove; only those the ledger has marked are touched."""
+    """Which files to remove."""
 
-    file_ids: list[str]
+    file_ids: list[str] = Field(
+        description="Ids of files (dfl-..., the partition keys), not their names. Only those that the ledger has marked for "
+        "removal, because the index does not list them any more, are touched; `indexport erase` removes any."
+    )
 
 
 def removal_config(settings: ExportSettings, file_ids: tuple[str, ...]) -> dict[str, Any]:
@@ -53,19 +56,23 @@ def _remove_files(settings: ExportSettings) -> str:
 class RepairConfig(dg.Config):
     """What to repair, and how closely to look."""
 
-    sink: str | None = None
-    """Every sink by default."""
-    deep: bool = True
-    """Read every record instead of snapshots alone."""
-    allow_deletes: int = Field(default=0, ge=0)
-    """Orphans that may be deleted beyond the fuse."""
+    sink: str | None = Field(default=None, description="The sink to repair; every sink by default.")
+    deep: bool = Field(default=True, description="Read every record instead of snapshots alone.")
+    allow_deletes: int = Field(
+        default=0,
+        ge=0,
+        description="How many orphans may be deleted beyond the fuse (max_delete_fraction): all that wait, or none go.",
+    )
 
 
 class ApprovalConfig(dg.Config):
     """What a person has approved."""
 
-    count: int = Field(ge=0)
-    """Files that may be deleted at the next look, beyond the fuse."""
+    count: int = Field(
+        ge=0,
+        description="How many files may be deleted at the next look, beyond the fuse (max_delete_fraction): as many as wait, or "
+        "none goes. 0 is a dry run: it lists what waits, and takes back an approval given before.",
+    )
 
 
 def ingest_job(settings: ExportSettings) -> UnresolvedAssetJobDefinition:
@@ -104,9 +111,10 @@ def removal_job(settings: ExportSettings) -> dg.JobDefinition:
             report = run_work(while_kept(export, context.run_id, remove(export, config.file_ids, run_id=context.run_id)))
         except SinkUnavailable as error:
             raise dg.Failure(str(error), allow_retries=False) from error
-        if report.failures and report.failures.keys() == set(config.file_ids):
-            told = "; ".join(f"{file_id}: {reason}" for file_id, reason in report.failures.items())
-            raise dg.Failure(told, metadata=report_metadata(report), allow_retries=False)
+        # A file that the sensor has asked for may have come back since; a person is told that nothing was done.
+        left_out = report.failures if context.has_tag(LANE_TAG) else report.left_out
+        if left_out and left_out.keys() == set(config.file_ids):
+            raise dg.Failure(report.told(left_out), metadata=report_metadata(report), allow_retries=False)
         context.log_event(
             dg.AssetObservation(
                 asset_key(settings, DIRECTORY_FILES), metadata={"removed": report.worked, **report_metadata(report)}
@@ -138,7 +146,7 @@ def repair_job(settings: ExportSettings) -> dg.JobDefinition:
                 "replaced": len(report.replaced),
                 "orphans_deleted": len(report.deleted),
                 "orphans_kept": len(report.kept),
-                **verification_metadata(report.after),
+                **verification_metadata(export, report.after),
             }
             context.log_event(dg.AssetObservation(asset_key(settings, sink), metadata=metadata))
             left += [] if report.ok else [sink]
@@ -154,16 +162,24 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
 
     @dg.op(name=f"{settings.name}_approve")
     def approve(context: dg.OpExecutionContext, indexport: Exports, config: ApprovalConfig) -> None:
-        """Note the approval for the sensor's next look, and what waits for it."""
+        """Note the approval for the sensor's next look, and what waits for it; fails where it lets nothing through."""
         export = indexport.open(settings, context.instance)
-        waiting = pending_removals(export)
         export.ledger.update_state(allowed_deletes=config.count)
+        waiting = pending_removals(export)
         rows = [{**asdict(removal), "missing_since": when(removal.missing_since)} for removal in waiting]
         metadata = {"approved": config.count, "waiting": len(waiting)}
         listed = {"files": table(rows)} if rows else {}
         context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata={**metadata, **listed}))
+        held_back = sum(removal.waits_for == "approval" for removal in waiting)
+        if config.count and held_back:
+            export.ledger.update_state(allowed_deletes=0)
+            told = f"{held_back} files wait for approval: approve {held_back}; {config.count} lets none of them go"
+            raise dg.Failure(told, allow_retries=False)
 
-    description = "Approves the removal of more files than max_delete_fraction lets through; the run shows which wait."
+    description = (
+        "Approves the removal of more files than max_delete_fraction lets through; the run shows which wait, and with a count "
+        "of 0 does nothing else."
+    )
     return _job_of(approve, f"{settings.name}_approve_removals", description)
 
 

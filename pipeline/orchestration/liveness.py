@@ -29,7 +29,7 @@ from pipeline.files import hold
 from pipeline.home import Home
 from pipeline.ledger.asker import COMMAND
 from pipeline.orchestration.heartbeats import inherits, kept_heard_of, silent_runs
-from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED, is_of_export
+from pipeline.orchestration.partitions import EXPORT_TAG, LAUNCHER_TAG, PROCESS_TAG, UNFINISHED, is_of_export, spellings, told_by
 from pipeline.stages.export import LEASE_SECONDS
 
 _SUFFIX = ".lock"
@@ -117,19 +117,26 @@ def end_dead_runs(instance: dg.DagsterInstance, export: str) -> None:
         if _is_alive(path):
             continue
         mark = path.name.removesuffix(_SUFFIX)
-        records = instance.get_run_records(dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={PROCESS_TAG: mark}))
+        records = _marked(instance, mark)
         dead = [record.dagster_run for record in records if _is_dead(instance, record, mark, export)]
         for run in dead:
             _end(instance, run)
         if len(dead) == len(records):
             path.unlink(missing_ok=True)
     for run in silent_runs(instance):
-        if not _path(_folder(), run.tags.get(PROCESS_TAG, "")).exists():  # of a process of this machine its mark tells
+        if not _path(_folder(), told_by(run, PROCESS_TAG) or "").exists():  # of a process of this machine its mark tells
             _end(instance, run, _SILENT)
     for run in _never_launched(instance, export):
         _end(instance, run)
     for run in _never_begun(instance, export):
         _end(instance, run, "this run was created and never queued or launched: a file it was for may have gone before")
+
+
+def _marked(instance: dg.DagsterInstance, mark: str) -> list[RunRecord]:
+    """The unfinished runs whose process bears this mark."""
+    filters = [dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={tag: mark}) for tag in spellings(PROCESS_TAG)]
+    records = [record for each in filters for record in instance.get_run_records(each)]
+    return [record for record in records if told_by(record.dagster_run, PROCESS_TAG) == mark]
 
 
 def _end(
@@ -147,7 +154,7 @@ def _never_launched(instance: dg.DagsterInstance, export: str) -> list[dg.Dagste
     if not isinstance(instance.run_launcher, MarkingRunLauncher) or not os.access(_folder().parent, os.W_OK):
         return []
     records = _ours(instance, dg.DagsterRunStatus.STARTING, export)
-    unmarked = [record for record in records if PROCESS_TAG not in record.dagster_run.tags]
+    unmarked = [record for record in records if told_by(record.dagster_run, PROCESS_TAG) is None]
     return [record.dagster_run for record in unmarked if is_due(record.update_timestamp.timestamp(), _SPEECHLESS_SECONDS)]
 
 
@@ -156,7 +163,7 @@ def _never_begun(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRu
     only when it has stored the run. A run that is executed again inherits the mark of the first, which says nothing of it; any
     other mark is of the process that executes the run itself."""
     records = _ours(instance, dg.DagsterRunStatus.NOT_STARTED, export)
-    unanswered = [r for r in records if r.dagster_run.parent_run_id or PROCESS_TAG not in r.dagster_run.tags]
+    unanswered = [r for r in records if r.dagster_run.parent_run_id or told_by(r.dagster_run, PROCESS_TAG) is None]
     old = [r.dagster_run for r in unanswered if is_due(r.create_timestamp.timestamp(), _UNBEGUN_SECONDS)]
     return [run for run in old if is_due(_last_word(instance, run), _UNBEGUN_SECONDS)]
 
@@ -179,7 +186,7 @@ def _is_dead(instance: dg.DagsterInstance, record: RunRecord, mark: str, export:
     """Whether a run is over when the process of its mark is. While that is its launcher's it is over when it has not
     started, because Dagster ignores a process that comes later; one that has just started may be about to speak."""
     run = record.dagster_run
-    if run.tags.get(LAUNCHER_TAG) != mark:
+    if told_by(run, LAUNCHER_TAG) != mark:
         return not inherits(instance, run, PROCESS_TAG)
     if run.status is dg.DagsterRunStatus.STARTING:
         return _is_ours(run, export)

@@ -35,13 +35,18 @@ def report_metadata(report: StageReport) -> dict[str, Any]:
         metadata["files_held_by_another_run"] = len(report.held_elsewhere)
     if report.not_ready:
         metadata["files_not_ready"] = len(report.not_ready)
+        metadata["not_ready"] = _reasons(report, report.not_ready)
     if report.sizes:
         metadata["chunk_sizes"] = dg.MetadataValue.md(histogram(report.sizes))
     if report.rows:
         metadata["files"] = table(report.rows)
     if report.failures:
-        metadata["failures"] = table({"file_id": f, "reason": reason} for f, reason in report.failures.items())
+        metadata["failures"] = _reasons(report, report.failures)
     return metadata
+
+
+def _reasons(report: StageReport, reasons: Mapping[str, str]) -> dg.TableMetadataValue:
+    return table({"file": report.names.get(f, ""), "file_id": f, "reason": reason} for f, reason in reasons.items())
 
 
 def table(rows: Iterable[Mapping[str, Any]]) -> dg.TableMetadataValue:

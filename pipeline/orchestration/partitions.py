@@ -13,6 +13,7 @@ import dagster as dg
 from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus, PartitionBackfill
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import DynamicPartitionsTable
+from dagster._core.storage.tags import HIDDEN_TAG_PREFIX
 
 from pipeline.orchestration.collisions import again_when_refused
 
@@ -20,13 +21,14 @@ RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 PARTITION = "dagster/partition"
 EXPORT_TAG = "indexport/export"
-WAVE_TAG = "indexport/wave"
 FILES_TAG = "indexport/files"
 LANE_TAG = "indexport/lane"
-PROCESS_TAG = "indexport/process"
-LAUNCHER_TAG = "indexport/launcher"
-HEARD_TAG = "indexport/heard_of"
-NOTED_TAG = "indexport/noted"
+# What only we read, under the prefix of tags that Dagster's UI hides; read with `told_by`.
+WAVE_TAG = f"{HIDDEN_TAG_PREFIX}indexport/wave"
+PROCESS_TAG = f"{HIDDEN_TAG_PREFIX}indexport/process"
+LAUNCHER_TAG = f"{HIDDEN_TAG_PREFIX}indexport/launcher"
+HEARD_TAG = f"{HIDDEN_TAG_PREFIX}indexport/heard_of"
+NOTED_TAG = f"{HIDDEN_TAG_PREFIX}indexport/noted"
 
 JOBS = ("ingest", "removal", "verification", "repair", "approve_removals")
 """What the jobs of an export are called, after its own name."""
@@ -41,6 +43,16 @@ UNFINISHED = [
 
 _AT_ONCE = 20_000
 """Keys in one statement: a plain SQLite takes 32,766 variables."""
+
+
+def told_by(run: dg.DagsterRun, tag: str) -> str | None:
+    """What a run says under a hidden tag."""
+    return next((run.tags[spelling] for spelling in spellings(tag) if spelling in run.tags), None)
+
+
+def spellings(tag: str) -> tuple[str, str]:
+    """A hidden tag as it is written, and as versions of before 2026-11-28 wrote it, whose runs may be unfinished."""
+    return tag, tag.removeprefix(HIDDEN_TAG_PREFIX)
 
 
 def files_partitions(export: str) -> dg.DynamicPartitionsDefinition:

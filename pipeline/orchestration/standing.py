@@ -17,6 +17,7 @@ from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import asset_key
+from pipeline.orchestration.event_batches import FILE
 from pipeline.orchestration.partitions import files_partitions
 from pipeline.stages.export import Export
 from pipeline.stages.needs import standing_files
@@ -37,7 +38,8 @@ def report_standing(
         key = asset_key(export.settings, asset)
         unknown = _not_materialized(instance, export.name, key, file_ids)
         for start in range(0, len(unknown), _AT_ONCE):
-            report_materialized(instance, key, unknown[start : start + _AT_ONCE], made_by=made_by)
+            names = {file_id: rows[file_id].display_name for file_id in unknown[start : start + _AT_ONCE]}
+            report_materialized(instance, key, list(names), made_by=made_by, names=names)
             if time.monotonic() >= until:
                 return False
     return True
@@ -59,11 +61,20 @@ def shown(
     return instance.get_status_by_partition(asset, file_ids, files_partitions(export)) or {}
 
 
-def report_materialized(instance: dg.DagsterInstance, asset: dg.AssetKey, partitions: Sequence[str], *, made_by: str) -> None:
-    """``report_runless_asset_event`` for many partitions, as one batch: it takes one event, in a transaction of its own."""
+def report_materialized(
+    instance: dg.DagsterInstance,
+    asset: dg.AssetKey,
+    partitions: Sequence[str],
+    *,
+    made_by: str,
+    names: Mapping[str, str] | None = None,
+) -> None:
+    """``report_runless_asset_event`` for many partitions, as one batch: it takes one event, in a transaction of its own.
+    ``names``: of the files, where they are at hand."""
     batch = uuid.uuid4().hex
     for position, partition in enumerate(partitions, start=1):
-        materialization = dg.AssetMaterialization(asset, partition=partition, metadata={"made_by": made_by})
+        file = {FILE: names[partition]} if names else {}
+        materialization = dg.AssetMaterialization(asset, partition=partition, metadata={"made_by": made_by, **file})
         event = DagsterEvent(
             event_type_value=DagsterEventType.ASSET_MATERIALIZATION.value,
             event_specific_data=StepMaterializationData(materialization),

@@ -30,6 +30,7 @@ from pipeline.orchestration.partitions import (
     delete_keys,
     is_quiet,
     key_order,
+    told_by,
     unfinished_runs,
 )
 from pipeline.orchestration.standing import report_standing
@@ -100,7 +101,7 @@ def dispatch(
     end_dead_runs(instance, export.name)
     note_what_stands(instance, export, scope)
     running = unfinished_runs(instance, export.name)
-    needs = needs_of(export, scope, live_waves={run.tags.get(WAVE_TAG, "") for run in running})
+    needs = needs_of(export, scope, live_waves={told_by(run, WAVE_TAG) or "" for run in running})
     if needs.standing:
         export.settle(needs.standing, scope)
     restoring = restore and not _restored(instance, export, scope)

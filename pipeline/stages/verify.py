@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
@@ -93,6 +93,7 @@ async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerifi
                 await _check_records(export, exporter, scope, expected, found)
             if found.findings:
                 _leave_out_moved(expected, await asyncio.to_thread(_expectations, export, sink, scope), found)
+                await asyncio.to_thread(_say_what_failed, export, found)
     except SINK_ERRORS as error:
         found.fail(error)
     found.findings.sort(key=lambda finding: (finding.file_id or "", finding.chunk_index or 0, finding.kind))
@@ -131,6 +132,16 @@ def _leave_out_moved(before: Mapping[str, _Expected], after: Mapping[str, _Expec
     found.findings = kept
 
 
+def _say_what_failed(export: Export, found: SinkVerification) -> None:
+    """Add to what says that a file's present version does not stand why it could not be brought there, where that is known."""
+    failing = export.ledger.files({finding.file_id for finding in found.findings if finding.file_id}, failing=True)
+    for position, finding in enumerate(found.findings):
+        row = failing.get(finding.file_id or "")
+        if row and row.last_error and finding.kind in ("missing_file", "stale_file"):
+            status = "parked" if row.status == "parked" else "failing"
+            found.findings[position] = replace(finding, detail=f"{finding.detail}; the file is {status}: {row.last_error}")
+
+
 async def _check_snapshots(
     export: Export, exporter: Exporter, scope: tuple[str, str], expected: Mapping[str, _Expected], found: SinkVerification
 ) -> None:
@@ -167,9 +178,10 @@ def _check_snapshot(
     elif snapshot.record_set_hash == UNKNOWN_RECORD_SET:
         found.add("unproved", file_id, "this exporter keeps no digest, and the ledger has recorded none")
     elif snapshot.record_set_hash != expected.record_set_hash:
-        detail = f"another record set stands, of {snapshot.chunk_count} records"
-        wanted = expected.row.chunk_count if expected.row else None
-        found.add("stale_file", file_id, detail if wanted is None else f"{detail} instead of {wanted}")
+        wanted, held = expected.row.chunk_count if expected.row else None, snapshot.chunk_count
+        differing = f"another version stands, of {held} records instead of {wanted}"
+        same_size = wanted is None or wanted == held
+        found.add("stale_file", file_id, f"{held} records of another version stand" if same_size else differing)
 
 
 async def _check_scopes(export: Export, exporter: Exporter, scope: tuple[str, str], found: SinkVerification) -> None:

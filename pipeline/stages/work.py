@@ -32,11 +32,13 @@ async def begin(
 def _begin(export: Export, stage: str, file_ids: list[str], run_id: str, leaving: bool) -> tuple[StageReport, dict[str, FileRow]]:
     report = StageReport(stage, files=len(file_ids))
     held = export.claim(file_ids, run_id, leaving=leaving)
-    if others := set(file_ids) - set(held):
-        report.held_elsewhere = list(export.ledger.files(others))
-        unknown = sorted(others.difference(report.held_elsewhere))
-        report.failures = dict.fromkeys(unknown, "no file of this export's directory")
-    return report, export.ledger.files(held)
+    rows = export.ledger.files(held)
+    elsewhere = export.ledger.files(set(file_ids) - set(held))
+    report.held_elsewhere = list(elsewhere)
+    unknown = sorted(set(file_ids) - set(held) - elsewhere.keys())
+    report.failures = dict.fromkeys(unknown, "no file of this export's directory")
+    report.names = {file_id: row.display_name for file_id, row in (*rows.items(), *elsewhere.items())}
+    return report, rows
 
 
 @asynccontextmanager

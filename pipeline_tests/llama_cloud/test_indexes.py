@@ -57,6 +57,24 @@ async def test_only_two_values_of_status_are_stable(metadata: dict[str, str] | N
     assert (state.status, state.error_message) == (status, message)
 
 
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        (
+            {"failed_file_count": 5, "failed_files": [{"name": f"{n}.pdf", "reason": "no PDF"} for n in range(4)]},
+            "5 documents could not be parsed: 0.pdf: no PDF; 1.pdf: no PDF; 2.pdf: no PDF; ...",
+        ),
+        ({"failed_files": [{"name": "a.pdf", "reason": "no PDF"}]}, "1 document could not be parsed: a.pdf: no PDF"),
+        ({"failed_file_count": 0, "failed_files": []}, None),
+        ({"failed_file_count": "many", "failed_files": ["a.pdf", {"name": 7}]}, None),
+    ],
+)
+async def test_an_index_that_names_the_documents_it_could_not_parse_says_so(told: dict[str, Any], message: str | None) -> None:
+    async with FakeCloud(indexes=[index_body(metadata={"status": "ready", **told})]).source() as source:
+        state = await source.get_index()
+    assert (state.settled, state.error_message) == (True, message)
+
+
 async def test_the_vendors_reason_is_kept_short_and_without_the_signatures_of_urls() -> None:
     reason = "Client error '403 Forbidden' for url 'https://storage.example/a?X-Amz-Signature=secret': " + "x" * 1000
     async with FakeCloud(indexes=[index_body(metadata={"status": "failed", "error_message": reason})]).source() as source:

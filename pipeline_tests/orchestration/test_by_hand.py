@@ -11,7 +11,9 @@ import dagster as dg
 import pytest
 
 from pipeline.components.index_export import export_definitions
+from pipeline.orchestration.jobs import removal_config, removal_tags
 from pipeline.orchestration.launcher import failures
+from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START, add_keys
 from pipeline.stages.detect import detect
 from pipeline_tests.world import World, open_world
@@ -56,6 +58,28 @@ def test_a_key_that_is_no_file_of_the_directory_fails_its_run(world: World) -> N
     assert materialized(result) == []
 
 
+def test_the_page_of_a_partition_names_its_file(world: World) -> None:
+    for name in ("b.md", "c.md"):
+        world.write(name, f"# {name}\n\nOther.\n")
+    assert world.sync().ok
+    names = {file_id: row.display_name for file_id, row in world.export.ledger.files().items()}
+    assert sorted(names.values()) == ["a.md", "b.md", "c.md"]
+    for asset in ("parsed_payloads", "chunks", "embeddings", "lancedb"):
+        assert named(world, asset) == names
+    with command_run("repair") as other:
+        ids = sorted(world.file_id(name) for name in ("b.md", "c.md"))
+        world.export.claim(ids[:1], other)
+        assert launch(world, "ingest", tags={RANGE_START: ids[0], RANGE_END: ids[1]}).success
+    assert named(world, "lancedb") == names
+
+
+def named(world: World, asset: str) -> dict[str | None, Any]:
+    """What the newest materialization of each partition says of its file."""
+    records = world.instance.fetch_materializations(dg.AssetKey(["default", asset]), limit=20).records
+    made = [record.asset_materialization for record in reversed(records) if record.asset_materialization]
+    return {each.partition: each.metadata["file"].value for each in made}
+
+
 def test_an_ingest_without_files_says_that_it_lacks_them(world: World) -> None:
     result = launch(world, "ingest")
     assert failures(result) == ["this run carries no files: choose partitions of the export's assets to materialize"]
@@ -95,6 +119,35 @@ def test_a_repair_of_a_sink_that_is_none_says_which_there_are(world: World) -> N
     assert failures(result) == ["export 'default' has no sink 'lancdb'; it has: lancedb"]
 
 
+def test_a_run_of_which_no_file_can_be_worked_on_fails_and_names_the_first_of_them(world: World) -> None:
+    add_keys(world.instance, "default", [f"typed-{n}" for n in range(5)])
+    result = launch(world, "ingest", tags={RANGE_START: "typed-0", RANGE_END: "typed-4"})
+    unknown = "no file of this export's directory"
+    told = "; ".join(f"typed-{n}: {unknown}" for n in range(3))
+    assert failures(result) == [f"none of these 5 files can be worked on: {told}; and 2 more"]
+    assert materialized(result) == []
+    assert world.sync().ok
+
+
+def test_a_stage_alone_of_several_files_that_all_lack_the_one_before_fails(world: World) -> None:
+    tags = {RANGE_START: listed(world, "b.md"), RANGE_END: listed(world, "c.md")}
+    result = launch(world, "ingest", tags=tags, asset_selection=[dg.AssetKey(["default", "chunks"])])
+    assert materialized(result) == []
+    assert ["b.md (" in reason and "payload" in reason for reason in failures(result)] == [True]
+    assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_run_whose_files_another_one_holds_is_no_failure(world: World) -> None:
+    world.write("b.md", "# B\n\nOther.\n")
+    assert world.sync().ok
+    ids = [world.file_id("a.md"), world.file_id("b.md")]
+    with command_run("repair") as other:
+        assert len(world.export.claim(ids, other)) == 2
+        assert launch(world, "ingest", tags={RANGE_START: ids[0], RANGE_END: ids[1]}).success
+    assert world.numbers("lancedb")["files_held_by_another_run"] == 2
+
+
 def test_among_others_such_a_key_is_left_out_by_name(world: World) -> None:
     add_keys(world.instance, "default", ["typed-by-hand"])
     tags = {RANGE_START: world.file_id("a.md"), RANGE_END: "typed-by-hand"}
@@ -103,7 +156,7 @@ def test_among_others_such_a_key_is_left_out_by_name(world: World) -> None:
     assert (numbers["files_already_current"], numbers["files_failed"]) == (1, 1)
     assert "files_held_by_another_run" not in numbers
     records, _ = numbers["failures"]
-    assert [record.data["file_id"] for record in records] == ["typed-by-hand"]
+    assert [(record.data["file"], record.data["file_id"]) for record in records] == [("", "typed-by-hand")]
     assert world.sync().ok
 
 
@@ -125,6 +178,8 @@ def test_among_others_such_a_file_is_counted_as_not_ready(world: World) -> None:
         assert launch(world, "ingest", tags=tags, asset_selection=[dg.AssetKey(["default", asset])]).success
         numbers = world.numbers(asset)
         assert (numbers["files_already_current"], numbers["files_not_ready"], numbers["files_failed"]) == (1, 1, 0)
+        [record], _ = numbers["not_ready"]
+        assert (record.data["file"], "first" in str(record.data["reason"])) == ("b.md", True)
 
 
 def remove(world: World, *file_ids: str) -> dg.ExecuteInProcessResult:
@@ -135,9 +190,32 @@ def test_a_removal_of_nothing_but_unknown_ids_fails(world: World) -> None:
     assert failures(remove(world, "dfl-unknown")) == ["dfl-unknown: no file of this export's directory"]
 
 
+def test_a_removal_of_nothing_but_files_of_the_directory_fails_and_says_why(world: World) -> None:
+    file_id = world.file_id("a.md")
+    unmarked = f"a.md ({file_id}): it is not marked for removal"
+    assert failures(remove(world, file_id)) == [unmarked]
+    [told] = failures(remove(world, file_id, "dfl-unknown"))
+    assert "none of these 2 files can be worked on" in told
+    assert unmarked in told
+    assert "dfl-unknown: no file of this export's directory" in told
+    world.assert_settled()
+
+
 def test_a_removal_leaves_a_file_of_the_directory_and_says_so(world: World) -> None:
-    numbers = observed(remove(world, world.file_id("a.md"), "dfl-unknown"))
-    assert (numbers["removed"], numbers["files_not_ready"], numbers["files_failed"]) == (0, 1, 1)
+    gone = listed(world, "b.md")
+    world.export.ledger.update_files([{"file_id": gone, "missing_since": 1.0}])
+    world.export.ledger.mark_removing([gone])
+    numbers = observed(remove(world, world.file_id("a.md"), "dfl-unknown", gone))
+    assert (numbers["removed"], numbers["files_not_ready"], numbers["files_failed"]) == (1, 1, 1)
     assert numbers["files_already_current"] == 0
     assert "files_held_by_another_run" not in numbers
+    [record], _ = numbers["not_ready"]
+    assert record.data == {"file": "a.md", "file_id": world.file_id("a.md"), "reason": "it is not marked for removal"}
+    assert remove(world, gone).success, "once more, of what is gone"
+
+
+def test_a_removal_of_the_sensors_whose_files_have_come_back_is_no_failure(world: World) -> None:
+    config = removal_config(world.settings, (world.file_id("a.md"),))
+    result = launch(world, "removal", run_config=config, tags=removal_tags(world.settings))
+    assert observed(result)["removed"] == 0
     world.assert_settled()

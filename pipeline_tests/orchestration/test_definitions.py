@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._config import Shape
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
@@ -32,6 +33,18 @@ def test_the_code_location_loads_the_default_export_from_its_yaml() -> None:
         "default/embeddings",
         "default/lancedb",
     }
+
+
+def test_the_launchpad_explains_every_field_of_a_job() -> None:
+    found = defs()
+    explained: dict[str, str | None] = {}
+    for job in ("ingest", "removal", "repair", "approve_removals"):
+        for op in found.resolve_job_def(f"default_{job}").nodes:
+            config = op.definition.config_schema
+            fields = config.config_type.fields if config and isinstance(config.config_type, Shape) else {}
+            explained |= {name: field.description for name, field in fields.items()}
+    assert set(explained) == {"refetch", "file_ids", "sink", "deep", "allow_deletes", "count"}
+    assert all(explained.values()), explained
 
 
 def test_the_code_location_has_the_exports_that_the_commands_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import dagster as dg
 import pytest
@@ -223,7 +224,11 @@ materialized = st.builds(
     ),
     keys,
     partitions,
-    st.dictionaries(names, names | st.integers(0, 3), max_size=1),
+    st.builds(
+        lambda others, file: {**others, **file},
+        st.dictionaries(names, names | st.integers(0, 3), max_size=1),
+        st.dictionaries(st.just("file"), names | st.integers(0, 3), max_size=1),
+    ),
     st.dictionaries(st.just("dagster/data_version"), st.sampled_from(["a", "b"]), max_size=1),
 )
 observed = st.builds(lambda key, partition: AssetObservationData(dg.AssetObservation(key, partition=partition)), keys, partitions)
@@ -253,3 +258,16 @@ def storage() -> Iterator[SqlEventLogStorage]:
 @given(events=st.lists(entries, max_size=12))
 def test_the_rows_of_a_batch_are_those_of_its_events_one_by_one(storage: SqlEventLogStorage, events: list[EventLogEntry]) -> None:
     assert event_rows(storage, events) == [storage._event_to_row(event) for event in events]
+
+
+def test_events_that_name_the_files_of_their_partitions_are_serialized_once(
+    storage: SqlEventLogStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, text = dg.AssetKey(["e", "chunks"]), {"dagster/uri": "file:///lake"}
+    made = [dg.AssetMaterialization(key, partition=f"f-{n}", metadata={**text, "file": f"{n} of ü.md"}) for n in range(5)]
+    events = [entry(StepMaterializationData(each), "r1", "made", 1.5 + n) for n, each in enumerate(made)]
+    one_by_one = [storage._event_to_row(event) for event in events]
+    serializing = Mock(side_effect=storage._event_to_row)
+    monkeypatch.setattr(storage, "_event_to_row", serializing)
+    assert event_rows(storage, events) == one_by_one
+    assert serializing.call_count == 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import dagster as dg
 import pytest
 
+from pipeline.components.index_export import export_definitions
+from pipeline.orchestration.assets import DIRECTORY_FILES, asset_key
+from pipeline.orchestration.launcher import failures
 from pipeline.stages.detect import detect
 from pipeline.stages.erase import erase
 from pipeline.stages.needs import Needs, needs_of
@@ -145,3 +148,32 @@ def test_the_fuse_counts_what_went_within_a_grace_period_longer_than_an_hour(
         patched.setattr(ledger, "_clock", lambda: time.time() - 7_200)
         ledger.log([("dfl-gone", "removed", {}), ("dfl-gone-too", "removed", {})], run_id=None)
     assert found_needs(world).awaiting_approval == [gone]
+
+
+def listed_in(record: dg.EventLogRecord) -> Sequence[dg.TableRecord]:
+    files = record.asset_observation and record.asset_observation.metadata["files"]
+    assert isinstance(files, dg.TableMetadataValue)
+    return files.records
+
+
+def approve(world: World, count: int) -> dg.ExecuteInProcessResult:
+    job = export_definitions(world.settings).resolve_job_def("default_approve_removals")
+    config = {"ops": {"default_approve": {"config": {"count": count}}}}
+    return job.execute_in_process(instance=world.instance, run_config=config, raise_on_error=False)
+
+
+def test_an_approval_in_the_ui_that_lets_none_through_fails_and_says_how_many_wait(opened: Open) -> None:
+    world = opened(0.2)
+    remove(world, 0, 1, 2, 3)
+    assert world.sync().removed == []
+    for given in (0, 4):  # also over an approval that would have been enough
+        world.export.ledger.update_state(allowed_deletes=given)
+        result = approve(world, 3)
+        assert failures(result) == ["4 files wait for approval: approve 4; 3 lets none of them go"]
+        [told] = world.instance.fetch_observations(asset_key(world.settings, DIRECTORY_FILES), limit=1).records
+        assert (told.run_id, len(listed_in(told))) == (result.run_id, 4)
+        assert world.export.ledger.state().allowed_deletes == 0
+    assert approve(world, 0).success, "none is approved: it lists what waits"
+    assert world.sync().removed == []
+    assert approve(world, 4).success
+    assert len(world.sync().removed) == 4

@@ -51,6 +51,13 @@ def unfinished(instance: dg.DagsterInstance) -> set[str]:
     return {run.run_id for run in instance.get_runs() if not run.is_finished}
 
 
+def test_one_that_the_version_before_carries_out_is_heard_of_too(instance: dg.DagsterInstance) -> None:
+    for ago in (LEASE_SECONDS + 5, LEASE_SECONDS - 60):
+        kept = started(instance, ELSEWHERE, dg.DagsterRunStatus.STARTED, **{"indexport/heard_of": f"{time.time() - ago:.0f}"})
+    end_dead_runs(instance, "default")
+    assert unfinished(instance) == {kept}
+
+
 def test_a_run_of_another_machine_is_failed_when_it_was_not_heard_of_for_as_long_as_a_lease(
     instance: dg.DagsterInstance,
 ) -> None:

@@ -84,6 +84,20 @@ def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left(
         assert status(instance, ours) is dg.DagsterRunStatus.STARTED
 
 
+@pytest.mark.parametrize("tag", [PROCESS_TAG, "indexport/process"])
+def test_the_run_of_a_killed_process_is_failed_also_where_the_version_before_has_marked_it(tag: str) -> None:
+    with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
+        run = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTED, tags={tag: dead_mark(), EXPORT_TAG: "default"})
+        again = run.with_tags({**run.tags, PROCESS_TAG: own})._replace(
+            run_id=make_new_run_id(), parent_run_id=run.run_id, root_run_id=run.run_id
+        )
+        instance.add_run(run)
+        instance.add_run(again)
+        end_dead_runs(instance, "default")
+        assert status(instance, run.run_id) is dg.DagsterRunStatus.FAILURE
+        assert status(instance, again.run_id) is dg.DagsterRunStatus.STARTED, "it was executed again and says so itself"
+
+
 def test_a_run_launched_by_a_killed_process_is_over_unless_its_own_process_may_be_about_to_speak(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

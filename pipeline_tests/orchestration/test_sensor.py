@@ -233,6 +233,25 @@ def test_a_failed_sync_is_a_failed_check_with_the_vendors_message(world: World) 
     assert check.metadata["vendor_message"].value == "parse quota exceeded"
 
 
+def test_documents_that_cannot_be_parsed_are_a_warning_that_names_them_until_they_can(world: World) -> None:
+    world.sync()
+    assert index_check_by_hand(world).passed
+    world.write("doc-0.html", "<p>Text.</p>")
+    world.write("broken.pdf", "no PDF")
+    world.refresh()
+    answer, _ = tick(world)
+    assert isinstance(answer, dg.SensorResult)
+    check = next(event for event in answer.asset_events if isinstance(event, dg.AssetCheckEvaluation))
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert str(check.metadata["vendor_message"].value).startswith("1 document could not be parsed: broken.pdf: ")
+    by_hand = index_check_by_hand(world)
+    assert (by_hand.passed, by_hand.severity, by_hand.metadata) == (False, check.severity, check.metadata)
+    world.remove("broken.pdf")
+    world.refresh()
+    tick(world)
+    assert index_check_by_hand(world).passed
+
+
 def test_a_tick_that_asks_for_nothing_says_why_the_directory_was_not_read_whole(world: World) -> None:
     world.faults(hold_syncs=True)
     asyncio.run(refresh(world.export, wait=False))

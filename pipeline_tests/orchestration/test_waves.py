@@ -9,10 +9,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+from dagster._core.storage.tags import HIDDEN_TAG_PREFIX
 from dagster._core.test_utils import create_run_for_test
 
 from pipeline.orchestration import waves
-from pipeline.orchestration.partitions import EXPORT_TAG, RANGE_END, RANGE_START, WAVE_TAG, key_order
+from pipeline.orchestration.partitions import EXPORT_TAG, FILES_TAG, LANE_TAG, RANGE_END, RANGE_START, WAVE_TAG, key_order
 from pipeline.orchestration.sensors import look
 from pipeline.orchestration.waves import Dispatch, dispatch
 from pipeline_tests.world import World, open_world
@@ -47,18 +48,26 @@ def test_new_files_go_out_as_contiguous_ranges_of_bounded_size(world: World) -> 
         assert tuple(order[start : end + 1]) == spec.keys
 
 
-def test_a_file_is_not_asked_for_again_while_a_run_carries_its_wave(world: World) -> None:
+@pytest.mark.parametrize("tag", [WAVE_TAG, "indexport/wave"], ids=["ours", "of the version before"])
+def test_a_file_is_not_asked_for_again_while_a_run_carries_its_wave(world: World, tag: str) -> None:
     first = decide(world)
     wave = first.runs[0].wave
-    carrying = create_run_for_test(
-        world.instance, status=dg.DagsterRunStatus.STARTED, tags={EXPORT_TAG: "default", WAVE_TAG: wave}
-    )
+    carrying = create_run_for_test(world.instance, status=dg.DagsterRunStatus.STARTED, tags={EXPORT_TAG: "default", tag: wave})
     again = decide(world)
     assert again.runs == ()
     assert len(again.needs.in_flight) == FILES
     world.instance.delete_run(carrying.run_id)
     healed = decide(world)
     assert sum(len(spec.keys) for spec in healed.runs) == FILES
+
+
+def test_the_runs_page_shows_of_a_runs_tags_those_that_tell_people_something(world: World) -> None:
+    world.sync()
+    for run in world.runs():
+        ours = {tag for tag in run.tags if "indexport" in tag}
+        shown = {tag for tag in ours if not tag.startswith(HIDDEN_TAG_PREFIX)}
+        assert shown == {EXPORT_TAG, LANE_TAG, FILES_TAG}
+        assert ours > shown
 
 
 def test_a_file_that_stands_is_done_once_no_run_carries_its_wave_and_not_before(world: World) -> None:

@@ -22,6 +22,7 @@ from pipeline.orchestration.partitions import key_order
 from pipeline.orchestration.resources import _open
 from pipeline.stages.rebuild import LakeRebuild, LedgerRebuild, rebuild_lake, rebuild_ledger
 from pipeline.stages.verify import verify
+from pipeline_tests.orchestration.test_by_hand import named
 from pipeline_tests.orchestration.test_removals import take_down
 from pipeline_tests.trust.damage import alter, drop_rows, duplicate_rows
 from pipeline_tests.world import World
@@ -305,3 +306,5 @@ def test_the_materializations_of_a_lost_instance_come_back_however_many_looks_it
         world.instance = fresh
         assert world.sync().runs == 0
         world.assert_no_partition_is_behind()
+        names = {file_id: row.display_name for file_id, row in world.export.ledger.files().items()}
+        assert named(world, "lancedb") == names

@@ -79,6 +79,30 @@ def test_an_altered_field_is_named(world: World, column: str, value: str, expect
     assert kinds(found(world, deep=True)) == {(kind, file_id, 1) for kind in expected}
 
 
+@pytest.mark.parametrize(("attempts", "status"), [(1, "failing"), (5, "parked")])
+def test_what_differs_says_why_its_file_fails(world: World, attempts: int, status: str) -> None:
+    stale, missing = world.file_id("long.md"), world.file_id("doc-1.md")
+    drop_rows(world, f"parsed_directory_file_id = '{missing}'")
+    row = world.export.ledger.files([stale])[stale]
+    world.export.ledger.update_files([{"file_id": stale, "record_set_hash": "0" * len(row.record_set_hash or "")}])
+    version = f"{row.chunk_count} records of another version stand"
+    assert details(world) == {stale: version, missing: "the sink has no record of it"}
+    for _ in range(attempts):
+        world.export.record_failures(dict.fromkeys((stale, missing), "too large"), "a run")
+    assert details(world) == {
+        stale: f"{version}; the file is {status}: too large",
+        missing: f"the sink has no record of it; the file is {status}: too large",
+    }
+    world.export.ledger.update_files([{"file_id": stale, "chunk_count": (row.chunk_count or 0) + 1}])
+    assert (
+        f"another version stands, of {row.chunk_count} records instead of {(row.chunk_count or 0) + 1}" in details(world)[stale]
+    )
+
+
+def details(world: World) -> dict[str | None, str]:
+    return {finding.file_id: finding.detail for finding in found(world).findings}
+
+
 @pytest.mark.parametrize(
     "values",
     [{"team": None}, {"team": "other"}, {"_node_content": "{}"}, {"file_name": "other.md"}, {"ref_doc_id": "other:document"}],
@@ -268,7 +292,7 @@ def test_the_check_shows_what_differs_as_a_table(world: World) -> None:
     assert (evaluation.passed, evaluation.severity) == (False, dg.AssetCheckSeverity.ERROR)
     table = evaluation.metadata["differences"]
     assert isinstance(table, dg.TableMetadataValue)
-    assert [record.data["kind"] for record in table.records] == ["missing_file"]
+    assert [(record.data["kind"], record.data["file"]) for record in table.records] == [("missing_file", "doc-1.md")]
 
 
 def test_a_sink_that_does_not_answer_fails_its_check_and_not_the_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
