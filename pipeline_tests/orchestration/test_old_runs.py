@@ -125,8 +125,8 @@ def test_what_was_told_outside_of_runs_goes_once_it_was_told_anew_and_the_newest
     assert [record.asset_observation.metadata["n"].value for record in newest if record.asset_observation] == [2]
     of_others = f"{others.to_string()} ASSET_OBSERVATION"
     assert [found["index"].pop(of_others) for found in seen] == [1, 2, 3]
-    # Three checks told once, with the one that a sync tells, and the two of the other export as often as they were told.
-    assert [found["index"].pop(" ASSET_CHECK_EVALUATION") for found in seen] == [3 + 2, 3 + 4, 3 + 6]
+    # Four checks told once, with the two that a sync tells, and the two of the other export as often as they were told.
+    assert [found["index"].pop(" ASSET_CHECK_EVALUATION") for found in seen] == [4 + 2, 4 + 4, 4 + 6]
     assert seen[0]["index"] == seen[2]["index"]
     assert sum(seen[2]["index"].values()) == 1 + 3 * len(materialized(world))
     assert sum(seen[2]["shard"].values()) == sum(runless(world)["index"].values())
