@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from dagster._core.storage.tags import RUN_KEY_TAG
 
 from pipeline.clock import is_due
 from pipeline.errors import SOURCE_ERRORS, SourceUnavailable
@@ -28,6 +29,8 @@ from pipeline.stages.settings import ExportSettings
 _log = logging.getLogger(__name__)
 _LISTING_SECONDS = 40.0
 """Of the minute that Dagster gives a sensor for a look."""
+_PROOFS = 3
+"""How often one proof is asked for when its run is killed."""
 _LONG_SECONDS = 10.0
 """After a listing that took longer there is no time to tell Dagster what stands."""
 
@@ -77,9 +80,10 @@ def directory_changes(
         }
         context.update_cursor(json.dumps(left))
         requests = [_request(settings, ingest.name, spec) for spec in decided.runs]
-        requests += [_removal(settings, removal.name, decided.removals)] if decided.removals else []
-        if proof and proof != cursor.get("proof"):
-            requests.append(_verification(settings, verification.name, proof))
+        going = _without_those_to_wait(export, decided)
+        requests += [_removal(settings, removal.name, going)] if going else []
+        if proof and (key := _proof_to_ask_for(context.instance, settings, proof, asked=cursor.get("proof"))):
+            requests.append(_verification(settings, verification.name, key))
         events = directory_events(context.instance, export, detection, decided.needs, runs=len(decided.runs))
         if events or left["failing"] != cursor.get("failing"):
             events.append(files_check(settings, failing))
@@ -87,6 +91,15 @@ def directory_changes(
         return dg.SensorResult(run_requests=requests, skip_reason=reason, asset_events=events)
 
     return sensor
+
+
+def _without_those_to_wait(export: Export, decided: Dispatch) -> tuple[str, ...]:
+    """Files are removed after what is to be ingested, as by a sync, but wait no longer than scattered changes do: Dagster starts
+    runs in any order, and of a file that was renamed the vectors would be gone before its new name needs them."""
+    if not (decided.runs or decided.needs.in_flight):
+        return decided.removals
+    rows, longest = export.ledger.files(decided.removals), export.settings.detection.max_wait_seconds
+    return tuple(file_id for file_id in decided.removals if is_due(rows[file_id].missing_since, longest))
 
 
 async def look(export: Export, *, cursor: str | None = None) -> Detection:
@@ -130,6 +143,20 @@ def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> s
     if loaded_at is None:
         return None
     return f"{export.name}_verification-{loaded_at}-{export.ledger.state().complete_at}-{awaiting_approval}"
+
+
+def _proof_to_ask_for(instance: dg.DagsterInstance, settings: ExportSettings, proof: str, *, asked: str | None) -> str | None:
+    """The run key of a proof that was not asked for yet, or whose run was killed: its checks would stay planned until the next
+    complete listing. One that a person has cancelled is left."""
+    if proof != asked:
+        return proof
+    tags = {EXPORT_TAG: settings.name, LANE_TAG: "proof"}
+    runs = instance.get_runs(dg.RunsFilter(tags=tags), limit=_PROOFS)
+    keys = [run.tags.get(RUN_KEY_TAG, "") for run in runs]
+    same = [key for key in keys if key.startswith(proof)]
+    if not same or keys[0] != same[0] or runs[0].status is not dg.DagsterRunStatus.FAILURE or len(same) >= _PROOFS:
+        return None
+    return f"{proof}-again-{len(same)}"
 
 
 def _verification(settings: ExportSettings, job: str, proof: str) -> dg.RunRequest:

@@ -113,7 +113,7 @@ def dispatch(
         _drop_keys_of_erased_files(instance, export)
     removals = _mark_removals(export, needs, any(run.tags.get(LANE_TAG) == "removal" for run in running))
     if not needs.wanted:
-        return Dispatch(needs, (), removals, None, restoring, settled=not (running or removals))
+        return Dispatch(needs, (), removals, None, restoring, settled=quiet and not (running or removals))
     _add_new_keys(instance, export.name, needs.wanted)
     wave = uuid.uuid4().hex
     lagging = needs.lagging

@@ -47,7 +47,8 @@ class DetectionSettings(_Settings):
     max_wait_seconds: int = Field(
         default=900,
         ge=0,
-        description="How long scattered changes wait for a quiet moment before small ranges go out as they are.",
+        description="How long scattered changes wait for a quiet moment before small ranges go out as they are, and removals for "
+        "files that are being ingested.",
     )
     sync_every_seconds: int | None = Field(
         default=None,

@@ -405,3 +405,59 @@ def test_the_check_of_the_index_is_told_also_when_a_command_has_seen_the_change_
     answer, _ = tick(world, cursor)
     assert isinstance(answer, dg.SensorResult)
     assert not answer.asset_events
+
+
+def jobs_asked_for(answer: dg.SensorResult | dg.SkipReason) -> list[str | None]:
+    assert isinstance(answer, dg.SensorResult)
+    return [request.job_name for request in answer.run_requests or []]
+
+
+def test_the_removal_of_a_renamed_file_waits_until_its_new_name_has_its_vectors(world: World) -> None:
+    world.sync()
+    (world.documents / "doc-3.md").rename(world.documents / "renamed.md")
+    world.refresh()
+    answer, cursor = tick(world)
+    assert jobs_asked_for(answer) == ["default_ingest"]
+    assert isinstance(answer, dg.SensorResult)
+    [request] = answer.run_requests or []
+    ingest = export_definitions(world.settings).resolve_job_def("default_ingest")
+    run = ingest.execute_in_process(instance=world.instance, tags=request.tags, partition_key=request.partition_key)
+    assert run.success
+    assert (world.numbers("embeddings")["computed"], world.numbers("embeddings")["reused"]) == (0, 1)
+    answer, _ = tick(world, cursor)
+    assert "default_removal" in jobs_asked_for(answer)
+
+
+def test_a_removal_waits_no_longer_than_changes_do(world: World) -> None:
+    world.sync()
+    world.change(detection={"max_wait_seconds": 0})
+    (world.documents / "doc-3.md").rename(world.documents / "renamed.md")
+    world.refresh()
+    assert sorted(map(str, jobs_asked_for(tick(world)[0]))) == ["default_ingest", "default_removal"]
+
+
+def test_no_proof_is_asked_for_while_a_persons_runs_are_unfinished(world: World) -> None:
+    world.sync()
+    ingest = export_definitions(world.settings).resolve_job_def("default_ingest")
+    tags = {"dagster/partition": world.file_id("doc-0.md"), "dagster/backfill": "theirs"}
+    run = world.instance.create_run_for_job(ingest, tags=tags, status=dg.DagsterRunStatus.STARTING)
+    first, cursor = tick(world)
+    second, cursor = tick(world, cursor)
+    assert [*proofs(first), *proofs(second)] == []
+    world.instance.report_run_canceled(run)
+    assert len(proofs(tick(world, cursor)[0])) == 1
+
+
+def test_a_proof_whose_run_was_killed_is_asked_for_again_three_times_in_all(world: World) -> None:
+    world.sync()
+    job = export_definitions(world.settings).resolve_job_def("default_verification")
+    keys, cursor = [], None
+    for _ in range(5):
+        answer, cursor = tick(world, cursor)
+        assert isinstance(answer, dg.SensorResult)
+        for request in answer.run_requests or []:
+            assert request.run_key is not None
+            keys.append(request.run_key)
+            run = world.instance.create_run_for_job(job, tags={**request.tags, "dagster/run_key": request.run_key})
+            world.instance.report_run_failed(run, "killed")
+    assert len(keys) == len(set(keys)) == 3
