@@ -168,6 +168,13 @@ class World:
         newest = max((each for each in told if "files_worked_on" in each[1]), key=lambda each: each[0])
         return {name: value.value for name, value in newest[1].items()}
 
+    def check_passed(self, asset: str, check: str) -> bool:
+        """What Dagster shows of a check that it was told."""
+        key = dg.AssetCheckKey(dg.AssetKey([self.settings.name, asset]), check)
+        told = self.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key].evaluation
+        assert told is not None
+        return told.passed
+
     def partition_statuses(self, asset: str) -> Counter[AssetPartitionStatus | None]:
         """What the UI shows of every known file's partition of an asset."""
         key, files = dg.AssetKey([self.settings.name, asset]), list(self.export.ledger.files())

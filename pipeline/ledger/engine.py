@@ -62,7 +62,7 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
     secrets = _passwords(context.engine.url) if context.engine else []
-    if database and _is_busy(error):
+    if database and sqlite_says(error, sqlite3.SQLITE_BUSY):
         error = lack_of_locks(Path(database).parent) or error
     remedy = disk_remedy(error) if error else None
     told = f"{masked(str(error).strip(), *secrets)}; {remedy or 'check its space, its rights and that it runs'}"
@@ -71,10 +71,6 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
 
 def _passwords(url: sa.URL) -> list[str]:
     return [str(url.password or ""), str(url.query.get("password", "")), os.environ.get("PGPASSWORD", "")]
-
-
-def _is_busy(error: BaseException | None) -> bool:
-    return sqlite_says(error, sqlite3.SQLITE_BUSY)
 
 
 def _many_rows_at_once(url: str) -> dict[str, str]:
@@ -96,6 +92,6 @@ def _write_ahead(connection: Any) -> None:
             connection.execute("PRAGMA journal_mode=WAL")
             return
         except sqlite3.OperationalError as error:
-            if not _is_busy(error) or time.monotonic() >= until:
+            if not sqlite_says(error, sqlite3.SQLITE_BUSY) or time.monotonic() >= until:
                 raise
         time.sleep(random.uniform(0.005, 0.05))  # noqa: S311 - jitter, not a secret

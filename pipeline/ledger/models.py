@@ -66,8 +66,8 @@ class FileRow:
 @dataclass(frozen=True, slots=True)
 class ExportState:
     """What is known of the export as a whole; see ``schema.exports``. ``index_status`` is LlamaCloud's or, while the directory
-    shows no file though some are known, ``empty``; ``index_error`` says why, or
-    which documents could not be parsed."""
+    shows no file though some are known, ``empty``; ``index_error`` says why, or which documents could not be
+    parsed."""
 
     tenant_id: str | None = None
     export_config_id: str | None = None

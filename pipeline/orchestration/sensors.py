@@ -150,17 +150,20 @@ def _proof_to_ask_for(instance: dg.DagsterInstance, settings: ExportSettings, pr
     complete listing. One that a person has cancelled is left."""
     if proof != asked:
         return proof
-    tags = {EXPORT_TAG: settings.name, LANE_TAG: "proof"}
-    runs = instance.get_runs(dg.RunsFilter(tags=tags), limit=_PROOFS)
-    keys = [run.tags.get(RUN_KEY_TAG, "") for run in runs]
-    same = [key for key in keys if key.startswith(proof)]
-    if not same or keys[0] != same[0] or runs[0].status is not dg.DagsterRunStatus.FAILURE or len(same) >= _PROOFS:
-        return None
-    return f"{proof}-again-{len(same)}"
+    newest = instance.get_runs(dg.RunsFilter(tags=_proof_tags(settings)), limit=_PROOFS)
+    asked_for = [run for run in newest if run.tags.get(RUN_KEY_TAG, "").startswith(proof)]
+    was_last = bool(asked_for) and asked_for[0] is newest[0]
+    if was_last and newest[0].status is dg.DagsterRunStatus.FAILURE and len(asked_for) < _PROOFS:
+        return f"{proof}-again-{len(asked_for)}"
+    return None
 
 
 def _verification(settings: ExportSettings, job: str, proof: str) -> dg.RunRequest:
-    return dg.RunRequest(run_key=proof, job_name=job, tags={EXPORT_TAG: settings.name, LANE_TAG: "proof"})
+    return dg.RunRequest(run_key=proof, job_name=job, tags=_proof_tags(settings))
+
+
+def _proof_tags(settings: ExportSettings) -> dict[str, str]:
+    return {EXPORT_TAG: settings.name, LANE_TAG: "proof"}
 
 
 def _digest(failing: Mapping[str, FileRow], loaded_at: float | None) -> str:

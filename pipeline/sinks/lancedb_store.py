@@ -153,14 +153,12 @@ class LanceStore:
         try:
             yield
         except Exception as error:
-            told = f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}"
-            if _DAMAGE.search(str(error)):
-                self._table = None
-                raise SinkDamaged(f"{told}; {_REMEDY}") from None
-            if not isinstance(error, RuntimeError | OSError):
+            is_damage = _DAMAGE.search(str(error))
+            if not (is_damage or isinstance(error, RuntimeError | OSError)):
                 raise
             self._table = None  # a table dropped and made anew is opened anew
-            raise SinkUnavailable(told) from None
+            told = f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}"
+            raise (SinkDamaged(f"{told}; {_REMEDY}") if is_damage else SinkUnavailable(told)) from None
 
     def _unusable(self, error: ValueError) -> ConfigError | SinkUnavailable:
         if "scheme" in str(error):

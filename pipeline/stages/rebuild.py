@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -30,7 +31,7 @@ from pipeline.stages.report import StageReport
 from pipeline.stages.sink_vectors import SinkVectors
 from pipeline.stages.stamps import known_tables, note_lost
 from pipeline.stages.tombstones import restore_tombstones
-from pipeline.stages.work import borrowed, groups_of, opened_sink
+from pipeline.stages.work import borrowed, groups_of, opened_sink, unprovisioned
 
 _THREADS = 8
 _FILES_AT_ONCE = 500
@@ -182,14 +183,12 @@ async def renew_sink(export: Export, sink: str) -> None:
     is in vain; a sink that is down or set up wrong is told by that run."""
     await asyncio.to_thread(export.ledger.register.reset_sink, sink)
     tenant_id, _ = await export.scope()
-    exporter = await asyncio.to_thread(export.sink, sink, tenant_id)
-    try:
-        await exporter.renew()
-    except SINK_ERRORS as error:
-        if isinstance(error, SinkDamaged):
-            raise
-    finally:
-        await exporter.close()
+    async with unprovisioned(partial(export.sink, sink, tenant_id)) as exporter:
+        try:
+            await exporter.renew()
+        except SINK_ERRORS as error:
+            if isinstance(error, SinkDamaged):
+                raise
 
 
 def _find_lost(export: Export, file_ids: Sequence[str], run_id: str) -> tuple[list[str], tuple[str, ...]]:

@@ -137,9 +137,10 @@ def check_sinks(export: ExportSettings) -> None:
         try:
             expected = settings_type(kind)
             if expected is not None:
-                # A sink of the home has no address before the home is known.
-                values = {**dict.fromkeys({"uri"} if kind in LOCAL_SINKS else (), "home"), **given}
-                expected(**{key: value for key, value in values.items() if key != "type"})
+                values = {key: value for key, value in given.items() if key != "type"}
+                if kind in LOCAL_SINKS:
+                    values.setdefault("uri", "home")  # it has no address before the home is known
+                expected(**values)
         except ValidationError as error:
             raise ConfigError(described(error, "sinks", name)) from None
         except ConfigError as error:

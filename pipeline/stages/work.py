@@ -100,9 +100,16 @@ def opened_sink(export: Export, sink: str, tenant_id: str) -> AbstractAsyncConte
 @asynccontextmanager
 async def provisioned(make: Callable[[], Exporter]) -> AsyncIterator[Exporter]:
     """The exporter that ``make`` builds in a thread, provisioned, and closed at the end."""
+    async with unprovisioned(make) as exporter:
+        await exporter.provision()
+        yield exporter
+
+
+@asynccontextmanager
+async def unprovisioned(make: Callable[[], Exporter]) -> AsyncIterator[Exporter]:
+    """The exporter that ``make`` builds in a thread, closed at the end."""
     exporter = await asyncio.to_thread(make)
     try:
-        await exporter.provision()
         yield exporter
     finally:
         await exporter.close()

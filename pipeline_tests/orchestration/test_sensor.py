@@ -370,11 +370,7 @@ def test_an_unreachable_index_decides_nothing(world: World) -> None:
 
 
 def index_is_shown_healthy(world: World) -> bool:
-    """What Dagster shows of the check of the index."""
-    key = dg.AssetCheckKey(dg.AssetKey(["default", DIRECTORY_FILES]), INDEX_CHECK)
-    found = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key].evaluation
-    assert found is not None
-    return found.passed
+    return world.check_passed(DIRECTORY_FILES, INDEX_CHECK)
 
 
 def stored_tick(world: World, cursor: str | None) -> str | None:

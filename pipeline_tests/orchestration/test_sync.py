@@ -20,7 +20,7 @@ from pipeline.errors import SyncFailed
 from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.orchestration.assets import DIRECTORY_FILES
-from pipeline.orchestration.checks import INDEX_CHECK
+from pipeline.orchestration.checks import FILES_CHECK, INDEX_CHECK
 from pipeline.orchestration.launcher import SyncReport, sync
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.detect import refresh
@@ -320,12 +320,7 @@ def test_a_file_that_keeps_failing_is_retried_alone_as_a_failed_partition_and_th
 
 
 def files_check_passed(world: World) -> bool:
-    """What Dagster shows of the check of failing files."""
-    key = dg.AssetCheckKey(dg.AssetKey(["default", "parsed_payloads"]), "no_file_is_left_behind")
-    (told,) = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
-    assert told.event is not None
-    assert told.event.dagster_event is not None
-    return told.event.dagster_event.asset_check_evaluation_data.passed
+    return world.check_passed("parsed_payloads", FILES_CHECK)
 
 
 def test_the_check_of_failing_files_is_right_after_every_sync(world: World) -> None:
@@ -392,13 +387,10 @@ def test_a_lost_ledger_costs_work_but_no_data_and_no_embedding_of_the_sink(world
     assert world.numbers("lancedb").get("records", 0) == 0
 
 
-def shown_of_the_directory(world: World) -> tuple[int, bool | None]:
+def shown_of_the_directory(world: World) -> tuple[int, bool]:
     """How many observations of the directory Dagster has, and whether it shows the index as healthy."""
-    asset = dg.AssetKey(["default", DIRECTORY_FILES])
-    key = dg.AssetCheckKey(asset, INDEX_CHECK)
-    record = world.instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).get(key)
-    healthy = record.evaluation.passed if record and record.evaluation else None
-    return len(world.instance.fetch_observations(asset, limit=9).records), healthy
+    observations = world.instance.fetch_observations(dg.AssetKey(["default", DIRECTORY_FILES]), limit=9).records
+    return len(observations), world.check_passed(DIRECTORY_FILES, INDEX_CHECK)
 
 
 def test_a_sync_tells_dagster_what_it_saw_of_the_directory_and_nothing_when_nothing_is_new(world: World) -> None:
