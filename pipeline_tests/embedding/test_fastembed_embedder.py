@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from fastembed import TextEmbedding
 
 from pipeline.embedding import digests, fastembed_embedder, offline_model
-from pipeline.embedding.base import PartlyEmbedded
+from pipeline.embedding.base import EmbeddingCancelled, PartlyEmbedded
 from pipeline.embedding.digests import file_sha256
 from pipeline.embedding.fastembed_embedder import FastEmbedEmbedder, load_fastembed
 from pipeline.embedding.loading import load_embedder
@@ -125,6 +126,50 @@ async def test_the_batches_before_a_failed_run_come_with_its_error(
         await minilm.embed(["last", "first"], [3, 512])
     assert np.isnan(caught.value.vectors[0]).all()
     np.testing.assert_allclose(caught.value.vectors[1], expected, atol=1e-6)
+
+
+async def test_a_cancellation_brings_what_was_embedded_until_then_and_ends_the_threads(
+    minilm: FastEmbedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[str] = []
+    second, go_on = threading.Event(), threading.Event()
+
+    def embed(texts: list[str]) -> list[np.ndarray]:
+        begun.append(texts[0])
+        if len(begun) == 2:
+            second.set()
+            go_on.wait(20)
+        return [np.ones(384, np.float32) for _ in texts]
+
+    pool = ThreadPoolExecutor(1)
+    monkeypatch.setattr(minilm, "_workers", 1)
+    monkeypatch.setattr(minilm, "_pool", pool)
+    monkeypatch.setattr(minilm, "_embed_batch", embed)
+    task = asyncio.create_task(minilm.embed(["a", "b", "c", "d"], [512] * 4))
+    await asyncio.to_thread(second.wait, 20)
+    task.cancel()
+    with pytest.raises(EmbeddingCancelled) as caught:
+        await task
+    assert np.isfinite(caught.value.vectors).all(axis=1).tolist() == [True, False, False, False]
+    go_on.set()
+    await asyncio.to_thread(pool.shutdown)
+    assert begun == ["a", "b"]
+
+
+async def test_a_question_does_not_wait_for_the_texts_that_are_being_embedded(
+    minilm: FastEmbedEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+
+    def embed(texts: list[str]) -> list[np.ndarray]:
+        assert answered.wait(20)
+        return [np.ones(384, np.float32) for _ in texts]
+
+    monkeypatch.setattr(minilm, "_embed_batch", embed)
+    task = asyncio.create_task(minilm.embed(["a"] * 4, [512] * 4))
+    await minilm.embed_query("That is a happy person")
+    answered.set()
+    assert np.isfinite(await task).all()
 
 
 async def test_a_vector_that_is_not_finite_comes_back_as_it_is(
