@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from itertools import chain
 from typing import Protocol
 
 from tokenizers import Tokenizer
@@ -59,18 +60,17 @@ class HuggingFaceTokens:
             return [len(encoding) for encoding in self.tokenizer.encode_batch_fast(list(texts))]
         if len(self._known) > _MOST_KNOWN_WORDS:
             self._known = {}
-        known = self._known
-        return [self._special_tokens + self._count_words(_words(text), known) for text in texts]
-
-    def _count_words(self, words: list[str], known: dict[str, int]) -> int:
+        known, words = self._known, [_words(text) for text in texts]
         try:
-            return sum(map(known.__getitem__, words))
+            return [self._special_tokens + sum(map(known.__getitem__, of_text)) for of_text in words]
         except KeyError:
-            unknown = [word for word in set(words) if word not in known]
+            unknown = [word for word in set(chain.from_iterable(words)) if word not in known]
+        # All at once: the call costs more than the words it is about.
         encodings = self.tokenizer.encode_batch_fast(unknown, add_special_tokens=False)
         learned = {word: len(encoding) for word, encoding in zip(unknown, encodings, strict=True)}
         known.update((word, size) for word, size in learned.items() if len(word) <= _LONGEST_KNOWN_WORD)
-        return sum(learned[word] if word in learned else known[word] for word in words)
+        sizes = ((learned[word] if word in learned else known[word] for word in of_text) for of_text in words)
+        return [self._special_tokens + sum(of_text) for of_text in sizes]
 
 
 class EstimatedTokens:
