@@ -29,7 +29,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
@@ -38,7 +38,7 @@ from pipeline.sinks.filters import fields_of_file
 from pipeline.sinks.llama_index_objects import Builder, ObjectSettings
 from pipeline.sinks.records import FileRecords, canonical_json, chunk_ids
 from pipeline.sinks.refusals import encode_all, sift
-from pipeline.sinks.registry import exporter_class
+from pipeline.sinks.registry import check_known, exporter_class
 from pipeline.sinks.slicing import file_slices, slices
 
 if TYPE_CHECKING:
@@ -82,6 +82,12 @@ class LlamaDocstoreSettings(SinkSettings):
     errors: tuple[str, ...] = Field(
         default=(), description="Import paths (module:Class) of errors that mean that the store cannot be used."
     )
+
+    @field_validator("vector_sink")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        check_known(name)
+        return name
 
     def place(self) -> tuple[object, ...]:
         return self.vector_sink, self.kvstore, self.prefix

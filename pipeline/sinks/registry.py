@@ -33,7 +33,7 @@ def exporter_class(name: str) -> type[Exporter]:
 
     Raises ConfigError for an unknown name, or when the store's SDK is not installed (names the extra).
     """
-    _check_known(name)
+    check_known(name)
     module, _, attribute = SINKS[name].partition(":")
     try:
         loaded = importlib.import_module(module)
@@ -47,14 +47,15 @@ def exporter_class(name: str) -> type[Exporter]:
 def settings_type(name: str) -> type[SinkSettings] | None:
     """What the settings of a sink must be, by its registered name; ``None`` where its SDK cannot be imported, of which
     ``exporter_class`` tells. Raises ConfigError for an unknown name."""
-    _check_known(name)
+    check_known(name)
     try:
         return exporter_class(name).settings_type
     except Exception:  # noqa: BLE001 - the SDK is foreign code
         return None
 
 
-def _check_known(name: str) -> None:
+def check_known(name: str) -> None:
+    """Raise ConfigError for a name that is no registered sink's."""
     if name not in SINKS:
         known = ", ".join(sorted(SINKS))
         raise ConfigError(f"unknown sink {name!r}; known: {known}; a class of your own is `type: your.module:Class`")

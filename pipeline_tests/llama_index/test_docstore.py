@@ -379,6 +379,5 @@ async def test_what_does_not_fit_is_refused_by_name(stack: Stack) -> None:
 
 
 def test_a_vector_sink_that_does_not_exist_is_refused() -> None:
-    settings = LlamaDocstoreSettings(vector_sink="pineapple")
     with pytest.raises(ConfigError, match="pineapple"):
-        LlamaDocstoreExporter(settings, SinkContext("prj-1", MODEL, FIELDS))
+        LlamaDocstoreSettings(vector_sink="pineapple")

@@ -74,6 +74,10 @@ def write(root: Path, text: str, name: str = "x") -> Path:
         (TYPE + "attributes: {name: a, sinks: {pgvector: {dsn_env: 'pg://canary'}}}\n", "sinks.pgvector.dsn_env: .*pattern"),
         (TYPE + "attributes: {name: a, sinks: {qdrant: {url: canary, path: canary}}}\n", "sinks.qdrant: .*not both"),
         (TYPE + "attributes: {name: a, sinks: {llama_docstore: {}}}\n", "sinks.llama_docstore.vector_sink: Field required"),
+        (
+            TYPE + "attributes: {name: a, sinks: {llama_docstore: {vector_sink: x}}}\n",
+            "sinks.llama_docstore: unknown sink 'x'; kn",
+        ),
         (TYPE + "attributes: {name: a, metadata_fields: {content: string}}\n", "metadata field 'content' cannot be declared"),
     ],
 )
