@@ -67,6 +67,13 @@ def _slices(table: pa.Table, counts: Iterable[int]) -> list[pa.Table]:
     return [table.slice(start, end - start) for start, end in pairwise(accumulate(counts, initial=0))]
 
 
+def embedding_texts(chunks: pa.Table) -> list[str]:
+    """What is embedded of every row of chunks."""
+    return [
+        context + content for context, content in zip(chunks["context"].to_pylist(), chunks["content"].to_pylist(), strict=True)
+    ]
+
+
 def pages_to_table(pages: Sequence[Page]) -> pa.Table:
     """Rows of PAGE_FIELDS, in the order given."""
     return pa.table(

@@ -253,5 +253,5 @@ def _identity(model: str, settings: OpenAISettings) -> ModelIdentity:
     dimension = settings.dimensions or settings.native_dimension or NATIVE_DIMENSIONS.get(model)
     if dimension is None:
         raise ConfigError(f"The vector size of {model} is unknown; set embedding.openai.native_dimension")
-    parts = json.dumps([model, dimension, settings.base_url])
+    parts = json.dumps([model, dimension, settings.base_url, *settings.named_revision])
     return ModelIdentity(model, f"{model}@{hashlib.sha256(parts.encode()).hexdigest()[:16]}", dimension)

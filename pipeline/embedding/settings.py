@@ -34,6 +34,11 @@ class OpenAISettings(_Settings):
         pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
         description="Variable that holds the key; null for an open endpoint.",
     )
+    revision: str = Field(
+        default="",
+        description="A name for the weights, part of the model's own: when the endpoint serves others under the old name, "
+        "another revision embeds everything anew.",
+    )
     dimensions: PositiveInt | None = Field(
         default=None, description="Vector size asked of the endpoint (Matryoshka models only)."
     )
@@ -53,6 +58,11 @@ class OpenAISettings(_Settings):
         default=6,
         description="Tries of one request, the first included; one put off (429) while others are answered is none.",
     )
+
+    @property
+    def named_revision(self) -> list[str]:
+        """Nothing where none is set, so that a model keeps the name it had before there were revisions."""
+        return [self.revision] if self.revision else []
 
     @field_validator("base_url")
     @classmethod
@@ -100,6 +110,11 @@ class EmbeddingSettings(_Settings):
     openai: OpenAISettings = OpenAISettings()
     constant_dimension: PositiveInt = Field(default=384, description="Vector size of the provider `constant`.")
 
+    @property
+    def is_known_by_name(self) -> bool:
+        """Whether nothing but its name says which weights answer."""
+        return self.provider == "openai"
+
     def deciding_chunks(self) -> dict[str, Any]:
         """Those of the set provider's settings that the model's tokens and their limit depend on, without loading it."""
         openai = self.openai
@@ -119,7 +134,7 @@ class EmbeddingSettings(_Settings):
             case "fastembed":
                 decisive += [self.model, self.model_path, *((self.pooling, self.normalize) if self.model_path else ())]
             case "openai":
-                decisive += [self.model, openai.dimensions or openai.native_dimension, openai.base_url]
+                decisive += [self.model, openai.dimensions or openai.native_dimension, openai.base_url, *openai.named_revision]
             case "constant":
                 decisive += [self.constant_dimension]
         return {self.provider: decisive}

@@ -40,6 +40,13 @@ class VectorIndex:
         with self._engine.connect() as connection:
             return self._locate(connection, slug, digests)
 
+    def any_partition(self, slug: str) -> str | None:
+        """Some partition of the lake that holds a vector."""
+        c = schema.vectors.c
+        mine = sa.and_(c.export == self._export, c.model == slug)
+        with self._engine.connect() as connection:
+            return connection.execute(sa.select(c.file_id).where(mine).order_by(c.digest).limit(1)).scalar()
+
     def count(self, file_ids: Sequence[str]) -> int:
         """Entries that point to these files' partitions."""
         c = schema.vectors.c

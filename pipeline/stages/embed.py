@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from pipeline.documents.arrow import embedding_texts
 from pipeline.embedding.base import EmbeddingCancelled, PartlyEmbedded, Vectors, unusable
 from pipeline.embedding.reuse import embed_missing, embedding_digest
 from pipeline.errors import ConfigError, EmbedderUnavailable
@@ -24,6 +25,7 @@ from pipeline.sinks.records import matrix
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 from pipeline.stages.stamps import known_tables, note_lost
+from pipeline.stages.weights import check_weights
 from pipeline.stages.work import begin, groups_of
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 8.0
@@ -114,13 +116,6 @@ def _read(export: Export, group: list[FileRow], report: StageReport) -> list[_Fi
     return [_FileChunks(row, table, [embedding_digest(text) for text in embedding_texts(table)]) for row, table in found]
 
 
-def embedding_texts(table: pa.Table) -> list[str]:
-    """What is embedded of every row of chunks."""
-    return [
-        context + content for context, content in zip(table["context"].to_pylist(), table["content"].to_pylist(), strict=True)
-    ]
-
-
 def _claim(export: Export, files: list[_FileChunks], run_id: str) -> Claim:
     return export.ledger.vectors.claim(
         export.embedder.identity.slug,
@@ -170,6 +165,8 @@ def _count(export: Export, rows: list[FileRow], report: StageReport) -> None:
 async def _embed_files(
     export: Export, files: list[_FileChunks], known: dict[bytes, npt.NDArray[np.float32]], run_id: str, report: StageReport
 ) -> None:
+    if not known.keys() >= {digest for file in files for digest in file.digests}:
+        await check_weights(export)
     texts = [text for file in files for text in embedding_texts(file.table)]
     tokens = [count for file in files for count in file.table["chunk_token_count"].to_pylist()]
     try:

@@ -10,10 +10,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.documents.arrow import embedding_texts
 from pipeline.embedding.reuse import embedding_digest
 from pipeline.errors import SINK_ERRORS
 from pipeline.sinks.records import matrix
-from pipeline.stages.embed import HeldVectors, embedding_texts
+from pipeline.stages.embed import HeldVectors
 from pipeline.stages.export import Export
 from pipeline.stages.work import opened_sink, read_whole_or_closed
 

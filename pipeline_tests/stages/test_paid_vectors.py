@@ -25,18 +25,24 @@ SECTIONS = 12
 
 
 class Till:
-    """An endpoint's answers, and how often each text was answered rightly. ``refuses`` decides by the texts paid for so far."""
+    """An endpoint's answers, and how often each text was answered rightly. ``refuses`` decides by the texts paid for so far. A
+    text that is asked for alone and was paid for before is one to know the weights by: ``compared`` counts these."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.url = endpoint.url
         self.paid: Counter[str] = Counter()
+        self.compared = 0
         self.refuses: Callable[[list[str]], Answer | None] = lambda _texts: None
         endpoint.script = [self.answer] * 1000
 
     def answer(self, request: Body) -> Answer:
         if refusal := self.refuses(request["input"]):
             return refusal
-        self.paid.update(request["input"])
+        texts = request["input"]
+        if len(texts) == 1 and texts[0] != "text" and self.paid[texts[0]]:
+            self.compared += 1
+        else:
+            self.paid.update(texts)
         return right(request)
 
 
@@ -72,6 +78,7 @@ def test_an_endpoint_that_stops_half_way_is_asked_for_the_rest_alone(world: Worl
     world.ingest()
     assert set(till.paid.values()) == {1}
     assert till.paid.total() == SECTIONS + 3
+    assert till.compared == 1
     world.assert_settled()
 
 
@@ -84,6 +91,7 @@ def test_an_endpoint_that_stops_again_and_again_is_done_with_in_the_end(world: W
     till.refuses = lambda _texts: None
     world.ingest()
     assert set(till.paid.values()) == {1}
+    assert till.compared == 3
     world.assert_settled()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipeline.documents.arrow import PAGE_FIELDS, pages_from_table
+from pipeline.documents.arrow import PAGE_FIELDS, embedding_texts, pages_from_table
 from pipeline.documents.models import Page
 from pipeline.embedding.base import Vectors
 from pipeline.embedding.constant import ConstantEmbedder
@@ -28,7 +28,7 @@ from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords, matrix
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
-from pipeline.stages.embed import embed, embedding_texts
+from pipeline.stages.embed import embed
 from pipeline.stages.fetch import fetch
 from pipeline.stages.rebuild import forget_lost
 from pipeline.stages.repair import repair
