@@ -31,12 +31,13 @@ from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
 from pipeline.sinks.azure_replace import FILES_PER_REQUEST, AzureWriter, poll_wait
-from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, IndexMissing
+from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH
 from pipeline.sinks.generations import to_snapshots
+from pipeline.sinks.http_store import Missing
 from pipeline.sinks.records import FileRecords, canonical_json, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
@@ -121,7 +122,7 @@ class AzureAISearchExporter(Exporter):
         """False when another process has changed the index at the same time."""
         try:
             found = await self._store.get_index()
-        except IndexMissing:
+        except Missing:
             return await self._store.put_index(self._design.definition(), replacing=None)
         wanted = self._design.extended(found)
         return wanted is None or await self._store.put_index(wanted, replacing=found["@odata.etag"])
@@ -206,7 +207,7 @@ class AzureAISearchExporter(Exporter):
                 ]
             )
             await self._writer.remove_nameless(export_config_id)
-        except IndexMissing:
+        except Missing:
             return
 
     async def list_snapshots(
@@ -302,7 +303,7 @@ class AzureAISearchExporter(Exporter):
             )
             try:
                 rows = await self._store.rows("list scopes", others, ["tenant_id", "export_config_id"])
-            except IndexMissing:
+            except Missing:
                 rows = []
             if not rows:
                 return frozenset(found)

@@ -26,8 +26,9 @@ from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import fitting_values, parse_filters
 from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
+from pipeline.sinks.http_store import RequestRefused
 from pipeline.sinks.qdrant_replace import QdrantWriter, read_heads
-from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
+from pipeline.sinks.qdrant_store import URL, QdrantStore, connection
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices

@@ -58,6 +58,16 @@ async def test_a_service_that_never_answers_is_unavailable(
     assert emulator.count("change") == 3
 
 
+@pytest.mark.parametrize("status", [402, 405])
+async def test_a_status_that_says_nothing_of_the_documents_refuses_no_file(
+    bench: Bench, emulator: AzureAISearchEmulator, status: int
+) -> None:
+    emulator.fail("change", status, times=30)
+    with pytest.raises(SinkUnavailable, match=str(status)):
+        await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    assert emulator.count("change") == 1
+
+
 async def test_a_slow_answer_is_waited_for_only_so_long(
     bench: Bench, emulator: AzureAISearchEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -98,7 +108,7 @@ async def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     bench: Bench, emulator: AzureAISearchEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AZURE_SEARCH_API_KEY", "wrong-azure-key")
-    with pytest.raises(SinkUnavailable, match="the key in AZURE_SEARCH_API_KEY: 403") as caught:
+    with pytest.raises(SinkUnavailable, match="403; check the key in AZURE_SEARCH_API_KEY") as caught:
         await bench.open().provision()
     assert "wrong-azure-key" not in repr(caught.value)
     assert caught.value.__cause__ is None
