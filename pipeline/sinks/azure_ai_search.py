@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.errors import RecordRefused, SinkConflict, SinkUnavailable
+from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks import azure_documents as documents
 from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
@@ -36,7 +36,7 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH
-from pipeline.sinks.generations import to_snapshots
+from pipeline.sinks.generations import to_snapshots, written
 from pipeline.sinks.http_store import Missing
 from pipeline.sinks.records import FileRecords, canonical_json, to_records
 from pipeline.sinks.refusals import encode_all
@@ -185,17 +185,13 @@ class AzureAISearchExporter(Exporter):
         """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
         self.check_files(files)
         batches = file_slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE)
-        records, size = 0, 0
-        refused: list[RecordRefused] = []
+        total = ReplaceReport(0, 0)
         encode = partial(documents.encode_file, declared=self._declared)
         async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             unwanted = await self._writer.replace(encoded)
             left_out = {error.file_id for error in unwanted}
-            written = [write for file in encoded if file.key.file_id not in left_out for write in file.writes]
-            refused += [*unfit, *unwanted]
-            records += len(written)
-            size += sum(write.size for write in written)
-        return ReplaceReport(records, size, tuple(refused))
+            total += written([file for file in encoded if file.key.file_id not in left_out], [*unfit, *unwanted])
+        return total
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """By computed ids, then by the ids searches still find (there is no delete by filter), until they find none."""

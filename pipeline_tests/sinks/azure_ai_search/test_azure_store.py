@@ -33,7 +33,7 @@ from pipeline_tests.emulators.certificate import write_certificate
 from pipeline_tests.emulators.http import Answer, Certificate
 
 
-@pytest.mark.parametrize("status", [408, 409, 422, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [409, 422, 503])
 async def test_a_busy_service_is_asked_again(bench: Bench, emulator: AzureAISearchEmulator, status: int) -> None:
     emulator.fail("search", status, times=2, retry_after="0.001")
     emulator.fail("change", status, times=2, retry_after="0.001")

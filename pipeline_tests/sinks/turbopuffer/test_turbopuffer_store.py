@@ -16,7 +16,7 @@ from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 
-@pytest.mark.parametrize("status", [202, 408, 409, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [202, 409, 429])
 async def test_a_busy_store_is_asked_again(bench: Bench, emulator: TurbopufferEmulator, status: int) -> None:
     emulator.fail("query", status, times=2, retry_after="0.001")
     emulator.fail("write", status, times=2, retry_after="0.001")
