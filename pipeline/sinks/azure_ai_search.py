@@ -25,18 +25,19 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from pipeline.errors import RecordRefused, SinkConflict, SinkUnavailable
+from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks import azure_documents as documents
 from pipeline.sinks.azure_documents import Row
 from pipeline.sinks.azure_layout import FILTER_FIELDS, SEMANTIC, IndexDesign, field_name, record_attributes
 from pipeline.sinks.azure_query import escape_text, literal, one_of, render, scope, words_of
 from pipeline.sinks.azure_replace import FILES_PER_REQUEST, AzureWriter, poll_wait
-from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore, IndexMissing
+from pipeline.sinks.azure_store import ENDPOINT, MAX_PAGE, Action, AzureStore
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fitting_values, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH
-from pipeline.sinks.generations import to_snapshots
+from pipeline.sinks.generations import to_snapshots, written
+from pipeline.sinks.http_store import Missing
 from pipeline.sinks.records import FileRecords, canonical_json, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
@@ -121,7 +122,7 @@ class AzureAISearchExporter(Exporter):
         """False when another process has changed the index at the same time."""
         try:
             found = await self._store.get_index()
-        except IndexMissing:
+        except Missing:
             return await self._store.put_index(self._design.definition(), replacing=None)
         wanted = self._design.extended(found)
         return wanted is None or await self._store.put_index(wanted, replacing=found["@odata.etag"])
@@ -184,17 +185,13 @@ class AzureAISearchExporter(Exporter):
         """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
         self.check_files(files)
         batches = file_slices(files, count=FILES_PER_REQUEST, size=_RECORD_BYTES_AT_ONCE)
-        records, size = 0, 0
-        refused: list[RecordRefused] = []
+        total = ReplaceReport(0, 0)
         encode = partial(documents.encode_file, declared=self._declared)
         async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
             unwanted = await self._writer.replace(encoded)
             left_out = {error.file_id for error in unwanted}
-            written = [write for file in encoded if file.key.file_id not in left_out for write in file.writes]
-            refused += [*unfit, *unwanted]
-            records += len(written)
-            size += sum(write.size for write in written)
-        return ReplaceReport(records, size, tuple(refused))
+            total += written([file for file in encoded if file.key.file_id not in left_out], [*unfit, *unwanted])
+        return total
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """By computed ids, then by the ids searches still find (there is no delete by filter), until they find none."""
@@ -206,7 +203,7 @@ class AzureAISearchExporter(Exporter):
                 ]
             )
             await self._writer.remove_nameless(export_config_id)
-        except IndexMissing:
+        except Missing:
             return
 
     async def list_snapshots(
@@ -302,7 +299,7 @@ class AzureAISearchExporter(Exporter):
             )
             try:
                 rows = await self._store.rows("list scopes", others, ["tenant_id", "export_config_id"])
-            except IndexMissing:
+            except Missing:
                 rows = []
             if not rows:
                 return frozenset(found)

@@ -1,4 +1,4 @@
-"""One Azure AI Search index over the vendor's SDK: requests, waiting out throttling, partial failures, typed errors.
+"""One Azure AI Search index over the vendor's SDK: its requests and their answers, documents that fail alone among them.
 
 Requests go through the SDK's own pipeline (``send_request``): its transport, authentication and headers, with bodies and
 answers as they are on the wire, which SDK 11 and 12 share. The SDK's retries are off: they know nothing of documents that
@@ -24,10 +24,10 @@ from azure.search.documents.indexes.aio import SearchIndexClient
 
 from pipeline.api_keys import read_key
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
-from pipeline.quoting import quoted
 from pipeline.sinks.azure_documents import MAX_REQUEST_BYTES, Row
 from pipeline.sinks.azure_layout import SORT_KEY, Definition
-from pipeline.sinks.backoff import backoff, wait
+from pipeline.sinks.backoff import backoff
+from pipeline.sinks.http_store import BUSY, Failed, HttpStore, Missing, RequestRefused, Unanswered, read_object
 from pipeline.sinks.records import compact_json
 from pipeline.urls import is_http_url, origin
 
@@ -42,20 +42,8 @@ _API_VERSION: Final = "2025-09-01"
 
 _CONNECT_SECONDS: Final = 10
 _READ_SECONDS: Final = 120
-_CONNECTION_ATTEMPTS: Final = 3
-_BUSY_ATTEMPTS: Final = 10
-_BUSY: Final = frozenset({408, 409, 422, 429, 500, 502, 503, 504})
-"""Statuses that pass, of a request or of one document: 409 is a version conflict, 422 an index that is being updated."""
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class RequestRefused(SinkConflict):
-    """The service will not do what was asked for, however often it is asked; the message is its own."""
-
-
-class IndexMissing(SinkUnavailable):
-    """The index does not exist; nothing is in it."""
 
 
 class _ChangedMeanwhile(SinkUnavailable):
@@ -78,10 +66,16 @@ class Failure:
     message: str
 
 
-class AzureStore:
+class AzureStore(HttpStore):
     """One index, perhaps not made yet."""
 
+    vendor = "Azure AI Search"
+    key_variable = API_KEY
+    busy = BUSY | {409, 422}
+    """Of a request or of one document: 409 is a version conflict, 422 an index that is being updated."""
+
     def __init__(self, index: str, endpoint: str | None) -> None:
+        super().__init__(f"index {index!r}")
         self.index = index
         self._endpoint = endpoint
         self._client: SearchIndexClient | None = None
@@ -111,7 +105,7 @@ class AzureStore:
         return self._client
 
     async def get_index(self) -> Definition:
-        """The index's definition. Raises IndexMissing."""
+        """The index's definition. Raises Missing."""
         return await self._answer("read the index", "GET", "")
 
     async def put_index(self, definition: Definition, *, replacing: str | None) -> bool:
@@ -127,28 +121,28 @@ class AzureStore:
 
     async def drop_index(self) -> None:
         """Delete the index and everything in it; a missing one is no error."""
-        with suppress(IndexMissing):
-            await self._patiently("delete the index", "DELETE", "", None, {})
+        with suppress(Missing):
+            await self._answer("delete the index", "DELETE", "")
 
     async def change(self, action: str, changes: Sequence[Action]) -> dict[str, Failure]:
         """Make these changes, at most 1,000, each of another document; what the service will not do, by document.
 
-        Changes that fail for the moment are tried again, alone, ten times in all. Raises IndexMissing or SinkUnavailable.
+        Changes that fail for the moment are tried again, alone, ten times in all. Raises Missing or SinkUnavailable.
         """
         failures: dict[str, Failure] = {}
         due = list(changes)
-        for attempt in range(1, _BUSY_ATTEMPTS + 1):
+        for attempt in range(1, self.busy_attempts + 1):
             statuses = await self._batch(action, due)
-            failures |= {found: failure for found, failure in statuses.items() if failure.status not in (200, 201, *_BUSY)}
+            failures |= {found: failure for found, failure in statuses.items() if failure.status not in (200, 201, *self.busy)}
             passing = Failure(503, "no answer for this document")
-            due = [change for change in due if statuses.get(change.id, passing).status in _BUSY]
+            due = [change for change in due if statuses.get(change.id, passing).status in self.busy]
             if not due:
                 return failures
-            if attempt < _BUSY_ATTEMPTS:
+            if attempt < self.busy_attempts:
                 await asyncio.sleep(backoff(attempt))
         told = statuses.get(due[0].id, passing)
         raise SinkUnavailable(
-            f"Azure AI Search at {self._shown_url} cannot {action}: {len(due)} documents failed {_BUSY_ATTEMPTS} times, "
+            f"{self._place} cannot {action}: {len(due)} documents failed {self.busy_attempts} times, "
             f"with {told.status}, {told.message}"
         )
 
@@ -165,11 +159,12 @@ class AzureStore:
             half = len(changes) // 2
             return {**await self._batch(action, changes[:half]), **await self._batch(action, changes[half:])}
         return {
-            item["key"]: Failure(item["statusCode"], _quoted(str(item.get("errorMessage") or ""))) for item in answer["value"]
+            item["key"]: Failure(item["statusCode"], self._quoted(str(item.get("errorMessage") or "")))
+            for item in answer["value"]
         }
 
     async def search(self, action: str, query: Mapping[str, Any]) -> list[Row]:
-        """The documents a query finds, of one answer or several. Raises IndexMissing or RequestRefused.
+        """The documents a query finds, of one answer or several. Raises Missing or RequestRefused.
 
         The vendor documents that an answer may have fewer documents than were asked for, and then says what to ask next.
         """
@@ -207,7 +202,7 @@ class AzureStore:
         while True:
             try:
                 rows = await self.rows(action, after, fields, top=size)
-            except IndexMissing:
+            except Missing:
                 return
             if len(rows) < size:
                 if rows:
@@ -223,37 +218,9 @@ class AzureStore:
     async def _answer(
         self, action: str, method: str, path: str, content: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> dict[str, Any]:
-        body = await self._patiently(action, method, path, content, headers or {})
-        try:
-            answer: dict[str, Any] = await asyncio.to_thread(json.loads, body)
-        except ValueError:
-            raise SinkUnavailable(
-                f"what answers at {self._shown_url} to {action} is not Azure AI Search; check the address"
-            ) from None
-        return answer
+        return await self._patiently(action, lambda: self._ask(method, path, content, headers or {}))
 
-    async def _patiently(self, action: str, method: str, path: str, content: bytes | None, headers: Mapping[str, str]) -> bytes:
-        """The answer, asked for again while the service is busy (ten times in all) or cannot be reached (three times)."""
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                status, retry_after, body = await self._ask(method, path, content, headers)
-            except AzureError as error:
-                if attempt == _CONNECTION_ATTEMPTS:
-                    kind = "did not answer in time" if isinstance(error, ServiceResponseTimeoutError) else "cannot be reached"
-                    raise SinkUnavailable(f"Azure AI Search at {self._shown_url} {kind} to {action}") from None
-                await asyncio.sleep(backoff(attempt))
-                continue
-            if status < 300:
-                return body
-            if status not in _BUSY or attempt == _BUSY_ATTEMPTS:
-                raise self._error(action, status, _message(body))
-            await asyncio.sleep(wait(retry_after, attempt))
-
-    async def _ask(
-        self, method: str, path: str, content: bytes | None, headers: Mapping[str, str]
-    ) -> tuple[int, str | None, bytes]:
+    async def _ask(self, method: str, path: str, content: bytes | None, headers: Mapping[str, str]) -> dict[str, Any]:
         request = HttpRequest(
             method,
             f"indexes('{self.index}'){path}",
@@ -261,22 +228,16 @@ class AzureStore:
             content=content,
             headers={"Accept": "application/json;odata.metadata=minimal", "Content-Type": "application/json", **headers},
         )
-        async with await self._connected().send_request(request, stream=True) as response:
-            return response.status_code, response.headers.get("Retry-After"), await response.read()
-
-    def _error(self, action: str, status: int, message: str) -> Exception:
-        told = f"{status}{f', {_quoted(message)}' if message else ''}"
-        if status == 404:
-            return IndexMissing(
-                f"Azure AI Search at {self._shown_url} has no index {self.index!r} to {action}; provision the sink first"
-            )
-        if status == 412:
-            return _ChangedMeanwhile(f"Azure AI Search index {self.index!r} keeps changing; run again")
-        if status in (401, 403):
-            return SinkUnavailable(f"Azure AI Search at {self._shown_url} refuses to {action} with the key in {API_KEY}: {told}")
-        if 400 <= status < 500 and status not in _BUSY:
-            return RequestRefused(f"Azure AI Search refuses to {action} in index {self.index!r}: {told}")
-        return SinkUnavailable(f"Azure AI Search at {self._shown_url} cannot {action}: {told}")
+        try:
+            async with await self._connected().send_request(request, stream=True) as response:
+                body = await response.read()
+        except AzureError as error:
+            raise Unanswered(late=isinstance(error, ServiceResponseTimeoutError)) from None
+        if response.status_code == 412:
+            raise _ChangedMeanwhile(f"Azure AI Search index {self.index!r} keeps changing; run again")
+        if response.status_code >= 300:
+            raise Failed(response.status_code, _message(body), response.headers.get("Retry-After"))
+        return {} if response.status_code == 204 else await read_object(body)
 
     @property
     def _shown_url(self) -> str:
@@ -295,7 +256,3 @@ def _message(body: bytes) -> str:
     except (ValueError, LookupError, TypeError):
         return ""
     return str(told)
-
-
-def _quoted(told: str) -> str:
-    return quoted(told, read_key(API_KEY))

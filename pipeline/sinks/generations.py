@@ -34,9 +34,9 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Final, Generic, Protocol, Self, TypeVar
 
-from pipeline.errors import SinkUnavailable
+from pipeline.errors import RecordRefused, SinkUnavailable
 from pipeline.sinks.backoff import apart
-from pipeline.sinks.base import Snapshot
+from pipeline.sinks.base import ReplaceReport, Snapshot
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.reading import ALTERED_INSTANT, instant, whole
 from pipeline.sinks.slicing import each, slices
@@ -146,6 +146,12 @@ class FileWrites(Generic[W]):
     @property
     def ids(self) -> list[str]:
         return [write.id for write in self.writes]
+
+
+def written(files: Iterable[FileWrites[W]], refused: Iterable[RecordRefused] = ()) -> ReplaceReport:
+    """The report of a replace that has written all of these files and refused others."""
+    sizes = [write.size for file in files for write in file.writes]
+    return ReplaceReport(len(sizes), sum(sizes), tuple(refused))
 
 
 class FirstFound:

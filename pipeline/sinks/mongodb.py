@@ -30,7 +30,7 @@ from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchReques
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import fields_of_file, parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
-from pipeline.sinks.generations import to_snapshots
+from pipeline.sinks.generations import to_snapshots, written
 from pipeline.sinks.mongodb_layout import (
     HEAD_FIELDS,
     Document,
@@ -111,14 +111,12 @@ class MongoDBExporter(Exporter):
         checks = (partial(fields_of_file, declared=self.context.metadata_fields), check_vectors)
         accepted, refused = await asyncio.to_thread(sift, files, checks)
         batches = file_slices(accepted, count=_FILES_PER_BATCH, size=_BYTES_PER_BATCH)
-        records, size = 0, 0
+        total = ReplaceReport(0, 0, tuple(refused))
         encode = partial(encode_file, declared=self.context.metadata_fields)
         async for _, (encoded, too_large) in one_ahead(batches, partial(encode_all, encode=encode)):
             await writer.replace(encoded)
-            records += sum(len(file.writes) for file in encoded)
-            size += sum(write.size for file in encoded for write in file.writes)
-            refused += too_large
-        return ReplaceReport(records, size, tuple(refused))
+            total += written(encoded, too_large)
+        return total
 
     async def _writer(self) -> MongoWriter:
         return MongoWriter(self._store, await self._store.collection(), self.context.tenant_id)

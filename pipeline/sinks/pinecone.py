@@ -26,7 +26,7 @@ from pipeline.errors import RecordRefused
 from pipeline.sinks import pinecone_layout as layout
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import parse_filters
-from pipeline.sinks.generations import FileWrites, replace_generations, to_snapshots
+from pipeline.sinks.generations import FileWrites, replace_generations, to_snapshots, written
 from pipeline.sinks.pinecone_layout import Metadata, RecordKey, Write
 from pipeline.sinks.pinecone_replace import FILES_PER_REQUEST, IDS_IN_A_URL, PineconeWriter, page_size
 from pipeline.sinks.pinecone_store import PineconeStore, WriteRefused
@@ -139,8 +139,7 @@ class PineconeExporter(Exporter):
                 return ReplaceReport(0, 0, (RecordRefused(files[0].key.file_id, str(error)),))
             half = len(files) // 2
             return await self._replace(writer, files[:half]) + await self._replace(writer, files[half:])
-        sizes = [write.size for file in files for write in file.writes]
-        return ReplaceReport(len(sizes), sum(sizes))
+        return written(files)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """By computed ids, heads last; then by a filter, for records that no head names, and by one for no file's."""

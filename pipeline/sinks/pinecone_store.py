@@ -1,8 +1,6 @@
-"""One Pinecone index over the vendor's SDK: finding and making it, waiting out throttling and staleness, typed errors.
+"""One Pinecone index over the vendor's SDK: finding and making it, its requests, and waiting out staleness.
 
-Every request made here may be repeated: it leaves done twice what it leaves done once. The SDK repeats a request up to three
-times by itself, honouring ``Retry-After``, unless it finds the whole host failing; what is still throttled then is asked for
-again here.
+Every request made here may be repeated: it leaves done twice what it leaves done once.
 
 Pinecone's reads lag behind its writes. A write is answered with its position in the log of its namespace (LSN), a query with
 the position it has seen (documented by the vendor). Reads here begin when a query has seen this store's own last write. The
@@ -23,21 +21,18 @@ from pinecone import AsyncIndex, AsyncPinecone, ServerlessSpec, Vector
 from pipeline.api_keys import read_key
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
-from pipeline.quoting import quoted
-from pipeline.sinks.backoff import backoff, wait
+from pipeline.sinks.backoff import backoff
+from pipeline.sinks.http_store import Failed, Garbled, HttpStore, Missing, RequestRefused, Unanswered
 from pipeline.sinks.pinecone_layout import METRIC, Filter, Metadata, Write, index_tags
-from pipeline.urls import is_http_url
+from pipeline.urls import is_http_url, origin
 
 T = TypeVar("T")
 
 API_KEY: Final = "PINECONE_API_KEY"
 CONTROLLER_HOST: Final = "PINECONE_CONTROLLER_HOST"
 
-_BUSY_ATTEMPTS: Final = 4
 _LONGEST_POLL: Final = 2.0
 _FIRST_LOOK: Final = 0.0625
-_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
-_REFUSED: Final = frozenset({400, 413, 422})
 
 _COMMITTED: Final = ("x-pinecone-request-lsn", "x-pinecone-lsn-committed")
 _SEEN: Final = ("x-pinecone-max-indexed-lsn", "x-pinecone-lsn-reconciled")
@@ -45,28 +40,27 @@ _NOBODY: Final = "indexport-fence"
 """A record that never exists: updating it changes nothing and answers with a position (documented by the vendor)."""
 
 
-class RequestRefused(SinkConflict):
-    """Pinecone will not do what was asked for, however often it is asked; the message is its own."""
-
-
 class WriteRefused(RequestRefused):
     """Pinecone will not hold these records."""
-
-
-class _IndexMissing(SinkUnavailable):
-    """The index does not exist."""
 
 
 class _NamespaceMissing(SinkUnavailable):
     """The namespace does not exist; nothing is in it."""
 
 
-class PineconeStore:
+class PineconeStore(HttpStore):
     """One index. Methods that take a namespace find nothing in one that does not exist."""
+
+    vendor = "Pinecone"
+    key_variable = API_KEY
+    busy_attempts = 4
+    connection_attempts = 1
+    """The SDK makes up to four of each, honouring ``Retry-After``, and for an index's own host it cannot be told otherwise."""
 
     def __init__(
         self, name: str, model: ModelIdentity, *, controller_host: str | None, request_seconds: float, freshness_seconds: float
     ) -> None:
+        super().__init__(f"index {name!r}")
         self.name = name
         self._model = model
         self._controller_host = controller_host
@@ -91,7 +85,7 @@ class PineconeStore:
             attempt += 1
             try:
                 found = await self._describe()
-            except _IndexMissing:
+            except Missing:
                 await self._create(cloud, region)
                 state = "missing"
             else:
@@ -122,14 +116,14 @@ class PineconeStore:
             except pinecone.ConflictError:
                 return  # another process was first
             except pinecone.NotFoundError as error:
-                told = _quoted(error.message)
+                told = self._quoted(error.message)
                 raise RequestRefused(f"Pinecone cannot {action}: {told}; correct the sink's cloud and region") from None
 
-        await self._patiently(action, ask)
+        await self._ask(action, ask)
 
     async def _describe(self) -> Any:
         client = self._connected()
-        return await self._patiently("describe the index", lambda: client.describe_index(self.name))
+        return await self._ask("describe the index", lambda: client.describe_index(self.name))
 
     def _check(self, found: Any) -> None:
         """Both majors of the SDK answer these attributes, from different forms of the same description."""
@@ -158,7 +152,7 @@ class PineconeStore:
             try:
                 self._client = AsyncPinecone(api_key=key, host=self._controller_host, timeout=self._request_seconds)
             except pinecone.PineconeError as error:
-                raise ConfigError(f"Pinecone cannot be used: {_quoted(str(error))}") from None
+                raise ConfigError(f"Pinecone cannot be used: {self._quoted(str(error))}") from None
         if not is_http_url(self._client.config.host):
             raise ConfigError(f"Pinecone's control plane has no http(s) URL; correct controller_host, or {CONTROLLER_HOST}")
         return self._client
@@ -178,7 +172,7 @@ class PineconeStore:
         index = await self._opened()
         vectors = [write.to_vector() for write in writes]
         try:
-            answer = await self._patiently("write records", lambda: index.upsert(vectors=vectors, namespace=namespace))
+            answer = await self._ask("write records", lambda: index.upsert(vectors=vectors, namespace=namespace))
         except RequestRefused as error:
             raise WriteRefused(str(error)) from None
         self._note(namespace, answer)
@@ -187,7 +181,7 @@ class PineconeStore:
         """Set metadata fields of a record if it exists."""
         index = await self._opened()
         with suppress(_NamespaceMissing):
-            answer = await self._patiently(
+            answer = await self._ask(
                 "mark a record", lambda: index.update(id=record_id, set_metadata=metadata, namespace=namespace)
             )
             self._note(namespace, answer)
@@ -199,7 +193,7 @@ class PineconeStore:
         """
         index = await self._opened()
         try:
-            answer = await self._patiently(
+            answer = await self._ask(
                 "mark records", lambda: index.update(filter=where, set_metadata=metadata, namespace=namespace)
             )
         except _NamespaceMissing:
@@ -217,7 +211,7 @@ class PineconeStore:
     async def _delete(self, namespace: str, **selector: Any) -> None:
         index = await self._opened()
         with suppress(_NamespaceMissing):
-            await self._patiently("delete records", lambda: index.delete(namespace=namespace, **selector))
+            await self._ask("delete records", lambda: index.delete(namespace=namespace, **selector))
             self._undated.add(namespace)
 
     async def pages(self, namespace: str, where: Filter, *, limit: int) -> AsyncIterator[list[Vector]]:
@@ -230,7 +224,7 @@ class PineconeStore:
                 return await index.fetch_by_metadata(filter=where, namespace=namespace, limit=limit, pagination_token=token)
 
             try:
-                answer = await self._patiently("read records", ask)
+                answer = await self._ask("read records", ask)
             except _NamespaceMissing:
                 return
             except RequestRefused:
@@ -254,7 +248,7 @@ class PineconeStore:
                 return await index.list_paginated(namespace=namespace, pagination_token=token)
 
             try:
-                answer = await self._patiently("list records", ask)
+                answer = await self._ask("list records", ask)
             except _NamespaceMissing:
                 return
             if answer.vectors:
@@ -267,7 +261,7 @@ class PineconeStore:
         """Those of these records that exist, by id."""
         index = await self._opened()
         try:
-            answer = await self._patiently("read records", lambda: index.fetch(ids=list(ids), namespace=namespace))
+            answer = await self._ask("read records", lambda: index.fetch(ids=list(ids), namespace=namespace))
         except _NamespaceMissing:
             return {}
         return dict(answer.vectors)
@@ -282,7 +276,7 @@ class PineconeStore:
 
     async def _query(self, namespace: str, vector: Sequence[float], where: Filter | None, k: int, *, metadata: bool) -> Any:
         index = await self._opened()
-        return await self._patiently(
+        return await self._ask(
             "search",
             lambda: index.query(
                 vector=list(vector), top_k=k, namespace=namespace, filter=where, include_metadata=metadata, include_values=False
@@ -344,40 +338,26 @@ class PineconeStore:
         if position is not None:
             self._committed[namespace] = max(position, self._committed.get(namespace, position))
 
-    async def _patiently(self, action: str, ask: Callable[[], Awaitable[T]]) -> T:
-        """The answer, asked for again while Pinecone is busy, four times in all beside what the SDK does."""
-        attempt = 0
-        while True:
-            attempt += 1
+    async def _ask(self, action: str, ask: Callable[[], Awaitable[T]]) -> T:
+        async def attempt() -> T:
             try:
                 return await ask()
             except pinecone.ApiError as error:
-                if error.status_code not in _BUSY or attempt == _BUSY_ATTEMPTS:
-                    raise self._error(action, error) from None
-                pause = wait((error.headers or {}).get("retry-after"), attempt)
+                if error.status_code == 404 and "namespace" in error.message.lower():
+                    raise _NamespaceMissing(f"{self._place} has no namespace to {action}") from None
+                raise Failed(error.status_code, error.message, (error.headers or {}).get("retry-after")) from None
             except (pinecone.PineconeConnectionError, pinecone.PineconeTimeoutError) as error:
-                kind = "did not answer in time" if isinstance(error, pinecone.PineconeTimeoutError) else "cannot be reached"
-                raise SinkUnavailable(f"Pinecone {kind} to {action}; check the network and {CONTROLLER_HOST}") from None
+                raise Unanswered(late=isinstance(error, pinecone.PineconeTimeoutError)) from None
             except pinecone.ResponseParsingError:
-                raise SinkUnavailable(
-                    f"Pinecone answers with something unexpected to {action}; check {CONTROLLER_HOST} and the SDK's version"
-                ) from None
+                raise Garbled from None
             except pinecone.PineconeError as error:
-                raise RequestRefused(f"Pinecone's SDK refuses to {action}: {_quoted(str(error))}") from None
-            await asyncio.sleep(pause)
+                raise RequestRefused(f"Pinecone's SDK refuses to {action}: {self._quoted(str(error))}") from None
 
-    def _error(self, action: str, error: pinecone.ApiError) -> Exception:
-        status = error.status_code
-        told = f"{status}, {_quoted(error.message)}"
-        if status == 404 and "namespace" in error.message.lower():
-            return _NamespaceMissing(f"Pinecone index {self.name!r} has no such namespace to {action}: {told}")
-        if status == 404:
-            return _IndexMissing(f"Pinecone has no index {self.name!r} to {action}: {told}; provision the sink first")
-        if status in (401, 402, 403):
-            return SinkUnavailable(f"Pinecone does not let us {action}: {told}; check {API_KEY} and the plan's quotas")
-        if status in _REFUSED:
-            return RequestRefused(f"Pinecone refuses to {action} in index {self.name!r}: {told}")
-        return SinkUnavailable(f"Pinecone cannot {action} in index {self.name!r}: {told}")
+        return await self._patiently(action, attempt)
+
+    @property
+    def _shown_url(self) -> str:
+        return origin(self._index.host if self._index else self._connected().config.host)
 
     async def close(self) -> None:
         if self._index is not None:
@@ -386,10 +366,6 @@ class PineconeStore:
         if self._client is not None:
             await self._client.close()
             self._client = None
-
-
-def _quoted(told: str) -> str:
-    return quoted(told, read_key(API_KEY))
 
 
 def _position(answer: Any, names: Sequence[str]) -> int | None:

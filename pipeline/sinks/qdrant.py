@@ -21,13 +21,14 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 from qdrant_client import models
 
-from pipeline.errors import RecordRefused, SinkConflict
+from pipeline.errors import SinkConflict
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import fitting_values, parse_filters
-from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots
+from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots, written
+from pipeline.sinks.http_store import RequestRefused
 from pipeline.sinks.qdrant_replace import QdrantWriter, read_heads
-from pipeline.sinks.qdrant_store import URL, QdrantStore, RequestRefused, connection
+from pipeline.sinks.qdrant_store import URL, QdrantStore, connection
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
@@ -169,15 +170,12 @@ class QdrantExporter(Exporter):
         self.check_files(files)
         batches = file_slices(files, count=_FILES_PER_REPLACE, size=_BYTES_PER_REPLACE)
         writer = QdrantWriter(self._store, await self._store.limits())
-        records, size = 0, 0
-        refused: list[RecordRefused] = []
+        total = ReplaceReport(0, 0)
         encode = partial(layout.encode_file, declared=self._declared)
         async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
-            refused += unfit
             await replace_generations(writer, encoded)
-            records += sum(len(file.writes) for file in encoded)
-            size += sum(write.size for file in encoded for write in file.writes)
-        return ReplaceReport(records, size, tuple(refused))
+            total += written(encoded, unfit)
+        return total
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         """Three requests for every 500 files: what a crash leaves between them has a marked chunk 0. And one for no file's."""

@@ -1,4 +1,4 @@
-"""A Qdrant collection that may be busy, missing, full or out of reach: its client, trying again, typed errors.
+"""A Qdrant collection over the vendor's SDK: its client, its requests and their answers.
 
 What belongs here: how a request is made. A server is asked over HTTP. A local directory (the client's own local mode,
 documented by the vendor as fit for tests and small collections) is opened once in a process and shared by its exporters.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -22,28 +23,18 @@ from qdrant_client.common.client_exceptions import QdrantException, ResourceExha
 from qdrant_client.http.exceptions import ResponseHandlingException, UnexpectedResponse
 
 from pipeline.api_keys import read_key
-from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
-from pipeline.quoting import quoted
-from pipeline.sinks.backoff import backoff, wait
+from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.http_store import Failed, Garbled, HttpStore, Unanswered
 from pipeline.urls import without_secrets
 
 URL: Final = "QDRANT_URL"
 API_KEY: Final = "QDRANT_API_KEY"
 
-_CONNECTION_ATTEMPTS: Final = 3
-_BUSY_ATTEMPTS: Final = 10
-_BUSY: Final = frozenset({408, 429, 500, 502, 503, 504})
+_NOT_FOUND: Final = re.compile("Collection .* not found")
+"""What the local client says of a collection that does not exist."""
 
 T = TypeVar("T")
 Ask = Callable[[AsyncQdrantClient], Awaitable[T]]
-
-
-class RequestRefused(SinkConflict):
-    """Qdrant will not do what was asked for, however often it is asked; the message is its own."""
-
-
-class CollectionMissing(SinkUnavailable):
-    """The collection does not exist; nothing is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +151,8 @@ def _local_client(path: str) -> QdrantClient:
 
 
 class _InThread:
-    """The synchronous local client with the methods of the asynchronous one: each runs in a thread, one at a time."""
+    """The synchronous local client with the methods of the asynchronous one: each runs in a thread, one at a time, and fails
+    as a request does."""
 
     def __init__(self, client: QdrantClient, lock: threading.Lock) -> None:
         self._client = client
@@ -171,7 +163,12 @@ class _InThread:
 
         def locked(*args: Any, **kwargs: Any) -> Any:
             with self._lock:
-                return method(*args, **kwargs)
+                try:
+                    return method(*args, **kwargs)
+                except ValueError as error:
+                    raise Failed(404 if _NOT_FOUND.fullmatch(str(error)) else 400, str(error)) from None
+                except (OSError, sqlite3.Error) as error:
+                    raise Failed(None, str(error)) from None
 
         async def call(*args: Any, **kwargs: Any) -> Any:
             return await asyncio.to_thread(locked, *args, **kwargs)
@@ -179,18 +176,22 @@ class _InThread:
         return call
 
 
-class QdrantStore:
+class QdrantStore(HttpStore):
     """One collection, perhaps not made yet."""
 
+    vendor = "Qdrant"
+    key_variable = API_KEY
+
     def __init__(self, place: Connection, collection: str) -> None:
+        super().__init__(f"collection {collection!r}")
         self.collection = collection
-        self._place = place
+        self._connection = place
         self._limits: Limits | None = None
 
     @property
     def is_local(self) -> bool:
         """A local directory has no payload indexes and needs none."""
-        return self._place.is_local
+        return self._connection.is_local
 
     async def limits(self) -> Limits:
         """Read from the collection once."""
@@ -199,7 +200,7 @@ class QdrantStore:
         return self._limits or Limits()
 
     async def info(self) -> models.CollectionInfo:
-        """The collection's settings. Raises CollectionMissing."""
+        """The collection's settings. Raises Missing."""
         found = await self.call("read the collection", lambda client: client.get_collection(self.collection))
         self._limits = Limits.of(found.config.strict_mode_config)
         return found
@@ -211,8 +212,14 @@ class QdrantStore:
         most = (await self.limits()).page
         size = min(most, limit or most)
         offset: models.ExtendedPointId | None = None
+
+        async def scroll(client: AsyncQdrantClient) -> tuple[list[models.Record], Any]:
+            return await client.scroll(
+                self.collection, where, limit=size, offset=offset, with_payload=list(payload), with_vectors=vectors
+            )
+
         while True:
-            records, following = await self.call(action, _scroll(self.collection, where, payload, vectors, size, offset))
+            records, following = await self.call(action, scroll)
             if records:
                 yield records
             if following is None:
@@ -225,84 +232,33 @@ class QdrantStore:
         await self.call(action, lambda client: client.delete(self.collection, selected, wait=True))
 
     async def call(self, action: str, ask: Ask[T]) -> T:
-        """The answer, asked for again while the server is busy (ten times in all) or out of reach (three times).
+        """The answer. Raises SinkUnavailable, Missing or RequestRefused."""
+        client = await self._connection.client()
 
-        Every request of this sink may be made twice. Raises SinkUnavailable, CollectionMissing or RequestRefused.
-        """
-        client = await self._place.client()
-        attempt = 0
-        while True:
-            attempt += 1
+        async def attempt() -> T:
             try:
                 return await ask(client)
             except ResponseHandlingException as error:
-                failure = self._unreachable(action, error)
-                pause = backoff(attempt) if _is_passing(error) and attempt < _CONNECTION_ATTEMPTS else None
+                if not isinstance(error.source, httpx.TransportError):
+                    raise Garbled from None
+                raise Unanswered(late=isinstance(error.source, httpx.TimeoutException)) from None
             except ResourceExhaustedResponse as error:
-                failure = self._failure(action, 429, str(error))
-                pause = wait(str(error.retry_after_s), attempt)
+                raise Failed(429, str(error), str(error.retry_after_s)) from None
             except UnexpectedResponse as error:
-                failure = self._failure(action, error.status_code or 0, _message(error))
-                pause = backoff(attempt) if error.status_code in _BUSY else None
+                raise Failed(error.status_code, _message(error), error.headers.get("Retry-After")) from None
             except QdrantException as error:  # a 429 whose Retry-After is a date
-                failure = self._failure(action, 429, str(error))
-                pause = backoff(attempt)
+                raise Failed(429, str(error)) from None
             except (json.JSONDecodeError, UnicodeDecodeError):
-                raise self._stranger(action) from None
-            except (ValueError, OSError, sqlite3.Error) as error:
-                if not self.is_local:
-                    raise
-                raise self._local_failure(action, error) from None
-            if pause is None or attempt == _BUSY_ATTEMPTS:
-                raise failure from None
-            await asyncio.sleep(pause)
+                raise Garbled from None
 
-    def _unreachable(self, action: str, error: ResponseHandlingException) -> Exception:
-        if isinstance(error.source, httpx.TimeoutException):
-            return SinkUnavailable(f"Qdrant at {self._place.shown} did not answer in time to {action}")
-        if isinstance(error.source, httpx.TransportError):
-            return SinkUnavailable(f"Qdrant at {self._place.shown} cannot be reached to {action}")
-        return self._stranger(action)
+        return await self._patiently(action, attempt)
 
-    def _stranger(self, action: str) -> SinkUnavailable:
-        return SinkUnavailable(f"what answers at {self._place.shown} to {action} is not Qdrant; check the address")
-
-    def _failure(self, action: str, status: int, message: str) -> Exception:
-        told = f"{status}{f', {quoted(message, read_key(API_KEY))}' if message else ''}"
-        if status == 404:
-            return CollectionMissing(
-                f"Qdrant at {self._place.shown} has no collection {self.collection!r} to {action}; provision the sink first"
-            )
-        if status in (401, 403):
-            return SinkUnavailable(f"Qdrant at {self._place.shown} refuses to {action}; check {API_KEY}: {told}")
-        if 400 <= status < 500 and status not in _BUSY:
-            return RequestRefused(f"Qdrant refuses to {action} in collection {self.collection!r}: {told}")
-        return SinkUnavailable(f"Qdrant at {self._place.shown} cannot {action}: {told}")
-
-    def _local_failure(self, action: str, error: Exception) -> Exception:
-        if not isinstance(error, ValueError):
-            return SinkUnavailable(f"Qdrant in {self._place.shown} cannot {action}: {error}")
-        return self._failure(action, 404 if str(error) == f"Collection {self.collection} not found" else 400, str(error))
+    @property
+    def _shown_url(self) -> str:
+        return self._connection.shown
 
     async def close(self) -> None:
-        await self._place.close()
-
-
-def _scroll(
-    collection: str,
-    where: models.Filter,
-    payload: Sequence[str],
-    vectors: bool,
-    limit: int,
-    offset: models.ExtendedPointId | None,
-) -> Ask[tuple[list[models.Record], Any]]:
-    return lambda client: client.scroll(
-        collection, where, limit=limit, offset=offset, with_payload=list(payload), with_vectors=vectors
-    )
-
-
-def _is_passing(error: ResponseHandlingException) -> bool:
-    return isinstance(error.source, httpx.TransportError) and not isinstance(error.source, httpx.UnsupportedProtocol)
+        await self._connection.close()
 
 
 def _message(error: UnexpectedResponse) -> str:

@@ -41,11 +41,12 @@ from pipeline.sinks.file_keys import MOST_NAMED
 from pipeline.sinks.filters import parse_filters
 from pipeline.sinks.fusion import HYBRID_DEPTH, fuse_hits
 from pipeline.sinks.generations import read_head, to_snapshots
+from pipeline.sinks.http_store import Missing, RequestRefused
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
 from pipeline.sinks.slicing import file_slices, named_slices, one_ahead, slices
 from pipeline.sinks.turbopuffer_layout import EncodedFile, Filter, Row
-from pipeline.sinks.turbopuffer_store import MAX_LIMIT, NamespaceMissing, RequestRefused, TurbopufferStore
+from pipeline.sinks.turbopuffer_store import MAX_LIMIT, TurbopufferStore
 
 MAX_REQUEST_BYTES: Final = 512_000_000
 """Largest write request; documented by the vendor."""
@@ -101,7 +102,7 @@ class TurbopufferExporter(Exporter):
         layout.check_names(self.context.model, self._declared)
         try:
             found = await self._store.schema()
-        except NamespaceMissing:
+        except Missing:
             await self._store.write("create the namespace", layout.create_body(self.context.model, self._declared))
             return
         missing = layout.check_schema(found, self.namespace, self.context.model, self._declared)
@@ -188,7 +189,7 @@ class TurbopufferExporter(Exporter):
             try:
                 while (await self._store.write("delete files", body)).get("rows_remaining"):
                     pass
-            except NamespaceMissing:
+            except Missing:
                 return
 
     async def list_snapshots(
@@ -245,7 +246,7 @@ class TurbopufferExporter(Exporter):
         queries = self._queries(request, where)
         try:
             results = await self._store.answers("search", list(queries.values()))
-        except NamespaceMissing:
+        except Missing:
             return []
         found = [await asyncio.to_thread(self._hits, result["rows"], mode) for mode, result in zip(queries, results, strict=True)]
         if request.mode != "hybrid":

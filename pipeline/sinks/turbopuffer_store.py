@@ -1,4 +1,4 @@
-"""One Turbopuffer namespace over the vendor's SDK: requests, waiting out throttling, typed errors.
+"""One Turbopuffer namespace over the vendor's SDK: its requests and their answers.
 
 The SDK's own retries are off: they would sit on a ``Retry-After`` of up to half an hour. Every request made here may be
 repeated, writes too: a replace, a delete and a conditional patch done twice leave what they leave done once.
@@ -6,18 +6,17 @@ repeated, writes too: a replace, a delete and a conditional patch done twice lea
 
 from __future__ import annotations
 
-import asyncio
-import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import httpx2
 import turbopuffer
 
 from pipeline.api_keys import read_key
-from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
+from pipeline.errors import ConfigError
 from pipeline.quoting import quoted
-from pipeline.sinks.backoff import backoff, wait
+from pipeline.sinks.http_store import BUSY, Failed, HttpStore, Missing, Unanswered, read_object
 from pipeline.sinks.turbopuffer_layout import Filter, Row
 from pipeline.urls import origin
 
@@ -26,28 +25,20 @@ MAX_LIMIT: Final = 10_000
 """Most documents, or groups of an aggregation, one query answers with; documented by the vendor."""
 
 _TIMEOUT: Final = httpx2.Timeout(120.0, connect=10.0)
-_CONNECTION_ATTEMPTS: Final = 3
-_BUSY_ATTEMPTS: Final = 10
-_BUSY: Final = frozenset({202, 408, 409, 429, 500, 502, 503, 504})
-"""Statuses that pass: 429 is back-pressure while indexing catches up, 202 an index still being built."""
 
-_REFUSED: Final = frozenset({400, 413, 422})
-
-Ask = Callable[[turbopuffer.AsyncTurbopuffer], Awaitable[httpx2.Response]]
+_CONSISTENT: Final[dict[str, Any]] = {"consistency": {"level": "strong"}}
 
 
-class RequestRefused(SinkConflict):
-    """Turbopuffer will not do what was asked for, however often it is asked; the message is its own."""
-
-
-class NamespaceMissing(SinkUnavailable):
-    """The namespace does not exist; nothing is in it."""
-
-
-class TurbopufferStore:
+class TurbopufferStore(HttpStore):
     """One namespace. Reads are strongly consistent: they see every write that was answered."""
 
+    vendor = "Turbopuffer"
+    key_variable = API_KEY
+    busy = BUSY | {202, 409}
+    """202 is an index still being built."""
+
     def __init__(self, namespace: str, *, region: str | None, base_url: str | None) -> None:
+        super().__init__(f"namespace {namespace!r}")
         self.namespace = namespace
         self._region = region
         self._base_url = base_url
@@ -69,59 +60,38 @@ class TurbopufferStore:
         return self._client
 
     async def schema(self) -> dict[str, Any]:
-        """The types and indexes of the namespace's attributes. Raises NamespaceMissing."""
-
-        async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
-            return (await client.namespace(self.namespace).with_raw_response.metadata()).http_response
-
-        answer: dict[str, Any] = (await self._answer("read the schema", ask))["schema"]
-        return answer
+        """The types and indexes of the namespace's attributes. Raises Missing."""
+        schema: dict[str, Any] = (await self._ask("read the schema", lambda namespace: namespace.metadata()))["schema"]
+        return schema
 
     async def write(self, action: str, body: bytes) -> dict[str, Any]:
-        """One atomic write; ``body`` is the request's JSON. Raises RequestRefused, or NamespaceMissing."""
-
-        async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
-            return await client.post(
+        """One atomic write; ``body`` is the request's JSON. Raises RequestRefused, or Missing."""
+        client = self._connected()
+        return await self._answer(
+            action,
+            lambda: client.post(
                 f"/v2/namespaces/{self.namespace}",
                 content=body,
                 options={"headers": {"Content-Type": "application/json"}},
                 cast_to=httpx2.Response,
-            )
-
-        return await self._answer(action, ask)
+            ),
+        )
 
     async def drop(self) -> None:
         """Delete the namespace; a missing one is no error."""
-
-        async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
-            return (await client.namespace(self.namespace).with_raw_response.delete_all()).http_response
-
-        try:
-            await self._answer("delete the namespace", ask)
-        except NamespaceMissing:
-            return
+        with suppress(Missing):
+            await self._ask("delete the namespace", lambda namespace: namespace.delete_all())
 
     async def query(self, action: str, query: dict[str, Any]) -> dict[str, Any]:
-        """Raises NamespaceMissing."""
-
-        async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
-            namespace = client.namespace(self.namespace).with_raw_response
-            asked = await namespace.query(consistency={"level": "strong"}, vector_encoding="base64", **query)
-            return asked.http_response
-
-        return await self._answer(action, ask)
+        """Raises Missing."""
+        return await self._ask(action, lambda namespace: namespace.query(**_CONSISTENT, vector_encoding="base64", **query))
 
     async def answers(self, action: str, queries: Sequence[Any]) -> list[dict[str, Any]]:
-        """The answers to several queries, all of one snapshot. Raises NamespaceMissing."""
+        """The answers to several queries, all of one snapshot. Raises Missing."""
         if len(queries) == 1:
             return [await self.query(action, queries[0])]
-
-        async def ask(client: turbopuffer.AsyncTurbopuffer) -> httpx2.Response:
-            namespace = client.namespace(self.namespace).with_raw_response
-            asked = await namespace.multi_query(consistency={"level": "strong"}, queries=queries)
-            return asked.http_response
-
-        results: list[dict[str, Any]] = (await self._answer(action, ask))["results"]
+        answer = await self._ask(action, lambda namespace: namespace.multi_query(**_CONSISTENT, queries=queries))
+        results: list[dict[str, Any]] = answer["results"]
         return results
 
     async def pages(
@@ -135,7 +105,7 @@ class TurbopufferStore:
             query = {"rank_by": ("id", "asc"), "filters": after, "include_attributes": attributes, "limit": limit}
             try:
                 rows: list[Row] = (await self.query(action, query))["rows"]
-            except NamespaceMissing:
+            except Missing:
                 return
             if rows:
                 yield rows
@@ -152,7 +122,7 @@ class TurbopufferStore:
             query = {"aggregate_by": {"documents": ("Count",)}, "group_by": [attribute], "filters": after, "limit": MAX_LIMIT}
             try:
                 groups = (await self.query(action, query))["aggregation_groups"]
-            except NamespaceMissing:
+            except Missing:
                 return
             if groups:
                 yield [(group[attribute], group["documents"]) for group in groups]
@@ -160,52 +130,29 @@ class TurbopufferStore:
                 return
             last = groups[-1][attribute]
 
-    async def _answer(self, action: str, ask: Ask) -> dict[str, Any]:
-        response = await self._patiently(action, ask)
-        try:
-            answer: dict[str, Any] = await asyncio.to_thread(json.loads, response.content)
-        except ValueError:
-            raise SinkUnavailable(
-                f"Turbopuffer at {self._shown_url} answers with something other than JSON to {action}; check the address"
-            ) from None
-        return answer
+    async def _ask(self, action: str, ask: Callable[[Any], Awaitable[Any]]) -> dict[str, Any]:
+        """The answer to a request that the SDK makes of the namespace."""
+        namespace = self._connected().namespace(self.namespace).with_raw_response
 
-    async def _patiently(self, action: str, ask: Ask) -> httpx2.Response:
-        """The answer, asked for again while Turbopuffer is busy (ten times in all) or cannot be reached (three times)."""
-        client = self._connected()
-        attempt = 0
-        while True:
-            attempt += 1
+        async def send() -> httpx2.Response:
+            response: httpx2.Response = (await ask(namespace)).http_response
+            return response
+
+        return await self._answer(action, send)
+
+    async def _answer(self, action: str, send: Callable[[], Awaitable[httpx2.Response]]) -> dict[str, Any]:
+        async def attempt() -> dict[str, Any]:
             try:
-                response = await ask(client)
-                if response.status_code not in _BUSY:
-                    return response
-                message = ""
+                response = await send()
             except turbopuffer.APIStatusError as error:
-                response, message = error.response, _message(error)
-                if response.status_code not in _BUSY:
-                    raise self._error(action, response.status_code, message) from None
+                raise Failed(error.status_code, _message(error), error.response.headers.get("Retry-After")) from None
             except turbopuffer.APIConnectionError as error:
-                if attempt == _CONNECTION_ATTEMPTS:
-                    kind = "did not answer in time" if isinstance(error, turbopuffer.APITimeoutError) else "cannot be reached"
-                    raise SinkUnavailable(f"Turbopuffer at {self._shown_url} {kind} to {action}") from None
-                await asyncio.sleep(backoff(attempt))
-                continue
-            if attempt == _BUSY_ATTEMPTS:
-                raise self._error(action, response.status_code, message)
-            await asyncio.sleep(wait(response.headers.get("Retry-After"), attempt))
+                raise Unanswered(late=isinstance(error, turbopuffer.APITimeoutError)) from None
+            if response.status_code in self.busy:
+                raise Failed(response.status_code, retry_after=response.headers.get("Retry-After"))
+            return await read_object(response.content)
 
-    def _error(self, action: str, status: int, message: str) -> Exception:
-        told = f"{status}{f', {quoted(message, read_key(API_KEY))}' if message else ''}"
-        if status == 404:
-            return NamespaceMissing(
-                f"Turbopuffer at {self._shown_url} has no namespace {self.namespace!r} to {action}; provision the sink first"
-            )
-        if status in (401, 403):
-            return SinkUnavailable(f"Turbopuffer at {self._shown_url} refuses the key in {API_KEY} to {action}: {told}")
-        if status in _REFUSED:
-            return RequestRefused(f"Turbopuffer refuses to {action} in namespace {self.namespace!r}: {told}")
-        return SinkUnavailable(f"Turbopuffer at {self._shown_url} cannot {action}: {told}")
+        return await self._patiently(action, attempt)
 
     @property
     def _shown_url(self) -> str:

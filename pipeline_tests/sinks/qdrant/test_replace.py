@@ -8,9 +8,9 @@ from typing import Literal
 import pytest
 
 from pipeline.errors import SinkUnavailable
-from pipeline.sinks import qdrant_store
 from pipeline.sinks.qdrant import QdrantExporter
 from pipeline.sinks.qdrant_layout import PENDING
+from pipeline.sinks.qdrant_store import QdrantStore
 from pipeline.sinks.records import FileRecords, chunk_ids
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.emulators.qdrant import WRITES, QdrantEmulator, Request
@@ -88,7 +88,7 @@ async def test_readers_have_the_old_version_until_all_of_the_new_one_is_there(em
 async def test_a_crash_at_any_write_is_made_good_by_any_next_run(
     emulator: QdrantEmulator, bench: Bench, monkeypatch: pytest.MonkeyPatch, before: int, after: int, fault: Fault
 ) -> None:
-    monkeypatch.setattr(qdrant_store, "_CONNECTION_ATTEMPTS", 1)
+    monkeypatch.setattr(QdrantStore, "connection_attempts", 1)
     old, new = bench.file("dfl-1", before), bench.file("dfl-1", after, version="v2")
     neighbour = bench.file("dfl-2", 2)
     await bench.replace(neighbour, old)

@@ -9,9 +9,9 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.errors import ConfigError, SinkConflict, SinkUnavailable
-from pipeline.sinks import qdrant_store
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.qdrant import QdrantExporter, QdrantSettings
+from pipeline.sinks.qdrant_store import QdrantStore
 from pipeline.sinks.records import build_file_records
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, matrix, synthetic_chunks, vector_column
 from pipeline_tests.conformance.qdrant_harness import QdrantUnderTest
@@ -46,11 +46,12 @@ async def test_the_server_says_how_long_to_wait(emulator: QdrantEmulator, bench:
     async def sleep(seconds: float) -> None:
         waits.append(seconds)
 
-    monkeypatch.setattr("pipeline.sinks.qdrant_store.asyncio.sleep", sleep)
+    monkeypatch.setattr("pipeline.sinks.http_store.asyncio.sleep", sleep)
     emulator.fail("count", 429, retry_after="7")
     emulator.fail("count", 429, retry_after="86400")
+    emulator.fail("count", 503, retry_after="9")
     await bench.replace(bench.file("dfl-1"))
-    assert [pytest.approx(wait, rel=0.26) for wait in (7.9, 34)] == waits
+    assert [pytest.approx(wait, rel=0.26) for wait in (7.9, 34, 10.1)] == waits
 
 
 async def test_lost_answers_are_asked_for_again_and_nothing_is_written_twice(emulator: QdrantEmulator, bench: Bench) -> None:
@@ -64,7 +65,7 @@ async def test_lost_answers_are_asked_for_again_and_nothing_is_written_twice(emu
 async def test_a_server_that_does_not_answer_in_time_is_unavailable(
     emulator: QdrantEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(qdrant_store, "_CONNECTION_ATTEMPTS", 1)
+    monkeypatch.setattr(QdrantStore, "connection_attempts", 1)
     released = threading.Event()
 
     def wait(request: Request) -> None:
@@ -100,6 +101,15 @@ async def test_something_else_that_answers_is_told_apart(emulator: QdrantEmulato
 async def test_what_the_server_refuses_is_a_conflict_with_its_own_words(emulator: QdrantEmulator, bench: Bench) -> None:
     emulator.fail("upsert", 400, message="Wrong input: no room")
     with pytest.raises(SinkConflict, match="no room"):
+        await bench.replace(bench.file("dfl-1"))
+
+
+@pytest.mark.parametrize("status", [402, 405])
+async def test_a_status_that_says_nothing_of_the_request_is_no_conflict(
+    emulator: QdrantEmulator, bench: Bench, status: int
+) -> None:
+    emulator.fail("upsert", status)
+    with pytest.raises(SinkUnavailable, match=str(status)):
         await bench.replace(bench.file("dfl-1"))
 
 

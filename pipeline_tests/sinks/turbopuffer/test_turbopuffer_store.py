@@ -16,7 +16,7 @@ from pipeline_tests.conformance.turbopuffer_harness import TurbopufferUnderTest
 from pipeline_tests.emulators.turbopuffer import TurbopufferEmulator
 
 
-@pytest.mark.parametrize("status", [202, 408, 409, 429, 500, 502, 503, 504])
+@pytest.mark.parametrize("status", [202, 409, 429])
 async def test_a_busy_store_is_asked_again(bench: Bench, emulator: TurbopufferEmulator, status: int) -> None:
     emulator.fail("query", status, times=2, retry_after="0.001")
     emulator.fail("write", status, times=2, retry_after="0.001")
@@ -63,6 +63,18 @@ async def test_a_store_that_never_answers_is_unavailable(bench: Bench, emulator:
     assert emulator.count("write") == 3
 
 
+async def test_a_store_that_is_busy_and_then_never_answers_is_unavailable(
+    bench: Bench, emulator: TurbopufferEmulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(backoff, "LONGEST_WAIT", 0.001)
+    emulator.fail("write", 503, times=3)
+    emulator.lose_answer("write", times=30)
+    with pytest.raises(SinkUnavailable, match="cannot be reached to replace files"):
+        await bench.replace(bench.file("dfl-1"))
+    assert emulator.count("write") == 6
+
+
 async def test_a_slow_answer_is_waited_for_only_so_long(
     bench: Bench, emulator: TurbopufferEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,7 +91,7 @@ async def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     bench: Bench, emulator: TurbopufferEmulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TURBOPUFFER_API_KEY", "tpuf-wrong-key")
-    with pytest.raises(SinkUnavailable, match=r"refuses the key in TURBOPUFFER_API_KEY.*401") as caught:
+    with pytest.raises(SinkUnavailable, match=r"401.*check the key in TURBOPUFFER_API_KEY") as caught:
         await bench.open().provision()
     assert "tpuf-wrong-key" not in repr(caught.value)
     assert caught.value.__cause__ is None
