@@ -69,14 +69,26 @@ class TurbopufferSettings(SinkSettings):
     """Where the namespaces lie."""
 
     region: str | None = Field(default=None, description="Region, as in gcp-us-central1. Default: TURBOPUFFER_REGION.")
-    base_url: str | None = Field(default=None, description="Address instead of a region. Default: TURBOPUFFER_BASE_URL.")
+    base_url: str | None = Field(
+        default=None,
+        description="Address instead of a region, or with `{region}` in it. Default: TURBOPUFFER_BASE_URL, if no region is set.",
+    )
     namespace_prefix: str = Field(
         default="indexport", pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$", description="How the names of its namespaces begin."
     )
 
+    def address(self) -> tuple[str | None, str | None]:
+        """The ``base_url`` and the region that count, of the settings and, where they leave room, of the environment."""
+        base_url = self.base_url or os.environ.get("TURBOPUFFER_BASE_URL")
+        region = self.region or os.environ.get("TURBOPUFFER_REGION")
+        if base_url and "{region}" in base_url:
+            return base_url, region
+        if base_url and (self.base_url or not self.region):
+            return base_url, None
+        return None, region
+
     def place(self) -> tuple[object, ...]:
-        base_url, region = os.environ.get("TURBOPUFFER_BASE_URL"), os.environ.get("TURBOPUFFER_REGION")
-        return self.base_url or base_url, self.region or region, self.namespace_prefix
+        return *self.address(), self.namespace_prefix
 
 
 class TurbopufferExporter(Exporter):
@@ -90,7 +102,7 @@ class TurbopufferExporter(Exporter):
     def __init__(self, settings: TurbopufferSettings, context: SinkContext) -> None:
         super().__init__(settings, context)
         name = f"{settings.namespace_prefix}-{context.model.slug}"
-        self._store = TurbopufferStore(name, region=settings.region, base_url=settings.base_url)
+        self._store = TurbopufferStore(name, *settings.address())
         self._declared = context.metadata_fields
 
     @property

@@ -26,6 +26,7 @@ MAX_LIMIT: Final = 10_000
 
 _TIMEOUT: Final = httpx2.Timeout(120.0, connect=10.0)
 
+_VENDORS_URL: Final = "https://{region}.turbopuffer.com"
 _CONSISTENT: Final[dict[str, Any]] = {"consistency": {"level": "strong"}}
 
 
@@ -37,20 +38,25 @@ class TurbopufferStore(HttpStore):
     busy = BUSY | {202, 409}
     """202 is an index still being built."""
 
-    def __init__(self, namespace: str, *, region: str | None, base_url: str | None) -> None:
+    def __init__(self, namespace: str, base_url: str | None, region: str | None) -> None:
+        """``base_url`` may have ``{region}`` in it; without one it is the vendor's."""
         super().__init__(f"namespace {namespace!r}")
         self.namespace = namespace
-        self._region = region
         self._base_url = base_url
+        self._region = region
         self._client: turbopuffer.AsyncTurbopuffer | None = None
 
     def _connected(self) -> turbopuffer.AsyncTurbopuffer:
         """The client, made when first used: a sink can be declared where its key is not known."""
         if self._client is None:
             key = read_key(API_KEY)
+            base_url, region = self._base_url or _VENDORS_URL, self._region
+            if "{region}" not in base_url:
+                # The SDK takes a region from the environment, and refuses one that the address has no place for.
+                base_url, region = "{region}", base_url
             try:
                 self._client = turbopuffer.AsyncTurbopuffer(
-                    api_key=key or None, region=self._region, base_url=self._base_url, timeout=_TIMEOUT, max_retries=0
+                    api_key=key or None, region=region, base_url=base_url, timeout=_TIMEOUT, max_retries=0
                 )
             except (turbopuffer.TurbopufferError, httpx2.InvalidURL) as error:
                 raise ConfigError(
