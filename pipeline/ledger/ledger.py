@@ -119,8 +119,7 @@ class Ledger:
                 else:
                     seen.append(file.id)
             upsert(connection, schema.files, list(new.values()))
-            for row in changed.values():
-                upsert(connection, schema.files, [row])
+            upsert(connection, schema.files, list(changed.values()))
             for batch in batches(seen):
                 connection.execute(
                     sa.update(schema.files)

@@ -30,14 +30,16 @@ def writing(engine: sa.Engine, turn: str) -> Iterator[sa.Connection]:
 
 
 def upsert(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows or, where their primary key is taken, set their other columns."""
-    if not rows:
-        return
+    """Insert rows or, where their primary key is taken, set their other columns, which may differ from row to row."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = dialect.insert(table)
     keys = [column.name for column in table.primary_key]
-    changed = {name: statement.excluded[name] for name in rows[0] if name not in keys}
-    connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), list(rows))
+    alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        alike.setdefault(tuple(row), []).append(row)
+    for columns, same in alike.items():
+        changed = {name: statement.excluded[name] for name in columns if name not in keys}
+        connection.execute(statement.on_conflict_do_update(index_elements=keys, set_=changed), same)
 
 
 def insert_columns(

@@ -38,10 +38,11 @@ _BITS: Final = 4
 """For each dimension of a vector in the index. With Lance's one bit the nearest of many that are alike are not among the
 candidates whose exact vectors are compared."""
 
-_SCANNED_ROWS: Final = 2_000
+_SCANNED_ROWS: Final = 10_000
 _SCANNED_SHARE: Final = 0.1
 """Of a table's rows, whichever is less: as many as every search may scan because no index has them. A text search of 2,000
-chunks of 180 words takes up to 50 ms for that."""
+chunks of 180 words takes up to 50 ms for that. ``optimize`` rewrites a table of up to a million rows, so a first load that called
+it for every 2,000 of them would write each row many times."""
 
 _SMALL_FRAGMENTS: Final = 20
 """Commits of few rows: as many as LanceDB's documentation advises between two calls of ``optimize``."""

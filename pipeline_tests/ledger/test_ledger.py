@@ -9,6 +9,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -121,6 +122,23 @@ def test_a_listing_tells_new_from_changed_from_known(ledger: Ledger) -> None:
     assert rows["a"].status == "new"
     assert rows["b"].storage_id == "storage-2"
     assert [event.event for event in ledger.history("b")] == ["listed", "changed"]
+
+
+def test_the_changed_files_of_a_page_are_written_together(ledger: Ledger) -> None:
+    names = [f"file-{n}" for n in range(50)]
+    ledger.record_listing([listed(name) for name in names], 1)
+    failures = dict.fromkeys(names[:20], "broken")
+    ledger.record_failures(failures, run_id="run", max_attempts=3, backoff=float, settings_digest="s")
+    written: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_rest: Any) -> None:
+        if statement.startswith("INSERT INTO indexport_files"):
+            written.append(statement)
+
+    sa.event.listen(ledger._engine, "before_cursor_execute", note)
+    assert ledger.record_listing([listed(name, 2) for name in names], 2) == (0, 50)
+    assert len(written) == 2
+    assert {row.attempts for row in ledger.files().values()} == {0}
 
 
 def test_a_page_that_repeats_an_item_counts_it_once(ledger: Ledger) -> None:
