@@ -82,6 +82,7 @@ def _tune_sqlite(connection: Any, _record: Any) -> None:
     connection.execute(f"PRAGMA busy_timeout={_BUSY_SECONDS * 1000}")
     _write_ahead(connection)
     connection.execute("PRAGMA synchronous=NORMAL")
+    connection.execute("PRAGMA secure_delete=ON")  # what an erasure drops leaves no byte; not every build does that unasked
 
 
 def _write_ahead(connection: Any) -> None:

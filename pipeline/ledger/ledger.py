@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from pipeline.ledger import schema
 from pipeline.ledger.asker import asked_by
 from pipeline.ledger.engine import open_engine
-from pipeline.ledger.failures import own_failures
+from pipeline.ledger.failures import forget_reasons, own_failures
 from pipeline.ledger.models import FAILING, LEAVING, ExportState, FileRow, HistoryEvent, SinkState
 from pipeline.ledger.register import Register, entombed
 from pipeline.ledger.sql import batches, by_sink, delete_of_files, rows_of, upsert, writing
@@ -338,6 +338,15 @@ class Ledger:
             for table in (schema.files, schema.file_sinks, schema.refusals, schema.vectors):
                 delete_of_files(connection, table, self.export, gone)
             self._log(connection, [(file_id, "forgotten", {}) for file_id in gone], run_id, self._clock())
+
+    def forget_content(self, file_ids: Sequence[str]) -> None:
+        """Drop what is of these files' content: their metadata, and why they failed, which may quote them."""
+        c = schema.files.c
+        with writing(self._engine, self.export) as connection:
+            for batch in batches(file_ids):
+                mine = sa.and_(c.export == self.export, c.file_id.in_(batch))
+                connection.execute(sa.update(schema.files).where(mine).values(metadata="{}", last_error=None))
+            forget_reasons(connection, self.export, file_ids)
 
     def log(self, events: Sequence[tuple[str, str, Mapping[str, Any]]], *, run_id: str | None) -> None:
         """Append ``(file id, event, details)`` to the history."""

@@ -192,7 +192,8 @@ history = Table(
     Index("indexport_history_by_file", "export", "file_id", "id"),
     Index("indexport_history_by_event", "export", "event", "at"),
 )
-"""Append-only: who did what to a file, when, from which payload, with which model, in which run."""
+"""Append-only, but for the reasons of failures of an erased file: who did what to a file, when, from which payload, with which
+model, in which run."""
 
 
 def is_made(engine: Engine) -> bool:

@@ -188,14 +188,14 @@ def check_metadata(value: object) -> dict[str, MetadataValue]:
     try:
         metadata = _METADATA.validate_python(value)
     except ValidationError as error:
-        where = ".".join(str(part) for part in error.errors()[0]["loc"][:1]) or "the document"
+        where = quoted(".".join(str(part) for part in error.errors()[0]["loc"][:1])) or "the document"
         allowed = "text, number, boolean, null or a list of texts"
         raise ValueError(f"metadata must be a flat JSON object; {where} must hold {allowed}") from error
     for key, member in metadata.items():
         try:
             json.dumps([key, member], ensure_ascii=False).encode()
         except UnicodeEncodeError:  # JSON can write half a surrogate pair; UTF-8, and so our answers, cannot.
-            raise ValueError(f"metadata must be text in UTF-8; {key!a} has half a surrogate pair") from None
+            raise ValueError(f"metadata must be text in UTF-8; {quoted(key)!a} has half a surrogate pair") from None
     return metadata
 
 

@@ -34,6 +34,13 @@ RECORD_FIELDS: Mapping[str, MetadataType] = {"parsed_directory_file_id": "string
 _OPERATORS: frozenset[str] = frozenset(get_args(Operator))
 _ORDERING = frozenset({"gt", "gte", "lt", "lte"})
 _INT64 = range(-(2**63), 2**63)
+_NAMED: Mapping[MetadataType, str] = {
+    "string": "a string",
+    "integer": "an integer of up to 64 bits",
+    "float": "a number in the range of a float",
+    "boolean": "a boolean",
+    "string_list": "a list of strings",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ def _condition(key: str, kind: MetadataType, operator: str, written: Any) -> Con
     elif isinstance(written, str) or not isinstance(written, Sequence) or not written:
         raise ValueError(f"filter on {key!r}: {operator!r} needs a list of at least one value")
     element: MetadataType = "string" if kind == "string_list" else kind
-    values = tuple(_typed(value, element, f"filter on {key!r}") for value in written)
+    values = tuple(_typed(value, element, f"a value of the filter on {key!r}") for value in written)
     return Condition(key, kind, cast(Operator, operator), values)
 
 
@@ -107,14 +114,36 @@ def _typed(value: Any, kind: MetadataType, where: str) -> FilterValue:
         "boolean": isinstance(value, bool),
     }
     if not fits[kind]:
-        raise ValueError(f"{where}: {value!r} is not of type {kind}")
+        raise ValueError(f"{where} is {_told(value)}, not {_NAMED[kind]}")
     return cast(FilterValue, value)
+
+
+def _told(value: Any) -> str:
+    """A value's type and size. What it says is its document's: reasons are recorded in more places, and for longer, than that."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "a boolean"
+        case int():
+            return "an integer" if value in _INT64 else f"an integer of {value.bit_length() + 1:,} bits"
+        case float():
+            return "a float" if math.isfinite(value) else "NaN or infinity"
+        case str():
+            return f"a string of {_counted(len(value), 'character')}"
+        case list():
+            return f"a list of {_counted(len(value), 'element')}"
+    return f"of the type {type(value).__name__}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
 def declared_values(metadata: Mapping[str, Any], declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
     """The value of every declared field, ``None`` where the metadata lacks it.
 
-    Raises ValueError, naming the field, for a value of another type than the declared one.
+    Raises ValueError, naming the field, for a value of another type than the declared one, which it does not repeat.
     """
     return {key: _field_value(metadata.get(key), kind, f"metadata field {key!r}") for key, kind in declared.items()}
 
@@ -125,8 +154,8 @@ def _field_value(value: Any, kind: MetadataType, where: str) -> FieldValue:
     if kind != "string_list":
         return _typed(value, kind, where)
     if not isinstance(value, list):
-        raise ValueError(f"{where}: {value!r} is not of type string_list")
-    return [cast(str, _typed(element, "string", where)) for element in value]
+        raise ValueError(f"{where} is {_told(value)}, not {_NAMED[kind]}")
+    return [cast(str, _typed(element, "string", f"an element of {where}")) for element in value]
 
 
 def fitting_values(metadata_json: object, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:

@@ -32,6 +32,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from pipeline.errors import RecordRefused
+from pipeline.quoting import quoted
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.filters import fields_of_file
@@ -299,9 +300,11 @@ def _check_metadata(file: FileRecords) -> None:
     """Raises RecordRefused for metadata that not every key-value store could hold as it is."""
     for name, value in file.provenance.metadata.items():
         if "\0" in name:
-            raise RecordRefused(file.file_id, f"the name of metadata field {name!r} has a NUL character; rename it")
+            raise RecordRefused(file.file_id, f"the name of metadata field {quoted(name)!r} has a NUL character; rename it")
         if isinstance(value, int) and value not in _INTEGERS:
-            raise RecordRefused(file.file_id, f"metadata field {name!r} is {value}, more than the 64 bits a store holds")
+            raise RecordRefused(
+                file.file_id, f"metadata field {quoted(name)!r} is an integer of more than the 64 bits a store holds"
+            )
 
 
 def _too_large(file_id: str, size: int, limit: int) -> RecordRefused:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipeline.errors import ConfigError, SinkUnavailable
-from pipeline.quoting import masked
+from pipeline.quoting import masked, quoted
 
 _CLIENT_ERRORS: Final = {
     "chromadb.errors": "ChromaError",
@@ -112,7 +112,8 @@ class Builder:
         try:
             yield
         except self._client_errors() as error:
-            reason = self.shown(str(error)) or type(error).__name__
+            # Cut: MongoDB's client repeats all that it was to write.
+            reason = quoted(self.shown(str(error))) or type(error).__name__
             raise SinkUnavailable(f"the LlamaIndex stores of {self.collection!r} cannot {action}: {reason}") from None
 
     def _client_errors(self) -> tuple[type[Exception], ...]:

@@ -178,7 +178,7 @@ def _check_integers(file: FileRecords, values: Mapping[str, FieldValue]) -> None
         if isinstance(value, int) and value not in _EXACT_INTEGERS:
             raise RecordRefused(
                 file.file_id,
-                f"metadata field {name!r} is {value}, Pinecone holds integers up to 2**53 exactly; declare it as a string",
+                f"metadata field {name!r} is beyond the integers Pinecone holds exactly, up to 2**53; declare it as a string",
             )
 
 

@@ -58,7 +58,7 @@ class Retired:
 
 async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> ErasureReport:
     """Remove files from every collection ever written, old versions and old models included, from the lake and the vector
-    index, and look whether anything is left.
+    index, and what the ledger has of their content, and look whether anything is left.
 
     Can be run again after any failure. Raises LakeError when the lake refuses.
     """
@@ -66,6 +66,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
     await asyncio.to_thread(entomb, export, report.file_ids)
     async with borrowed(export, run_id):
         free = await asyncio.to_thread(_claim, export, report, run_id)
+        await asyncio.to_thread(export.ledger.forget_content, free)
         for file_id in free:
             await asyncio.to_thread(export.lake.delete, file_id)
         await asyncio.to_thread(export.lake.sweep, free, older_than=LEASE_SECONDS)

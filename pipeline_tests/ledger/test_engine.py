@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.errors import ConfigError, LedgerUnavailable
 from pipeline.ledger import Ledger
-from pipeline.ledger.engine import _write_ahead, open_engine
+from pipeline.ledger.engine import _tune_sqlite, _write_ahead, open_engine
 from pipeline_tests.security.echoes import refusing_postgres
 
 
@@ -47,6 +47,13 @@ def test_a_database_that_stays_locked_is_given_up(monkeypatch: pytest.MonkeyPatc
     connection = Turning(sqlite3.SQLITE_BUSY)
     with pytest.raises(sqlite3.OperationalError):
         _write_ahead(connection)
+
+
+def test_a_ledger_in_sqlite_overwrites_what_is_deleted_however_sqlite_was_built(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "ledger.sqlite")) as connection:
+        connection.execute("PRAGMA secure_delete=OFF")
+        _tune_sqlite(connection, None)
+        assert connection.execute("PRAGMA secure_delete").fetchone() == (1,)
 
 
 def test_readers_of_a_ledger_in_sqlite_wait_for_no_writer(tmp_path: Path) -> None:

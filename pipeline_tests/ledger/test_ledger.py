@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import random
 import sqlite3
 import subprocess
@@ -325,6 +326,30 @@ def test_of_a_removed_file_its_history_alone_is_left(ledger: Ledger, url: str) -
     assert left() == {schema.history.name}
     assert [event.event for event in ledger.history("a")] == ["listed", "removed", "forgotten"]
     engine.dispose()
+
+
+def test_of_an_erased_file_the_ledger_tells_that_it_failed_and_not_why(ledger: Ledger, tmp_path: Path) -> None:
+    def fail(*file_ids: str) -> None:
+        why = dict.fromkeys(file_ids, "Zwiebelfisch is no year")
+        ledger.record_failures(why, run_id="r", max_attempts=3, backoff=lambda _: 0.0, settings_digest="s")
+
+    ledger.record_listing([dataclasses.replace(listed(file_id), metadata={"year": "Zwiebelfisch"}) for file_id in ("a", "b")], 1)
+    before = ledger.files()["b"].metadata
+    fail("a", "b")
+    ledger.forget_content(["a"])
+    assert [(row.last_error, row.metadata) for row in ledger.files().values()] == [
+        (None, "{}"),
+        ("Zwiebelfisch is no year", before),
+    ]
+    assert [event.event for event in ledger.history("a")] == ["listed", "failed"]
+    assert [json.loads(event.details) for event in ledger.history("a")] == [{}, {"attempt": 1}]
+    assert "Zwiebelfisch" in ledger.history("b")[-1].details
+    fail("a")
+    fail("a")
+    assert ledger.files()["a"].status == "parked", "what it has failed before counts"
+    ledger.forget_content(["a", "b", "unknown"])
+    ledger.close()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"Zwiebelfisch" in path.read_bytes()]
 
 
 def test_two_exports_share_a_database_without_seeing_each_other(ledger: Ledger, url: str) -> None:

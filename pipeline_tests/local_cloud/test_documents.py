@@ -223,6 +223,13 @@ def test_only_flat_metadata_is_accepted(value: object) -> None:
         check_metadata(value)
 
 
+@pytest.mark.parametrize("member", [{}, "\ud800"])
+def test_of_a_long_name_the_beginning_is_told(member: object) -> None:
+    with pytest.raises(ValueError, match="nnn") as told:
+        check_metadata({"n" * 30_000: member})
+    assert len(str(told.value)) < 500
+
+
 def test_metadata_keeps_its_types() -> None:
     metadata = {"text": "1", "whole": 1, "real": 1.5, "yes": True, "none": None, "tags": ["a", "b"]}
     checked = check_metadata(metadata)

@@ -62,6 +62,11 @@ def test_what_makes_no_sense_is_refused(filters: Any) -> None:
         parse_filters(filters, FIELDS)
 
 
+def test_a_value_of_another_type_is_told_by_its_type_and_size() -> None:
+    with pytest.raises(ValueError, match=r"^a value of the filter on 'year' is a string of 4 characters, not an integer"):
+        parse_filters({"year": {"in": [2020, "2021"]}}, FIELDS)
+
+
 def test_declared_values_are_null_where_missing() -> None:
     metadata = {"year": 1, "rating": 2, "tags": ["a"], "other": object()}
     assert declared_values(metadata, FIELDS) == {"year": 1, "rating": 2.0, "language": None, "draft": None, "tags": ["a"]}
@@ -74,3 +79,29 @@ def test_a_file_whose_metadata_does_not_fit_is_refused_by_name(metadata: dict[st
     file = Bench(sink=None).file("dfl-1", metadata=metadata)  # type: ignore[arg-type] # only its builder of files is used
     with pytest.raises(RecordRefused, match=f"dfl-1.*{next(iter(metadata))}.*correct"):
         fields_of_file(file, FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        (
+            {"year": "Zwiebelfisch " * 3000},
+            "metadata field 'year' is a string of 39,000 characters, not an integer of up to 64 bits",
+        ),
+        ({"year": 10**20}, "metadata field 'year' is an integer of 68 bits, not an integer of up to 64 bits"),
+        ({"year": 1999.5}, "metadata field 'year' is a float, not an integer of up to 64 bits"),
+        ({"rating": 10**5000}, "metadata field 'rating' is an integer of 16,611 bits, not a number in the range of a float"),
+        ({"rating": float("nan")}, "metadata field 'rating' is NaN or infinity, not a number in the range of a float"),
+        ({"draft": 1999}, "metadata field 'draft' is an integer, not a boolean"),
+        ({"language": True}, "metadata field 'language' is a boolean, not a string"),
+        ({"language": ["Zwiebelfisch"]}, "metadata field 'language' is a list of 1 element, not a string"),
+        ({"tags": "Z"}, "metadata field 'tags' is a string of 1 character, not a list of strings"),
+        ({"tags": ["Zwiebelfisch", 1999]}, "an element of metadata field 'tags' is an integer, not a string"),
+        ({"tags": ["a", None]}, "an element of metadata field 'tags' is null, not a string"),
+        ({"tags": [{"Zwiebelfisch": 1999}]}, "an element of metadata field 'tags' is of the type dict, not a string"),
+    ],
+)
+def test_a_value_that_does_not_fit_is_told_by_its_type_and_size_alone(metadata: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match="not a") as refused:
+        declared_values(metadata, FIELDS)
+    assert str(refused.value) == told

@@ -95,3 +95,10 @@ def test_what_a_message_needs_to_be_understood_is_shown(monkeypatch: pytest.Monk
     builder = Builder("vectors", 3)
     builder.resolve(ObjectSettings.model_validate({"class": "builtins:dict", "args": {"p": "${STORE_URL}"}}))
     assert builder.shown("no reply from 127.0.0.1:1 to user") == "no reply from 127.0.0.1:1 to user"
+
+
+def test_of_a_client_that_repeats_the_documents_it_was_given_the_beginning_is_told() -> None:
+    named = Builder("vectors", 3, unavailable=("builtins:ValueError",))
+    with pytest.raises(SinkUnavailable, match="write: batch op errors") as told, named.errors("write"):
+        raise ValueError(f"batch op errors occurred, full error: {'The text of a document. ' * 1000}")
+    assert len(str(told.value)) < 400

@@ -82,6 +82,18 @@ def test_an_erased_file_leaves_no_byte_and_the_next_syncs_do_not_bring_it_back(w
     assert "Quirinus" not in json.dumps([asdict(e) for e in world.export.ledger.history(file_id)])
 
 
+def test_why_an_erased_file_failed_is_not_kept_and_that_it_did_is(world: World) -> None:
+    file_id = world.file_id("patient.md")
+    world.write("patient.md.meta.json", json.dumps({"year": "when Quirinus was born"}))
+    world.change(metadata_fields={"year": "integer"})
+    assert not world.sync().ok
+    world.export.record_failures({file_id: "as an earlier version told it: 'when Quirinus was born'"}, "earlier")
+    assert wipe(world, file_id).proved
+    history = world.export.ledger.history(file_id)
+    assert "Quirinus" not in json.dumps([asdict(world.export.ledger.files()[file_id]), *map(asdict, history)])
+    assert [event.event for event in history][-4:] == ["failed", "failed", "removed", "erased"]
+
+
 def test_what_a_killed_writer_left_of_a_file_is_erased_and_proved_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = world.file_id("patient.md")
     lake = world.root / "home" / "lake"

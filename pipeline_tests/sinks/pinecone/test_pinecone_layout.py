@@ -162,8 +162,9 @@ def test_a_vector_of_zeros_is_refused() -> None:
 
 
 def test_an_integer_that_a_float_cannot_hold_is_refused_where_filters_would_lie() -> None:
-    with pytest.raises(RecordRefused, match=r"'year' is 9007199254740993.*2\*\*53"):
+    with pytest.raises(RecordRefused, match=r"'year' is beyond.*2\*\*53") as refused:
         encoded(make_file(["a"], metadata={"year": 2**53 + 1}))
+    assert str(2**53 + 1) not in str(refused.value)
     (write,) = encoded(make_file(["a"], metadata={"undeclared": 2**53 + 1}))
     assert "undeclared" not in write.metadata
     assert json.loads(write.metadata["metadata_json"]) == {"undeclared": 2**53 + 1}
