@@ -33,7 +33,16 @@ from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fittin
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_table
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, matrix, record_schema, ref_doc_id, with_ids
+from pipeline.sinks.records import (
+    CHUNK_FIELDS,
+    FileRecords,
+    canonical_json,
+    in_order,
+    matrix,
+    record_schema,
+    ref_doc_id,
+    with_ids,
+)
 from pipeline.sinks.refusals import check_vectors
 
 Metadata = dict[str, Any]
@@ -254,12 +263,13 @@ def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: 
 def decode_compared(
     records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, declared: Mapping[str, MetadataType]
 ) -> pa.Table:
-    """``decode`` with vectors; the records show which of their copies are altered."""
+    """``decode`` with vectors, each file's records in their order, which show which of their copies are altered."""
     table = decode(records, dimension)
     sound = readable(table)
     texts = sound["metadata"].to_pylist()
     own = {text: _own_fields(text, declared) for text in set(texts)}
-    return compare(table, [metadata for _, metadata, _ in records], [own[text] for text in texts], node_copies(sound))
+    held = [metadata for _, metadata, _ in records]
+    return in_order(compare(table, held, [own[text] for text in texts], node_copies(sound)))
 
 
 def _own_fields(metadata_json: str, declared: Mapping[str, MetadataType]) -> Metadata:
