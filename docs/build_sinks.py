@@ -1,6 +1,7 @@
 """Writes ``sinks.md``: what each store promises, as measured on the engines and emulators of the conformance suite.
 
-``python docs/build_sinks.py`` replaces files under the eyes of a second reader and notes what that reader ever saw.
+``python docs/build_sinks.py`` replaces files under the eyes of a second reader and notes what that reader ever saw. Where a
+megabyte of text does not fit, it tries what does.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import pytest
 
 from pipeline.sinks.base import Exporter
 from pipeline.sinks.registry import SINKS, exporter_class
-from pipeline_tests.conformance.harness import HARNESSES, Bench, SinkUnderTest, load_harness
+from pipeline_tests.conformance.harness import HARNESSES, Bench, SinkUnderTest, load_harness, provisioned_bench
 
 TARGET = Path(__file__).with_name("sinks.md")
 _ROUNDS = 12
@@ -25,8 +26,9 @@ _HEAD = """# What each sink promises
 
 Measured by `docs/build_sinks.py` on the engines and emulators of the conformance suite, which every sink passes: a file of
 {records} records was replaced {rounds} times while a second reader read it without pause. *Mixed*: the reader saw records of
-both versions at once; *fewer*: it saw fewer records than the old version had, which no sink may show. LlamaIndex has an
-environment of its own, where the suite is passed too; the sinks that need it are not measured (–).
+both versions at once; *fewer*: it saw fewer records than the old version had, which no sink may show. *Largest chunk*: the
+longest plain text that a file of one chunk and little metadata may have; a larger one is refused, with the reason. LlamaIndex has
+an environment of its own, where the suite is passed too; the sinks that need it are not measured (–).
 
 | sink | reads | mixed | fewer | declared atomic | search | largest chunk |
 |---|---|---|---|---|---|---|
@@ -111,6 +113,19 @@ async def measure(sink: SinkUnderTest) -> Measured:
             await exporter.close()
 
 
+async def largest_chunk(sink: SinkUnderTest) -> str:
+    """The longest text that is not refused."""
+    if sink.max_content_bytes is None:
+        return "over 1 MB"
+    fits, refused = 0, sink.max_content_bytes + 1
+    async with provisioned_bench(sink) as bench:
+        while refused - fits > 1:
+            tried = (fits + refused) // 2
+            report = await bench.replace(bench.file("dfl-1", [("word " * tried)[:tried]]))
+            fits, refused = (fits, tried) if report.refused else (tried, refused)
+    return f"{fits:,} bytes"
+
+
 async def _watch(reader: Exporter, config: str, done: asyncio.Event, seen: Counter[str]) -> None:
     while not done.is_set():
         rows, hashes = 0, set()
@@ -143,8 +158,7 @@ def _row(name: str) -> str:
     try:
         with tempfile.TemporaryDirectory() as directory, load_harness(name)(Path(directory)) as sink:
             found = asyncio.run(measure(sink))
-            limit = f"{sink.max_content_bytes:,} bytes" if sink.max_content_bytes else "over 1 MB"
-        cells = [found.reads, found.mixed, found.fewer, atomic, modes, limit]
+            cells = [found.reads, found.mixed, found.fewer, atomic, modes, asyncio.run(largest_chunk(sink))]
     except pytest.skip.Exception:
         cells = ["–", "–", "–", atomic, modes, "–"]
     return f"| `{name}` | {' | '.join(map(str, cells))} |\n"

@@ -208,7 +208,7 @@ class Exporter(ABC):
     def fetch_records(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
-        """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together.
+        """Everything held, as tables of ``record_schema`` of bounded size; a file's rows come together, by chunk_index.
 
         Without named files also what ``delete_files`` removes for want of a file id, with null for it.
 

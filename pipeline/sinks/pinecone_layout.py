@@ -33,7 +33,16 @@ from pipeline.sinks.filters import Condition, FieldValue, fields_of_file, fittin
 from pipeline.sinks.generations import FileWrites, Head, read_head
 from pipeline.sinks.llama_node import NODE_KEYS, NODE_TYPE, PROVENANCE_KEYS, node_contents, node_copies, ref_doc_ids
 from pipeline.sinks.reading import from_json, to_table
-from pipeline.sinks.records import CHUNK_FIELDS, FileRecords, canonical_json, matrix, record_schema, ref_doc_id, with_ids
+from pipeline.sinks.records import (
+    CHUNK_FIELDS,
+    FileRecords,
+    canonical_json,
+    in_order,
+    matrix,
+    record_schema,
+    ref_doc_id,
+    with_ids,
+)
 from pipeline.sinks.refusals import check_vectors
 
 Metadata = dict[str, Any]
@@ -160,13 +169,14 @@ def encode_file(file: FileRecords, declared: Mapping[str, MetadataType]) -> File
         return FileWrites(key, file.record_set_hash, [])
     chunk_ids = FileKey.ids(key, Generation.of(file))
     table = with_ids(file.table, chunk_ids)
-    shared = {**_storable(file.provenance.metadata, declared), **flat, **_shared(table)}
+    copies = {**_storable(file.provenance.metadata, declared), **flat}
+    shared = {**copies, **_shared(table)}
     vectors, vector_sizes = short_decimals(table["embedding"])
     prefix, shared_size = key.prefix, _json_size(shared)
     writes = []
     for chunk_id, vector, vector_size, own in zip(chunk_ids, vectors, vector_sizes.tolist(), _own(table), strict=True):
         metadata_size = shared_size + _json_size(own) - len("}{") + len(",")
-        _check_size(file, own["chunk_index"], metadata_size)
+        _check_size(file, copies, own["chunk_index"], metadata_size)
         record_id = f"{prefix}{chunk_id}"
         size = metadata_size + vector_size + len(record_id) + len('{"id":"","values":[],"metadata":},')
         writes.append(Write(record_id, vector, shared, own, size))
@@ -232,17 +242,24 @@ def _own(table: pa.Table) -> Iterator[Metadata]:
         yield own
 
 
-def _json_size(metadata: Metadata) -> int:
-    return len(_COMPACT.encode(metadata).encode())
+def _json_size(value: Metadata | str) -> int:
+    return len(_COMPACT.encode(value).encode())
 
 
-def _check_size(file: FileRecords, chunk_index: int, size: int) -> None:
-    if size > MAX_METADATA_BYTES - (0 if chunk_index else _ROOM_FOR_MARKER):
-        raise RecordRefused(
-            file.file_id,
-            f"chunk {chunk_index} makes {size:,} bytes of metadata, text included; Pinecone holds "
-            f"{MAX_METADATA_BYTES:,} a record; make chunks or the file's metadata smaller",
-        )
+def _check_size(file: FileRecords, copies: Metadata, chunk_index: int, size: int) -> None:
+    """Refuses a record whose metadata has this size; ``copies`` are those of the file's own metadata that filters read."""
+    kept = 0 if chunk_index else _ROOM_FOR_MARKER
+    room = MAX_METADATA_BYTES - kept
+    if size <= room:
+        return
+    of_file = _json_size(copies) + 2 * _json_size(canonical_json(file.provenance.metadata))
+    told = f" ({MAX_METADATA_BYTES:,}, of which a file's first chunk keeps {kept:,} free)" if kept else ""
+    remedy = "make that smaller" if of_file > size - of_file else "make chunks smaller"
+    raise RecordRefused(
+        file.file_id,
+        f"chunk {chunk_index} makes {size:,} bytes of metadata, Pinecone holds {room:,} a record{told}: {size - of_file:,} are "
+        f"the chunk's text and what comes with it, {of_file:,} the file's metadata, which is held three times; {remedy}",
+    )
 
 
 def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, *, vectors: bool = True) -> pa.Table:
@@ -254,12 +271,13 @@ def decode(records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: 
 def decode_compared(
     records: Sequence[tuple[str, Metadata, Sequence[float]]], dimension: int, declared: Mapping[str, MetadataType]
 ) -> pa.Table:
-    """``decode`` with vectors; the records show which of their copies are altered."""
+    """``decode`` with vectors, each file's records in their order, which show which of their copies are altered."""
     table = decode(records, dimension)
     sound = readable(table)
     texts = sound["metadata"].to_pylist()
     own = {text: _own_fields(text, declared) for text in set(texts)}
-    return compare(table, [metadata for _, metadata, _ in records], [own[text] for text in texts], node_copies(sound))
+    held = [metadata for _, metadata, _ in records]
+    return in_order(compare(table, held, [own[text] for text in texts], node_copies(sound)))
 
 
 def _own_fields(metadata_json: str, declared: Mapping[str, MetadataType]) -> Metadata:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Final, TypeVar
 
@@ -30,6 +31,9 @@ T = TypeVar("T")
 
 API_KEY: Final = "PINECONE_API_KEY"
 CONTROLLER_HOST: Final = "PINECONE_CONTROLLER_HOST"
+
+_ONCE: Final = pinecone.RetryConfig(max_retries=0)
+"""Asking again is ``HttpStore``'s: the SDK waits a minute or more each time, where Pinecone asks for as much."""
 
 _LONGEST_POLL: Final = 2.0
 _FIRST_LOOK: Final = 0.0625
@@ -53,9 +57,6 @@ class PineconeStore(HttpStore):
 
     vendor = "Pinecone"
     key_variable = API_KEY
-    busy_attempts = 4
-    connection_attempts = 1
-    """The SDK makes up to four of each, honouring ``Retry-After``, and for an index's own host it cannot be told otherwise."""
 
     def __init__(
         self, name: str, model: ModelIdentity, *, controller_host: str | None, request_seconds: float, freshness_seconds: float
@@ -150,7 +151,9 @@ class PineconeStore(HttpStore):
             if not key:
                 raise ConfigError(f"Pinecone needs an API key; set {API_KEY}")
             try:
-                self._client = AsyncPinecone(api_key=key, host=self._controller_host, timeout=self._request_seconds)
+                self._client = AsyncPinecone(
+                    api_key=key, host=self._controller_host, timeout=self._request_seconds, retry_config=_ONCE
+                )
             except pinecone.PineconeError as error:
                 raise ConfigError(f"Pinecone cannot be used: {self._quoted(str(error))}") from None
         if not is_http_url(self._client.config.host):
@@ -164,7 +167,7 @@ class PineconeStore(HttpStore):
                 self._check(found)
                 if not found.host:
                     raise SinkUnavailable(f"Pinecone index {self.name!r} is not ready yet; provision the sink first")
-                self._index = await self._connected().index(host=found.host)
+                self._index = _asking_once(await self._connected().index(host=found.host))
             return self._index
 
     async def upsert(self, namespace: str, writes: Sequence[Write]) -> None:
@@ -366,6 +369,14 @@ class PineconeStore(HttpStore):
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+
+def _asking_once(index: AsyncIndex) -> AsyncIndex:
+    """The index, told not to ask again by itself: the SDK hands its ``retry_config`` on to no index, so it is put where an index
+    keeps one. A release that keeps it elsewhere asks up to four times for each of our tries."""
+    with suppress(AttributeError, TypeError):
+        index._http._config = replace(index._http._config, retry_config=_ONCE)
+    return index
 
 
 def _position(answer: Any, names: Sequence[str]) -> int | None:

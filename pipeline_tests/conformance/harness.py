@@ -61,7 +61,7 @@ class SinkUnderTest(Protocol):
     """Largest difference of a component between a vector written and read; 0 = bit-equal."""
 
     max_content_bytes: int | None
-    """A chunk larger than this is refused; ``None``: a megabyte fits."""
+    """A chunk larger than this is refused, and smaller ones may be; ``None``: a megabyte fits."""
 
     @property
     def secrets(self) -> Sequence[str]:

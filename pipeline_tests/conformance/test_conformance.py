@@ -169,6 +169,15 @@ async def test_named_files_alone_are_fetched(bench: Bench) -> None:
     assert sorted({name for table in tables for name in table["parsed_directory_file_id"].to_pylist()}) == ["dfl-1", "dfl-3"]
 
 
+async def test_the_chunks_of_a_file_are_fetched_in_their_order(bench: Bench) -> None:
+    await bench.replace(bench.file("dfl-1", 9), bench.file("dfl-2", 7))
+    fetched: list[tuple[str, int]] = []
+    async for table in bench.exporter.fetch_records(export_config_id=bench.config):
+        fetched += zip(table["parsed_directory_file_id"].to_pylist(), table["chunk_index"].to_pylist(), strict=True)
+    for file_id, count in (("dfl-1", 9), ("dfl-2", 7)):
+        assert [index for file, index in fetched if file == file_id] == list(range(count))
+
+
 async def test_any_text_survives(bench: Bench) -> None:
     texts = [
         "naïve Ünïcödé — “quotes” 'single' \"double\" `back` \\ \\n % _ ; --",

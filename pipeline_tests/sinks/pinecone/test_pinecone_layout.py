@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.errors import RecordRefused
+from pipeline.sinks import pinecone as sink
 from pipeline.sinks import pinecone_layout as layout
 from pipeline.sinks.file_keys import Generation
 from pipeline.sinks.pinecone_layout import RecordKey, Write
@@ -135,9 +136,41 @@ def test_a_files_own_metadata_never_stands_in_for_a_records_fields() -> None:
     assert not {"pending", "page_range_start", "$where"} & write.metadata.keys()
 
 
-def test_a_record_larger_than_pinecone_holds_is_refused_by_name() -> None:
-    with pytest.raises(RecordRefused, match=r"dfl-1: chunk 1 makes \d\d,\d{3} bytes of metadata.*40,960"):
-        encoded(make_file(["small", "x" * 40_000]))
+@pytest.mark.parametrize(
+    ("texts", "summary", "told"),
+    [
+        (["small", "x" * 40_000], 10, r"chunk 1 makes 4\d,\d{3} .* 40,960 a record: 4\d,\d{3} .* text .*; make chunks smaller$"),
+        (["x" * 36_000], 10, r"chunk 0 makes 3\d,\d{3} .* 36,864 .*40,960, .* 4,096 free.*: 3\d,\d{3} .*; make chunks smaller$"),
+        (
+            ["small", "small"],
+            20_000,
+            r"chunk 0 makes 6\d,\d{3} .*, 60,\d{3} the file's metadata.*three times; make that smaller$",
+        ),
+    ],
+)
+def test_a_record_larger_than_pinecone_holds_is_refused_with_what_makes_it_so(
+    texts: Sequence[str], summary: int, told: str
+) -> None:
+    with pytest.raises(RecordRefused, match=f"dfl-1: {told}"):
+        encoded(make_file(texts, metadata={"summary": "s" * summary}))
+
+
+@pytest.mark.parametrize(
+    ("texts", "summary", "most"),
+    [
+        (lambda size: [("word " * size)[:size]], lambda _: "", 34_000),
+        (lambda size: ["first", ("word " * size)[:size]], lambda _: "", 38_000),
+        (lambda size: ["first", ('"ab",' * size)[:size]], lambda _: "", 17_000),
+        (lambda _: ["word " * 200], lambda size: "s" * size, 11_000),
+    ],
+    ids=["first chunk", "later chunk", "quotes", "metadata"],
+)
+def test_as_much_fits_as_is_documented(texts: Callable[[int], list[str]], summary: Callable[[int], str], most: int) -> None:
+    """In the docstring of the sink, which is part of the documentation."""
+    assert f"{most:,}" in (sink.__doc__ or "")
+    encoded(make_file(texts(most), metadata={"summary": summary(most)}))
+    with pytest.raises(RecordRefused):
+        encoded(make_file(texts(most * 11 // 10), metadata={"summary": summary(most * 11 // 10)}))
 
 
 @given(st.integers(38_000, 40_500))
