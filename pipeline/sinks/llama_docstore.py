@@ -209,9 +209,12 @@ class LlamaDocstoreExporter(Exporter):
         filled = [file for file in files if file.table.num_rows]
         batches = file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE)
         report = sum([await self._write(config, batch) for batch in batches], ReplaceReport(0, 0))
-        if not await self._run("look up the index", config, lambda namespace: namespace.has_index(config)):
+        if not await self._has_index(config):
             await self._write_index(config)
         return report
+
+    async def _has_index(self, config: str) -> bool:
+        return await self._run("look up the index", config, lambda namespace: namespace.has_index(config))
 
     async def _write(self, config: str, files: Sequence[FileRecords]) -> ReplaceReport:
         encoded, too_large = await asyncio.to_thread(encode_all, files, self._encode)
@@ -266,13 +269,13 @@ class LlamaDocstoreExporter(Exporter):
         return FileKey(self.context.tenant_id, export_config_id, file_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """The index is brought up to date at once: a removal need not be followed by a run."""
+        """The index is brought up to date at once, also where LlamaIndex has deleted the files before: a removal need not be
+        followed by a run."""
         held = await self._files(export_config_id, parsed_directory_file_ids)
-        if held:
-            mark = await self._mark(export_config_id)
-            await self._remove(export_config_id, held)
-            if mark is not None:
-                await self._list_nodes(export_config_id, mark)
+        mark = await self._mark(export_config_id) if held else None
+        await self._remove(export_config_id, held)
+        if held or await self._has_index(export_config_id):
+            await self._list_nodes(export_config_id, mark)
 
     async def _remove(self, config: str, held: Sequence[HeldFile]) -> None:
         if held:

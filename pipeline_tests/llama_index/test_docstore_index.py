@@ -65,6 +65,18 @@ async def test_a_removal_is_seen_in_the_index_when_it_returns(bench: Bench) -> N
     assert listed(bench) == []
 
 
+async def test_a_removal_of_what_llama_index_has_deleted_is_seen_in_the_index_when_it_returns(bench: Bench) -> None:
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.exporter.optimize()
+    assert isinstance(bench.exporter, LlamaDocstoreExporter)
+    bench.exporter.storage_context(bench.config, None).docstore.delete_ref_doc(f"{bench.config}:dfl-1")
+    assert listed(bench) != await nodes(bench)
+    await bench.delete("dfl-1")
+    assert listed(bench) == await nodes(bench)
+    await bench.delete("dfl-1", config="cfg-never-written")
+    assert index_store(bench, "cfg-never-written").index_structs() == []
+
+
 async def test_a_removal_that_died_is_seen_in_the_index_after_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
     await bench.exporter.optimize()
