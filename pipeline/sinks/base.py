@@ -227,6 +227,11 @@ class Exporter(ABC):
     async def optimize(self) -> None:  # noqa: B027 - most stores look after themselves
         """Compact and index what a run has written; called once at the end of a run."""
 
+    async def check_beside(self, *, export_config_id: str) -> Sequence[str]:  # noqa: ARG002 - most stores keep nothing of the kind
+        """What the store keeps of a config beside its files, and not as it should, in words. For deep verification; an exporter
+        that was asked has it mended by ``optimize``."""
+        return ()
+
     async def purge_history(self) -> None:  # noqa: B027 - most stores keep no old versions
         """Remove the old versions a store keeps, so that an erased file cannot be read back from them.
 

@@ -11,7 +11,11 @@ holds no vectors and is not searched. The two sinks are written one after the ot
 
 LlamaIndex deletes from the docstore of a vector store that keeps texts, as all of these do, only when the index was loaded with
 ``store_nodes_override=True`` and lists its nodes (``list_nodes``, up to date after every run and removal); otherwise tell the
-docstore itself. What LlamaIndex deletes or changes here comes back with the next repair, as in every sink: do it at its source.
+docstore itself. An index keeps the list it was loaded with, and writes all of it whenever it deletes, so load it anew after a
+run: a list that was written back makes ``delete_ref_doc`` fail half way, until the next run or repair writes it again. What
+LlamaIndex deletes or changes here comes back with the next repair, as in every sink: do it at its source. A deep verification
+compares that list, every document and a document's hash too, and ``rebuild sink`` brings back whichever is gone. (Hashes of
+nodes are written with them and not compared.)
 
 A document's hash is that of the ``Document`` kept under its id, by LlamaIndex's definition: of its text and its metadata. So
 an ingestion pipeline (strategy ``UPSERTS``) that is given that document again skips it. The same file loaded by another reader
@@ -110,7 +114,7 @@ class LlamaDocstoreExporter(Exporter):
         self._kvstore: Any = None
         self._opening = threading.Lock()
         self._provisioned = False
-        self._changed: set[str] = set()
+        self._configs: set[str] = set()
         self._checks = (partial(fields_of_file, declared=context.metadata_fields), _check_metadata)
 
     def namespace(self, export_config_id: str) -> str:
@@ -164,6 +168,7 @@ class LlamaDocstoreExporter(Exporter):
             mark(kvstore, self.collection, self._marker())
 
     async def _run(self, action: str, export_config_id: str, work: Callable[[DocstoreNamespace], T]) -> T:
+        self._configs.add(export_config_id)
         return await asyncio.to_thread(self._blocking, action, lambda kvstore: work(self._namespace(kvstore, export_config_id)))
 
     async def _noted(self, work: Callable[[StaleIndexes], T]) -> T:
@@ -205,9 +210,12 @@ class LlamaDocstoreExporter(Exporter):
         filled = [file for file in files if file.table.num_rows]
         batches = file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE)
         report = sum([await self._write(config, batch) for batch in batches], ReplaceReport(0, 0))
-        if not await self._run("look up the index", config, lambda namespace: namespace.has_index(config)):
+        if not await self._has_index(config):
             await self._write_index(config)
         return report
+
+    async def _has_index(self, config: str) -> bool:
+        return await self._run("look up the index", config, lambda namespace: namespace.has_index(config))
 
     async def _write(self, config: str, files: Sequence[FileRecords]) -> ReplaceReport:
         encoded, too_large = await asyncio.to_thread(encode_all, files, self._encode)
@@ -218,25 +226,35 @@ class LlamaDocstoreExporter(Exporter):
         """Before anything is changed: should this process die, the next one knows that the index lags behind."""
         if not self.settings.list_nodes:
             return None
-        self._changed.add(config)
         return await self._noted(lambda stale: stale.mark(config))
 
     async def _write_index(self, config: str) -> None:
-        limit = self.settings.max_entry_bytes if self.settings.list_nodes else 0
+        limit = self._most_listed()
         await self._run("write the index", config, lambda namespace: namespace.write_index(config, limit))
 
+    def _most_listed(self) -> int:
+        """Bytes."""
+        return self.settings.max_entry_bytes if self.settings.list_nodes else 0
+
     async def optimize(self) -> None:
-        """List the nodes of what was written in the index, by runs that died too; until then LlamaIndex cannot delete these
-        from its docstore."""
+        """Make the index list the nodes the docstore has, in every config this exporter was asked of or a run that died has
+        changed; until then LlamaIndex cannot delete those that are missing from its docstore. Where nothing was written as well:
+        LlamaIndex writes the list it was loaded with whenever it deletes."""
         marks = await self._noted(lambda stale: stale.marks())
-        for config in sorted(self._changed.union(marks)):
+        for config in sorted(self._configs.union(marks)):
             await self._list_nodes(config, marks.get(config))
 
     async def _list_nodes(self, config: str, mark: str | None) -> None:
         await self._write_index(config)
         if mark is not None:
             await self._noted(lambda stale: stale.clear(config, mark))
-        self._changed.discard(config)
+
+    async def check_beside(self, *, export_config_id: str) -> list[str]:
+        limit = self._most_listed()
+        told = await self._run(
+            "compare the index", export_config_id, lambda namespace: namespace.compare_index(export_config_id, limit)
+        )
+        return [told] if told else []
 
     def _encode(self, file: FileRecords) -> FileEntries:
         """Raises RecordRefused for a node or document larger than an entry may be."""
@@ -252,13 +270,13 @@ class LlamaDocstoreExporter(Exporter):
         return FileKey(self.context.tenant_id, export_config_id, file_id)
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
-        """The index is brought up to date at once: a removal need not be followed by a run."""
+        """The index is brought up to date at once, also where LlamaIndex has deleted the files before: a removal need not be
+        followed by a run."""
         held = await self._files(export_config_id, parsed_directory_file_ids)
-        if held:
-            mark = await self._mark(export_config_id)
-            await self._remove(export_config_id, held)
-            if mark is not None:
-                await self._list_nodes(export_config_id, mark)
+        mark = await self._mark(export_config_id) if held else None
+        await self._remove(export_config_id, held)
+        if held or await self._has_index(export_config_id):
+            await self._list_nodes(export_config_id, mark)
 
     async def _remove(self, config: str, held: Sequence[HeldFile]) -> None:
         if held:
@@ -267,9 +285,12 @@ class LlamaDocstoreExporter(Exporter):
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
-        """One read of every document's ``ref_doc_info`` of the config, or one each of up to 1,000 that are named."""
+        """One read of every document's ``ref_doc_info`` of the config, or one each of up to 1,000 that are named. Of files that
+        are named, one whose document or its hash is gone looks unfinished."""
         held = await self._files(export_config_id, parsed_directory_file_ids)
-        return [found.to_snapshot() for found in held]
+        named = [] if parsed_directory_file_ids is None else held
+        torn = await self._run("look up documents", export_config_id, lambda namespace: namespace.without_document(named))
+        return [(found.as_pending() if found.state.key in torn else found).to_snapshot() for found in held]
 
     async def _files(self, export_config_id: str, file_ids: Sequence[str] | None) -> list[HeldFile]:
         keys = None if file_ids is None else [self._key(export_config_id, file_id) for file_id in file_ids]
@@ -278,7 +299,8 @@ class LlamaDocstoreExporter(Exporter):
     async def fetch_records(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> AsyncIterator[pa.Table]:
-        """The nodes LlamaIndex sees, one request each, in tables of about 2,000 (more only for a file that has more)."""
+        """The nodes LlamaIndex sees, one request each, in tables of about 2,000 (more only for a file that has more), and two
+        requests a file for its document and the hash of that."""
         held = await self._files(export_config_id, parsed_directory_file_ids)
         for some in slices(held, count=_NODES_AT_ONCE, size=_NODES_AT_ONCE, size_of=lambda found: len(found.node_ids)):
             table = await self._read(export_config_id, some)

@@ -22,10 +22,11 @@ from llama_index.core.storage.docstore.utils import doc_to_json, json_to_doc
 from llama_index.core.vector_stores.utils import metadata_dict_to_node
 
 from pipeline.sinks.base import Snapshot
+from pipeline.sinks.copies import show_altered
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.llama_index_documents import FileState, decode_state, encode_state
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
-from pipeline.sinks.records import FileRecords, canonical_json, record_schema, ref_doc_id, with_ids
+from pipeline.sinks.records import FileRecords, canonical_json, record_schema, record_set_hash, with_ids
 
 Entry = tuple[str, dict[str, Any]]
 """A key and what stands under it."""
@@ -69,15 +70,18 @@ class HeldFile:
     def to_snapshot(self) -> Snapshot:
         """One that matches nothing while a replace has not ended, or when somebody has taken nodes away or added some."""
         is_whole = len(self.node_ids) == self.state.snapshot.chunk_count
-        return (self.state if is_whole else replace(self.state, pending=True)).to_snapshot()
+        return (self if is_whole else self.as_pending()).state.to_snapshot()
+
+    def as_pending(self) -> HeldFile:
+        return replace(self, state=replace(self.state, pending=True))
 
 
 def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
     key = FileKey.of(file)
     table = with_ids(file.table, ids)
     contents = node_contents(table).to_pylist()
-    nodes = [metadata_dict_to_node({"_node_content": content, "_node_type": NODE_TYPE}) for content in contents]
-    document = _document(file, nodes)
+    nodes = [_node(content) for content in contents]
+    document = _document(table, nodes[0])
     beside = [canonical_json(row) for row in table.select(_BESIDE_NODE).to_pylist()]
     entries = [(node.node_id, {**doc_to_json(node), OURS: text}) for node, text in zip(nodes, beside, strict=True)]
     entries.append((document.node_id, doc_to_json(document)))
@@ -96,13 +100,13 @@ def encode_file(file: FileRecords, ids: Sequence[str]) -> FileEntries:
     )
 
 
-def _document(file: FileRecords, nodes: Sequence[BaseNode]) -> Document:
-    """The document as LlamaIndex would have loaded it, without nulls, which some vector stores do not take. Its text has line
-    feeds where no chunk has the blanks between them."""
-    shared = {name: value for name, value in nodes[0].metadata.items() if name not in _OF_CHUNK}
+def _document(table: pa.Table, node: BaseNode) -> Document:
+    """The document of a file's records, one of which has this node, as LlamaIndex would have loaded it, without nulls, which
+    some vector stores do not take. Its text has line feeds where no chunk has the blanks between them."""
+    shared = {name: value for name, value in node.metadata.items() if name not in _OF_CHUNK}
     return Document(
-        id_=ref_doc_id(file.provenance.export_config_id, file.file_id),
-        text=_text(file.table),
+        id_=node.ref_doc_id,
+        text=_text(table),
         metadata={name: value for name, value in shared.items() if value is not None},
         excluded_llm_metadata_keys=["parsed_directory_file_id"],
         excluded_embed_metadata_keys=["parsed_directory_file_id", "file_name"],
@@ -133,9 +137,32 @@ def decode_info(info: Mapping[str, Any]) -> HeldFile | None:
     return None if ours is None else HeldFile(decode_state(ours), info["node_ids"], metadata)
 
 
-def decode_nodes(entries: Iterable[Mapping[str, Any]]) -> pa.Table:
-    """Rows of ``record_schema`` without ``embedding``; nodes of others are left out."""
-    return pa.Table.from_pylist([_row(entry) for entry in entries if OURS in entry], schema=_SCHEMA)
+def decode_file(
+    nodes: Iterable[Mapping[str, Any]], document: Mapping[str, Any] | None, hashed: Mapping[str, Any] | None
+) -> pa.Table:
+    """Rows of ``record_schema`` without ``embedding``, from the entries of a file; nodes of others are left out. The first row
+    shows what is not as it was written of the document and its hash (``copies.ALTERED``)."""
+    table = pa.Table.from_pylist([_row(entry) for entry in nodes if OURS in entry], schema=_SCHEMA)
+    altered = _altered(table, document, hashed) if table.num_rows else []
+    return show_altered(table, {0: altered} if altered else {})
+
+
+def _altered(table: pa.Table, document: Mapping[str, Any] | None, hashed: Mapping[str, Any] | None) -> list[str]:
+    """What is gone; and what is another than that of these records, as far as they are those that were written."""
+    if document is None or hashed is None:
+        return [name for name, entry in (("document", document), ("document hash", hashed)) if entry is None]
+    if record_set_hash(table) != table["record_set_hash"][0].as_py():
+        return []
+    wanted, held = _document(table, _node(node_contents(table.slice(0, 1))[0].as_py())), json_to_doc(document)
+    is_same = {
+        "document": (held.text, held.metadata) == (wanted.text, wanted.metadata),
+        "document hash": hashed.get("doc_hash") == wanted.hash,
+    }
+    return [name for name, same in is_same.items() if not same]
+
+
+def _node(content: str) -> BaseNode:
+    return metadata_dict_to_node({"_node_content": content, "_node_type": NODE_TYPE})
 
 
 def _row(entry: Mapping[str, Any]) -> dict[str, Any]:

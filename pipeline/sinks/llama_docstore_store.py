@@ -16,13 +16,14 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+from llama_index.core.constants import DATA_KEY, TYPE_KEY
 from llama_index.core.data_structs.data_structs import IndexDict
 from llama_index.core.storage.docstore.keyval_docstore import (
     DEFAULT_COLLECTION_DATA_SUFFIX,
     DEFAULT_METADATA_COLLECTION_SUFFIX,
     DEFAULT_REF_DOC_COLLECTION_SUFFIX,
 )
-from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
+from llama_index.core.storage.index_store.keyval_index_store import DEFAULT_COLLECTION_SUFFIX, KVIndexStore
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.file_keys import FileKey, Generation
@@ -31,8 +32,8 @@ from pipeline.sinks.llama_docstore_entries import (
     Entry,
     FileEntries,
     HeldFile,
+    decode_file,
     decode_info,
-    decode_nodes,
     encode_info,
 )
 from pipeline.sinks.llama_kvstore import FILES_BY_NAME, at_once, batch_size
@@ -55,21 +56,42 @@ class DocstoreNamespace:
         self._batch_size = batch_size(kvstore)
 
     def has_index(self, index_id: str) -> bool:
-        return self._indices().get_index_struct(index_id) is not None
+        return self._listed(index_id) is not None
 
     def write_index(self, index_id: str, max_bytes: int) -> None:
-        """The one index of this config, anew from what the docstore says. It lists every node, as LlamaIndex asks of an index
-        that is to delete from its docstore, or none where that would take more than ``max_bytes``."""
-        names: list[str] = []
-        if max_bytes:
-            infos = self._kvstore.get_all(collection=self._infos).values()
-            names = [name for info in infos for name in info["node_ids"]]
-        size = sum(len(f'"{name}": "{name}", ') for name in names)  # told before it is built: it may be of millions of nodes
-        listed = {name: name for name in names} if size <= max_bytes else {}
-        self._indices().add_index_struct(IndexDict(index_id=index_id, nodes_dict=listed))
+        """The one index of this config, anew where it is not what the docstore says. It lists every node, as LlamaIndex asks of
+        an index that is to delete from its docstore, or none where that would take more than ``max_bytes``."""
+        wanted = self._to_list(max_bytes)
+        if self._listed(index_id) != wanted:
+            index = IndexDict(index_id=index_id, nodes_dict=wanted)
+            KVIndexStore(self._kvstore, namespace=self._index_store).add_index_struct(index)
 
-    def _indices(self) -> KVIndexStore:
-        return KVIndexStore(self._kvstore, namespace=self._index_store)
+    def compare_index(self, index_id: str, max_bytes: int) -> str | None:
+        """How the index differs from the one ``write_index`` would write, in words; a config without files needs none."""
+        wanted, listed = self._to_list(max_bytes), self._listed(index_id)
+        if listed is None:
+            return "LlamaIndex's index is missing or unreadable: it cannot be loaded" if self.files() else None
+        if listed == wanted:
+            return None
+        lacking, surplus = len(wanted.keys() - listed.keys()), len(listed.keys() - wanted.keys())
+        return f"LlamaIndex's index lacks {lacking} of {len(wanted)} nodes and lists {surplus} that it should not"
+
+    def _to_list(self, max_bytes: int) -> dict[str, str]:
+        if not max_bytes:
+            return {}
+        infos = self._kvstore.get_all(collection=self._infos).values()
+        names = [name for info in infos for name in info["node_ids"]]
+        size = sum(len(f'"{name}": "{name}", ') for name in names)  # told before it is built: it may be of millions of nodes
+        return {name: name for name in names} if size <= max_bytes else {}
+
+    def _listed(self, index_id: str) -> dict[str, str] | None:
+        """``None`` where there is no index. LlamaIndex takes twenty times as long to read a list of many nodes."""
+        entry = self._kvstore.get(index_id, collection=f"{self._index_store}{DEFAULT_COLLECTION_SUFFIX}")
+        try:
+            listed = json.loads(entry[DATA_KEY])["nodes_dict"] if entry[TYPE_KEY] == IndexDict.get_type() else None
+        except (KeyError, TypeError, ValueError):
+            return None
+        return listed if isinstance(listed, dict) else None
 
     def files(self, keys: Sequence[FileKey] | None = None) -> list[HeldFile]:
         """Of all files of the config, in one request, or of these."""
@@ -80,6 +102,19 @@ class DocstoreNamespace:
         found = [held for info in infos if info and (held := decode_info(info)) is not None]
         wanted = None if keys is None else set(keys)
         return [held for held in found if wanted is None or held.state.key in wanted]
+
+    def without_document(self, held: Sequence[HeldFile]) -> set[FileKey]:
+        """Those of these files whose document, or its hash, is gone. Each is read, and none is kept in memory."""
+
+        def lacks(found: HeldFile) -> bool:
+            return None in self._document(found)
+
+        return {found.state.key for found, lacking in zip(held, at_once(lacks, held), strict=True) if lacking}
+
+    def _document(self, held: HeldFile) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The entries of a file's document and of its hash."""
+        name = _document_of(held.state.key)
+        return self._kvstore.get(name, collection=self._nodes), self._kvstore.get(name, collection=self._hashes)
 
     def replace(self, files: Sequence[FileEntries]) -> None:
         """Say what is coming, write it, point to it, remove what it replaces, and say that it is complete."""
@@ -97,8 +132,7 @@ class DocstoreNamespace:
 
     def remove(self, held: Sequence[HeldFile]) -> None:
         """Remove what the docstore says of these files, that which says so last."""
-        marked = [replace(found, state=replace(found.state, pending=True)) for found in held]
-        self._put(self._infos, [_kept(found) for found in marked])
+        self._put(self._infos, [_kept(found.as_pending()) for found in held])
         for found in held:
             key = found.state.key
             document = _document_of(key)
@@ -106,10 +140,15 @@ class DocstoreNamespace:
             self._kvstore.delete(document, collection=self._infos)
 
     def records(self, held: Sequence[HeldFile]) -> pa.Table:
-        """Of the nodes LlamaIndex sees of these files."""
+        """Of the nodes LlamaIndex sees of these files, showing which documents or hashes beside them are not as written."""
         names = [name for found in held for name in found.node_ids]
-        entries = at_once(lambda name: self._kvstore.get(name, collection=self._nodes), names)
-        return decode_nodes(entry for entry in entries if entry is not None)
+        entries = iter(at_once(lambda name: self._kvstore.get(name, collection=self._nodes), names))
+        nodes = [[next(entries) for _ in found.node_ids] for found in held]
+        documents = at_once(self._document, held)
+        return pa.concat_tables(
+            decode_file([entry for entry in of_file if entry is not None], *document)
+            for of_file, document in zip(nodes, documents, strict=True)
+        )
 
     def _stale(self, file: FileEntries, held: HeldFile | None, versions: Sequence[Generation]) -> set[str]:
         """Nodes that have to go, those somebody else has added to the document included."""

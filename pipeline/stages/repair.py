@@ -66,7 +66,8 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
     differing = sorted({f.file_id for f in findings if f.file_id is not None and f.kind not in _BEYOND_REPAIR})
     orphans = sorted({f.file_id for f in findings if f.file_id is not None and f.kind == "orphan_file"})
     nameless = any(f.file_id is None and f.kind == "orphan_file" for f in findings)
-    if not (differing or orphans or nameless):
+    is_index_stale = any(f.kind == "stale_index" for f in findings)
+    if not (differing or orphans or nameless or is_index_stale):
         return
     scope = await export.scope()
     held = await asyncio.to_thread(export.claim, differing, run_id)
@@ -80,6 +81,8 @@ async def _mend(export: Export, sink: str, report: RepairReport, run_id: str, *,
             await _replace(export, sink, exporter, scope, group, report, run_id, delete_first=delete_first)
         if nameless:  # records of this export that say of no file: no listing has anything to say of them
             await exporter.delete_files(parsed_directory_file_ids=[], export_config_id=scope[1])
+        if is_index_stale:
+            await exporter.check_beside(export_config_id=scope[1])  # what it is asked of now, it mends now
         await exporter.optimize()
     await asyncio.to_thread(export.settle, held, scope)
     await asyncio.to_thread(export.ledger.drop_leases, run_id)

@@ -65,12 +65,13 @@ class SinkVerification:
 class _Expected:
     """What a sink should hold of a file: this record set, or, with ``None``, nothing that could be said now.
 
-    ``may_be_absent``: it is on its way out. ``row``: its records can be rebuilt from the lake.
+    ``may_be_absent``: it is on its way out. ``row``: its records can be rebuilt from the lake. ``is_held``: a live run has it.
     """
 
     record_set_hash: str | None
     may_be_absent: bool
     row: FileRow | None
+    is_held: bool = False
 
 
 async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerification:
@@ -91,6 +92,8 @@ async def verify(export: Export, sink: str, *, deep: bool = False) -> SinkVerifi
             await _check_scopes(export, exporter, scope, found)
             if deep:
                 await _check_records(export, exporter, scope, expected, found)
+                for detail in await exporter.check_beside(export_config_id=scope[1]):
+                    found.add("stale_index", None, detail)
             if found.findings:
                 _leave_out_moved(expected, await asyncio.to_thread(_expectations, export, sink, scope), found)
                 await asyncio.to_thread(_say_what_failed, export, found)
@@ -110,7 +113,7 @@ def _expectations(export: Export, sink: str, scope: tuple[str, str]) -> dict[str
     for file_id, row in rows.items():
         leaving = row.missing_since is not None or row.status == "removing"
         if file_id in held:
-            expected[file_id] = _Expected(None, leaving, None)
+            expected[file_id] = _Expected(None, leaving, None, is_held=True)
         elif row.record_set_hash is not None and export.records_are_current(row, scope):
             expected[file_id] = _Expected(row.record_set_hash, leaving, row)
         else:
@@ -119,7 +122,8 @@ def _expectations(export: Export, sink: str, scope: tuple[str, str]) -> dict[str
 
 
 def _leave_out_moved(before: Mapping[str, _Expected], after: Mapping[str, _Expected], found: SinkVerification) -> None:
-    """A run may have replaced a file while it was compared: what was seen of that file proves nothing."""
+    """A run may have replaced a file while it was compared: what was seen of that file proves nothing, nor what was seen of the
+    index, which a run brings up to date when it ends."""
     moved = {
         file_id
         for file_id in before.keys() | after.keys()
@@ -127,8 +131,9 @@ def _leave_out_moved(before: Mapping[str, _Expected], after: Mapping[str, _Expec
         or (other := after.get(file_id)) is None
         or one.record_set_hash != other.record_set_hash
     }
-    kept = [finding for finding in found.findings if finding.file_id not in moved]
-    found.unsettled += len({finding.file_id for finding in found.findings} - {finding.file_id for finding in kept})
+    is_busy = bool(moved) or any(file.is_held for file in (*before.values(), *after.values()))
+    kept = [f for f in found.findings if f.file_id not in moved and not (is_busy and f.kind == "stale_index")]
+    found.unsettled += len({f.file_id for f in found.findings if f.file_id} - {f.file_id for f in kept})
     found.findings = kept
 
 

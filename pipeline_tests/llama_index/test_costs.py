@@ -18,6 +18,7 @@ from llama_index.core.storage.docstore.keyval_docstore import KVDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
 
 from pipeline_tests.conformance.harness import Bench, provisioned_bench
+from pipeline_tests.conformance.llama_docstore_harness import LlamaDocstoreUnderTest
 from pipeline_tests.conformance.llama_index_harness import LlamaIndexUnderTest
 from pipeline_tests.llama_index import stacks
 
@@ -66,6 +67,18 @@ def counting_docstore(namespace: str) -> KVDocumentStore:
     return KVDocumentStore(_KVSTORE, namespace=namespace)
 
 
+def counting_kvstore() -> CountingKVStore:
+    return _KVSTORE
+
+
+@pytest.fixture
+async def docstore_bench(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    monkeypatch.setattr("pipeline_tests.llama_index.test_costs._KVSTORE", CountingKVStore())
+    kvstore = {"class": "pipeline_tests.llama_index.test_costs:counting_kvstore"}
+    async with provisioned_bench(LlamaDocstoreUnderTest(kvstore)) as made:
+        yield made
+
+
 @pytest.fixture
 async def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
     monkeypatch.setattr("pipeline_tests.llama_index.test_costs._KVSTORE", CountingKVStore())
@@ -95,3 +108,32 @@ async def test_a_file_that_is_named_is_read_without_the_others(bench: Bench) -> 
     reading = bench.exporter.fetch_records(export_config_id=bench.config, parsed_directory_file_ids=["dfl-7"])
     assert [table.num_rows async for table in reading] == [1]
     assert _KVSTORE.requests["get_all"] == 0
+
+
+async def test_a_run_that_writes_nothing_beside_a_vector_sink_reads_its_own_documents_and_two_lists(
+    docstore_bench: Bench,
+) -> None:
+    bench = docstore_bench
+    await bench.replace(*(bench.file(f"dfl-{number}", 4) for number in range(30)))
+    await bench.exporter.optimize()
+    run = bench.open()
+    _KVSTORE.requests.clear()
+    await run.list_snapshots(export_config_id=bench.config, parsed_directory_file_ids=["dfl-7"])
+    await run.optimize()
+    assert _KVSTORE.requests["put"] == 0
+    assert _KVSTORE.requests["get_all"] == 2  # what runs that died have left, and ref_doc_info
+    assert _KVSTORE.requests["get"] == 5  # the marker, the file's ref_doc_info, document and hash, and the index
+
+
+async def test_all_files_beside_a_vector_sink_are_listed_without_their_documents(docstore_bench: Bench) -> None:
+    await docstore_bench.replace(*(docstore_bench.file(f"dfl-{number}", 4) for number in range(30)))
+    _KVSTORE.requests.clear()
+    assert len(await docstore_bench.snapshots()) == 30
+    assert _KVSTORE.requests == {"get_all": 1}
+
+
+async def test_two_requests_a_file_prove_the_documents_beside_a_vector_sink(docstore_bench: Bench) -> None:
+    await docstore_bench.replace(*(docstore_bench.file(f"dfl-{number}", 4) for number in range(30)))
+    _KVSTORE.requests.clear()
+    await docstore_bench.held()
+    assert _KVSTORE.requests == {"get_all": 1, "get": 30 * (4 + 2)}

@@ -219,6 +219,22 @@ async def test_a_document_deleted_through_llama_index_is_gone_from_both_until_it
     assert context.docstore.get_ref_doc_info(stack.document("dfl-1")).node_ids == await stack.ids("dfl-1")
 
 
+async def test_after_any_run_a_freshly_loaded_index_deletes_whatever_an_older_one_has_written_back(
+    stack: Stack, context: StorageContext, embedding: EmbedderEmbedding
+) -> None:
+    """An application's index keeps the list it was loaded with, and writes all of it whenever it deletes."""
+    if stack.name.split()[0] not in NATIVE:
+        pytest.skip("LlamaIndex cannot delete from LanceDB itself, so that its index lists nothing")
+    await stack.replace(stack.vectors.file("dfl-1", 3))
+    older = load(context, embedding, override=True)
+    await stack.replace(stack.vectors.file("dfl-2", 2))
+    older.delete_ref_doc(stack.document("dfl-1"), delete_from_docstore=True)
+    await stack.docstore.exporter.optimize()
+    load(context, embedding, override=True).delete_ref_doc(stack.document("dfl-2"), delete_from_docstore=True)
+    assert context.docstore.docs == {}
+    assert load(context, embedding).index_struct.nodes_dict == {}
+
+
 async def test_a_node_deleted_through_llama_index_makes_the_file_look_unfinished(stack: Stack, context: StorageContext) -> None:
     file = stack.vectors.file("dfl-1", 3)
     await stack.replace(file)

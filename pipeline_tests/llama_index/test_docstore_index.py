@@ -13,6 +13,7 @@ from pipeline_tests.llama_index.bench import REASON
 pytest.importorskip("llama_index.core", reason=REASON)
 
 from llama_index.core.data_structs.data_structs import IndexDict
+from llama_index.core.storage.index_store.keyval_index_store import KVIndexStore
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.llama_docstore import LlamaDocstoreExporter
@@ -28,9 +29,15 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
         yield made
 
 
-def listed(bench: Bench, config: str | None = None) -> list[str]:
+def index_store(bench: Bench, config: str | None = None) -> KVIndexStore:
     assert isinstance(bench.exporter, LlamaDocstoreExporter)
-    (index,) = bench.exporter.storage_context(config or bench.config, None).index_store.index_structs()
+    found = bench.exporter.storage_context(config or bench.config, None).index_store
+    assert isinstance(found, KVIndexStore)
+    return found
+
+
+def listed(bench: Bench, config: str | None = None) -> list[str]:
+    (index,) = index_store(bench, config).index_structs()
     return sorted(index.nodes_dict)
 
 
@@ -56,6 +63,18 @@ async def test_a_removal_is_seen_in_the_index_when_it_returns(bench: Bench) -> N
     assert listed(bench) == await nodes(bench)
     await bench.delete("dfl-2")
     assert listed(bench) == []
+
+
+async def test_a_removal_of_what_llama_index_has_deleted_is_seen_in_the_index_when_it_returns(bench: Bench) -> None:
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.exporter.optimize()
+    assert isinstance(bench.exporter, LlamaDocstoreExporter)
+    bench.exporter.storage_context(bench.config, None).docstore.delete_ref_doc(f"{bench.config}:dfl-1")
+    assert listed(bench) != await nodes(bench)
+    await bench.delete("dfl-1")
+    assert listed(bench) == await nodes(bench)
+    await bench.delete("dfl-1", config="cfg-never-written")
+    assert index_store(bench, "cfg-never-written").index_structs() == []
 
 
 async def test_a_removal_that_died_is_seen_in_the_index_after_the_next_run(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,3 +124,63 @@ async def test_an_index_too_large_for_an_entry_is_not_even_built(bench: Bench, m
     await bench.replace(*(bench.file(f"dfl-{number}", 10) for number in range(10)))
     await bench.exporter.optimize()
     assert set(built) == {0}
+
+
+def _with_an_old_list(bench: Bench) -> None:
+    index_store(bench).add_index_struct(IndexDict(index_id=bench.config, nodes_dict={"gone": "gone"}))
+
+
+def _lost(bench: Bench) -> None:
+    index_store(bench).delete_index_struct(bench.config)
+
+
+def _unreadable(bench: Bench) -> None:
+    store = index_store(bench)
+    store._kvstore.put(bench.config, {"__data__": "no index"}, collection=store._collection)
+
+
+DAMAGED = {"old list": _with_an_old_list, "lost": _lost, "unreadable": _unreadable}
+
+
+@pytest.mark.parametrize("damage", sorted(DAMAGED))
+async def test_an_index_that_is_not_the_docstores_is_told_and_made_so_by_a_run_that_writes_nothing(
+    bench: Bench, damage: str
+) -> None:
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.exporter.optimize()
+    assert await bench.exporter.check_beside(export_config_id=bench.config) == []
+    DAMAGED[damage](bench)
+    (told,) = await bench.open().check_beside(export_config_id=bench.config)
+    assert ("lacks 6 of 6 nodes and lists 1" if damage == "old list" else "missing or unreadable") in told
+    run = bench.open()
+    await run.list_snapshots(export_config_id=bench.config, parsed_directory_file_ids=["dfl-1", "dfl-2"])
+    await run.optimize()
+    assert listed(bench) == await nodes(bench)
+    assert await run.check_beside(export_config_id=bench.config) == []
+
+
+async def test_an_index_that_lists_what_the_docstore_holds_is_not_written_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.exporter.optimize()
+    written: list[str] = []
+    monkeypatch.setattr(KVIndexStore, "add_index_struct", lambda _, index: written.append(index.index_id))
+    await bench.snapshots()
+    await bench.exporter.optimize()
+    assert written == []
+
+
+async def test_a_config_without_files_lacks_no_index(bench: Bench) -> None:
+    assert await bench.exporter.check_beside(export_config_id=bench.config) == []
+
+
+async def test_an_index_that_is_to_list_nothing_any_more_lists_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    await bench.exporter.optimize()
+    changed = bench.exporter.settings.model_copy(update={"list_nodes": False})
+    monkeypatch.setattr(bench.exporter, "settings", changed)
+    (told,) = await bench.exporter.check_beside(export_config_id=bench.config)
+    assert "lists 3 that it should not" in told
+    await bench.exporter.optimize()
+    assert listed(bench) == []
