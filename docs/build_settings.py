@@ -22,7 +22,8 @@ Written by `docs/build_settings.py` from the code. One file `pipeline/defs/<expo
 `INDEXPORT_DEFS` names; everything below stands under `attributes:`. Secrets are never settings: they come from the environment.
 Other values may too, written as in Dagster's components: `"{{ env.NAME }}"`, `"{{ env('NAME') }}"` or `"{{ env('NAME',
 'default') }}"`, whole or as a part; a variable that is not set, and any other template, is an error that names the setting. One
-file may hold several exports, with a line `---` between them.
+file may hold several exports, with a line `---` between them. A running Dagster takes an edit in when its code location is
+[reloaded](operations.md#changed-settings).
 
 What is wrong in a file is told in one line that names it, by every command (exit code 2) and when Dagster loads the code
 location, which has no export at all until that is mended: also a key that stands twice, a sink that is not known and a setting

@@ -14,6 +14,7 @@ from pipeline.orchestration.checks import export_checks
 from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
+from pipeline.stages.loaded_file import LoadedFile
 from pipeline.stages.settings import FILE_NAMES, ExportSettings, described, exports_in
 from pipeline.stages.templates import resolved
 
@@ -34,8 +35,9 @@ class _Attributes(ExportSettings):
 class IndexExport(dg.Component):
     """Exports one LlamaCloud index into the sinks it names; the YAML's attributes are ``ExportSettings``."""
 
-    def __init__(self, settings: ExportSettings) -> None:
+    def __init__(self, settings: ExportSettings, file: LoadedFile | None = None) -> None:
         self.settings = settings
+        self.file = file
 
     @classmethod
     def get_model_cls(cls) -> type[BaseModel]:
@@ -45,25 +47,26 @@ class IndexExport(dg.Component):
     def load(cls, attributes: BaseModel | None, context: dg.ComponentLoadContext) -> IndexExport:
         """From validated attributes; a YAML without any is refused by the model, which asks for a name. Raises ConfigError for
         what the commands refuse: a sink set up wrong, and a key that stands twice, of which Dagster takes the last."""
-        for file in filter(Path.is_file, (context.path / name for name in FILE_NAMES)):
+        files = [*filter(Path.is_file, (context.path / name for name in FILE_NAMES))]
+        for file in files:
             exports_in(file)
         if not isinstance(attributes, ExportSettings):
             raise TypeError(f"{context.path} has no attributes; an IndexExport needs at least a name")
-        return cls(attributes)
+        return cls(attributes, LoadedFile(files[0], attributes.name) if files else None)  # Dagster too reads the first
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002 - Dagster's signature
         """Assets, jobs, checks and the sensor of this export."""
-        return export_definitions(self.settings)
+        return export_definitions(self.settings, self.file)
 
 
-def export_definitions(settings: ExportSettings) -> dg.Definitions:
-    """The same definitions from settings made in code: what tests and benchmarks use. They name no executor, which would be
-    that of everything in the code location; the export's jobs have their own."""
+def export_definitions(settings: ExportSettings, file: LoadedFile | None = None) -> dg.Definitions:
+    """The same definitions from settings made in code: what tests and benchmarks use; ``file`` is the one they were read from, if
+    any. They name no executor, which would be that of everything in the code location; the export's jobs have their own."""
     ingest, removal, verification = ingest_job(settings), removal_job(settings), verification_job(settings)
     return dg.Definitions(
         assets=export_assets(settings),
         asset_checks=export_checks(settings),
         jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings)],
-        sensors=[directory_changes(settings, ingest, removal, verification)],
+        sensors=[directory_changes(settings, file, ingest, removal, verification)],
         resources={"indexport": EXPORTS},
     )

@@ -24,6 +24,7 @@ from pipeline.orchestration.resources import Exports
 from pipeline.orchestration.waves import Dispatch, RunSpec, dispatch
 from pipeline.stages.detect import Detection, detect, refresh
 from pipeline.stages.export import Export
+from pipeline.stages.loaded_file import LoadedFile
 from pipeline.stages.settings import ExportSettings
 
 _log = logging.getLogger(__name__)
@@ -37,11 +38,13 @@ _LONG_SECONDS = 10.0
 
 def directory_changes(
     settings: ExportSettings,
+    file: LoadedFile | None,
     ingest: UnresolvedAssetJobDefinition,
     removal: dg.JobDefinition,
     verification: UnresolvedAssetJobDefinition,
 ) -> dg.SensorDefinition:
     """A level-triggered sensor: it compares the whole directory with the ledger, so lost ticks heal.
+    Between an edit of ``file``, where the settings were read from one, and the reload it asks for nothing.
 
     Ticks change partition keys and the ledger themselves (Dagster has no bulk request for that); "Test sensor" in the UI
     does so too, harmlessly: every step can be repeated.
@@ -55,6 +58,8 @@ def directory_changes(
         description="Looks at the LlamaCloud index and asks for what differs from the ledger.",
     )
     def sensor(context: dg.SensorEvaluationContext, indexport: Exports) -> dg.SensorResult | dg.SkipReason:
+        if file and file.is_edited():
+            return dg.SkipReason(_edited(file))
         export = indexport.open(settings, context.instance)
         cursor: dict[str, Any] = json.loads(context.cursor) if context.cursor else {}
         began = time.monotonic()
@@ -91,6 +96,13 @@ def directory_changes(
         return dg.SensorResult(run_requests=requests, skip_reason=reason, asset_events=events)
 
     return sensor
+
+
+def _edited(file: LoadedFile) -> str:
+    return (
+        f"{file.path} was edited or moved after Dagster loaded it: nothing is asked for until its code location is reloaded "
+        "(Dagster UI: Deployment > Code locations > Reload)"
+    )
 
 
 def _without_those_to_wait(export: Export, decided: Dispatch) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from pipeline.errors import ConfigError
 from pipeline.local_cloud.settings import LocalCloudSettings
+from pipeline.orchestration.resources import EXPORTS
 from pipeline.sinks.base import SinkSettings
 from pipeline.sinks.plug_in import PlugInSettings
 from pipeline.stages.settings import ExportSettings, load_exports
@@ -67,6 +68,17 @@ def test_what_the_commands_refuse_is_refused_by_the_component_too(
     with pytest.raises(ConfigError) as told:
         load_exports(tmp_path)
     assert str(told.value) in "".join(traceback.format_exception(caught.value))
+
+
+def test_a_component_whose_file_is_edited_asks_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sensor = load(tmp_path, monkeypatch, "name: x").resolve_sensor_def("x_directory_changes")
+    file = tmp_path / "project_of_a_test" / "defs" / "x" / "defs.yaml"
+    file.write_text(file.read_text() + "  chunking: {max_tokens: 40}\n")
+    monkeypatch.setenv("INDEXPORT_HOME", str(tmp_path / "home"))
+    with dg.DagsterInstance.ephemeral() as instance:
+        answer = sensor(dg.build_sensor_context(instance=instance, resources={"indexport": EXPORTS}))
+    assert isinstance(answer, dg.SkipReason)
+    assert str(answer.skip_message).startswith(f"{file} was edited")
 
 
 def _models(model: type[BaseModel]) -> set[type[BaseModel]]:
