@@ -22,6 +22,7 @@ from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.base import ReplaceReport, Snapshot
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
+from pipeline.stages.load import load
 from pipeline.stages.plan import make_plan
 from pipeline.stages.remove import pending_removals
 from pipeline_tests.orchestration.test_removals import take_down
@@ -64,6 +65,26 @@ def test_a_sink_that_is_moved_is_filled_from_the_lake_without_embedding(world: W
     world.change(sinks={"lancedb": {}})
     world.write("doc-0.md", "# Document 0\n\nEdited meanwhile.\n")
     assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_sink_that_is_moved_while_a_run_loads_it_is_filled_at_its_new_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ingest()
+    former = world.export
+    world.change(sinks={"lancedb": {"table_prefix": "new"}})
+    list_snapshots, moves = LanceDBExporter.list_snapshots, [world.export]
+
+    async def moved_meanwhile(self: LanceDBExporter, **given: Any) -> list[Snapshot]:
+        if moves:
+            await load(moves.pop(), "lancedb", [], run_id="with the new settings")
+        return await list_snapshots(self, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "list_snapshots", moved_meanwhile)
+        asyncio.run(load(former, "lancedb", list(former.ledger.files()), run_id="with the former settings"))
+    world.ingest()
     world.assert_settled()
 
 
