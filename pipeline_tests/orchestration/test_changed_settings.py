@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.documents.tokens import EstimatedTokens
 from pipeline.embedding import constant
+from pipeline.embedding.base import Vectors
 from pipeline.errors import RecordRefused
 from pipeline.llama_cloud import source
 from pipeline.llama_cloud.addresses import AddressPolicy
@@ -262,6 +263,26 @@ def test_a_file_that_was_removed_just_before_its_former_collection_is_in_use_aga
     ledger.update_files([{"file_id": row.file_id, "status": "removed"}])
     ledger.register.adopt_orphans({row.file_id: (row.display_name, 1), world.file_id("doc-1.md"): ("doc-1.md", 1)})
     assert [removal.file for removal in pending_removals(world.export)] == ["doc-0.md"]
+
+
+def test_a_model_used_before_takes_its_vectors_back_from_a_sink_that_was_renamed_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ingest()
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.ingest()
+    world.change(embedding={"provider": "constant"}, sinks={"renamed": {"type": "lancedb"}})
+    embedded: list[str] = []
+    embed = constant.ConstantEmbedder._vectors
+
+    def noted(self: constant.ConstantEmbedder, texts: Sequence[str]) -> Vectors:
+        embedded.extend(texts)
+        return embed(self, texts)
+
+    monkeypatch.setattr(constant.ConstantEmbedder, "_vectors", noted)
+    world.ingest()
+    assert embedded == []
+    world.assert_settled("renamed")
 
 
 def test_a_model_used_before_takes_its_vectors_back_from_a_sink(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
