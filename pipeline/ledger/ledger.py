@@ -18,8 +18,8 @@ from pipeline.ledger import schema
 from pipeline.ledger.asker import asked_by
 from pipeline.ledger.engine import open_engine
 from pipeline.ledger.failures import forget_reasons, own_failures
-from pipeline.ledger.models import FAILING, LEAVING, ExportState, FileRow, HistoryEvent, SinkState
-from pipeline.ledger.register import Register, entombed
+from pipeline.ledger.models import FAILING, LEAVING, ExportState, FileRow, HistoryEvent, SinkCollection, SinkState
+from pipeline.ledger.register import Register, entombed, is_in_use
 from pipeline.ledger.sql import batches, by_sink, delete_of_files, rows_of, upsert, writing
 from pipeline.ledger.vectors import VectorIndex
 from pipeline.llama_cloud.models import DirectoryFile
@@ -281,15 +281,14 @@ class Ledger:
                 statement = sa.update(schema.files).where(mine).values(refetch=False)
                 connection.execute(statement, [{"id": file_id, "seen": seen} for file_id, seen in metadata.items()])
 
-    def record_sink(self, sink: str, hashes: Mapping[str, str], slug: str) -> None:
-        """Note which record set of each file a sink holds; ``slug`` is its model's."""
-        now = self._clock()
-        rows = [
-            {"export": self.export, "file_id": f, "sink": sink, "record_set_hash": h, "model": slug, "updated_at": now}
-            for f, h in hashes.items()
-        ]
+    def record_sink(self, held: SinkCollection, hashes: Mapping[str, str]) -> None:
+        """Note which record set of each file a sink holds in a collection. Nothing if by now the sink was taken into use with
+        other settings than these, or retired: it is another place that holds them."""
+        common = {"export": self.export, "sink": held.sink, "model": held.slug, "updated_at": self._clock()}
+        rows = [{**common, "file_id": file_id, "record_set_hash": digest} for file_id, digest in hashes.items()]
         with writing(self._engine, self.export) as connection:
-            upsert(connection, schema.file_sinks, rows)
+            if is_in_use(connection, self.export, held):
+                upsert(connection, schema.file_sinks, rows)
 
     def sink_hashes(self, file_ids: Collection[str] | None = None, *, slug: str | None = None) -> dict[str, dict[str, str]]:
         """``{sink: {file id: record_set_hash}}`` as last recorded, of all files or those named, of any model or of one."""

@@ -77,11 +77,9 @@ class Register:
         nothing that was recorded of the sink is taken for granted any more. Answers whether any file is recorded of it."""
         settings = _kept(held)
         row = {name: getattr(held, name) for name in SinkCollection.__dataclass_fields__ if name != "settings"}
-        c, files = schema.collections.c, schema.file_sinks.c
-        this = sa.and_(c.export == self._export, c.sink == held.sink, c.slug == held.slug)
+        files = schema.file_sinks.c
         with writing(self._engine, self._export) as connection:
-            last = connection.execute(sa.select(c.settings).where(this)).scalar_one_or_none()
-            if last is not None and json.loads(last) != settings:
+            if _last_settings(connection, self._export, held) not in (None, settings):
                 self._forget_files(connection, held.sink)
             upsert(connection, schema.collections, [{"export": self._export, **row, "settings": json.dumps(settings)}])
             mine = sa.and_(files.export == self._export, files.sink == held.sink, files.model == held.slug)
@@ -214,6 +212,19 @@ def _kept(held: SinkCollection) -> dict[str, Any]:
     kind = str(held.settings["type"])
     kept: dict[str, Any] = {"type": kind} if ":" in kind else json.loads(json.dumps(held.settings))
     return kept
+
+
+def is_in_use(connection: sa.Connection, export: str, held: SinkCollection) -> bool:
+    """Whether it is with these settings that the sink was last taken into use for this model, and not retired since."""
+    return _last_settings(connection, export, held) == _kept(held)
+
+
+def _last_settings(connection: sa.Connection, export: str, held: SinkCollection) -> dict[str, Any] | None:
+    """What is kept of the settings a sink was last taken into use with for this model; ``None`` if it never was or is retired."""
+    c = schema.collections.c
+    this = sa.and_(c.export == export, c.sink == held.sink, c.slug == held.slug)
+    last = connection.execute(sa.select(c.settings).where(this)).scalar_one_or_none()
+    return None if last is None else dict(json.loads(last))
 
 
 def entombed(connection: sa.Connection, export: str, file_ids: Sequence[str]) -> set[str]:

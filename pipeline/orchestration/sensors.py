@@ -149,12 +149,13 @@ def _removal(settings: ExportSettings, job: str, file_ids: tuple[str, ...]) -> d
 
 
 def _proof(export: Export, loaded_at: float | None, awaiting_approval: int) -> str | None:
-    """What tells the state the sinks have come to rest in, and the last complete listing, from any other; ``None`` of sinks that
-    never held anything. A look asks for its proof when the last one asked for was another's: as the run key it makes it one run
-    also after a reset of the cursor."""
+    """What tells the state the sinks have come to rest in, the last complete listing, and the settings a sink may refuse from
+    any other; ``None`` of sinks that never held anything. A look asks for its proof when the last one asked for was another's: as
+    the run key it makes it one run also after a reset of the cursor."""
     if loaded_at is None:
         return None
-    return f"{export.name}_verification-{loaded_at}-{export.ledger.state().complete_at}-{awaiting_approval}"
+    state = f"{loaded_at}-{export.ledger.state().complete_at}-{awaiting_approval}"
+    return f"{export.name}_verification-{state}-{export.failure_digest[:8]}"
 
 
 def _proof_to_ask_for(instance: dg.DagsterInstance, settings: ExportSettings, proof: str, *, asked: str | None) -> str | None:

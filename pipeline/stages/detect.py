@@ -102,9 +102,7 @@ async def detect(
     async with _source(export) as source:
         index = await source.get_index()
         export.index_id = index.index_id
-        state = await asyncio.to_thread(export.ledger.state)
-        if state.tenant_id and state.export_config_id:
-            await asyncio.to_thread(_leave_former_index, export, (state.tenant_id, state.export_config_id), index)
+        state = await asyncio.to_thread(_leave_former_index, export, index)
         emptied = state.index_status == "empty" and index.status == "ready"  # until a listing shows files
         await asyncio.to_thread(
             export.ledger.update_state,
@@ -151,10 +149,15 @@ def _unready(index: IndexState) -> str:
     return f"the index {index.name!r} is being built or synced"
 
 
-def _leave_former_index(export: Export, last: tuple[str, str], index: IndexState) -> None:
-    """Keep in mind under which ids the index was exported before, if it has been made anew."""
-    if last != index.scope:
-        export.ledger.register.leave_scope(*last)
+def _leave_former_index(export: Export, index: IndexState) -> ExportState:
+    """Keep in mind under which ids the index was exported before, if it has been made anew or is another one; it is then listed
+    from its first file on. Answers what is known of the export."""
+    state = export.ledger.state()
+    if state.tenant_id and state.export_config_id and (state.tenant_id, state.export_config_id) != index.scope:
+        export.ledger.register.leave_scope(state.tenant_id, state.export_config_id)
+        export.ledger.update_state(listed_at=None)  # the former one's newest file may be newer than all of this one's
+        return export.ledger.state()
+    return state
 
 
 def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:

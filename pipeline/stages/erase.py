@@ -163,9 +163,11 @@ async def retire(export: Export, *, model: str | None = None, sink: str | None =
 
     A collection is dropped where the store can do that and nobody else's records are in it. What a present sink has taken over
     under another name, or another export of the same index has there too, is left as it is. Raises ConfigError for what is in use
-    or unknown, SinkUnavailable.
+    or unknown, and when a run is working on the export: one that began before its settings changed would write there again, to
+    what is in no register any more. Raises SinkUnavailable.
     """
     chosen = await asyncio.to_thread(_retirable, export, model, sink)
+    await asyncio.to_thread(_check_that_no_run_works, export, "retire what it no longer uses")
     scopes = await export.scopes()
     retired = []
     for (of_sink, slug), places in groupby(chosen, lambda held: (held.sink, held.slug)):
@@ -180,12 +182,16 @@ async def end(export: Export) -> list[Retired]:
 
     Can be run again after any failure. Raises ConfigError when a run is working on it, SinkUnavailable, LakeError.
     """
-    if held := export.held((await asyncio.to_thread(export.ledger.files)).values()):
-        raise ConfigError(f"a run is working on {len(held)} of its files; end {export.name!r} when that has ended")
+    await asyncio.to_thread(_check_that_no_run_works, export, "end it")
     retired = await retire(export) if await asyncio.to_thread(export.ledger.register.collections) else []
     await asyncio.to_thread(export.lake.drop)
     await asyncio.to_thread(export.ledger.register.forget_export)
     return retired
+
+
+def _check_that_no_run_works(export: Export, then: str) -> None:
+    if held := export.held(export.ledger.files().values()):
+        raise ConfigError(f"export {export.name!r}: a run is working on {len(held)} of its files; {then} when that has ended")
 
 
 def _retirable(export: Export, model: str | None, sink: str | None) -> list[SinkCollection]:

@@ -76,7 +76,7 @@ async def _load(
         ]
         hashes = {row.file_id: row.record_set_hash or "" for row in group} | {f.file_id: f.record_set_hash for f in built}
         standing = {file_id: digest for file_id, digest in hashes.items() if digest and file_id not in report.failures}
-        await asyncio.to_thread(export.ledger.record_sink, sink, standing, export.embedder.identity.slug)
+        await asyncio.to_thread(export.ledger.record_sink, export.held_in(sink), standing)
         await asyncio.to_thread(log_written, export, f"loaded into {sink}", group, written, run_id)
         export.progress(f"load {sink}", report.worked, len(ready))
 

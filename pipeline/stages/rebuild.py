@@ -151,8 +151,9 @@ def _record_snapshots(export: Export, sink: str, listed: Sequence[Snapshot]) -> 
         for row in rows.values()
         if row.record_set_hash and holds(snapshots.get(row.file_id), row.record_set_hash, row.chunk_count or 0)
     }
-    export.ledger.register.record_collection(export.held_in(sink))
-    export.ledger.record_sink(sink, standing, export.embedder.identity.slug)
+    held = export.held_in(sink)
+    export.ledger.register.record_collection(held)
+    export.ledger.record_sink(held, standing)
     return len(standing), adopt_orphans(export, rows, listed)
 
 

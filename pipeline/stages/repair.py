@@ -129,7 +129,7 @@ async def _replace(
     written = [file for file in built if file.file_id not in refused]
     hashes = {file.file_id: file.record_set_hash for file in written}
     report.replaced.update(hashes)
-    await asyncio.to_thread(export.ledger.record_sink, sink, hashes, export.embedder.identity.slug)
+    await asyncio.to_thread(export.ledger.record_sink, export.held_in(sink), hashes)
     await asyncio.to_thread(log_written, export, f"repaired in {sink}", group, written, run_id)
 
 

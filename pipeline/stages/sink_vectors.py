@@ -53,10 +53,16 @@ class SinkVectors:
 
 def of_former_use(export: Export) -> HeldVectors | None:
     """The vectors that the sinks hold of the present model where the lake holds another one's: they stand there if that model
-    was used before. ``None`` while the export has written no collection of the present model, or none of another."""
+    was used before, perhaps in a sink that had another name then. ``None`` while the export has written no collection of the
+    present model, or none of another."""
     model = export.embedder.identity
     written = export.ledger.register.collections()
-    sinks = [held.sink for held in written if held.slug == model.slug and held.sink in export.settings.sinks]
+    named = [
+        held.sink if held.sink in export.settings.sinks else export.present_name(held)
+        for held in written
+        if held.slug == model.slug
+    ]
+    sinks = [sink for sink in dict.fromkeys(named) if sink]
     if not sinks or all(held.slug == model.slug for held in written):
         return None
     in_sinks = SinkVectors(export, sinks)

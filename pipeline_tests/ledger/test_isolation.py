@@ -37,7 +37,7 @@ WRITES: dict[str, Callable[[Ledger], Any]] = {
     ),
     "record_done": lambda ledger: ledger.record_done(["failed"], "another"),
     "refetched": lambda ledger: ledger.refetched({"there": '{"team": "a"}'}),
-    "record_sink": lambda ledger: ledger.record_sink(SINK, {"there": "another"}, MODEL),
+    "record_sink": lambda ledger: ledger.record_sink(HELD, {"there": "another"}),
     "record_sink_state": lambda ledger: ledger.record_sink_state(SINK, error=None, backoff=lambda _: 60.0),
     "record_removed": lambda ledger: ledger.record_removed(["removing"], run_id="run"),
     "forget": lambda ledger: ledger.forget(["removed"], run_id="run"),
@@ -80,12 +80,12 @@ def fill(ledger: Ledger) -> None:
     ledger.update_files([{"file_id": f, "attempts": 1, "provenance": "p", "vectors_key": "k", "refetch": True} for f in FILES])
     ledger.update_files([{"file_id": status, "status": status} for status in ("failed", "removing", "removed")])
     ledger.log([("removed", "removed", {})], run_id="run")
-    ledger.record_sink(SINK, dict.fromkeys(FILES, "h"), MODEL)
     ledger.record_sink_state(SINK, error="down", backoff=lambda _: 60.0)
     ledger.vectors.replace(MODEL, {name: [b"1"] for name in FILES})
     ledger.vectors.claim(MODEL, {"there": [b"2"]}, "run", seconds=60, is_live=lambda _: True)
     ledger.register.leave_scope("tenant", "former")
     ledger.register.record_collection(HELD)
+    ledger.record_sink(HELD, dict.fromkeys(FILES, "h"))
     ledger.register.record_refusals(SINK, {"failed": "h"})
     ledger.register.entomb(["erased"])
 
@@ -154,5 +154,5 @@ def test_what_one_export_knows_decides_nothing_in_another(ledger: Ledger, other:
     ledger.register.leave_scope("tenant", "former")
     assert ledger.register.former_scopes() == [("tenant", "former")]
     assert not ledger.register.record_collection(MOVED)
-    ledger.record_sink(SINK, {"there": "h"}, MODEL)
+    ledger.record_sink(MOVED, {"there": "h"})
     assert ledger.register.record_collection(MOVED)

@@ -19,8 +19,11 @@ from hypothesis import strategies as st
 
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger import Ledger, schema
+from pipeline.ledger.models import SinkCollection
 from pipeline.llama_cloud.models import DirectoryFile
 from pipeline_tests.ledger.clock import Clock
+
+HELD = SinkCollection("lancedb", "m", "m", "m", 3, {"type": "lancedb"})
 
 
 def listed(file_id: str, version: int = 1) -> DirectoryFile:
@@ -101,6 +104,7 @@ def test_looks_and_runs_that_write_the_same_files_in_any_order_wait_for_each_oth
     names = [f"file-{number:03}" for number in range(200)]
     files = [listed(name) for name in names]
     ledger.record_listing(files, 1)
+    ledger.register.record_collection(HELD)
     chance = random.Random(3)
 
     def look(number: int) -> None:
@@ -108,7 +112,7 @@ def test_looks_and_runs_that_write_the_same_files_in_any_order_wait_for_each_oth
 
     def run(number: int) -> None:
         ledger.update_files([{"file_id": name, "chunk_count": number} for name in chance.sample(names, len(names))])
-        ledger.record_sink("lancedb", dict.fromkeys(chance.sample(names, len(names)), "digest"), "model")
+        ledger.record_sink(HELD, dict.fromkeys(chance.sample(names, len(names)), "digest"))
 
     with ThreadPoolExecutor(4) as pool:
         done = [pool.submit(work, number) for number in range(2, 12) for work in (look, run, look, run)]
@@ -304,7 +308,8 @@ def test_what_was_decided_of_a_file_before_it_was_listed_again_is_not_done(ledge
 def make(ledger: Ledger, file_id: str) -> None:
     """Note what a run notes of a file: vectors, a sink that holds it, another that refuses it."""
     ledger.vectors.replace("m", {file_id: [b"1" * 16]})
-    ledger.record_sink("lancedb", {file_id: "hash"}, "m")
+    ledger.register.record_collection(HELD)
+    ledger.record_sink(HELD, {file_id: "hash"})
     ledger.register.record_refusals("pinecone", {file_id: "hash"})
 
 

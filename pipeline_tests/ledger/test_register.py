@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
 from pipeline.ledger import Ledger
 from pipeline.ledger.models import SinkCollection
 from pipeline_tests.ledger.test_ledger import listed
+
+
+def hold(ledger: Ledger, sink: str, model: str, hashes: Mapping[str, str]) -> SinkCollection:
+    """A run has taken a sink into use and loaded these files."""
+    held = SinkCollection(sink, model, model, model, 3, {"type": "lancedb", "uri": "here"})
+    ledger.register.record_collection(held)
+    ledger.record_sink(held, hashes)
+    return held
+
+
+def test_what_is_loaded_where_a_sink_is_no_more_counts_for_nothing(ledger: Ledger) -> None:
+    former = hold(ledger, "lancedb", "m", {"a": "hash"})
+    present = replace(former, settings={"type": "lancedb", "uri": "there"})
+    ledger.register.record_collection(present)
+    ledger.record_sink(former, {"a": "hash"})
+    assert ledger.sink_hashes() == {}
+    ledger.record_sink(present, {"b": "hash"})
+    assert ledger.sink_hashes() == {"lancedb": {"b": "hash"}}
 
 
 def test_where_a_former_model_was_written_says_nothing_of_the_present_one(ledger: Ledger) -> None:
@@ -12,20 +33,20 @@ def test_where_a_former_model_was_written_says_nothing_of_the_present_one(ledger
     present = SinkCollection("lancedb", "new", "New", "new@1", 3, {"type": "lancedb", "uri": "here"})
     for held in (former, present):
         ledger.register.record_collection(held)
-        ledger.record_sink("lancedb", {"a": "hash"}, held.slug)
+        ledger.record_sink(held, {"a": "hash"})
     assert ledger.register.record_collection(present)
 
 
 def test_what_one_sink_lets_go_another_still_holds(ledger: Ledger) -> None:
     for sink in ("first", "second"):
-        ledger.record_sink(sink, {"a": "hash", "b": "hash"}, "m")
+        hold(ledger, sink, "m", {"a": "hash", "b": "hash"})
     ledger.register.let_go("first", ["a"])
     assert ledger.sink_hashes() == {"first": {"b": "hash"}, "second": {"a": "hash", "b": "hash"}}
 
 
 def test_a_retired_model_takes_nothing_of_the_present_one_along(ledger: Ledger) -> None:
-    ledger.record_sink("lancedb", {"a": "hash"}, "old")
-    ledger.record_sink("lancedb", {"b": "hash"}, "new")
+    hold(ledger, "lancedb", "old", {"a": "hash"})
+    hold(ledger, "lancedb", "new", {"b": "hash"})
     ledger.register.forget_collection("lancedb", "old")
     assert ledger.sink_hashes() == {"lancedb": {"b": "hash"}}
 

@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.documents.tokens import EstimatedTokens
 from pipeline.embedding import constant
+from pipeline.embedding.base import Vectors
 from pipeline.errors import RecordRefused
 from pipeline.llama_cloud import source
 from pipeline.llama_cloud.addresses import AddressPolicy
@@ -22,6 +23,7 @@ from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.base import ReplaceReport, Snapshot
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.sinks.records import FileRecords
+from pipeline.stages.load import load
 from pipeline.stages.plan import make_plan
 from pipeline.stages.remove import pending_removals
 from pipeline_tests.orchestration.test_removals import take_down
@@ -64,6 +66,26 @@ def test_a_sink_that_is_moved_is_filled_from_the_lake_without_embedding(world: W
     world.change(sinks={"lancedb": {}})
     world.write("doc-0.md", "# Document 0\n\nEdited meanwhile.\n")
     assert world.sync().ok
+    world.assert_settled()
+
+
+def test_a_sink_that_is_moved_while_a_run_loads_it_is_filled_at_its_new_place(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ingest()
+    former = world.export
+    world.change(sinks={"lancedb": {"table_prefix": "new"}})
+    list_snapshots, moves = LanceDBExporter.list_snapshots, [world.export]
+
+    async def moved_meanwhile(self: LanceDBExporter, **given: Any) -> list[Snapshot]:
+        if moves:
+            await load(moves.pop(), "lancedb", [], run_id="with the new settings")
+        return await list_snapshots(self, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanceDBExporter, "list_snapshots", moved_meanwhile)
+        asyncio.run(load(former, "lancedb", list(former.ledger.files()), run_id="with the former settings"))
+    world.ingest()
     world.assert_settled()
 
 
@@ -241,6 +263,26 @@ def test_a_file_that_was_removed_just_before_its_former_collection_is_in_use_aga
     ledger.update_files([{"file_id": row.file_id, "status": "removed"}])
     ledger.register.adopt_orphans({row.file_id: (row.display_name, 1), world.file_id("doc-1.md"): ("doc-1.md", 1)})
     assert [removal.file for removal in pending_removals(world.export)] == ["doc-0.md"]
+
+
+def test_a_model_used_before_takes_its_vectors_back_from_a_sink_that_was_renamed_meanwhile(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ingest()
+    world.change(embedding={"provider": "constant", "constant_dimension": 64})
+    world.ingest()
+    world.change(embedding={"provider": "constant"}, sinks={"renamed": {"type": "lancedb"}})
+    embedded: list[str] = []
+    embed = constant.ConstantEmbedder._vectors
+
+    def noted(self: constant.ConstantEmbedder, texts: Sequence[str]) -> Vectors:
+        embedded.extend(texts)
+        return embed(self, texts)
+
+    monkeypatch.setattr(constant.ConstantEmbedder, "_vectors", noted)
+    world.ingest()
+    assert embedded == []
+    world.assert_settled("renamed")
 
 
 def test_a_model_used_before_takes_its_vectors_back_from_a_sink(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,7 +107,7 @@ def test_the_check_of_failing_files_is_told_after_later_loads(world: World, monk
     for loaded in (held, dict([*held.items()][:1])):
         with monkeypatch.context() as patched:
             patched.setattr(ledger, "_clock", lambda: time.time() + YEARS)
-            ledger.record_sink("lancedb", loaded, world.export.embedder.identity.slug)
+            ledger.record_sink(world.export.held_in("lancedb"), loaded)
         _, cursor = tick(world)
         world.write("doc-01.md", f"# Edited\n\nText {len(loaded)}.\n")
         assert world.sync().ok

@@ -128,6 +128,18 @@ def test_a_proof_is_asked_for_once_a_change_and_a_settled_look_says_what_waits_f
     ]
 
 
+def test_a_change_of_settings_that_makes_nothing_stale_is_proved_once_too(world: World) -> None:
+    world.change(metadata_fields={"n": "integer"})
+    world.sync()
+    _, cursor = tick(world)
+    found = []
+    for change in ({"detection": {"max_wait_seconds": 7}}, {"metadata_fields": {"n": "string"}}, {}):
+        world.change(**change)
+        answer, cursor = tick(world, cursor)
+        found.append(jobs_asked_for(answer))
+    assert found == [[], ["default_verification"], []]
+
+
 JOINED = {"lancedb": {}, "vectors": {"type": "lancedb", "table_prefix": "vectors"}}
 
 

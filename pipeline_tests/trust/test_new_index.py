@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import lancedb
 import pytest
 
 from pipeline.llama_cloud.models import IndexState
+from pipeline.stages.detect import detect
 from pipeline.stages.erase import erase, retire
 from pipeline_tests.world import World, open_world
 
@@ -54,6 +56,17 @@ def test_its_files_replace_the_former_ones_in_the_sink(world: World) -> None:
     world.assert_settled()
     world.ingest()
     assert configs(world).isdisjoint(former)
+
+
+def test_its_files_are_listed_however_old_they_are_and_however_many_the_former_ones_were(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.stages.detect._CHEAP_FILES", 0)
+    make_index_anew(world)
+    world.refresh()
+    world.export.ledger.update_state(listed_at=time.time() + 60)
+    found = asyncio.run(detect(world.export))
+    assert (found.look, found.new, found.missing) == ("complete", 3, 3)
 
 
 def test_what_another_export_has_of_the_former_index_stays(world: World) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import ConfigError
+from pipeline.orchestration.liveness import command_run
 from pipeline.stages.erase import Retired
 from pipeline.stages.verify import verify
 from pipeline_tests.trust.damage import duplicate_rows
@@ -26,6 +27,21 @@ def test_an_old_models_collection_is_dropped_and_the_present_one_is_refused(worl
     world.assert_settled()
     with pytest.raises(ConfigError, match="no such collection"):
         retired(world, model=old)
+
+
+def test_nothing_is_retired_while_a_run_that_may_have_the_former_settings_would_write_it_again(world: World) -> None:
+    slug, second = world.export.embedder.identity.slug, world.root / "second"
+    world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(second)}})
+    world.ingest()
+    world.change(sinks={"lancedb": {}}, embedding={"provider": "constant", "constant_dimension": 64})
+    with command_run("sync") as run_id:
+        assert world.export.claim([world.file_id("doc-0.md")], run_id)
+        for which in ({"sink": "second"}, {"model": slug}):
+            with pytest.raises(ConfigError, match="a run is working on 1 of its files"):
+                retired(world, **which)
+        world.export.ledger.drop_leases(run_id)
+    assert files_with(second, b"body of document")
+    assert [one.files for one in retired(world, sink="second")] == [4]
 
 
 def test_a_collection_that_others_use_loses_only_what_is_ours(world: World) -> None:
