@@ -184,7 +184,7 @@ def erase(
         out.print_json(data={**asdict(report), "proved": report.proved})
     else:
         print_erasure(out, report)
-    if not report.proved:
+    if not report.done:
         raise typer.Exit(1)
 
 

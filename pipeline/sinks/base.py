@@ -216,6 +216,18 @@ class Exporter(ABC):
         names altered ones in the record's metadata (``copies.ALTERED``).
         """
 
+    async def count_unread(
+        self,
+        *,
+        export_config_id: str,  # noqa: ARG002 - most stores show all they hold
+        parsed_directory_file_ids: Sequence[str],  # noqa: ARG002
+    ) -> int | None:
+        """How much is held of these files where neither ``list_snapshots`` nor ``fetch_records`` looks, for an erasure's proof.
+
+        ``None`` where there is such a place and the store cannot be asked what is in it.
+        """
+        return 0
+
     @abstractmethod
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """The best ``request.k`` records, best first.

@@ -7,6 +7,11 @@ be able to read back lies in the docstore: record sets, vectors included, and wh
 finds; the docstore answers, with exact scores and filters. Where a vector store can delete nodes by id, a new version is
 written before the old one is removed, and readers may briefly see both; where it cannot, readers may briefly see neither.
 Verification therefore proves the docstore, and of the vector store only what a search shows.
+
+Deletes ask the vector store too for files the docstore knows nothing of: it may have lost its data. Whether anything is left
+there is proved by ``get_nodes`` where a store has that (Chroma, Milvus and others); of others an erasure says that it cannot be
+proved. What a docstore that lost its data knew as a file's old version stays in the vector store until that file is deleted:
+searches of the sink pass it over, LlamaIndex's own find it.
 """
 
 from __future__ import annotations
@@ -136,8 +141,6 @@ class LlamaIndexExporter(Exporter):
         """Batches of up to 200 files or about 16 MB: see the module."""
         self.check_files(files)
         accepted, refused = await asyncio.to_thread(sift, files, self._checks)
-        empty = [self._key(file.provenance.export_config_id, file.file_id) for file in accepted if not file.table.num_rows]
-        await self._run("remove files", lambda stores: stores.remove(empty))
         filled = [file for file in accepted if file.table.num_rows]
         records, size = 0, 0
         for batch in file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE):
@@ -146,6 +149,9 @@ class LlamaIndexExporter(Exporter):
             await self._run("replace files", partial(_replace, files=encoded))
             records += sum(item.file.table.num_rows for item in encoded)
             size += sum(len(item.encoded) for item in encoded)
+        # Last: some vector stores delete nothing before something was added.
+        empty = [self._key(file.provenance.export_config_id, file.file_id) for file in accepted if not file.table.num_rows]
+        await self._run("remove files", lambda stores: stores.remove(empty))
         return ReplaceReport(records, size, tuple(refused))
 
     def _encode(self, file: FileRecords) -> EncodedFile:
@@ -172,6 +178,11 @@ class LlamaIndexExporter(Exporter):
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         keys = [self._key(export_config_id, file_id) for file_id in parsed_directory_file_ids]
         await self._run("delete files", lambda stores: stores.remove(keys))
+
+    async def count_unread(self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str]) -> int | None:
+        """Nodes of the vector store, one request a file; ``None`` for one that LlamaIndex cannot ask for nodes by a filter."""
+        keys = [self._key(export_config_id, file_id) for file_id in parsed_directory_file_ids]
+        return await self._run("look for what is left", lambda stores: stores.left(keys))
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

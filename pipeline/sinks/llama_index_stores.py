@@ -16,12 +16,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 from llama_index.core.schema import BaseNode, Document
-from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, MetadataFilter, MetadataFilters, VectorStoreQuery
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.llama_index_documents import (
+    FILE_ID,
     MARKER,
     Address,
     FileState,
@@ -161,15 +162,30 @@ class Stores:
         )
 
     def remove(self, keys: Sequence[FileKey]) -> None:
+        """Whether the docstore knows them or not: it may have lost what the vector store still shows."""
         with self._lock:
             held = [state for state in map(self.state, keys) if state is not None]
-            if not held:
-                return
             self._write_states([replace(state, pending=True) for state in held])
             self._remove_nodes([(state.key, state.generations) for state in held])
+            self._delete_documents(keys)
             self._forget_records([(state.key, state.generations) for state in held])
             for state in held:
                 self._states.delete(state_id(state.key))
+
+    def left(self, keys: Sequence[FileKey]) -> int | None:
+        """How many nodes of these files the vector store still has; ``None`` where it cannot be asked."""
+        if self._in_memory:
+            return 0
+        try:
+            return sum(self._nodes_left(key) for key in keys)
+        except NotImplementedError:
+            return None
+
+    def _nodes_left(self, key: FileKey) -> int:
+        of_file = MetadataFilters(filters=[MetadataFilter(key=FILE_ID, value=key.file_id)])
+        with self._lock:
+            found = [address_of(node) for node in self._vectors.get_nodes(node_ids=None, filters=of_file)]
+        return sum(address is not None and address.key == key for address in found)
 
     def nearest(self, vector: Sequence[float], k: int) -> list[Address | None]:
         """Which records the vector store finds nearest; ``None`` for nodes of others. Fewer than ``k`` when there are no more."""
@@ -206,6 +222,11 @@ class Stores:
             for document in gone:
                 self._vectors.delete(document)
         self._nodes.remove_nodes(gone)
+
+    def _delete_documents(self, keys: Sequence[FileKey]) -> None:
+        if not self._in_memory:
+            for key in keys:
+                self._vectors.delete(ref_doc_id(key.export_config_id, key.file_id))
 
     def _forget_records(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
         for key, generations in versions:
