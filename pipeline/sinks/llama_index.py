@@ -205,14 +205,16 @@ class LlamaIndexExporter(Exporter):
             export_config_id=export_config_id, parsed_directory_file_ids=parsed_directory_file_ids
         )
         waiting: list[pa.Table] = []
+        size = 0
         for snapshot in snapshots:
             key = self._key(export_config_id, snapshot.parsed_directory_file_id)
             table = await self._run("read records", partial(_current_records, key=key))
             if table is not None:
                 waiting.append(table)
-            if sum(table.nbytes for table in waiting) >= _BYTES_AT_ONCE:
+                size += table.nbytes
+            if size >= _BYTES_AT_ONCE:
                 yield pa.concat_tables(waiting)
-                waiting = []
+                waiting, size = [], 0
         if waiting:
             yield pa.concat_tables(waiting)
 
