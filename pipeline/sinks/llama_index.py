@@ -6,7 +6,11 @@ Of vector stores LlamaIndex asks for ``add``, ``delete`` of a document and ``que
 be able to read back lies in the docstore: record sets, vectors included, and what is known of every file. The vector store
 finds; the docstore answers, with exact scores and filters. Where a vector store can delete nodes by id, a new version is
 written before the old one is removed, and readers may briefly see both; where it cannot, readers may briefly see neither.
-Verification therefore proves the docstore, and of the vector store only what a search shows.
+
+Verification therefore proves the docstore. A deep one also asks the vector store for each file's first record, by its vector
+and, where a search does not show it, by its id: a vector store that has lost its data, or files of it, is found and repaired, not
+one that lacks other records alone. ``rebuild sink`` writes every file again whatever the docstore says; a file may briefly not
+be found meanwhile.
 
 Deletes ask the vector store too for files the docstore knows nothing of: it may have lost its data. Whether anything is left
 there is proved by ``get_nodes`` where a store has that (Chroma, Milvus and others); of others an erasure says that it cannot be
@@ -218,6 +222,14 @@ class LlamaIndexExporter(Exporter):
         if waiting:
             yield pa.concat_tables(waiting)
 
+    async def unfound_files(self, records: pa.Table) -> frozenset[str]:
+        """By each file's first vector: see ``llama_index_proof``. A vector store in memory is made of what the docstore holds."""
+        from pipeline.sinks.llama_index_proof import unfound
+
+        if self.settings.in_memory:
+            return frozenset()
+        return await self._run("search", lambda stores: unfound(stores, records, self.settings.max_depth))
+
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Asks the vector store for more and more until enough of what it finds meets the filters; scores are exact.
 
@@ -232,7 +244,7 @@ class LlamaIndexExporter(Exporter):
         loaded: dict[tuple[FileKey, str], pa.Table | None] = {}
         depth = min(2 * request.k, self.settings.max_depth)
         while True:
-            found = stores.nearest(vector.tolist(), depth)
+            found = stores.nearest(vector.tolist(), depth).addresses
             rows = []
             for address in found:
                 if address is None or address.key != self._key(request.export_config_id, address.key.file_id):
@@ -251,6 +263,10 @@ class LlamaIndexExporter(Exporter):
             if len(hits) == request.k or len(found) < depth or depth == self.settings.max_depth:
                 return hits
             depth = min(4 * depth, self.settings.max_depth)
+
+    async def renew(self, *, export_config_id: str) -> None:
+        """All files of the config are written again: what the docstore says proves nothing of the vector store."""
+        await self._run("renew", lambda stores: stores.distrust(self.context.tenant_id, export_config_id))
 
     async def close(self) -> None:
         """The last exporter of a process to let go of the stores lets them go."""

@@ -39,6 +39,8 @@ from pipeline.sinks.records import FileRecords, ref_doc_id
 from pipeline.sinks.slicing import slices
 
 _NODES_AT_ONCE: Final = 500
+_ALIKE: Final = 1e-5
+"""Largest difference between scores of equal vectors, computed in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,15 @@ class _Plan:
     rewritten: Sequence[Generation]
     pending: FileState
     complete: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Which records the vector store finds nearest, ``None`` for nodes of others; fewer than were asked for when there are no
+    more. ``alike``: the last is as near as the first."""
+
+    addresses: list[Address | None]
+    alike: bool
 
 
 class Stores:
@@ -161,6 +172,12 @@ class Stores:
             complete=FileState(key.tenant_id, snapshot, (new,), pending=False),
         )
 
+    def distrust(self, tenant_id: str, export_config_id: str) -> None:
+        """Let no file of this config look complete until it is written again."""
+        with self._lock:
+            mine = [s for s in self.states() if (s.key.tenant_id, s.key.export_config_id) == (tenant_id, export_config_id)]
+            self._write_states([replace(state, pending=True) for state in mine])
+
     def remove(self, keys: Sequence[FileKey]) -> None:
         """Whether the docstore knows them or not: it may have lost what the vector store still shows."""
         with self._lock:
@@ -187,14 +204,20 @@ class Stores:
             found = [address_of(node) for node in self._vectors.get_nodes(node_ids=None, filters=of_file)]
         return sum(address is not None and address.key == key for address in found)
 
-    def nearest(self, vector: Sequence[float], k: int) -> list[Address | None]:
-        """Which records the vector store finds nearest; ``None`` for nodes of others. Fewer than ``k`` when there are no more."""
+    def held(self, ids: Sequence[str]) -> set[str] | None:
+        """Which of these nodes the vector store has; ``None`` where it cannot be asked for nodes by their ids."""
+        try:
+            with self._lock:
+                return {node.node_id for some in slices(ids, count=_NODES_AT_ONCE) for node in self._vectors.get_nodes(some)}
+        except NotImplementedError:
+            return None
+
+    def nearest(self, vector: Sequence[float], k: int) -> Nearest:
         with self._lock:
             found = self._opened().query(VectorStoreQuery(query_embedding=list(vector), similarity_top_k=k))
-            if found.nodes:
-                return [address_of(node) for node in found.nodes]
-            held = (self._nodes.get(node_id) for node_id in found.ids or [])
-            return [None if node is None else address_of(node) for node in held]
+            nodes = found.nodes or [self._nodes.get(node_id) for node_id in found.ids or []]
+            scores = found.similarities or [0.0]
+            return Nearest([node and address_of(node) for node in nodes], abs(scores[0] - scores[-1]) <= _ALIKE)
 
     def _write_states(self, states: Iterable[FileState]) -> None:
         self._states.add_documents([Document(id_=state_id(state.key), text=encode_state(state)) for state in states])

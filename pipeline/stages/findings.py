@@ -30,12 +30,14 @@ FindingKind = Literal[
     "wrong_dimension",
     "duplicate",
     "pending",
+    "unsearchable",
     "conflict",
     "unreachable",
     "unproved",
 ]
 """``stale_file``: another version of the file stands (a deep verification names the records). ``pending``: a replace was left
-half-way. ``conflict``: the collection is not ours or does not fit. ``unreachable``: the sink is down or set up wrong.
+half-way. ``unsearchable``: the records stand and searches do not find them. ``conflict``: the collection is not ours or does not
+fit. ``unreachable``: the sink is down or set up wrong.
 ``unproved``: the lake lacks what to compare with."""
 
 _TEXT_FIELDS: Final = frozenset({"content", "context", "content_hash", "chunk_start_char", "chunk_end_char"})

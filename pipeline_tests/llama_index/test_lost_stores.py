@@ -19,10 +19,15 @@ from rich.console import Console
 
 from pipeline.cli_output import print_erasure
 from pipeline.sinks.llama_index import LlamaIndexExporter
+from pipeline.sinks.records import matrix
 from pipeline.stages.erase import erase
+from pipeline.stages.rebuild import renew_sink
+from pipeline.stages.repair import repair
+from pipeline.stages.verify import verify
 from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.llama_index_harness import LlamaIndexUnderTest
 from pipeline_tests.llama_index import stacks
+from pipeline_tests.sinks.test_recall import with_vectors
 from pipeline_tests.world import World, open_world
 
 SINK = "llama_index"
@@ -62,6 +67,11 @@ def in_vector_store(world: World) -> list[str]:
         return sorted(metadata["file_name"] for metadata in vectors._collection.get(include=["metadatas"])["metadatas"])
 
 
+def lose_vector_store(world: World) -> None:
+    with vector_store(world) as vectors:
+        vectors.clear()
+
+
 def lose_docstore() -> None:
     for store in stacks._DOCSTORES.values():
         for name in list(store.docs):
@@ -98,3 +108,61 @@ async def test_nodes_that_a_delete_leaves_in_the_vector_store_are_counted(bench:
     await bench.delete("dfl-1")
     told = await bench.exporter.count_unread(export_config_id=bench.config, parsed_directory_file_ids=["dfl-1", "dfl-2"])
     assert told == (0 if can_be_asked else None)
+
+
+def test_a_lost_vector_store_is_found_by_a_deep_verification_and_filled_by_a_repair(world: World) -> None:
+    assert asyncio.run(verify(world.export, SINK, deep=True)).ok
+    lose_vector_store(world)
+    found = asyncio.run(verify(world.export, SINK, deep=True))
+    assert {(finding.kind, finding.file_id) for finding in found.findings} == {
+        ("unsearchable", file_id) for file_id in world.export.ledger.files()
+    }
+    assert asyncio.run(repair(world.export, SINK, run_id="repair-test")).ok
+    assert in_vector_store(world) == ["doc-0.md", "doc-1.md", "doc-2.md"]
+
+
+def test_a_rebuild_writes_every_file_of_this_config_again_whatever_the_docstore_says(world: World) -> None:
+    lose_vector_store(world)
+    asyncio.run(renew_sink(world.export, SINK))
+    assert not asyncio.run(verify(world.export, SINK)).ok
+    world.ingest()
+    assert in_vector_store(world) == ["doc-0.md", "doc-1.md", "doc-2.md"]
+    assert asyncio.run(verify(world.export, SINK, deep=True)).ok
+
+
+async def test_a_rebuild_leaves_other_configs_and_tenants_as_they_are(bench: Bench) -> None:
+    mine, theirs = bench.file("dfl-1"), bench.file("dfl-1", config=f"{bench.config}-b")
+    stranger = bench.open(tenant=f"{bench.tenant}-b")
+    await bench.replace(mine, theirs)
+    await stranger.replace_files([bench.file("dfl-2", tenant=f"{bench.tenant}-b")])
+    await bench.exporter.renew(export_config_id=bench.config)
+    assert (await bench.snapshots())["dfl-1"].record_set_hash.startswith("pending:")
+    await bench.assert_holds(theirs, config=f"{bench.config}-b")
+    assert not (await bench.snapshots(stranger))["dfl-2"].record_set_hash.startswith("pending:")
+    await bench.replace(mine)
+    await bench.assert_holds(mine)
+
+
+async def test_files_that_a_search_does_not_find_are_told_from_those_it_finds(bench: Bench) -> None:
+    files = [bench.file(f"dfl-{number}", 3) for number in range(5)]
+    await bench.replace(*files, bench.file("dfl-1", 2, config=f"{bench.config}-b"))
+    assert await unfound(bench) == set()
+    exporter = bench.exporter
+    assert isinstance(exporter, LlamaIndexExporter)
+    exporter._stores()._vectors.delete(f"{bench.config}:dfl-1")
+    exporter._stores()._vectors.delete(f"{bench.config}:dfl-4")
+    assert await unfound(bench) == {"dfl-1", "dfl-4"}
+
+
+async def test_files_that_begin_alike_are_found_however_many_they_are(bench: Bench) -> None:
+    """More than a search is asked for at first, and than it is asked for at most."""
+    files = [bench.file(f"dfl-{number:03}", 1) for number in range(300)]
+    alike = [with_vectors(file, matrix(files[0].table["embedding"])) for file in files]
+    await bench.replace(*alike)
+    assert await unfound(bench) == set()
+
+
+async def unfound(bench: Bench) -> set[str]:
+    """As a deep verification asks for them."""
+    held = bench.exporter.fetch_records(export_config_id=bench.config)
+    return {file_id async for table in held for file_id in await bench.exporter.unfound_files(table)}
