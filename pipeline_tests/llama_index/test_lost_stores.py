@@ -72,15 +72,16 @@ def lose_vector_store(world: World) -> None:
         vectors.clear()
 
 
-def lose_docstore() -> None:
-    for store in stacks._DOCSTORES.values():
-        for name in list(store.docs):
-            store.delete_document(name)
+def lose_docstore(root: Path, namespaces: str = "") -> None:
+    for name, store in stacks._DOCSTORES.items():
+        if name.startswith(f"{root}/") and name.endswith(namespaces):
+            for document in list(store.docs):
+                store.delete_document(document)
 
 
 def test_an_erased_file_leaves_the_vector_store_also_when_the_docstore_has_forgotten_it(world: World) -> None:
     victim = world.file_id("doc-1.md")
-    lose_docstore()
+    lose_docstore(world.root)
     report = asyncio.run(erase(world.export, [victim], run_id="erase-test"))
     assert (report.proved, report.unproved) == (True, [])
     assert in_vector_store(world) == ["doc-0.md", "doc-2.md"]
@@ -166,3 +167,12 @@ async def unfound(bench: Bench) -> set[str]:
     """As a deep verification asks for them."""
     held = bench.exporter.fetch_records(export_config_id=bench.config)
     return {file_id async for table in held for file_id in await bench.exporter.unfound_files(table)}
+
+
+def test_records_that_the_docstore_has_lost_while_its_snapshots_stand_are_found_and_repaired(world: World) -> None:
+    lose_docstore(world.root, "_records")
+    assert asyncio.run(verify(world.export, SINK)).ok
+    found = asyncio.run(verify(world.export, SINK, deep=True))
+    assert {finding.file_id for finding in found.findings} == set(world.export.ledger.files())
+    assert asyncio.run(repair(world.export, SINK, run_id="repair-test")).ok
+    assert len(world.held(SINK)) == 3
