@@ -184,7 +184,11 @@ def print_erasure(console: Console, report: ErasureReport) -> None:
         console.print(f"{proof.place}: {proof.records} found ({proof.checked})", markup=False, highlight=False)
     for problem in report.problems:
         console.print(f"not erased: {problem}", markup=False, highlight=False)
+    for what in report.unproved:
+        console.print(f"not proved: {what}", markup=False, highlight=False)
     verdict = "[green]erased and proved[/green]" if report.proved else "[red]not proved; erase again, by id[/red]"
+    if report.done and report.unproved:
+        verdict = "[yellow]erased; proved but for what is said above[/yellow]"
     console.print(f"{escape(', '.join(report.file_ids))}: {verdict}", highlight=False)
 
 

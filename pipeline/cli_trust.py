@@ -128,7 +128,8 @@ def rebuild_lake(export: ExportOption = "default", sink: EverySinkOption = None,
 
 @rebuild_app.command("sink")
 def rebuild_sink(name: str, export: ExportOption = "default", as_json: JsonOption = False) -> None:
-    """Fill a sink that was lost, damaged or half restored from the lake; files that stand there already are not written again."""
+    """Fill a sink that was lost, damaged or half restored from the lake; files that stand there already are not written again,
+    except those of a llama_index sink."""
     from pipeline.cli_output import SyncView, print_sync, sync_summary
     from pipeline.orchestration.launcher import sync
     from pipeline.stages.rebuild import renew_sink
@@ -184,7 +185,7 @@ def erase(
         out.print_json(data={**asdict(report), "proved": report.proved})
     else:
         print_erasure(out, report)
-    if not report.proved:
+    if not report.done:
         raise typer.Exit(1)
 
 

@@ -216,6 +216,25 @@ class Exporter(ABC):
         names altered ones in the record's metadata (``copies.ALTERED``).
         """
 
+    async def count_unread(
+        self,
+        *,
+        export_config_id: str,  # noqa: ARG002 - most stores show all they hold
+        parsed_directory_file_ids: Sequence[str],  # noqa: ARG002
+    ) -> int | None:
+        """How much is held of these files where neither ``list_snapshots`` nor ``fetch_records`` looks, for an erasure's proof.
+
+        ``None`` where there is such a place and the store cannot be asked what is in it.
+        """
+        return 0
+
+    async def unfound_files(self, records: pa.Table) -> frozenset[str]:  # noqa: ARG002 - most stores search what they show
+        """Files of these records, as ``fetch_records`` gives them, that searches do not find, for deep verification.
+
+        None where searches read what ``fetch_records`` does.
+        """
+        return frozenset()
+
     @abstractmethod
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """The best ``request.k`` records, best first.
@@ -238,8 +257,9 @@ class Exporter(ABC):
         Ends readers of old versions; called after an erasure, while no run writes.
         """
 
-    async def renew(self) -> None:  # noqa: B027 - most stores see to their files themselves
-        """Make good what is damaged in the files of the collection; files that are lost are loaded again after it.
+    async def renew(self, *, export_config_id: str) -> None:  # noqa: B027 - most stores see to their files themselves
+        """Make good what is damaged in the files of the collection; files that are lost are loaded again after it. What snapshots
+        cannot vouch for is no more listed as complete, so that all of this config is loaded again.
 
         Called when a person has it rebuilt. Raises SinkDamaged where that needs more than may be taken from other exports.
         """

@@ -292,7 +292,7 @@ class LanceDBExporter(Exporter):
     async def purge_history(self) -> None:
         await self._upkeep.purge(await self._store.table())
 
-    async def renew(self) -> None:
+    async def renew(self, *, export_config_id: str) -> None:  # noqa: ARG002 - the table is every config's
         """Write rows and indexes anew. Raises SinkDamaged where the table cannot be read for it: what others keep in it goes with
         its folder, which is therefore for a person to remove."""
         try:

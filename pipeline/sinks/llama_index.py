@@ -6,7 +6,16 @@ Of vector stores LlamaIndex asks for ``add``, ``delete`` of a document and ``que
 be able to read back lies in the docstore: record sets, vectors included, and what is known of every file. The vector store
 finds; the docstore answers, with exact scores and filters. Where a vector store can delete nodes by id, a new version is
 written before the old one is removed, and readers may briefly see both; where it cannot, readers may briefly see neither.
-Verification therefore proves the docstore, and of the vector store only what a search shows.
+
+Verification therefore proves the docstore. A deep one also asks the vector store for each file's first record, by its vector
+and, where a search does not show it, by its id: a vector store that has lost its data, or files of it, is found and repaired, not
+one that lacks other records alone. ``rebuild sink`` writes every file again whatever the docstore says; a file may briefly not
+be found meanwhile.
+
+Deletes ask the vector store too for files the docstore knows nothing of: it may have lost its data. Whether anything is left
+there is proved by ``get_nodes`` where a store has that (Chroma, Milvus and others); of others an erasure says that it cannot be
+proved. What a docstore that lost its data knew as a file's old version stays in the vector store until that file is deleted:
+searches of the sink pass it over, LlamaIndex's own find it.
 """
 
 from __future__ import annotations
@@ -136,8 +145,6 @@ class LlamaIndexExporter(Exporter):
         """Batches of up to 200 files or about 16 MB: see the module."""
         self.check_files(files)
         accepted, refused = await asyncio.to_thread(sift, files, self._checks)
-        empty = [self._key(file.provenance.export_config_id, file.file_id) for file in accepted if not file.table.num_rows]
-        await self._run("remove files", lambda stores: stores.remove(empty))
         filled = [file for file in accepted if file.table.num_rows]
         records, size = 0, 0
         for batch in file_slices(filled, count=_FILES_AT_ONCE, size=_BYTES_AT_ONCE):
@@ -146,6 +153,9 @@ class LlamaIndexExporter(Exporter):
             await self._run("replace files", partial(_replace, files=encoded))
             records += sum(item.file.table.num_rows for item in encoded)
             size += sum(len(item.encoded) for item in encoded)
+        # Last: some vector stores delete nothing before something was added.
+        empty = [self._key(file.provenance.export_config_id, file.file_id) for file in accepted if not file.table.num_rows]
+        await self._run("remove files", lambda stores: stores.remove(empty))
         return ReplaceReport(records, size, tuple(refused))
 
     def _encode(self, file: FileRecords) -> EncodedFile:
@@ -173,6 +183,11 @@ class LlamaIndexExporter(Exporter):
         keys = [self._key(export_config_id, file_id) for file_id in parsed_directory_file_ids]
         await self._run("delete files", lambda stores: stores.remove(keys))
 
+    async def count_unread(self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str]) -> int | None:
+        """Nodes of the vector store, one request a file; ``None`` for one that LlamaIndex cannot ask for nodes by a filter."""
+        keys = [self._key(export_config_id, file_id) for file_id in parsed_directory_file_ids]
+        return await self._run("look for what is left", lambda stores: stores.left(keys))
+
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None
     ) -> list[Snapshot]:
@@ -194,16 +209,26 @@ class LlamaIndexExporter(Exporter):
             export_config_id=export_config_id, parsed_directory_file_ids=parsed_directory_file_ids
         )
         waiting: list[pa.Table] = []
+        size = 0
         for snapshot in snapshots:
             key = self._key(export_config_id, snapshot.parsed_directory_file_id)
             table = await self._run("read records", partial(_current_records, key=key))
             if table is not None:
                 waiting.append(table)
-            if sum(table.nbytes for table in waiting) >= _BYTES_AT_ONCE:
+                size += table.nbytes
+            if size >= _BYTES_AT_ONCE:
                 yield pa.concat_tables(waiting)
-                waiting = []
+                waiting, size = [], 0
         if waiting:
             yield pa.concat_tables(waiting)
+
+    async def unfound_files(self, records: pa.Table) -> frozenset[str]:
+        """By each file's first vector: see ``llama_index_proof``. A vector store in memory is made of what the docstore holds."""
+        from pipeline.sinks.llama_index_proof import unfound
+
+        if self.settings.in_memory:
+            return frozenset()
+        return await self._run("search", lambda stores: unfound(stores, records, self.settings.max_depth))
 
     async def search(self, request: SearchRequest) -> list[SearchHit]:
         """Asks the vector store for more and more until enough of what it finds meets the filters; scores are exact.
@@ -219,7 +244,7 @@ class LlamaIndexExporter(Exporter):
         loaded: dict[tuple[FileKey, str], pa.Table | None] = {}
         depth = min(2 * request.k, self.settings.max_depth)
         while True:
-            found = stores.nearest(vector.tolist(), depth)
+            found = stores.nearest(vector.tolist(), depth).addresses
             rows = []
             for address in found:
                 if address is None or address.key != self._key(request.export_config_id, address.key.file_id):
@@ -238,6 +263,10 @@ class LlamaIndexExporter(Exporter):
             if len(hits) == request.k or len(found) < depth or depth == self.settings.max_depth:
                 return hits
             depth = min(4 * depth, self.settings.max_depth)
+
+    async def renew(self, *, export_config_id: str) -> None:
+        """All files of the config are written again: what the docstore says proves nothing of the vector store."""
+        await self._run("renew", lambda stores: stores.distrust(self.context.tenant_id, export_config_id))
 
     async def close(self) -> None:
         """The last exporter of a process to let go of the stores lets them go."""

@@ -28,6 +28,9 @@ from pipeline.sinks.records import FileRecords, canonical_json, with_ids
 MARKER: Final = "indexport"
 """Id of the document that says what the namespaces are."""
 
+FILE_ID: Final = "parsed_directory_file_id"
+"""Key in a node's metadata."""
+
 _ADDRESS: Final = ("tenant_id", "record_set_hash")
 
 
@@ -129,7 +132,7 @@ class Address:
 def address_of(node: BaseNode) -> Address | None:
     """``None`` for a node that somebody else has added."""
     metadata = node.metadata
-    file_id = metadata.get("parsed_directory_file_id")
+    file_id = metadata.get(FILE_ID)
     if node.ref_doc_id is None or file_id is None or any(name not in metadata for name in _ADDRESS):
         return None
     config = node.ref_doc_id.removesuffix(f":{file_id}")

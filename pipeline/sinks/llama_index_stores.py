@@ -16,12 +16,13 @@ from typing import Any, Final
 
 import pyarrow as pa
 from llama_index.core.schema import BaseNode, Document
-from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQuery
+from llama_index.core.vector_stores.types import BasePydanticVectorStore, MetadataFilter, MetadataFilters, VectorStoreQuery
 
 from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.file_keys import FileKey, Generation
 from pipeline.sinks.llama_index_documents import (
+    FILE_ID,
     MARKER,
     Address,
     FileState,
@@ -38,6 +39,8 @@ from pipeline.sinks.records import FileRecords, ref_doc_id
 from pipeline.sinks.slicing import slices
 
 _NODES_AT_ONCE: Final = 500
+_ALIKE: Final = 1e-5
+"""Largest difference between scores of equal vectors, computed in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,15 @@ class _Plan:
     rewritten: Sequence[Generation]
     pending: FileState
     complete: FileState
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """Which records the vector store finds nearest, ``None`` for nodes of others; fewer than were asked for when there are no
+    more. ``alike``: the last is as near as the first."""
+
+    addresses: list[Address | None]
+    alike: bool
 
 
 class Stores:
@@ -160,25 +172,52 @@ class Stores:
             complete=FileState(key.tenant_id, snapshot, (new,), pending=False),
         )
 
+    def distrust(self, tenant_id: str, export_config_id: str) -> None:
+        """Let no file of this config look complete until it is written again."""
+        with self._lock:
+            mine = [s for s in self.states() if (s.key.tenant_id, s.key.export_config_id) == (tenant_id, export_config_id)]
+            self._write_states([replace(state, pending=True) for state in mine])
+
     def remove(self, keys: Sequence[FileKey]) -> None:
+        """Whether the docstore knows them or not: it may have lost what the vector store still shows."""
         with self._lock:
             held = [state for state in map(self.state, keys) if state is not None]
-            if not held:
-                return
             self._write_states([replace(state, pending=True) for state in held])
             self._remove_nodes([(state.key, state.generations) for state in held])
+            self._delete_documents(keys)
             self._forget_records([(state.key, state.generations) for state in held])
             for state in held:
                 self._states.delete(state_id(state.key))
 
-    def nearest(self, vector: Sequence[float], k: int) -> list[Address | None]:
-        """Which records the vector store finds nearest; ``None`` for nodes of others. Fewer than ``k`` when there are no more."""
+    def left(self, keys: Sequence[FileKey]) -> int | None:
+        """How many nodes of these files the vector store still has; ``None`` where it cannot be asked."""
+        if self._in_memory:
+            return 0
+        try:
+            return sum(self._nodes_left(key) for key in keys)
+        except NotImplementedError:
+            return None
+
+    def _nodes_left(self, key: FileKey) -> int:
+        of_file = MetadataFilters(filters=[MetadataFilter(key=FILE_ID, value=key.file_id)])
+        with self._lock:
+            found = [address_of(node) for node in self._vectors.get_nodes(node_ids=None, filters=of_file)]
+        return sum(address is not None and address.key == key for address in found)
+
+    def held(self, ids: Sequence[str]) -> set[str] | None:
+        """Which of these nodes the vector store has; ``None`` where it cannot be asked for nodes by their ids."""
+        try:
+            with self._lock:
+                return {node.node_id for some in slices(ids, count=_NODES_AT_ONCE) for node in self._vectors.get_nodes(some)}
+        except NotImplementedError:
+            return None
+
+    def nearest(self, vector: Sequence[float], k: int) -> Nearest:
         with self._lock:
             found = self._opened().query(VectorStoreQuery(query_embedding=list(vector), similarity_top_k=k))
-            if found.nodes:
-                return [address_of(node) for node in found.nodes]
-            held = (self._nodes.get(node_id) for node_id in found.ids or [])
-            return [None if node is None else address_of(node) for node in held]
+            nodes = found.nodes or [self._nodes.get(node_id) for node_id in found.ids or []]
+            scores = found.similarities or [0.0]
+            return Nearest([node and address_of(node) for node in nodes], abs(scores[0] - scores[-1]) <= _ALIKE)
 
     def _write_states(self, states: Iterable[FileState]) -> None:
         self._states.add_documents([Document(id_=state_id(state.key), text=encode_state(state)) for state in states])
@@ -206,6 +245,11 @@ class Stores:
             for document in gone:
                 self._vectors.delete(document)
         self._nodes.remove_nodes(gone)
+
+    def _delete_documents(self, keys: Sequence[FileKey]) -> None:
+        if not self._in_memory:
+            for key in keys:
+                self._vectors.delete(ref_doc_id(key.export_config_id, key.file_id))
 
     def _forget_records(self, versions: Iterable[tuple[FileKey, Sequence[Generation]]]) -> None:
         for key, generations in versions:

@@ -35,15 +35,22 @@ class Proof:
 
 @dataclass(slots=True)
 class ErasureReport:
-    """``problems`` say what could not be erased or proved yet; erasing again goes on from there."""
+    """``problems`` say what could not be erased or proved yet; erasing again goes on from there. ``unproved`` names places where
+    all was told to go and nobody can look: erasing again proves no more."""
 
     file_ids: list[str]
     proofs: list[Proof] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    unproved: list[str] = field(default_factory=list)
+
+    @property
+    def done(self) -> bool:
+        """Nothing is left to do, and nothing was found wherever one can look."""
+        return not self.problems and all(proof.records == 0 for proof in self.proofs)
 
     @property
     def proved(self) -> bool:
-        return not self.problems and all(proof.records == 0 for proof in self.proofs)
+        return self.done and not self.unproved
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,14 +141,19 @@ async def _erase_from(
         async with _opened(export, held, tenant_id) as exporter:
             await delete_from(export, held.sink, exporter, config, file_ids)
             await exporter.purge_history()
-            report.proofs.append(await _proof(exporter, place, config, report.file_ids))
+            unread = await exporter.count_unread(export_config_id=config, parsed_directory_file_ids=report.file_ids)
+            report.proofs.append(await _proof(exporter, place, config, report.file_ids, unread or 0))
+            if unread is None:
+                report.unproved.append(
+                    f"{place}: it was told to delete what its searches read, and cannot be asked whether any is left"
+                )
     except SINK_ERRORS as error:
         report.problems.append(f"{place}: {error}")
 
 
-async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence[str]) -> Proof:
+async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence[str], unread: int) -> Proof:
     snapshots = await exporter.list_snapshots(export_config_id=config, parsed_directory_file_ids=file_ids)
-    records = sum(max(1, snapshot.chunk_count) for snapshot in snapshots)
+    records = max(unread, sum(max(1, snapshot.chunk_count) for snapshot in snapshots))
     try:
         held = exporter.fetch_records(export_config_id=config, parsed_directory_file_ids=file_ids)
     except SinkConflict:

@@ -31,13 +31,15 @@ FindingKind = Literal[
     "duplicate",
     "pending",
     "stale_index",
+    "unsearchable",
     "conflict",
     "unreachable",
     "unproved",
 ]
 """``stale_file``: another version of the file stands (a deep verification names the records). ``pending``: a replace was left
 half-way. ``stale_index``: what the store keeps beside the files, such as LlamaIndex's list of their nodes, is not theirs.
-``conflict``: the collection is not ours or does not fit. ``unreachable``: the sink is down or set up wrong.
+``unsearchable``: the records stand and searches do not find them. ``conflict``: the collection is not ours or does not fit.
+``unreachable``: the sink is down or set up wrong.
 ``unproved``: the lake lacks what to compare with."""
 
 _TEXT_FIELDS: Final = frozenset({"content", "context", "content_hash", "chunk_start_char", "chunk_end_char"})

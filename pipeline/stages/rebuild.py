@@ -183,10 +183,10 @@ async def renew_sink(export: Export, sink: str) -> None:
     """Nothing is taken for granted of a sink: the next run compares every file with what it holds. Raises SinkDamaged where that
     is in vain; a sink that is down or set up wrong is told by that run."""
     await asyncio.to_thread(export.ledger.register.reset_sink, sink)
-    tenant_id, _ = await export.scope()
+    tenant_id, config = await export.scope()
     async with unprovisioned(partial(export.sink, sink, tenant_id)) as exporter:
         try:
-            await exporter.renew()
+            await exporter.renew(export_config_id=config)
         except SINK_ERRORS as error:
             if isinstance(error, SinkDamaged):
                 raise

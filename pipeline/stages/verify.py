@@ -162,10 +162,17 @@ async def _check_snapshots(
             found.add("orphan_file", file_id, f"{of_file[0].chunk_count} records of a file the directory does not have")
         elif expected[file_id].record_set_hash is not None:
             _check_snapshot(exporter, file_id, of_file, expected[file_id], found)
-    for file_id in expected.keys() - snapshots.keys():
-        wanted = expected[file_id]
-        if wanted.record_set_hash not in (None, EMPTY_RECORD_SET) and not wanted.may_be_absent:
-            found.add("missing_file", file_id, "the sink has no record of it")
+    for file_id in _standing(expected) - snapshots.keys():
+        found.add("missing_file", file_id, "the sink has no record of it")
+
+
+def _standing(expected: Mapping[str, _Expected]) -> set[str]:
+    """Files of which the sink must have records."""
+    return {
+        file_id
+        for file_id, wanted in expected.items()
+        if wanted.record_set_hash not in (None, EMPTY_RECORD_SET) and not wanted.may_be_absent
+    }
 
 
 def _check_snapshot(
@@ -215,11 +222,22 @@ async def _check_records(
             files = {group["parsed_directory_file_id"][0].as_py(): group for group in group_files(table)}
             compared = {file_id: group for file_id, group in files.items() if file_id not in pending}
             differences += await asyncio.to_thread(_compare, export, found.sink, scope, expected, compared)
+            differences += await _unsearchable(exporter, found.sink, expected, table, compared)
             found.records += table.num_rows
             seen |= compared.keys()
     told = {(finding.file_id, finding.kind) for finding in found.findings}
     found.findings = [f for f in found.findings if not (f.kind in _SEEN_IN_DEEP and f.file_id in seen)]
     found.findings += [f for f in differences if f.kind != "orphan_file" or (f.file_id, f.kind) not in told]
+    for file_id in _standing(expected) - seen - {finding.file_id for finding in found.findings}:
+        found.add("missing_file", file_id, "its snapshot stands, and none of its records")
+
+
+async def _unsearchable(
+    exporter: Exporter, sink: str, expected: Mapping[str, _Expected], table: pa.Table, compared: Mapping[str, pa.Table]
+) -> list[Finding]:
+    settled = {file_id for file_id in compared if (wanted := expected.get(file_id)) and wanted.record_set_hash is not None}
+    unfound = await exporter.unfound_files(table) & settled
+    return [Finding("unsearchable", sink, file_id, None, "its records stand, and no search finds them") for file_id in unfound]
 
 
 def _compare(

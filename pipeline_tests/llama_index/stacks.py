@@ -14,16 +14,23 @@ from typing import Any
 import pytest
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.storage.kvstore import SimpleKVStore
+from llama_index.core.vector_stores import SimpleVectorStore
 
 from pipeline_tests.ports import free_port
 
 _DOCSTORES: dict[str, SimpleDocumentStore] = {}
+_VECTORS: dict[str, SimpleVectorStore] = {}
 _KVSTORES: dict[str, SimpleKVStore] = {}
 
 
 def shared_docstore(namespace: str, store: str) -> SimpleDocumentStore:
     """LlamaIndex's own docstore in memory, the same one for everybody who names it alike."""
     return _DOCSTORES.setdefault(f"{store}/{namespace}", SimpleDocumentStore())
+
+
+def shared_vectors(store: str) -> SimpleVectorStore:
+    """LlamaIndex's own vector store in memory, the same one for everybody who names it alike; it cannot be asked for nodes."""
+    return _VECTORS.setdefault(store, SimpleVectorStore())
 
 
 def shared_kvstore(store: str) -> SimpleKVStore:
@@ -61,6 +68,10 @@ def faiss(directory: Path) -> dict[str, Any]:
         "class": "llama_index.vector_stores.faiss:FaissMapVectorStore",
         "args": [{"class": "faiss:IndexIDMap2", "args": [{"class": "faiss:IndexFlatIP", "args": ["{dimension}"]}]}],
     }
+
+
+def simple_vectors(directory: Path) -> dict[str, Any]:
+    return {"class": "pipeline_tests.llama_index.stacks:shared_vectors", "args": {"store": str(directory)}}
 
 
 def in_process(directory: Path) -> dict[str, Any]:
