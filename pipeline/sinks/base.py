@@ -179,6 +179,14 @@ class Exporter(ABC):
     async def provision(self) -> None:
         """Create what is missing, idempotently, and validate what exists (dimension, metric, model). Called before first use."""
 
+    async def check_provisioned(self) -> None:
+        """Raises SinkUnavailable where the collection does not exist yet, and SinkConflict where it is not ours.
+
+        For readers that something else must tell: other clients of a store may make a collection that they do not find. One
+        request, for a file there is not: a store that takes a missing collection for an empty one asks after it instead.
+        """
+        await self.list_snapshots(export_config_id="none", parsed_directory_file_ids=["none"])
+
     @abstractmethod
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """Make the store hold exactly these record sets for these files; an empty set removes the file's records.

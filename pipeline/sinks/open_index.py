@@ -43,8 +43,9 @@ def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> 
     read through the sink itself, as is every query that is more than a plain vector query. A storage_context is loaded as it
     stands, into memory. The index opens connections of its own, as the sink is set; ``index.vector_store.close()`` ends them.
 
-    Raises ConfigError for an embedder of another model, for a sink that offers no search, or when LlamaIndex's package for the
-    store is missing, and SinkUnavailable for a storage_context without a generation.
+    Raises ConfigError for an embedder of another model, for a sink that offers no search, for a variable that is not set, or when
+    LlamaIndex's package for the store is missing; SinkUnavailable before the first sync, and SinkConflict for a collection that
+    is not ours: some of LlamaIndex's stores would make one where there is none, which the sink then takes for another's.
     """
     if embedder.identity != sink.context.model:
         raise ConfigError(
@@ -55,11 +56,16 @@ def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> 
     if isinstance(sink, StorageContextExporter):
         return _load(_storage_context(sink, export_config_id), embedder)
     own = type(sink)(sink.settings, sink.context)
-    try:
-        native = native_store(own, export_config_id)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"LlamaIndex needs {error.name!r} for this sink; pip install 'indexport[llama-index]'") from error
     thread = EventLoopThread()
+    try:
+        thread.run(own.check_provisioned())
+        native = native_store(own, export_config_id)
+    except BaseException as error:
+        thread.run(own.close())
+        thread.close()
+        if isinstance(error, ModuleNotFoundError):
+            raise ConfigError(f"LlamaIndex needs {error.name!r} for this sink; pip install 'indexport[llama-index]'") from error
+        raise
     store = SinkVectorStore(own, export_config_id, thread, native)
     return VectorStoreIndex.from_vector_store(store, embed_model=EmbedderEmbedding(embedder, thread))
 
@@ -75,7 +81,9 @@ def _storage_context(sink: StorageContextExporter, export_config_id: str) -> Sto
     for _ in range(_READS):
         found = sink.persist_dir(export_config_id)
         if found is None:
-            raise SinkUnavailable(f"nothing of export {export_config_id!r} has been written to this storage_context yet")
+            raise SinkUnavailable(
+                f"nothing of export {export_config_id!r} has been written to this storage_context yet; sync first"
+            )
         filesystem, path = found
         try:
             stores = LoadedVectorStore.from_namespaced_persist_dir(path, fs=filesystem)

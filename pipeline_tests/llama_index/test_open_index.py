@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from llama_index.core.vector_stores.types import BasePydanticVectorStore, Vector
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.embedding.constant import ConstantEmbedder
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.sinks.base import SinkContext
 from pipeline.sinks.open_index import open_index
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
@@ -36,6 +38,23 @@ NATIVE = {
     "turbopuffer": None,
 }
 """Sink -> LlamaIndex's own store of it, where there is one."""
+ADDRESSES = {
+    "azure_ai_search": "AZURE_SEARCH_API_KEY",
+    "mongodb": "INDEXPORT_MONGODB_URI",
+    "pgvector": "INDEXPORT_PGVECTOR_DSN",
+    "pinecone": "PINECONE_API_KEY",
+}
+"""Sink -> the environment variable without which it reaches no server."""
+LOOP = "indexport-llama-index"
+UNSYNCED = replace(MODEL, name="unsynced", fingerprint="unsynced/1")
+
+
+class Unsynced(NamedVectors):
+    """Of a model nothing was exported with yet."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return UNSYNCED
 
 
 @pytest.fixture(scope="module", params=sorted(NATIVE))
@@ -215,6 +234,32 @@ async def test_a_local_qdrant_directory_is_read_through_the_sink_that_has_it_ope
         assert await bench.snapshots() == {}
         opened.vector_store.close()
         await bench.exporter.close()
+
+
+async def test_before_the_first_sync_there_is_no_index_and_none_is_in_the_way_of_that_sync(sink: SinkUnderTest) -> None:
+    bench = Bench(sink, model=UNSYNCED)
+    threads = set(threading.enumerate())
+    try:
+        with pytest.raises(SinkUnavailable, match="sync"):
+            open_index(bench.open(), export_config_id=bench.config, embedder=Unsynced())
+        assert not [thread for thread in set(threading.enumerate()) - threads if thread.name == LOOP]
+        await bench.open().provision()
+        await bench.replace(bench.file("dfl-1"))
+        index = open_index(bench.exporter, export_config_id=bench.config, embedder=Unsynced())
+        assert files_of(index.as_retriever().retrieve("dfl-1/v1/0")) == ["dfl-1", "dfl-1"]
+        index.vector_store.close()
+    finally:
+        for exporter in bench.opened:
+            await exporter.close()
+
+
+async def test_a_variable_that_is_not_set_is_named(name: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in ADDRESSES:
+        pytest.skip("this sink needs no variable")
+    variable = getattr(bench.exporter.settings, {"mongodb": "uri_env", "pgvector": "dsn_env"}.get(name, ""), ADDRESSES[name])
+    monkeypatch.delenv(variable)
+    with pytest.raises(ConfigError, match=variable):
+        open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
 
 
 async def test_a_sink_that_is_not_searched_is_no_index(tmp_path: Path) -> None:
