@@ -63,12 +63,14 @@ class NativeStore:
     """LlamaIndex's own store of a sink's records.
 
     ``prepare`` adds to a query without filters the conditions, and that only this config of this tenant is meant: the
-    query and the keyword arguments to ask the store with. ``close`` ends the store's connections.
+    query and the keyword arguments to ask the store with. ``close`` ends the store's connections. ``cosine`` makes a cosine of
+    the store's score.
     """
 
     store: BasePydanticVectorStore
     prepare: Callable[[VectorStoreQuery, Sequence[Condition]], tuple[VectorStoreQuery, dict[str, Any]]]
     close: Callable[[], object]
+    cosine: Callable[[float], float] = lambda score: score
 
 
 class SinkVectorStore(BasePydanticVectorStore):
@@ -118,7 +120,9 @@ class SinkVectorStore(BasePydanticVectorStore):
         conditions = parse_filters(self._filters(query), self._exporter.context.metadata_fields)
         bare = replace(query, filters=None, doc_ids=None)
         prepared, scoped = native.prepare(bare, conditions)
-        return native.store.query(prepared, **{**options, **scoped})
+        found = native.store.query(prepared, **{**options, **scoped})
+        cosines = [min(1.0, max(-1.0, native.cosine(score))) for score in found.similarities or ()]
+        return VectorStoreQueryResult(nodes=found.nodes, similarities=cosines, ids=found.ids)
 
     async def _search(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
         if query.mode not in _MODES:

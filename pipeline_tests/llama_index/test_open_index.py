@@ -14,19 +14,21 @@ from pipeline_tests.llama_index.bench import REASON, NamedVectors
 
 pytest.importorskip("llama_index.core", reason=REASON)
 
-from llama_index.core import VectorStoreIndex
+import numpy as np
+from llama_index.core import QueryBundle, VectorStoreIndex
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryMode
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import ConfigError, SinkUnavailable
-from pipeline.sinks.base import SinkContext
+from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.open_index import open_index
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.qdrant_harness import qdrant_local
 from pipeline_tests.sinks.reference_exporter import JsonExporter
+from pipeline_tests.sinks.test_recall import with_vectors
 
 NATIVE = {
     "azure_ai_search": "AzureAISearchVectorStore",
@@ -120,6 +122,18 @@ async def test_retrieving_finds_the_nearest_chunk_as_a_whole_node(bench: Bench, 
     assert (best.start_char_idx, best.end_char_idx) == (51, 100)
     asynchronously = await retriever.aretrieve("dfl-1/v1/1")
     assert [item.node.node_id for item in asynchronously] == [item.node.node_id for item in found]
+
+
+async def test_it_ranks_and_scores_as_the_sink_searches_whatever_the_lengths_of_vectors(
+    bench: Bench, index: VectorStoreIndex
+) -> None:
+    lengths = np.linspace(0.1, 20, 12, dtype=np.float32)[:, None]
+    await bench.replace(with_vectors(bench.file("dfl-9", 12), unit_vectors("long and short", 12) * lengths))
+    asked = 5 * unit_vectors("any question", 1)[0]
+    hits = await bench.exporter.search(SearchRequest(bench.config, vector=asked, k=18))
+    found = await index.as_retriever(similarity_top_k=18).aretrieve(QueryBundle("any question", embedding=asked.tolist()))
+    assert [item.node.node_id for item in found] == [hit.record.id for hit in hits]
+    assert [item.score for item in found] == pytest.approx([hit.score for hit in hits], abs=1e-5)
 
 
 @pytest.mark.parametrize(
