@@ -10,7 +10,7 @@ value, and a document is deleted by the sink, which knows every store's way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -56,6 +56,9 @@ _OPERATORS: Final[dict[FilterOperator, str]] = {
     FilterOperator.ANY: "in",
 }
 """``contains`` and ``any`` ask of a list what ``eq`` and ``in`` ask of one here."""
+
+
+_NO_OPTIONS: Final = ("alpha", "hybrid_top_k", "sparse_top_k")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +110,16 @@ class SinkVectorStore(BasePydanticVectorStore):
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Raises ValueError for a mode, a filter or an option sinks do not have."""
+        _refuse_options(query)
         if self._native is not None and query.mode == VectorStoreQueryMode.DEFAULT:
             return self._query_native(self._native, query, kwargs)
-        return self._thread.run(self._search(query))
+        return self._thread.run(self._search(query, kwargs))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        _refuse_options(query)
         if self._native is not None and query.mode == VectorStoreQueryMode.DEFAULT:
             return await asyncio.to_thread(self._query_native, self._native, query, kwargs)
-        return await self._thread.arun(self._search(query))
+        return await self._thread.arun(self._search(query, kwargs))
 
     def _query_native(self, native: NativeStore, query: VectorStoreQuery, options: dict[str, Any]) -> VectorStoreQueryResult:
         conditions = parse_filters(self._filters(query), self._exporter.context.metadata_fields)
@@ -124,7 +129,9 @@ class SinkVectorStore(BasePydanticVectorStore):
         cosines = [min(1.0, max(-1.0, native.cosine(score))) for score in found.similarities or ()]
         return VectorStoreQueryResult(nodes=found.nodes, similarities=cosines, ids=found.ids)
 
-    async def _search(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
+    async def _search(self, query: VectorStoreQuery, options: Mapping[str, Any]) -> VectorStoreQueryResult:
+        if options:
+            raise ValueError(f"a sink's own search has no {', '.join(options)}")
         if query.mode not in _MODES:
             raise ValueError(f"query mode {query.mode.value!r} is not one of {', '.join(mode.value for mode in _MODES)}")
         vector = None if query.query_embedding is None else np.asarray(query.query_embedding, np.float32)
@@ -195,6 +202,15 @@ class SinkVectorStore(BasePydanticVectorStore):
             self._native.close()
         self._thread.run(self._exporter.close())
         self._thread.close()
+
+
+def _refuse_options(query: VectorStoreQuery) -> None:
+    """Raises ValueError for an option of LlamaIndex's that would change nothing."""
+    given = [name for name in _NO_OPTIONS if getattr(query, name) is not None]
+    if given:
+        raise ValueError(
+            f"sinks have no {', '.join(given)}: both halves of a hybrid search count alike; set similarity_top_k alone"
+        )
 
 
 def _flat(filters: MetadataFilters | None) -> list[MetadataFilter]:

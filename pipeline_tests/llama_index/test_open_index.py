@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,24 @@ async def test_what_a_sink_cannot_express_is_refused(index: VectorStoreIndex) ->
             index.as_retriever(filters=wrong).retrieve("dfl-1/v1/0")
     with pytest.raises(ValueError, match="mmr"):
         index.as_retriever(vector_store_query_mode="mmr").retrieve("dfl-1/v1/0")
+
+
+async def test_an_option_that_no_sink_has_is_refused_and_not_ignored(index: VectorStoreIndex) -> None:
+    for option, mode in product(("alpha", "hybrid_top_k", "sparse_top_k"), ("default", "hybrid")):
+        retriever = index.as_retriever(vector_store_query_mode=mode, **{option: 1})
+        with pytest.raises(ValueError, match=option):
+            retriever.retrieve("section 1")
+        with pytest.raises(ValueError, match=option):
+            await retriever.aretrieve("section 1")
+
+
+async def test_what_a_sink_is_told_besides_in_a_search_of_its_own_is_refused(bench: Bench, index: VectorStoreIndex) -> None:
+    mode = "hybrid" if "hybrid" in bench.exporter.search_modes else "default"
+    if mode == "default" and isinstance(index.vector_store.client, BasePydanticVectorStore):
+        pytest.skip("LlamaIndex's own store has keyword arguments of its own")
+    retriever = index.as_retriever(vector_store_query_mode=mode, vector_store_kwargs={"nprobes": 5})
+    with pytest.raises(ValueError, match="nprobes"):
+        retriever.retrieve("section 1")
 
 
 async def test_hybrid_and_text_search_go_through_the_sink(bench: Bench, index: VectorStoreIndex) -> None:
