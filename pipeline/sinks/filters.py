@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.base import Filters, MetadataType
+from pipeline.sinks.base import RESERVED_KEYS, Filters, MetadataType
 from pipeline.sinks.reading import from_json
 from pipeline.sinks.records import FileRecords
 
@@ -72,6 +72,11 @@ def parse_filters(filters: Filters, declared: Mapping[str, MetadataType]) -> tup
     fields = {**declared, **RECORD_FIELDS}
     conditions = []
     for key, written in filters.items():
+        if key not in fields and key in RESERVED_KEYS:
+            raise ValueError(
+                f"cannot filter on {key!r}: of a record's own fields a search filters on only {' and '.join(RECORD_FIELDS)}; "
+                f"declared metadata: {', '.join(sorted(declared)) or 'none'}"
+            )
         if key not in fields:
             raise ValueError(
                 f"cannot filter on {key!r}: declare it in the export's metadata_fields; known: {', '.join(sorted(fields))}"
