@@ -135,18 +135,18 @@ def _field_value(value: Any, kind: MetadataType, where: str) -> FieldValue:
 
 
 def fitting_values(metadata_json: object, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
-    """``declared_values`` of metadata as JSON, as far as they have the declared type: another export's files need not.
-
-    None of what is no metadata, which another program has put in its place.
-    """
+    """``fitting_fields`` of metadata as JSON; none of what is no metadata, which another program has put in its place."""
     metadata = from_json(metadata_json)
-    if not isinstance(metadata, dict):
-        metadata = {}
-    fitting: dict[str, FieldValue] = dict.fromkeys(declared)
+    return fitting_fields(metadata if isinstance(metadata, dict) else {}, declared)
+
+
+def fitting_fields(metadata: Mapping[str, Any], declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """``declared_values``, as far as they have the declared type: another export's files need not."""
+    fields: dict[str, FieldValue] = dict.fromkeys(declared)
     for key, kind in declared.items():
         with suppress(ValueError):
-            fitting[key] = _field_value(metadata.get(key), kind, key)
-    return fitting
+            fields[key] = _field_value(metadata.get(key), kind, key)
+    return fields
 
 
 def fitting_by_row(metadata_jsons: Sequence[object], declared: Mapping[str, MetadataType]) -> list[Mapping[str, FieldValue]]:

@@ -11,29 +11,17 @@ from __future__ import annotations
 from typing import Final
 
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
-from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.vector_stores.simple import SimpleVectorStore
 
 from pipeline.embedding.base import Embedder
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.sinks.base import Exporter
 from pipeline.sinks.llama_index_bridge import EmbedderEmbedding, EventLoopThread
+from pipeline.sinks.llama_index_loaded import LoadedVectorStore
 from pipeline.sinks.llama_index_natives import native_store
 from pipeline.sinks.llama_index_reader import SinkVectorStore
 from pipeline.sinks.storage_context import StorageContextExporter
 
 _READS: Final = 5
-
-
-class LoadedVectorStore(SimpleVectorStore):
-    """LlamaIndex's vector store in memory, with the thread that embeds what it is asked."""
-
-    _thread: EventLoopThread | None = PrivateAttr(default=None)
-
-    def close(self) -> None:
-        """End the thread."""
-        if self._thread is not None:
-            self._thread.close()
 
 
 def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> VectorStoreIndex:
@@ -54,7 +42,7 @@ def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> 
     if not sink.search_modes:
         raise ConfigError(f"{type(sink).__name__} offers no search, so it makes no index; open that of another sink")
     if isinstance(sink, StorageContextExporter):
-        return _load(_storage_context(sink, export_config_id), embedder)
+        return _load(sink, export_config_id, embedder)
     own = type(sink)(sink.settings, sink.context)
     thread = EventLoopThread()
     try:
@@ -70,9 +58,10 @@ def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> 
     return VectorStoreIndex.from_vector_store(store, embed_model=EmbedderEmbedding(embedder, thread))
 
 
-def _load(context: StorageContext, embedder: Embedder) -> VectorStoreIndex:
+def _load(sink: StorageContextExporter, export_config_id: str, embedder: Embedder) -> VectorStoreIndex:
+    context = _storage_context(sink, export_config_id)
     thread = EventLoopThread()
-    context.vector_store._thread = thread
+    context.vector_store.belongs_to(export_config_id, sink.context.metadata_fields, thread)
     return load_index_from_storage(context, embed_model=EmbedderEmbedding(embedder, thread))
 
 
