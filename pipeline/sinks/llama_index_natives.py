@@ -61,7 +61,12 @@ def _lancedb(exporter: Any, export_config_id: str) -> NativeStore:
 
     class Store(LanceDBVectorStore):
         def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-            """As the sink searches: as many candidates, and all partitions where the nearest hold too few that match."""
+            """As the sink searches: as many candidates, and all partitions where the nearest hold too few that match.
+
+            Raises ValueError for another ``query_type``: LlamaIndex's store would put its own text index in the sink's place.
+            """
+            if kwargs.get("query_type", "vector") != "vector":
+                raise ValueError("query_type is not for the sink's table; ask with vector_store_query_mode hybrid or text_search")
             found = self._query(query, kwargs, nprobes=self.nprobes)
             if len(found.ids or ()) < query.similarity_top_k:
                 return self._query(query, kwargs, nprobes=_EVERY_PARTITION)

@@ -27,6 +27,7 @@ from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.open_index import open_index
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench, unit_vectors
+from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 from pipeline_tests.conformance.qdrant_harness import qdrant_local
 from pipeline_tests.sinks.reference_exporter import JsonExporter
 from pipeline_tests.sinks.test_recall import with_vectors
@@ -293,6 +294,16 @@ async def test_a_variable_that_is_not_set_is_named(name: str, bench: Bench, monk
     monkeypatch.delenv(variable)
     with pytest.raises(ConfigError, match=variable):
         open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
+
+
+async def test_lancedbs_text_index_is_not_replaced_by_one_of_llama_indexs(tmp_path: Path) -> None:
+    async with provisioned_bench(LanceDBUnderTest(str(tmp_path))) as bench:
+        await bench.replace(bench.file("dfl-1", ["to be or not to be"]))
+        opened = open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
+        with pytest.raises(ValueError, match="query_type"):
+            opened.as_retriever(vector_store_kwargs={"query_type": "hybrid"}).retrieve("not")
+        opened.vector_store.close()
+        assert await bench.search(SearchRequest(bench.config, "text", text="not"))
 
 
 async def test_a_sink_that_is_not_searched_is_no_index(tmp_path: Path) -> None:
