@@ -10,7 +10,7 @@ Every tenant and config has a namespace of its own, so that LlamaIndex finds one
 holds no vectors and is not searched. The two sinks are written one after the other: until a run ends, one may be ahead.
 
 Of the vector sinks only Pinecone's keeps every tenant and config in a namespace of its own, too. The others share a table or
-collection, and an index that is loaded beside LlamaIndex's own store of one (``PGVectorStore``, ...) answers with everybody's
+collection, and an index that is loaded beside LlamaIndex's own store of one (``PGVectorStore``, ...) may answer with everybody's
 records, whatever its docstore holds: load it beside ``open_index(...).vector_store``, which asks for those of its tenant and
 config alone. That takes ``list_nodes: false``, and no ``store_nodes_override``.
 
