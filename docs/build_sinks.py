@@ -52,6 +52,14 @@ storage_context = StorageContext.from_defaults(
 index = load_index_from_storage(storage_context, store_nodes_override=True)
 index.delete_ref_doc(f"{export_config_id}:{file_id}", delete_from_docstore=True)
 ```
+
+Beside a store that others share, with `pgvector: {}` and `llama_docstore: {vector_sink: pgvector, list_nodes: false}`:
+
+```python
+vectors = open_index(pgvector_sink, export_config_id=export_config_id, embedder=embedder)  # as in reading.md
+storage_context = docstore_sink.storage_context(export_config_id, vectors.vector_store)
+index = load_index_from_storage(storage_context)  # Settings.embed_model is the export's model, as above
+```
 """,
     "llama_index": """
 ```yaml

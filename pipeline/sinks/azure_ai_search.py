@@ -181,6 +181,9 @@ class AzureAISearchExporter(Exporter):
                     raise SinkConflict(f"Azure AI Search cannot fill metadata fields: {refused[0].status}, {refused[0].message}")
         return {fill.id: fill.head for fill in fills}
 
+    async def check_provisioned(self) -> None:
+        await self._store.get_index()
+
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:
         """New versions beside the old ones, 500 files or 32 MB at once; the old ones go when searches show the new ones."""
         self.check_files(files)

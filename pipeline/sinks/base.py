@@ -34,7 +34,7 @@ Filters = Mapping[str, MetadataValue | Mapping[str, MetadataValue | Sequence[Met
 together (AND). Keys are ``parsed_directory_file_id``, ``file_name`` or metadata keys declared for the sink.
 ``pipeline.sinks.filters`` says what they mean."""
 
-_RESERVED_KEYS = frozenset(field.name for field in record_schema(1)) | {
+RESERVED_KEYS = frozenset(field.name for field in record_schema(1)) | {
     "text",
     "vector",
     "document_id",
@@ -42,6 +42,8 @@ _RESERVED_KEYS = frozenset(field.name for field in record_schema(1)) | {
     "ref_doc_id",
     "metadata_json",
 }
+"""What no metadata field that is declared can be called: a record's own fields, by any store's name for them."""
+
 _METADATA_KEY = re.compile(r"[^\W_][\w \-]{0,63}")
 
 
@@ -75,7 +77,7 @@ class SinkContext:
 def check_metadata_fields(names: Iterable[str]) -> None:
     """Raise ConfigError for a metadata field no store could keep beside a record's own fields."""
     for name in names:
-        if name in _RESERVED_KEYS or not _METADATA_KEY.fullmatch(name):
+        if name in RESERVED_KEYS or not _METADATA_KEY.fullmatch(name):
             raise ConfigError(
                 f"metadata field {name!r} cannot be declared for filtering: use a letter or digit, then up to 63 letters, "
                 f"digits, spaces, '_' or '-', and none of the names of a record's own fields"
@@ -178,6 +180,14 @@ class Exporter(ABC):
     @abstractmethod
     async def provision(self) -> None:
         """Create what is missing, idempotently, and validate what exists (dimension, metric, model). Called before first use."""
+
+    async def check_provisioned(self) -> None:
+        """Raises SinkUnavailable where the collection does not exist yet, and SinkConflict where it is not ours.
+
+        For readers that something else must tell: other clients of a store may make a collection that they do not find. One
+        request, for a file there is not: a store that takes a missing collection for an empty one asks after it instead.
+        """
+        await self.list_snapshots(export_config_id="none", parsed_directory_file_ids=["none"])
 
     @abstractmethod
     async def replace_files(self, files: Sequence[FileRecords]) -> ReplaceReport:

@@ -42,13 +42,18 @@ class ExactIndex:
         return [SearchHit(record, score) for record, score in zip(records, similarities, strict=True)]
 
     def _rows_meeting(self, conditions: Sequence[Condition]) -> npt.NDArray[np.int64]:
-        meets = np.array([all(_holds(item, fields.get(item.field)) for item in conditions) for fields in self._fields], bool)
+        meets = np.array([hold(conditions, fields) for fields in self._fields], bool)
         return np.flatnonzero(meets[self._file_of_row]) if len(meets) else np.empty(0, np.int64)
 
 
 def _normalised(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.where(lengths == 0, 1, lengths)).astype(np.float32, copy=False)
+
+
+def hold(conditions: Sequence[Condition], fields: Mapping[str, FieldValue]) -> bool:
+    """Whether these values meet all conditions. An absent one is ``None``, or left out."""
+    return all(_holds(item, fields.get(item.field)) for item in conditions)
 
 
 def _holds(condition: Condition, value: FieldValue) -> bool:

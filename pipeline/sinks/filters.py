@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
 
 from pipeline.errors import RecordRefused
-from pipeline.sinks.base import Filters, MetadataType
+from pipeline.sinks.base import RESERVED_KEYS, Filters, MetadataType
 from pipeline.sinks.reading import from_json
 from pipeline.sinks.records import FileRecords
 
@@ -79,6 +79,11 @@ def parse_filters(filters: Filters, declared: Mapping[str, MetadataType]) -> tup
     fields = {**declared, **RECORD_FIELDS}
     conditions = []
     for key, written in filters.items():
+        if key not in fields and key in RESERVED_KEYS:
+            raise ValueError(
+                f"cannot filter on {key!r}: of a record's own fields a search filters on only {' and '.join(RECORD_FIELDS)}; "
+                f"declared metadata: {', '.join(sorted(declared)) or 'none'}"
+            )
         if key not in fields:
             raise ValueError(
                 f"cannot filter on {key!r}: declare it in the export's metadata_fields; known: {', '.join(sorted(fields))}"
@@ -159,18 +164,18 @@ def _field_value(value: Any, kind: MetadataType, where: str) -> FieldValue:
 
 
 def fitting_values(metadata_json: object, declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
-    """``declared_values`` of metadata as JSON, as far as they have the declared type: another export's files need not.
-
-    None of what is no metadata, which another program has put in its place.
-    """
+    """``fitting_fields`` of metadata as JSON; none of what is no metadata, which another program has put in its place."""
     metadata = from_json(metadata_json)
-    if not isinstance(metadata, dict):
-        metadata = {}
-    fitting: dict[str, FieldValue] = dict.fromkeys(declared)
+    return fitting_fields(metadata if isinstance(metadata, dict) else {}, declared)
+
+
+def fitting_fields(metadata: Mapping[str, Any], declared: Mapping[str, MetadataType]) -> dict[str, FieldValue]:
+    """``declared_values``, as far as they have the declared type: another export's files need not."""
+    fields: dict[str, FieldValue] = dict.fromkeys(declared)
     for key, kind in declared.items():
         with suppress(ValueError):
-            fitting[key] = _field_value(metadata.get(key), kind, key)
-    return fitting
+            fields[key] = _field_value(metadata.get(key), kind, key)
+    return fields
 
 
 def fitting_by_row(metadata_jsons: Sequence[object], declared: Mapping[str, MetadataType]) -> list[Mapping[str, FieldValue]]:

@@ -110,7 +110,7 @@ class HttpStore(ABC):
         status = failure.status
         told = ", ".join(filter(None, (str(status or ""), self._quoted(str(failure)))))
         if status == 404:
-            return Missing(f"{self._place} has no {self._thing} to {action}: {told}; provision the sink first")
+            return Missing(f"{self._place} has no {self._thing} to {action}: {told}; provision the sink first (a sync does)")
         if status in (401, 402, 403):
             return SinkUnavailable(
                 f"{self._place} does not let us {action}: {told}; check the key in {self.key_variable} and what its plan allows"

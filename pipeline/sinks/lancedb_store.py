@@ -114,7 +114,7 @@ class LanceStore:
                 return await database.open_table(self.table_name)
             except ValueError:
                 raise SinkUnavailable(
-                    f"LanceDB at {self._shown_uri} has no table {self.table_name!r}; provision the sink first"
+                    f"LanceDB at {self._shown_uri} has no table {self.table_name!r}; provision the sink first (a sync does)"
                 ) from None
 
     async def _database(self) -> AsyncConnection:

@@ -9,6 +9,11 @@ on exported files as on those LlamaIndex has ingested itself. MongoDB is the def
 Every tenant and config has a namespace of its own, so that LlamaIndex finds one index in it and nobody else's documents. It
 holds no vectors and is not searched. The two sinks are written one after the other: until a run ends, one may be ahead.
 
+Of the vector sinks only Pinecone's keeps every tenant and config in a namespace of its own, too. The others share a table or
+collection, and an index that is loaded beside LlamaIndex's own store of one (``PGVectorStore``, ...) may answer with everybody's
+records, whatever its docstore holds: load it beside ``open_index(...).vector_store``, which asks for those of its tenant and
+config alone. That takes ``list_nodes: false``, and no ``store_nodes_override``.
+
 LlamaIndex deletes from the docstore of a vector store that keeps texts, as all of these do, only when the index was loaded with
 ``store_nodes_override=True`` and lists its nodes (``list_nodes``, up to date after every run and removal); otherwise tell the
 docstore itself. An index keeps the list it was loaded with, and writes all of it whenever it deletes, so load it anew after a

@@ -216,7 +216,9 @@ def check(kvstore: Any, collection: str, marker: dict[str, Any]) -> None:
     """Raises SinkUnavailable for a collection that was never provisioned, SinkConflict for one of something else."""
     found = kvstore.get(OURS, collection=collection)
     if found is None:
-        raise SinkUnavailable(f"the key-value store holds nothing of Indexport under {collection!r}; provision the sink first")
+        raise SinkUnavailable(
+            f"the key-value store holds nothing of Indexport under {collection!r}; provision the sink first (a sync does)"
+        )
     if found != marker:
         shown = [json.dumps(item, sort_keys=True) for item in (found, marker)]
         raise SinkConflict(f"{collection!r} in the key-value store is marked {shown[0]}, not {shown[1]}; choose another prefix")

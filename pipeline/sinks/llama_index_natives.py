@@ -8,6 +8,7 @@ stores render filters of their own without quoting values and without a tenant, 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -49,19 +50,34 @@ def _lancedb(exporter: Any, export_config_id: str) -> NativeStore:
     from pipeline.sinks import lancedb_table as layout
     from pipeline.sinks.lancedb import refine_factor
 
+    class ByCosine:
+        """Of a table the vector search alone. LlamaIndex's store names no distance, and Lance's own choice is L2."""
+
+        def __init__(self, table: Any) -> None:
+            self._table = table
+
+        def search(self, **asked: Any) -> Any:
+            return self._table.search(**asked).distance_type("cosine")
+
     class Store(LanceDBVectorStore):
         def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-            """As the sink searches: as many candidates, and all partitions where the nearest hold too few that match."""
-            options = {"refine_factor": refine_factor(query.similarity_top_k)}
-            found = self.model_copy(update=options)._query(query, kwargs)
+            """As the sink searches: as many candidates, and all partitions where the nearest hold too few that match.
+
+            Raises ValueError for another ``query_type``: LlamaIndex's store would put its own text index in the sink's place.
+            """
+            if kwargs.get("query_type", "vector") != "vector":
+                raise ValueError("query_type is not for the sink's table; ask with vector_store_query_mode hybrid or text_search")
+            found = self._query(query, kwargs, nprobes=self.nprobes)
             if len(found.ids or ()) < query.similarity_top_k:
-                return self.model_copy(update={**options, "nprobes": _EVERY_PARTITION})._query(query, kwargs)
+                return self._query(query, kwargs, nprobes=_EVERY_PARTITION)
             return found
 
-        def _query(self, query: VectorStoreQuery, keywords: dict[str, Any]) -> VectorStoreQueryResult:
+        def _query(self, query: VectorStoreQuery, keywords: dict[str, Any], *, nprobes: int) -> VectorStoreQueryResult:
             """LlamaIndex's store raises a Warning for an empty result."""
+            asked = self.model_copy(update={"refine_factor": refine_factor(query.similarity_top_k), "nprobes": nprobes})
+            asked._table = ByCosine(self.table)
             try:
-                return super().query(query, **keywords)
+                return super(Store, asked).query(query, **keywords)
             except Warning:
                 return VectorStoreQueryResult(nodes=[], similarities=[], ids=[])
 
@@ -70,7 +86,9 @@ def _lancedb(exporter: Any, export_config_id: str) -> NativeStore:
     store = Store(connection=connection, uri=uri, table_name=name)
     scope = layout.scope(exporter.context.tenant_id, export_config_id)
     render = _by_argument("where", lambda found: " AND ".join([scope, *map(layout.render, found)]))
-    return NativeStore(store, render, close=lambda: None)
+    return NativeStore(
+        store, render, close=lambda: None, cosine=lambda score: 1 + math.log(score)
+    )  # LlamaIndex's: exp(-distance)
 
 
 def _qdrant(exporter: Any, export_config_id: str) -> NativeStore | None:
@@ -204,7 +222,7 @@ def _mongodb(exporter: Any, export_config_id: str) -> NativeStore:
         collection_name=exporter.collection_name,
         vector_index_name=VECTOR_INDEX,
     )
-    return NativeStore(store, prepare, close=client.close)
+    return NativeStore(store, prepare, close=client.close, cosine=lambda score: 2 * score - 1)  # Atlas's: (1 + cosine) / 2
 
 
 def _azure(exporter: Any, export_config_id: str) -> NativeStore:
@@ -230,7 +248,7 @@ def _azure(exporter: Any, export_config_id: str) -> NativeStore:
     )
     whole = scope(exporter.context.tenant_id, export_config_id)
     prepare = _by_argument("odata_filters", lambda found: " and ".join([whole, *map(render, found)]))
-    return NativeStore(store, prepare, close=client.close)
+    return NativeStore(store, prepare, close=client.close, cosine=lambda score: 2 - 1 / score)  # Azure's: 1 / (2 - cosine)
 
 
 _NATIVE: Final[Mapping[str, Native]] = {

@@ -10,7 +10,7 @@ value, and a document is deleted by the sink, which knows every store's way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -19,10 +19,6 @@ from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
 from llama_index.core.vector_stores.types import (
     BasePydanticVectorStore,
-    FilterCondition,
-    FilterOperator,
-    MetadataFilter,
-    MetadataFilters,
     VectorStoreQuery,
     VectorStoreQueryMode,
     VectorStoreQueryResult,
@@ -32,6 +28,7 @@ from llama_index.core.vector_stores.utils import metadata_dict_to_node
 from pipeline.sinks.base import Exporter, SearchHit, SearchMode, SearchRequest
 from pipeline.sinks.filters import Condition, parse_filters
 from pipeline.sinks.llama_index_bridge import EventLoopThread
+from pipeline.sinks.llama_index_filters import file_id_of, filters_of, refuse_options
 from pipeline.sinks.llama_node import NODE_TYPE, node_contents
 from pipeline.sinks.records import from_records
 from pipeline.sinks.word_forms import in_every_form
@@ -43,19 +40,7 @@ _MODES: Final[dict[VectorStoreQueryMode, SearchMode]] = {
     VectorStoreQueryMode.HYBRID: "hybrid",
     VectorStoreQueryMode.SEMANTIC_HYBRID: "hybrid",
 }
-_OPERATORS: Final[dict[FilterOperator, str]] = {
-    FilterOperator.EQ: "eq",
-    FilterOperator.NE: "ne",
-    FilterOperator.IN: "in",
-    FilterOperator.NIN: "nin",
-    FilterOperator.GT: "gt",
-    FilterOperator.GTE: "gte",
-    FilterOperator.LT: "lt",
-    FilterOperator.LTE: "lte",
-    FilterOperator.CONTAINS: "eq",
-    FilterOperator.ANY: "in",
-}
-"""``contains`` and ``any`` ask of a list what ``eq`` and ``in`` ask of one here."""
+ONLY_WRITER: Final = "Indexport is the only writer of a sink; add the document to the LlamaCloud directory instead"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +48,14 @@ class NativeStore:
     """LlamaIndex's own store of a sink's records.
 
     ``prepare`` adds to a query without filters the conditions, and that only this config of this tenant is meant: the
-    query and the keyword arguments to ask the store with. ``close`` ends the store's connections.
+    query and the keyword arguments to ask the store with. ``close`` ends the store's connections. ``cosine`` makes a cosine of
+    the store's score.
     """
 
     store: BasePydanticVectorStore
     prepare: Callable[[VectorStoreQuery, Sequence[Condition]], tuple[VectorStoreQuery, dict[str, Any]]]
     close: Callable[[], object]
+    cosine: Callable[[float], float] = lambda score: score
 
 
 class SinkVectorStore(BasePydanticVectorStore):
@@ -105,22 +92,28 @@ class SinkVectorStore(BasePydanticVectorStore):
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
         """Raises ValueError for a mode, a filter or an option sinks do not have."""
+        refuse_options(query)
         if self._native is not None and query.mode == VectorStoreQueryMode.DEFAULT:
             return self._query_native(self._native, query, kwargs)
-        return self._thread.run(self._search(query))
+        return self._thread.run(self._search(query, kwargs))
 
     async def aquery(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        refuse_options(query)
         if self._native is not None and query.mode == VectorStoreQueryMode.DEFAULT:
             return await asyncio.to_thread(self._query_native, self._native, query, kwargs)
-        return await self._thread.arun(self._search(query))
+        return await self._thread.arun(self._search(query, kwargs))
 
     def _query_native(self, native: NativeStore, query: VectorStoreQuery, options: dict[str, Any]) -> VectorStoreQueryResult:
         conditions = parse_filters(self._filters(query), self._exporter.context.metadata_fields)
         bare = replace(query, filters=None, doc_ids=None)
         prepared, scoped = native.prepare(bare, conditions)
-        return native.store.query(prepared, **{**options, **scoped})
+        found = native.store.query(prepared, **{**options, **scoped})
+        cosines = [min(1.0, max(-1.0, native.cosine(score))) for score in found.similarities or ()]
+        return VectorStoreQueryResult(nodes=found.nodes, similarities=cosines, ids=found.ids)
 
-    async def _search(self, query: VectorStoreQuery) -> VectorStoreQueryResult:
+    async def _search(self, query: VectorStoreQuery, options: Mapping[str, Any]) -> VectorStoreQueryResult:
+        if options:
+            raise ValueError(f"a sink's own search has no {', '.join(options)}")
         if query.mode not in _MODES:
             raise ValueError(f"query mode {query.mode.value!r} is not one of {', '.join(mode.value for mode in _MODES)}")
         vector = None if query.query_embedding is None else np.asarray(query.query_embedding, np.float32)
@@ -142,37 +135,11 @@ class SinkVectorStore(BasePydanticVectorStore):
     def _filters(self, query: VectorStoreQuery) -> dict[str, Any]:
         if query.node_ids:
             raise ValueError("sinks search by metadata and document, not among given node ids")
-        written: dict[str, dict[str, Any]] = {}
-        for item in _flat(query.filters):
-            operations = written.setdefault(item.key, {})
-            operator = _OPERATORS.get(item.operator)
-            if operator is None or operator in operations:
-                problem = "given twice" if operator else f"not one of {', '.join(known.value for known in _OPERATORS)}"
-                raise ValueError(f"filter on {item.key!r}: {item.operator.value!r} is {problem}")
-            operations[operator] = self._value(item)
-        if query.doc_ids:
-            operations = written.setdefault("parsed_directory_file_id", {})
-            if "in" in operations:
-                raise ValueError("filter on 'parsed_directory_file_id': 'in' is given twice, as a filter and as doc_ids")
-            operations["in"] = [self._file_id(ref_doc_id) for ref_doc_id in query.doc_ids]
-        return dict(written)
-
-    def _value(self, item: MetadataFilter) -> Any:
-        """LlamaIndex's filters have no booleans, only 0 and 1."""
-        if self._exporter.context.metadata_fields.get(item.key) != "boolean":
-            return item.value
-        truth = {0: False, 1: True}
-        return [truth.get(one, one) for one in item.value] if isinstance(item.value, list) else truth.get(item.value, item.value)
-
-    def _file_id(self, ref_doc_id: str) -> str:
-        prefix = f"{self._export_config_id}:"
-        if not ref_doc_id.startswith(prefix):
-            raise ValueError(f"document {ref_doc_id!r} is not one of export {self._export_config_id!r}")
-        return ref_doc_id.removeprefix(prefix)
+        return filters_of(query, self._export_config_id, self._exporter.context.metadata_fields)
 
     def add(self, nodes: Sequence[BaseNode], **kwargs: Any) -> list[str]:  # noqa: ARG002 - LlamaIndex's signature
         """Raises ValueError: a node without the file it comes from would be no record."""
-        raise ValueError("Indexport is the only writer of a sink; add the document to the LlamaCloud directory instead")
+        raise ValueError(ONLY_WRITER)
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:  # noqa: ARG002 - LlamaIndex's signature
         """Remove a file's records. The next export of a changed file, or a repair, brings it back: delete it at its source."""
@@ -182,7 +149,7 @@ class SinkVectorStore(BasePydanticVectorStore):
         await self._thread.arun(self._delete(ref_doc_id))
 
     async def _delete(self, ref_doc_id: str) -> None:
-        file_id = self._file_id(ref_doc_id)
+        file_id = file_id_of(ref_doc_id, self._export_config_id)
         await self._exporter.delete_file(parsed_directory_file_id=file_id, export_config_id=self._export_config_id)
 
     def close(self) -> None:
@@ -191,18 +158,6 @@ class SinkVectorStore(BasePydanticVectorStore):
             self._native.close()
         self._thread.run(self._exporter.close())
         self._thread.close()
-
-
-def _flat(filters: MetadataFilters | None) -> list[MetadataFilter]:
-    """The filters of nested ANDs. Raises ValueError for any other combination of several."""
-    if filters is None:
-        return []
-    if filters.condition not in (None, FilterCondition.AND) and (
-        len(filters.filters) > 1 or filters.condition == FilterCondition.NOT
-    ):
-        raise ValueError(f"filters of a sink hold together; {filters.condition.value!r} is not supported")
-    nested = [_flat(item) if isinstance(item, MetadataFilters) else [item] for item in filters.filters]
-    return [item for items in nested for item in items]
 
 
 def nodes_of(hits: Sequence[SearchHit], dimension: int) -> list[BaseNode]:

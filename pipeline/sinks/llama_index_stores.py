@@ -100,7 +100,7 @@ class Stores:
         """Raises SinkUnavailable for namespaces that were never provisioned, SinkConflict for those of something else."""
         found = self._text(self._states, MARKER)
         if found is None:
-            raise SinkUnavailable("this LlamaIndex docstore holds nothing of Indexport; provision the sink first")
+            raise SinkUnavailable("this LlamaIndex docstore holds nothing of Indexport; provision the sink first (a sync does)")
         if found != marker:
             raise SinkConflict(f"this LlamaIndex docstore is marked {found}, not {marker}; choose another prefix, or empty it")
 

@@ -151,7 +151,8 @@ class MongoStore:
     def _check_mark(self, found: Mapping[str, Any] | None) -> None:
         if found is None:
             raise SinkUnavailable(
-                f"MongoDB database {self._database_name!r} has no collection {self.collection_name!r}; provision the sink first"
+                f"MongoDB database {self._database_name!r} has no collection {self.collection_name!r}; "
+                "provision the sink first (a sync does)"
             )
         held = found.get("options", {}).get("validator", {}).get("$jsonSchema", {})
         remedy = "choose another collection_prefix, or drop the collection if nothing needs it"

@@ -11,29 +11,17 @@ from __future__ import annotations
 from typing import Final
 
 from llama_index.core import StorageContext, VectorStoreIndex, load_index_from_storage
-from llama_index.core.bridge.pydantic import PrivateAttr
-from llama_index.core.vector_stores.simple import SimpleVectorStore
 
 from pipeline.embedding.base import Embedder
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.sinks.base import Exporter
 from pipeline.sinks.llama_index_bridge import EmbedderEmbedding, EventLoopThread
+from pipeline.sinks.llama_index_loaded import LoadedVectorStore
 from pipeline.sinks.llama_index_natives import native_store
 from pipeline.sinks.llama_index_reader import SinkVectorStore
 from pipeline.sinks.storage_context import StorageContextExporter
 
 _READS: Final = 5
-
-
-class LoadedVectorStore(SimpleVectorStore):
-    """LlamaIndex's vector store in memory, with the thread that embeds what it is asked."""
-
-    _thread: EventLoopThread | None = PrivateAttr(default=None)
-
-    def close(self) -> None:
-        """End the thread."""
-        if self._thread is not None:
-            self._thread.close()
 
 
 def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> VectorStoreIndex:
@@ -43,8 +31,9 @@ def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> 
     read through the sink itself, as is every query that is more than a plain vector query. A storage_context is loaded as it
     stands, into memory. The index opens connections of its own, as the sink is set; ``index.vector_store.close()`` ends them.
 
-    Raises ConfigError for an embedder of another model, for a sink that offers no search, or when LlamaIndex's package for the
-    store is missing, and SinkUnavailable for a storage_context without a generation.
+    Raises ConfigError for an embedder of another model, for a sink that offers no search, for a variable that is not set, or when
+    LlamaIndex's package for the store is missing; SinkUnavailable before the first sync, and SinkConflict for a collection that
+    is not ours: some of LlamaIndex's stores would make one where there is none, which the sink then takes for another's.
     """
     if embedder.identity != sink.context.model:
         raise ConfigError(
@@ -53,20 +42,26 @@ def open_index(sink: Exporter, *, export_config_id: str, embedder: Embedder) -> 
     if not sink.search_modes:
         raise ConfigError(f"{type(sink).__name__} offers no search, so it makes no index; open that of another sink")
     if isinstance(sink, StorageContextExporter):
-        return _load(_storage_context(sink, export_config_id), embedder)
+        return _load(sink, export_config_id, embedder)
     own = type(sink)(sink.settings, sink.context)
-    try:
-        native = native_store(own, export_config_id)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"LlamaIndex needs {error.name!r} for this sink; pip install 'indexport[llama-index]'") from error
     thread = EventLoopThread()
+    try:
+        thread.run(own.check_provisioned())
+        native = native_store(own, export_config_id)
+    except BaseException as error:
+        thread.run(own.close())
+        thread.close()
+        if isinstance(error, ModuleNotFoundError):
+            raise ConfigError(f"LlamaIndex needs {error.name!r} for this sink; pip install 'indexport[llama-index]'") from error
+        raise
     store = SinkVectorStore(own, export_config_id, thread, native)
     return VectorStoreIndex.from_vector_store(store, embed_model=EmbedderEmbedding(embedder, thread))
 
 
-def _load(context: StorageContext, embedder: Embedder) -> VectorStoreIndex:
+def _load(sink: StorageContextExporter, export_config_id: str, embedder: Embedder) -> VectorStoreIndex:
+    context = _storage_context(sink, export_config_id)
     thread = EventLoopThread()
-    context.vector_store._thread = thread
+    context.vector_store.belongs_to(export_config_id, sink.context.metadata_fields, thread)
     return load_index_from_storage(context, embed_model=EmbedderEmbedding(embedder, thread))
 
 
@@ -75,7 +70,9 @@ def _storage_context(sink: StorageContextExporter, export_config_id: str) -> Sto
     for _ in range(_READS):
         found = sink.persist_dir(export_config_id)
         if found is None:
-            raise SinkUnavailable(f"nothing of export {export_config_id!r} has been written to this storage_context yet")
+            raise SinkUnavailable(
+                f"nothing of export {export_config_id!r} has been written to this storage_context yet; sync first"
+            )
         filesystem, path = found
         try:
             stores = LoadedVectorStore.from_namespaced_persist_dir(path, fs=filesystem)

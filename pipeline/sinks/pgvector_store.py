@@ -149,7 +149,7 @@ class PostgresStore:
             return ValueRefused(f"PostgreSQL refuses a value: {self._shown(error)}")
         if isinstance(error, (errors.UndefinedTable, errors.UndefinedObject, errors.InvalidSchemaName)):
             return SinkUnavailable(
-                f"PostgreSQL ({self._dsn_env}) cannot {action}: {self._shown(error)}; provision the sink first"
+                f"PostgreSQL ({self._dsn_env}) cannot {action}: {self._shown(error)}; provision the sink first (a sync does)"
             )
         return SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot {action}: {self._shown(error)}")
 

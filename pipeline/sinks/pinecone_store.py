@@ -166,7 +166,9 @@ class PineconeStore(HttpStore):
                 found = await self._describe()
                 self._check(found)
                 if not found.host:
-                    raise SinkUnavailable(f"Pinecone index {self.name!r} is not ready yet; provision the sink first")
+                    raise SinkUnavailable(
+                        f"Pinecone index {self.name!r} is not ready yet; provision the sink first (a sync does)"
+                    )
                 self._index = _asking_once(await self._connected().index(host=found.host))
             return self._index
 

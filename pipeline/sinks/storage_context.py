@@ -97,7 +97,7 @@ class StorageContextExporter(Exporter):
         found = self._store.read(f"{self._root}/{MARKER}")
         where = f"storage_context folder {self._root!r} at {self._store.shown}"
         if found is None:
-            raise SinkUnavailable(f"{where} is not there; provision the sink first")
+            raise SinkUnavailable(f"{where} is not there; provision the sink first (a sync does)")
         if found != self._marker():
             raise SinkConflict(
                 f"{where} is marked {found.decode(errors='replace')}, not {self._marker().decode()}; "

@@ -123,6 +123,9 @@ class TurbopufferExporter(Exporter):
             await self._store.write("add metadata fields", layout.schema_body(missing))
         await self._fill_added_fields()
 
+    async def check_provisioned(self) -> None:
+        await self._store.schema()
+
     async def _check_model(self) -> None:
         """A document without a model is one that another program has altered: the namespace's schema is ours."""
         others = [("embedding_model", "NotEq", found) for found in (self.context.model.fingerprint, None)]

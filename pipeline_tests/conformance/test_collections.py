@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from pipeline.errors import SinkConflict
+from pipeline.errors import SinkConflict, SinkUnavailable
 from pipeline.sinks.base import Exporter
-from pipeline_tests.conformance.harness import Bench
+from pipeline_tests.conformance.harness import MODEL, Bench
 
 
 async def test_scopes_are_every_tenant_and_config_with_records_and_no_other(bench: Bench) -> None:
@@ -34,3 +36,11 @@ async def test_a_dropped_collection_is_empty_when_it_is_provisioned_again(bench:
     again = bench.open()
     await again.provision()
     await bench.assert_holds(exporter=again)
+
+
+async def test_a_collection_that_does_not_exist_yet_is_told_from_an_empty_one(bench: Bench) -> None:
+    new = bench.open(model=replace(MODEL, fingerprint="conformance/new"))
+    with pytest.raises(SinkUnavailable, match=r"provision the sink first \(a sync does\)"):
+        await new.check_provisioned()
+    await new.provision()
+    await new.check_provisioned()

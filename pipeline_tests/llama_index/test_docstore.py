@@ -199,6 +199,20 @@ async def test_an_index_is_loaded_from_storage_and_retrieves(
     assert index.index_id == stack.vectors.config
 
 
+async def test_of_a_table_that_others_share_the_index_answers_with_its_own_records_alone(
+    stack: Stack, context: StorageContext, embedding: EmbedderEmbedding
+) -> None:
+    await stack.replace(stack.vectors.file("dfl-1", 3))
+    tenant, config = f"{stack.vectors.tenant}-b", f"{stack.vectors.config}-b"
+    other = stack.vectors.open(tenant=tenant)
+    await other.replace_files([stack.vectors.file("dfl-9", 3, tenant=tenant, config=config)])
+    await stack.vectors.replace(stack.vectors.file("dfl-9", 3, config=config))
+    await stack.vectors.sink.settle(other)
+    found = load(context, embedding).as_retriever(similarity_top_k=9).retrieve("dfl-9/v1/1")
+    assert {item.node.ref_doc_id for item in found} == {stack.document("dfl-1")}
+    assert len(found) == 3
+
+
 async def test_a_document_deleted_through_llama_index_is_gone_from_both_until_it_is_exported_again(
     stack: Stack, context: StorageContext, embedding: EmbedderEmbedding
 ) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +15,22 @@ from pipeline_tests.llama_index.bench import REASON, NamedVectors
 
 pytest.importorskip("llama_index.core", reason=REASON)
 
-from llama_index.core import VectorStoreIndex
+import numpy as np
+from llama_index.core import QueryBundle, VectorStoreIndex
 from llama_index.core.vector_stores import FilterCondition, FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.types import BasePydanticVectorStore, VectorStoreQueryMode
 
 from pipeline.embedding.base import ModelIdentity
 from pipeline.embedding.constant import ConstantEmbedder
-from pipeline.errors import ConfigError
-from pipeline.sinks.base import SinkContext
+from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.sinks.base import SearchRequest, SinkContext
 from pipeline.sinks.open_index import open_index
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings
-from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench
+from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness, provisioned_bench, unit_vectors
+from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 from pipeline_tests.conformance.qdrant_harness import qdrant_local
 from pipeline_tests.sinks.reference_exporter import JsonExporter
+from pipeline_tests.sinks.test_recall import with_vectors
 
 NATIVE = {
     "azure_ai_search": "AzureAISearchVectorStore",
@@ -36,6 +42,23 @@ NATIVE = {
     "turbopuffer": None,
 }
 """Sink -> LlamaIndex's own store of it, where there is one."""
+ADDRESSES = {
+    "azure_ai_search": "AZURE_SEARCH_API_KEY",
+    "mongodb": "INDEXPORT_MONGODB_URI",
+    "pgvector": "INDEXPORT_PGVECTOR_DSN",
+    "pinecone": "PINECONE_API_KEY",
+}
+"""Sink -> the environment variable without which it reaches no server."""
+LOOP = "indexport-llama-index"
+UNSYNCED = replace(MODEL, name="unsynced", fingerprint="unsynced/1")
+
+
+class Unsynced(NamedVectors):
+    """Of a model nothing was exported with yet."""
+
+    @property
+    def identity(self) -> ModelIdentity:
+        return UNSYNCED
 
 
 @pytest.fixture(scope="module", params=sorted(NATIVE))
@@ -103,6 +126,18 @@ async def test_retrieving_finds_the_nearest_chunk_as_a_whole_node(bench: Bench, 
     assert [item.node.node_id for item in asynchronously] == [item.node.node_id for item in found]
 
 
+async def test_it_ranks_and_scores_as_the_sink_searches_whatever_the_lengths_of_vectors(
+    bench: Bench, index: VectorStoreIndex
+) -> None:
+    lengths = np.linspace(0.1, 20, 12, dtype=np.float32)[:, None]
+    await bench.replace(with_vectors(bench.file("dfl-9", 12), unit_vectors("long and short", 12) * lengths))
+    asked = 5 * unit_vectors("any question", 1)[0]
+    hits = await bench.exporter.search(SearchRequest(bench.config, vector=asked, k=18))
+    found = await index.as_retriever(similarity_top_k=18).aretrieve(QueryBundle("any question", embedding=asked.tolist()))
+    assert [item.node.node_id for item in found] == [hit.record.id for hit in hits]
+    assert [item.score for item in found] == pytest.approx([hit.score for hit in hits], abs=1e-5)
+
+
 @pytest.mark.parametrize(
     ("condition", "expected"),
     [
@@ -145,6 +180,24 @@ async def test_what_a_sink_cannot_express_is_refused(index: VectorStoreIndex) ->
             index.as_retriever(filters=wrong).retrieve("dfl-1/v1/0")
     with pytest.raises(ValueError, match="mmr"):
         index.as_retriever(vector_store_query_mode="mmr").retrieve("dfl-1/v1/0")
+
+
+async def test_an_option_that_no_sink_has_is_refused_and_not_ignored(index: VectorStoreIndex) -> None:
+    for option, mode in product(("alpha", "hybrid_top_k", "sparse_top_k"), ("default", "hybrid")):
+        retriever = index.as_retriever(vector_store_query_mode=mode, **{option: 1})
+        with pytest.raises(ValueError, match=option):
+            retriever.retrieve("section 1")
+        with pytest.raises(ValueError, match=option):
+            await retriever.aretrieve("section 1")
+
+
+async def test_what_a_sink_is_told_besides_in_a_search_of_its_own_is_refused(bench: Bench, index: VectorStoreIndex) -> None:
+    mode = "hybrid" if "hybrid" in bench.exporter.search_modes else "default"
+    if mode == "default" and isinstance(index.vector_store.client, BasePydanticVectorStore):
+        pytest.skip("LlamaIndex's own store has keyword arguments of its own")
+    retriever = index.as_retriever(vector_store_query_mode=mode, vector_store_kwargs={"nprobes": 5})
+    with pytest.raises(ValueError, match="nprobes"):
+        retriever.retrieve("section 1")
 
 
 async def test_hybrid_and_text_search_go_through_the_sink(bench: Bench, index: VectorStoreIndex) -> None:
@@ -215,6 +268,42 @@ async def test_a_local_qdrant_directory_is_read_through_the_sink_that_has_it_ope
         assert await bench.snapshots() == {}
         opened.vector_store.close()
         await bench.exporter.close()
+
+
+async def test_before_the_first_sync_there_is_no_index_and_none_is_in_the_way_of_that_sync(sink: SinkUnderTest) -> None:
+    bench = Bench(sink, model=UNSYNCED)
+    threads = set(threading.enumerate())
+    try:
+        with pytest.raises(SinkUnavailable, match="sync"):
+            open_index(bench.open(), export_config_id=bench.config, embedder=Unsynced())
+        assert not [thread for thread in set(threading.enumerate()) - threads if thread.name == LOOP]
+        await bench.open().provision()
+        await bench.replace(bench.file("dfl-1"))
+        index = open_index(bench.exporter, export_config_id=bench.config, embedder=Unsynced())
+        assert files_of(index.as_retriever().retrieve("dfl-1/v1/0")) == ["dfl-1", "dfl-1"]
+        index.vector_store.close()
+    finally:
+        for exporter in bench.opened:
+            await exporter.close()
+
+
+async def test_a_variable_that_is_not_set_is_named(name: str, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name not in ADDRESSES:
+        pytest.skip("this sink needs no variable")
+    variable = getattr(bench.exporter.settings, {"mongodb": "uri_env", "pgvector": "dsn_env"}.get(name, ""), ADDRESSES[name])
+    monkeypatch.delenv(variable)
+    with pytest.raises(ConfigError, match=variable):
+        open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
+
+
+async def test_lancedbs_text_index_is_not_replaced_by_one_of_llama_indexs(tmp_path: Path) -> None:
+    async with provisioned_bench(LanceDBUnderTest(str(tmp_path))) as bench:
+        await bench.replace(bench.file("dfl-1", ["to be or not to be"]))
+        opened = open_index(bench.exporter, export_config_id=bench.config, embedder=NamedVectors())
+        with pytest.raises(ValueError, match="query_type"):
+            opened.as_retriever(vector_store_kwargs={"query_type": "hybrid"}).retrieve("not")
+        opened.vector_store.close()
+        assert await bench.search(SearchRequest(bench.config, "text", text="not"))
 
 
 async def test_a_sink_that_is_not_searched_is_no_index(tmp_path: Path) -> None:

@@ -44,9 +44,10 @@ async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
     await exporter.close()
 
 
-def found(store: Any, query: Vectors, k: int) -> list[int]:
-    nodes = store.query(VectorStoreQuery(query_embedding=query.tolist(), similarity_top_k=k)).nodes
-    return [node.metadata["chunk_index"] for node in nodes]
+def found(store: Any, query: Vectors, k: int) -> tuple[list[int], list[float]]:
+    """Numbers of chunks, and their scores."""
+    result = store.query(VectorStoreQuery(query_embedding=query.tolist(), similarity_top_k=k))
+    return [node.metadata["chunk_index"] for node in result.nodes], result.similarities
 
 
 @pytest.mark.parametrize("size", [SMALL, LARGE])
@@ -57,8 +58,9 @@ async def test_lancedb_finds_as_much_through_llama_indexs_store(bench: Bench, si
     queries = clustered_vectors(20, 0, ALIKE)
     for query in queries:
         nearest = np.argsort(-(vectors @ query))[:K].tolist()
-        held = found(store, query, K)
+        held, scores = found(store, query, K)
         assert len(held) == K
+        assert scores == pytest.approx((vectors @ query)[held].tolist(), abs=1e-5)
         hits += len(set(nearest) & set(held))
     assert hits >= 0.98 * K * len(queries)
     store.close()

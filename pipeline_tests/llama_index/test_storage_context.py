@@ -16,12 +16,13 @@ from pipeline_tests.llama_index.bench import REASON, NamedVectors
 
 pytest.importorskip("llama_index.core", reason=REASON)
 
-from llama_index.core import MockEmbedding, StorageContext, VectorStoreIndex, load_index_from_storage
+from llama_index.core import Document, MockEmbedding, StorageContext, VectorStoreIndex, load_index_from_storage
 from llama_index.core.schema import TextNode
-from llama_index.core.vector_stores import MetadataFilter, MetadataFilters
+from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from llama_index.core.vector_stores.simple import SimpleVectorStore
 
 from pipeline.errors import SinkUnavailable
+from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.open_index import open_index
 from pipeline_tests.conformance.harness import Bench, provisioned_bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
@@ -66,6 +67,62 @@ async def test_metadata_filters_work_on_what_was_loaded(bench: Bench, opened: Op
     wanted = MetadataFilters(filters=[MetadataFilter(key="year", value=2021)])
     found = opened().as_retriever(similarity_top_k=10, filters=wanted).retrieve("dfl-2020/v1/0")
     assert [item.node.metadata["year"] for item in found] == [2021, 2021]
+
+
+@pytest.mark.parametrize(
+    ("key", "operator", "value", "meant"),
+    [
+        ("tags", FilterOperator.NIN, ["river"], {"nin": ["river"]}),
+        ("tags", FilterOperator.IN, ["gauge", "weir"], {"in": ["gauge", "weir"]}),
+        ("tags", FilterOperator.ANY, ["gauge", "weir"], {"in": ["gauge", "weir"]}),
+        ("tags", FilterOperator.CONTAINS, "river", {"eq": "river"}),
+        ("tags", FilterOperator.NE, "river", {"ne": "river"}),
+        ("draft", FilterOperator.EQ, 1, {"eq": True}),
+        ("year", FilterOperator.NE, 2020, {"ne": 2020}),
+        ("year", FilterOperator.LT, 2021, {"lt": 2021}),
+        ("file_name", FilterOperator.IN, ["dfl-3.pdf"], {"in": ["dfl-3.pdf"]}),
+    ],
+)
+async def test_filters_mean_what_they_mean_to_every_sink(
+    bench: Bench, opened: Open, key: str, operator: FilterOperator, value: Any, meant: dict[str, Any]
+) -> None:
+    await bench.replace(
+        bench.file("dfl-1", 2, metadata={"year": 2020, "tags": ["river", "gauge"], "draft": True}),
+        bench.file("dfl-2", 2, metadata={"year": 2021, "tags": ["gauge"], "draft": False}),
+        bench.file("dfl-3", 2, metadata={"other": 1}),
+    )
+    wanted = MetadataFilters(filters=[MetadataFilter(key=key, operator=operator, value=value)])
+    found = opened().as_retriever(similarity_top_k=10, filters=wanted).retrieve("dfl-1/v1/0")
+    hits = await bench.search(
+        SearchRequest(bench.config, vector=await NamedVectors().embed_query("dfl-1/v1/0"), filters={key: meant})
+    )
+    assert [item.node.node_id for item in found] == [hit.record.id for hit in hits]
+    assert 0 < len(found) < 6
+
+
+async def test_a_search_can_be_limited_to_documents(bench: Bench, opened: Open) -> None:
+    files = [bench.file("dfl-1", 2), bench.file("dfl-2", 2)]
+    await bench.replace(*files)
+    of_file = set(files[1].table["id"].to_pylist())
+    limited = opened().as_retriever(similarity_top_k=10, doc_ids=[f"{bench.config}:dfl-2"])
+    assert ids(limited.retrieve("dfl-1/v1/0")) == of_file
+
+
+async def test_what_a_sink_cannot_express_is_refused(bench: Bench, opened: Open) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    unknown = MetadataFilters(filters=[MetadataFilter(key="pages", value=3)])
+    with pytest.raises(ValueError, match="pages"):
+        opened().as_retriever(filters=unknown).retrieve("dfl-1/v1/0")
+    with pytest.raises(ValueError, match="alpha"):
+        opened().as_retriever(alpha=0.5).retrieve("dfl-1/v1/0")
+
+
+async def test_nodes_cannot_be_added_past_the_export(bench: Bench, opened: Open) -> None:
+    await bench.replace(bench.file("dfl-1"))
+    index = opened()
+    with pytest.raises(ValueError, match="only writer"):
+        index.insert(Document(text="not from LlamaCloud"))
+    assert len(index.as_retriever(similarity_top_k=10).retrieve("dfl-1/v1/0")) == 3
 
 
 async def test_a_document_deleted_in_llama_index_is_gone_from_its_copy_and_not_from_ours(bench: Bench, opened: Open) -> None:

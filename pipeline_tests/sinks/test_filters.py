@@ -67,6 +67,14 @@ def test_a_value_of_another_type_is_told_by_its_type_and_size() -> None:
         parse_filters({"year": {"in": [2020, "2021"]}}, FIELDS)
 
 
+def test_a_field_of_records_that_is_no_filter_is_not_to_be_declared() -> None:
+    with pytest.raises(ValueError, match=r"'page_range_start': .* only parsed_directory_file_id and file_name;") as caught:
+        parse_filters({"page_range_start": {"lte": 3}}, FIELDS)
+    assert "declare it" not in str(caught.value)
+    with pytest.raises(ValueError, match=r"'team': declare it in the export's metadata_fields"):
+        parse_filters({"team": "x"}, FIELDS)
+
+
 def test_declared_values_are_null_where_missing() -> None:
     metadata = {"year": 1, "rating": 2, "tags": ["a"], "other": object()}
     assert declared_values(metadata, FIELDS) == {"year": 1, "rating": 2.0, "language": None, "draft": None, "tags": ["a"]}

@@ -80,7 +80,11 @@ async def test_answers_that_are_lost_among_those_of_a_busy_store_come_to_an_end(
 @pytest.mark.parametrize(
     ("failure", "kind", "told"),
     [
-        (Failed(404, "gone"), Missing, "Acme at http://acme has no box 'b' to read: 404, gone; provision the sink first"),
+        (
+            Failed(404, "gone"),
+            Missing,
+            "Acme at http://acme has no box 'b' to read: 404, gone; provision the sink first (a sync does)",
+        ),
         (Failed(401), SinkUnavailable, "does not let us read: 401; check the key in ACME_KEY and what its plan allows"),
         (Failed(402, "pay"), SinkUnavailable, "does not let us read: 402, pay;"),
         (Failed(403, "no acme-secret"), SinkUnavailable, "403, no ***;"),
