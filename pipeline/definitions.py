@@ -11,7 +11,7 @@ from pipeline.home import OWN_DEFS, defs_folder
 from pipeline.interpreter import look_for_garbage_less
 from pipeline.orchestration.liveness import marking_executor
 from pipeline.stages.loaded_file import LoadedFile
-from pipeline.stages.settings import defs_files, exports_in, load_exports
+from pipeline.stages.settings import located_exports
 
 look_for_garbage_less()
 
@@ -24,8 +24,8 @@ def defs() -> dg.Definitions:
 
 def _exports() -> list[dg.Definitions]:
     folder = defs_folder()
-    load_exports(folder)  # also where Dagster reads them: its own errors name no file, or repeat what stands in one
+    exports = located_exports(folder)  # also where Dagster reads them: its own errors name no file, or repeat what stands in one
     if folder == OWN_DEFS:
         return [dg.load_from_defs_folder(path_within_project=Path(__file__).parent)]
     # That of another project, whose other components are its own code location's.
-    return [export_definitions(each, LoadedFile(path, each.name)) for path in defs_files(folder) for each in exports_in(path)]
+    return [export_definitions(each, LoadedFile(path, each.name)) for path, each in exports.values()]

@@ -230,7 +230,7 @@ class Exporter(ABC):
         self,
         *,
         export_config_id: str,  # noqa: ARG002 - most stores show all they hold
-        parsed_directory_file_ids: Sequence[str],  # noqa: ARG002
+        parsed_directory_file_ids: Sequence[str],  # noqa: ARG002 - likewise
     ) -> int | None:
         """How much is held of these files where neither ``list_snapshots`` nor ``fetch_records`` looks, for an erasure's proof.
 

@@ -180,6 +180,8 @@ class Stores:
 
     def remove(self, keys: Sequence[FileKey]) -> None:
         """Whether the docstore knows them or not: it may have lost what the vector store still shows."""
+        if not keys:
+            return
         with self._lock:
             held = [state for state in map(self.state, keys) if state is not None]
             self._write_states([replace(state, pending=True) for state in held])

@@ -24,7 +24,7 @@ from pipeline.ledger.vectors import Claim
 from pipeline.sinks.records import matrix
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
-from pipeline.stages.stamps import known_tables, note_lost
+from pipeline.stages.stamps import is_of_present_model, known_tables, note_lost
 from pipeline.stages.weights import check_weights
 from pipeline.stages.work import begin, groups_of
 
@@ -137,7 +137,7 @@ def _known_vectors(
     tables = export.lake.read_many("embeddings", partitions, ["embedding_digest", "embedding"])
     known: dict[bytes, npt.NDArray[np.float32]] = {}
     for table in tables.values():
-        if (table.schema.metadata or {}).get(b"model") != export.embedder.identity.fingerprint.encode():
+        if not is_of_present_model(export, table):
             continue
         vectors = matrix(table["embedding"])
         for position, digest in enumerate(table["embedding_digest"].to_pylist()):

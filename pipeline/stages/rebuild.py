@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import SINK_ERRORS, IncompleteListing, SinkDamaged
@@ -29,7 +28,7 @@ from pipeline.stages.load import build_records, by_file, holds
 from pipeline.stages.orphans import adopt_orphans
 from pipeline.stages.report import StageReport
 from pipeline.stages.sink_vectors import SinkVectors
-from pipeline.stages.stamps import known_tables, note_lost
+from pipeline.stages.stamps import is_of_present_model, known_tables, note_lost, stamp_of
 from pipeline.stages.tombstones import restore_tombstones
 from pipeline.stages.work import borrowed, groups_of, opened_sink, unprovisioned
 
@@ -118,18 +117,14 @@ def _lake_row(export: Export, file_id: str) -> tuple[dict[str, Any], list[bytes]
         "payload_digest": payload.get("payload_digest"),
         "text_digest": payload.get("text_digest"),
         "provenance": payload.get("provenance"),
-        "chunks_key": _mark(chunks, b"chunks_key"),
+        "chunks_key": stamp_of(chunks, "chunks_key"),
         "chunk_count": chunks.num_rows if chunks is not None else None,
         "token_count": int(pc.sum(chunks["chunk_token_count"]).as_py() or 0) if chunks is not None else None,
-        "vectors_key": _mark(vectors, b"vectors_key"),
+        "vectors_key": stamp_of(vectors, "vectors_key"),
     }
-    ours = _mark(vectors, b"model") == export.embedder.identity.fingerprint
-    return values, vectors["embedding_digest"].to_pylist() if vectors is not None and ours else None
-
-
-def _mark(table: pa.Table | None, name: bytes) -> str | None:
-    found = (table.schema.metadata or {}).get(name) if table is not None else None
-    return found.decode() if found is not None else None
+    if vectors is None or not is_of_present_model(export, vectors):
+        return values, None
+    return values, vectors["embedding_digest"].to_pylist()
 
 
 async def _adopt_sink(export: Export, sink: str, scope: tuple[str, str], rebuilt: LedgerRebuild) -> None:

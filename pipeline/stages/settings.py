@@ -166,13 +166,19 @@ def load_exports(folder: Path) -> dict[str, ExportSettings]:
 
     Raises ConfigError naming the file and the setting.
     """
-    exports: dict[str, ExportSettings] = {}
-    paths: dict[str, Path] = {}
+    return {name: settings for name, (_, settings) in located_exports(folder).items()}
+
+
+def located_exports(folder: Path) -> dict[str, tuple[Path, ExportSettings]]:
+    """``load_exports``, each with the file it is written in."""
+    exports: dict[str, tuple[Path, ExportSettings]] = {}
     for path in defs_files(folder):
         for settings in exports_in(path):
             if settings.name in exports:
-                raise ConfigError(f"{path}: another export is called {settings.name!r}, in {paths[settings.name]}; rename one")
-            exports[settings.name], paths[settings.name] = settings, path
+                raise ConfigError(
+                    f"{path}: another export is called {settings.name!r}, in {exports[settings.name][0]}; rename one"
+                )
+            exports[settings.name] = path, settings
     return exports
 
 

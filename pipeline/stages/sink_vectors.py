@@ -16,6 +16,7 @@ from pipeline.errors import SINK_ERRORS
 from pipeline.sinks.records import matrix
 from pipeline.stages.embed import HeldVectors
 from pipeline.stages.export import Export
+from pipeline.stages.stamps import is_of_present_model
 from pipeline.stages.work import opened_sink, read_whole_or_closed
 
 
@@ -77,6 +78,5 @@ def of_former_use(export: Export) -> HeldVectors | None:
 def _embedded_by_another(export: Export, file_ids: list[str]) -> list[str]:
     """Those of these files whose vectors in the lake are another model's."""
     made = [file_id for file_id, row in export.ledger.files(file_ids).items() if row.vectors_key is not None]
-    present = export.embedder.identity.fingerprint.encode()
     tables = export.lake.read_many("embeddings", made, [])
-    return [file_id for file_id, table in tables.items() if (table.schema.metadata or {}).get(b"model") != present]
+    return [file_id for file_id, table in tables.items() if not is_of_present_model(export, table)]

@@ -30,11 +30,21 @@ def note_lost(export: Export, dataset: Dataset, file_ids: Iterable[str]) -> None
     export.ledger.update_files([{"file_id": file_id, **_WITHOUT[dataset]} for file_id in file_ids])
 
 
+def stamp_of(table: pa.Table | None, name: str) -> str | None:
+    """What a partition's metadata says under this name; ``None`` where there is no partition, or it says nothing."""
+    found = (table.schema.metadata or {}).get(name.encode()) if table is not None else None
+    return found.decode() if found is not None else None
+
+
+def is_of_present_model(export: Export, vectors: pa.Table) -> bool:
+    """Whether the export's present model made the vectors of this partition of ``embeddings``."""
+    return stamp_of(vectors, "model") == export.embedder.identity.fingerprint
+
+
 def known_tables(
     export: Export, dataset: Dataset, rows: Iterable[FileRow], columns: Sequence[str] | None = None
 ) -> dict[str, pa.Table]:
     """The partitions of these files that the ledger speaks of; any other one counts as lost."""
-    marks = {row.file_id: (getattr(row, STAMPS[dataset]) or "").encode() for row in rows}
+    marks = {row.file_id: getattr(row, STAMPS[dataset]) or "" for row in rows}
     tables = export.lake.read_many(dataset, marks, columns)
-    stamp = STAMPS[dataset].encode()
-    return {file_id: table for file_id, table in tables.items() if (table.schema.metadata or {}).get(stamp) == marks[file_id]}
+    return {file_id: table for file_id, table in tables.items() if stamp_of(table, STAMPS[dataset]) == marks[file_id]}

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.documents.arrow import embedding_texts
-from pipeline.embedding.base import TextsRefused, Vectors
+from pipeline.embedding.base import TextsRefused
 from pipeline.errors import ConfigError
 from pipeline.sinks.records import matrix
 from pipeline.stages.export import Export
+from pipeline.stages.stamps import is_of_present_model
 
 _SAME = 0.99
 """Cosine of two answers to one text. Other batches, other hardware and half precision move it far less than this."""
@@ -30,16 +31,16 @@ async def check_weights(export: Export) -> None:
     known = await asyncio.to_thread(_known_row, export)
     if known is None:
         return
-    model = export.embedder.identity
     try:
         [answer] = await export.embedder.embed(embedding_texts(known), known["chunk_token_count"].to_pylist())
     except TextsRefused:
         return
     [stored] = matrix(known["embedding"])
-    if _cosine(answer, stored) < _SAME:
+    cosine = float(answer @ stored / (np.linalg.norm(answer) * np.linalg.norm(stored)))
+    if cosine < _SAME:
         raise ConfigError(
-            f"the endpoint answers a text otherwise than when {model.name!r} embedded it before (cosine "
-            f"{_cosine(answer, stored):.2f}): other weights have taken the name, and their vectors cannot stand beside the old "
+            f"the endpoint answers a text otherwise than when {export.embedder.identity.name!r} embedded it before (cosine "
+            f"{cosine:.2f}): other weights have taken the name, and their vectors cannot stand beside the old "
             "ones. Serve the former weights, or give these a name in embedding.openai.revision: all is then embedded anew, and "
             "the old records answer until that is done"
         )
@@ -47,14 +48,9 @@ async def check_weights(export: Export) -> None:
 
 def _known_row(export: Export) -> pa.Table | None:
     """The shortest text of some file that has vectors of the present model, if there is any."""
-    model = export.embedder.identity
-    partition = export.ledger.vectors.any_partition(model.slug)
+    partition = export.ledger.vectors.any_partition(export.embedder.identity.slug)
     columns = ["context", "content", "chunk_token_count", "embedding"]
     table = export.lake.read("embeddings", partition, columns) if partition else None
-    if table is None or not table.num_rows or (table.schema.metadata or {}).get(b"model") != model.fingerprint.encode():
+    if table is None or not table.num_rows or not is_of_present_model(export, table):
         return None
     return table.take(pc.array_sort_indices(table["chunk_token_count"])[:1])
-
-
-def _cosine(one: Vectors, other: Vectors) -> float:
-    return float(one @ other / (np.linalg.norm(one) * np.linalg.norm(other)))
