@@ -25,6 +25,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from pipeline.documents.html_tables import HtmlTable, html_tables
+from pipeline.documents.titles import plain_title
 
 _LINE = re.compile(r"[^\n]*\n|[^\n]+")
 _SETEXT = re.compile(r" {0,3}(?:(=+)|-+)\s*")
@@ -105,7 +106,7 @@ def scan_markdown(text: str, page_starts: Sequence[int] = ()) -> list[Block]:
             scan.add_heading(start, end, *atx)
         elif first in "=-" and scan.may_be_title and (setext := _SETEXT.fullmatch(line)):
             scan.turn_into_heading(end, 1 if setext[1] else 2)
-        elif first in "|-:" and scan.may_be_table_header and _is_delimiter_row(line):
+        elif first in "|-:" and scan.may_be_table_header and is_delimiter_row(line):
             scan.turn_into_table(end)
         elif first == "<" and (table := tables.get(tag := start + line.index("<"))):
             scan.add_html_table(tag, table)
@@ -134,7 +135,8 @@ def _atx_heading(line: str) -> tuple[int, str] | None:
     return level, title
 
 
-def _is_delimiter_row(line: str) -> bool:
+def is_delimiter_row(line: str) -> bool:
+    """Whether a line is what GFM has between the header of a table and its rows."""
     row = line.strip()
     return "|" in row and all(_is_delimiter_cell(cell.strip()) for cell in row.strip("|").split("|"))
 
@@ -263,12 +265,11 @@ class _Scan:
 
     def add_heading(self, start: int, end: int, level: int, title: str) -> None:
         self.close()
-        self.blocks.append(Block(BlockKind.HEADING, start, end, level, " ".join(title.split())))
+        self.blocks.append(Block(BlockKind.HEADING, start, end, level, plain_title(title)))
 
     def turn_into_heading(self, end: int, level: int) -> None:
         """The open one-line paragraph was a setext heading's title."""
-        title = " ".join(self._last_line.split())
-        self.blocks.append(Block(BlockKind.HEADING, self._start, end, level, title))
+        self.blocks.append(Block(BlockKind.HEADING, self._start, end, level, plain_title(self._last_line)))
         self._start = self._end = 0
 
     def turn_into_table(self, end: int) -> None:

@@ -7,12 +7,13 @@ it gets and mends what does not fit.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from pipeline.documents.anchors import content_key, pack
-from pipeline.documents.blocks import Block, BlockKind
+from pipeline.documents.blocks import Block, BlockKind, is_delimiter_row
 from pipeline.documents.outline import Outline, heading_context
 from pipeline.documents.splitting import TextSizer, split_long
 
@@ -20,6 +21,7 @@ _REACH_IN_CHUNKS = 2
 _MOST_PATH = 1 / 4
 _MOST_TABLE_HEADER = 2 / 3
 """Shares of a chunk's tokens that a heading path and a repeated table header may take; a larger one is left out."""
+_DASHES = re.compile("-{4,}")
 
 
 class Draft(NamedTuple):
@@ -122,7 +124,7 @@ class Drafter:
         """Cut between rows; every piece that starts at a row repeats the table's header in its context."""
         table = self._blocks[body]
         borders = [*table.row_starts, table.end]
-        header = self._text[table.start : borders[0]].rstrip() + "\n"
+        header = _repeated(self._text[table.start : borders[0]])
         context, room = self._row_context(body, header)
         units = [(self._blocks[first].start, borders[0]), *pairwise(borders)]
         sizes = self._sizes(units)
@@ -153,6 +155,15 @@ class Drafter:
         if path_size + header_size > limit:
             return header, self._room - header_size
         return path + header, self._room - path_size - header_size
+
+
+def _repeated(header: str) -> str:
+    """A table's header as a context has it. A delimiter row as wide as its columns, of which many tokenizers make a token a dash,
+    would take more of each chunk than all names of the columns together: three dashes of each cell stay."""
+    names, newline, delimiter = header.rstrip().rpartition("\n")
+    if is_delimiter_row(delimiter):
+        delimiter = _DASHES.sub("---", " ".join(delimiter.split()))
+    return f"{names}{newline}{delimiter}\n"
 
 
 def _additions(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:

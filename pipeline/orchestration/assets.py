@@ -26,6 +26,7 @@ from pipeline.orchestration.partitions import FILES_TAG, files_partitions
 from pipeline.orchestration.pools import embedding_pool, pool_of
 from pipeline.orchestration.resources import Exports
 from pipeline.sinks.records import RECORD_VERSION, record_schema
+from pipeline.sinks.registry import import_sdk
 from pipeline.stages.chunk import chunk
 from pipeline.stages.embed import embed
 from pipeline.stages.export import Export
@@ -144,6 +145,8 @@ def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
     def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
         async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
             held = await asyncio.to_thread(of_former_use, export)
+            for kind in _sinks_of_the_run(context, settings):  # while the model computes: LanceDB's takes half a second
+                asyncio.get_running_loop().run_in_executor(None, import_sdk, kind)
             return await embed(export, keys, run_id=run_id, held=held)
 
         return _run(context, indexport, settings, stage, "embeddings")
@@ -159,6 +162,12 @@ def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
         pool=embedding_pool(settings),
         description="Chunk rows with their vectors; a text embedded before under the same model is not embedded again.",
     )
+
+
+def _sinks_of_the_run(context: dg.AssetExecutionContext, settings: ExportSettings) -> set[str]:
+    """The kinds of the sinks this run loads."""
+    chosen = context.run.asset_selection
+    return {pool_of(settings, sink) for sink in settings.sinks if not chosen or asset_key(settings, sink) in chosen}
 
 
 def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:

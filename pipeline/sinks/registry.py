@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 
 from pipeline.errors import ConfigError
 from pipeline.sinks.base import Exporter, SinkSettings
@@ -27,6 +28,9 @@ LOCAL_SINKS = ("lancedb", "storage_context")
 _EXTRAS: dict[str, str] = {"azure_ai_search": "azure", "llama_docstore": "llama-index", "llama_index": "llama-index"}
 """The extras that are not called as their sink."""
 
+_SLOW_SDKS: dict[str, str] = {"lancedb": "lancedb"}
+"""SDKs that take long to import, so that the sink's module does so at its first request alone."""
+
 
 def exporter_class(name: str) -> type[Exporter]:
     """The exporter of a sink by its registered name.
@@ -42,6 +46,15 @@ def exporter_class(name: str) -> type[Exporter]:
         raise ConfigError(f"sink {name!r} needs {error.name!r}; install it with: pip install 'indexport[{extra}]'") from error
     found: type[Exporter] = getattr(loaded, attribute)
     return found
+
+
+def import_sdk(name: str) -> None:
+    """Import what a sink of this registered name needs before its first request; blocks for up to a second. Nothing is raised of
+    what cannot be imported: whoever uses the sink is told."""
+    with suppress(ConfigError, ImportError):
+        exporter_class(name)
+        if sdk := _SLOW_SDKS.get(name):
+            importlib.import_module(sdk)
 
 
 def settings_type(name: str) -> type[SinkSettings] | None:

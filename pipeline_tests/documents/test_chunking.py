@@ -146,6 +146,19 @@ def test_every_chunk_with_rows_of_a_split_table_has_the_header_and_whole_rows(ch
         assert holders[1].context.startswith("Stock > Parts\n\n| Item |")
 
 
+def test_the_header_that_a_context_repeats_spends_no_tokens_on_a_wide_delimiter_row(chunk: Chunk_) -> None:
+    header = f"| Item {'':40} | Remark {'':20} |\n| {'-' * 45} |:{'-' * 26}: |\n"
+    chunks = chunk("# Stock\n\n" + header + "".join(f"| part {n} | {prose(12, n)} |\n" for n in range(60)))
+    assert chunks[0].content.startswith("# Stock\n\n" + header)
+    names = header.splitlines()[0]
+    assert {c.context for c in chunks[1:]} == {f"Stock\n\n{names}\n| --- |:---: |\n"}
+
+
+def test_a_context_names_headings_as_people_read_them(chunk: Chunk_) -> None:
+    chunks = chunk(f'# [Pumps](https://example.org/pumps)\n\n## Care<a name="care"></a>\n\n{prose(600)}')
+    assert {c.context for c in chunks[1:]} == {"Pumps > Care\n\n"}
+
+
 @pytest.mark.parametrize("joiner", ["", "\n", "\n\n  "], ids=["one line", "lines", "blank lines"])
 @pytest.mark.parametrize("before", ["", "# Stock\n\n## Parts\n\n", "Table 1:\n"])
 def test_every_chunk_of_a_split_html_table_has_the_header_and_whole_rows(chunk: Chunk_, before: str, joiner: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 from collections.abc import AsyncGenerator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from pipeline.llama_cloud.models import ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.orchestration.assets import DIRECTORY_FILES
 from pipeline.orchestration.checks import FILES_CHECK, INDEX_CHECK
-from pipeline.orchestration.launcher import SyncReport, sync
+from pipeline.orchestration.launcher import SyncReport, jobs_of_a_sync, sync
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.detect import refresh
 from pipeline.stages.needs import Needs
@@ -65,6 +66,24 @@ def test_a_folder_becomes_records_and_a_second_sync_has_nothing_to_do(world: Wor
     again = world.sync()
     assert again.ok
     assert (again.ingested, again.runs) == ([], 0)
+
+
+def test_what_a_run_loads_into_is_imported_while_the_model_computes(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, bool]] = []
+
+    def ask(kind: str) -> None:
+        asked.append((kind, threading.current_thread() is threading.main_thread()))
+
+    monkeypatch.setattr("pipeline.orchestration.assets.import_sdk", ask)
+    assert world.sync().ok
+    assert asked == [("lancedb", False)]
+    ingest, _ = jobs_of_a_sync(world.settings)
+    options: dict[str, Any] = {
+        "partition_key": next(iter(world.export.ledger.files())),
+        "asset_selection": [dg.AssetKey(["default", "embeddings"])],
+    }
+    assert ingest.execute_in_process(instance=world.instance, **options).success
+    assert len(asked) == 1
 
 
 def test_a_file_that_two_runs_work_on_is_counted_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
