@@ -219,13 +219,13 @@ def search(
 ) -> None:
     """Search a sink; every hit cites its file and pages."""
     from pipeline.cli_output import print_hits, record_json
+    from pipeline.stages.search import not_loaded
     from pipeline.stages.search import search as run_search
 
     opened = open_export(export)
+    searched = sinks_of(opened, sink)[0]
     try:
-        hits = asyncio.run(
-            run_search(opened, sinks_of(opened, sink)[0], query, mode=mode.value, k=k, filters=filters_of(where or []))
-        )
+        hits = asyncio.run(run_search(opened, searched, query, mode=mode.value, k=k, filters=filters_of(where or [])))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if as_json:
@@ -233,7 +233,9 @@ def search(
         return
     print_hits(out, hits)
     if not hits:
-        err.print("nothing found")
+        lacking = not_loaded(opened, searched)
+        told = f"; files that are not in {searched} yet: {lacking} (`indexport sync` loads them)" if lacking else ""
+        err.print(f"nothing found{escape(told)}", soft_wrap=True)
 
 
 @app.command()

@@ -201,6 +201,13 @@ def test_a_search_that_finds_nothing_says_so_beside_the_results() -> None:
         assert (outcome.exit_code, outcome.stderr) == (0, told)
 
 
+@pytest.mark.usefixtures("synced")
+def test_a_search_that_finds_nothing_says_how_many_files_it_could_not_look_through() -> None:
+    with patch("pipeline.stages.search.not_loaded", return_value=2):
+        outcome = CliRunner().invoke(app, ["search", "zeppelin", "--mode", "text"])
+    assert outcome.stderr == "nothing found; files that are not in lancedb yet: 2 (`indexport sync` loads them)\n"
+
+
 def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     (folder / "boats [").mkdir()
     (folder / "boats.md").rename(folder / "boats [" / "final].md")

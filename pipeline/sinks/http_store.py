@@ -28,6 +28,10 @@ class RequestRefused(SinkConflict):
     """The store will not do what was asked for, however often it is asked; the message is its own."""
 
 
+class RequestTooLarge(RequestRefused):
+    """The request has more bytes than the store takes, or the proxy before it."""
+
+
 class Missing(SinkUnavailable):
     """The collection, index or namespace does not exist; nothing is in it."""
 
@@ -116,7 +120,8 @@ class HttpStore(ABC):
                 f"{self._place} does not let us {action}: {told}; check the key in {self.key_variable} and what its plan allows"
             )
         if status in _REFUSED - self.busy:
-            return RequestRefused(f"{self.vendor} refuses to {action} in {self._thing}: {told}")
+            refusal = RequestTooLarge if status == 413 else RequestRefused
+            return refusal(f"{self.vendor} refuses to {action} in {self._thing}: {told}")
         return SinkUnavailable(f"{self._place} cannot {action}: {told}")
 
     @property

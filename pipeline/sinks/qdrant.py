@@ -25,9 +25,9 @@ from pipeline.errors import SinkConflict
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import Exporter, ReplaceReport, SearchHit, SearchRequest, SinkContext, SinkSettings, Snapshot
 from pipeline.sinks.filters import fitting_values, parse_filters
-from pipeline.sinks.generations import EMPTYING, replace_generations, to_snapshots, written
+from pipeline.sinks.generations import EMPTYING, to_snapshots, written
 from pipeline.sinks.http_store import RequestRefused
-from pipeline.sinks.qdrant_replace import QdrantWriter, read_heads
+from pipeline.sinks.qdrant_replace import QdrantWriter, read_heads, replace_within_limits
 from pipeline.sinks.qdrant_store import URL, QdrantStore, connection
 from pipeline.sinks.records import FileRecords, to_records
 from pipeline.sinks.refusals import encode_all
@@ -173,7 +173,7 @@ class QdrantExporter(Exporter):
         total = ReplaceReport(0, 0)
         encode = partial(layout.encode_file, declared=self._declared)
         async for _, (encoded, unfit) in one_ahead(batches, partial(encode_all, encode=encode)):
-            await replace_generations(writer, encoded)
+            await replace_within_limits(writer, encoded)
             total += written(encoded, unfit)
         return total
 

@@ -10,7 +10,8 @@ from qdrant_client import models
 from pipeline.sinks import qdrant_layout as layout
 from pipeline.sinks.base import SNAPSHOT_FIELDS
 from pipeline.sinks.file_keys import FileKey, by_config
-from pipeline.sinks.generations import FileWrites, Head
+from pipeline.sinks.generations import FileWrites, Head, replace_generations
+from pipeline.sinks.http_store import RequestTooLarge
 from pipeline.sinks.qdrant_layout import PointWrite
 from pipeline.sinks.qdrant_store import Limits, QdrantStore
 from pipeline.sinks.slicing import slices
@@ -18,14 +19,16 @@ from pipeline.sinks.slicing import slices
 MAX_REQUEST_BYTES: Final = 4 * 2**20
 """The vendor advises requests of less than 5 MB; a server takes 32 MiB by default."""
 
+_LEAST_REQUEST_BYTES: Final = 2**16
+
 
 class QdrantWriter:
     """GenerationStore over one collection. Every write waits until it is applied, so every read sees it."""
 
-    max_bytes: Final = MAX_REQUEST_BYTES
     concurrency: Final = 4
 
     def __init__(self, store: QdrantStore, limits: Limits) -> None:
+        self.max_bytes = MAX_REQUEST_BYTES
         self._store = store
         self._limits = limits
         self._collection = store.collection
@@ -77,6 +80,18 @@ class QdrantWriter:
             for (tenant_id, export_config_id), file_ids in by_config([file.key for file in some]).items():
                 where = models.Filter(must=[*layout.scope(tenant_id, export_config_id, file_ids), kept])
                 await self._store.delete_where("delete stray records", where)
+
+
+async def replace_within_limits(writer: QdrantWriter, files: Sequence[FileWrites[PointWrite]]) -> None:
+    """``replace_generations``; where a proxy takes smaller requests than the server, half as large ones from then on, down to
+    those no proxy should refuse. Raises RequestTooLarge when even these are."""
+    while True:
+        try:
+            return await replace_generations(writer, files)
+        except RequestTooLarge:
+            if writer.max_bytes <= _LEAST_REQUEST_BYTES:
+                raise
+            writer.max_bytes //= 2
 
 
 async def read_heads(store: QdrantStore, tenant_id: str, where: Sequence[models.Condition]) -> AsyncIterator[list[Head]]:

@@ -36,6 +36,13 @@ async def search(
         return await exporter.search(SearchRequest(config, mode, vector, words, k, filters or {}))
 
 
+def not_loaded(export: Export, sink: str) -> int:
+    """How many files a search of the sink cannot find yet: they are not in its present place under the present model."""
+    held = export.held_in(sink)
+    loaded = {} if export.ledger.register.moved([held]) else export.ledger.sink_hashes(slug=held.slug).get(sink, {})
+    return sum(not row.is_leaving and file_id not in loaded for file_id, row in export.ledger.files().items())
+
+
 async def _vector_of(embedder: Embedder, text: str) -> Vectors:
     """Raises EmbedderUnavailable for a vector that no store can search by: it would answer with nothing."""
     vector = await embedder.embed_query(text)

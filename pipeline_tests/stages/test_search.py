@@ -16,7 +16,8 @@ from pipeline.embedding.base import Vectors
 from pipeline.embedding.constant import ConstantEmbedder
 from pipeline.errors import EmbedderUnavailable
 from pipeline.sinks.base import SearchMode
-from pipeline.stages.search import search
+from pipeline.stages.detect import detect
+from pipeline.stages.search import not_loaded, search
 from pipeline_tests.conformance.harness import load_harness
 from pipeline_tests.world import World, open_world
 
@@ -55,6 +56,21 @@ def test_a_word_is_found_whether_its_letters_are_composed_or_not(world: World, s
         for word in ("Druckbehälterprüfung", "Nẵng", "펌프", "zur Druckbehälterprüfung"):
             asked = unicodedata.normalize(form, word)
             assert _found(world, sink, asked, mode) == {"NFC.md", "NFD.md"}, (form, word)
+
+
+def test_what_a_search_cannot_find_yet_is_counted(world: World, sink: str) -> None:
+    for name in ("a.md", "b.md"):
+        world.write(name, f"# {name}\n\nText.\n")
+    world.ingest()
+    assert not_loaded(world.export, sink) == 0
+    world.write("c.md", "New.\n")
+    world.refresh()
+    asyncio.run(detect(world.export, complete=True))
+    assert not_loaded(world.export, sink) == 1
+    world.change(embedding={"provider": "constant", "constant_dimension": 24})
+    assert not_loaded(world.export, sink) == 3
+    world.ingest()
+    assert not_loaded(world.export, sink) == 0
 
 
 def test_a_letter_that_normalization_replaces_is_found_as_it_is(world: World, sink: str) -> None:

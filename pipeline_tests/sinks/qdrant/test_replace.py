@@ -184,6 +184,18 @@ async def test_a_record_too_large_for_a_request_is_refused_by_name(bench: Bench,
     await bench.assert_holds(old, bench.file("dfl-2"))
 
 
+async def test_a_proxy_that_takes_smaller_requests_gets_smaller_ones(emulator: QdrantEmulator, bench: Bench) -> None:
+    old = bench.file("dfl-1", 3)
+    await bench.replace(old)
+    emulator.max_request_bytes = 2**20
+    files = [bench.file(f"dfl-{n}", ["gauge " * 5_000] * 60, version="v2") for n in (1, 2, 3)]
+    await bench.replace(*files)
+    await bench.assert_holds(*files)
+    upserts = [request.size for request in emulator.requests if request.operation == "upsert"]
+    assert max(upserts) > emulator.max_request_bytes / 3
+    assert len(upserts) < 20
+
+
 async def test_the_limits_of_strict_mode_are_kept(emulator: QdrantEmulator, bench: Bench) -> None:
     collection = _collection(emulator, bench)
     collection.strict |= {"max_query_limit": 7, "upsert_max_batchsize": 5, "condition_max_size": 3}

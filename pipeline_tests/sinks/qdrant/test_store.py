@@ -113,7 +113,7 @@ async def test_a_status_that_says_nothing_of_the_request_is_no_conflict(
         await bench.replace(bench.file("dfl-1"))
 
 
-async def test_a_server_with_a_smaller_limit_on_requests_is_a_conflict(emulator: QdrantEmulator, bench: Bench) -> None:
+async def test_a_record_over_the_limit_of_a_proxy_is_a_conflict(emulator: QdrantEmulator, bench: Bench) -> None:
     emulator.max_request_bytes = 10_000
     with pytest.raises(SinkConflict, match="413"):
         await bench.replace(bench.file("dfl-1", ["x" * 20_000]))
