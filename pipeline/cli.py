@@ -23,18 +23,16 @@ from rich.table import Table
 from pipeline.cli_common import (
     ExportOption,
     JsonOption,
+    KnownFiles,
     SinkOption,
     err,
     escape_what_the_output_cannot_show,
-    ever_known,
     fail,
-    file_ids_of,
     filters_of,
     open_export,
     opened_with_instance,
     out,
     sinks_of,
-    unerased_ids_of,
 )
 from pipeline.cli_local import DocumentsOption, cloud_over, local_app
 from pipeline.cli_trust import trust_app
@@ -250,7 +248,7 @@ def records(
     from pipeline.stages.search import records as held
 
     opened = open_export(export)
-    wanted = None if file is None else file_ids_of(opened, file)
+    wanted = None if file is None else KnownFiles(opened).ids_of(file)
 
     async def show() -> None:
         async with aclosing(held(opened, sinks_of(opened, sink)[0], wanted)) as found:
@@ -270,7 +268,7 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
     from pipeline.clock import when
 
     opened = open_export(export)
-    for file_id in ever_known(opened, file):
+    for file_id in KnownFiles(opened).ever_known(file):
         for event in opened.ledger.history(file_id):
             if as_json:
                 sys.stdout.write(json.dumps(asdict(event)) + "\n")
@@ -285,9 +283,9 @@ def release(files: list[str], export: ExportOption = "default") -> None:
     from pipeline.stages.tombstones import lift_tombstones
 
     opened = open_export(export)
-    tombstones = opened.ledger.register.tombstones()
+    known, tombstones = KnownFiles(opened), opened.ledger.register.tombstones()
     erased = [name for name in files if name in tombstones]
-    found = [file_id for name in files if name not in erased for file_id in unerased_ids_of(opened, name, tombstones)]
+    found = [file_id for name in files if name not in erased for file_id in known.unerased_ids_of(name, tombstones)]
     # Only when every name is known: a command that is refused has lifted nothing.
     lift_tombstones(opened, erased)
     failing = [file_id for file_id, row in opened.ledger.files(found).items() if row.is_failing]

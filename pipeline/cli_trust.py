@@ -9,6 +9,7 @@ import asyncio
 import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -17,9 +18,9 @@ from pipeline.cli_common import (
     EverySinkOption,
     ExportOption,
     JsonOption,
+    KnownFiles,
     defined_exports,
     err,
-    ever_known,
     opened_with_instance,
     out,
     sinks_of,
@@ -179,8 +180,7 @@ def erase(
     from pipeline.stages.erase import erase as run_erase
 
     with opened_with_instance(export) as (opened, _), command_run("erase") as run_id:
-        chosen = [file_id for name in files for file_id in _erasable(opened, name)]
-        report = asyncio.run(run_erase(opened, chosen, run_id=run_id))
+        report = asyncio.run(run_erase(opened, _erasable(opened, files), run_id=run_id))
     if as_json:
         out.print_json(data={**asdict(report), "proved": report.proved})
     else:
@@ -272,8 +272,9 @@ def prune(
     out.print(f"{deleted} runs deleted", highlight=False)
 
 
-def _erasable(opened: Export, name: str) -> list[str]:
+def _erasable(opened: Export, names: Iterable[str]) -> list[str]:
     """Also files that are gone, by their ids: a former model's collection may still hold them, or their erasure is to be
     proved again. What has the form of an id is looked for everywhere, known or not: the ledger may have been lost."""
-    is_id = _FILE_ID.fullmatch(name) or name in opened.ledger.register.tombstones()
-    return [name] if is_id else ever_known(opened, name)
+    known, tombstones = KnownFiles(opened), opened.ledger.register.tombstones()
+    found = ([name] if _FILE_ID.fullmatch(name) or name in tombstones else known.ever_known(name) for name in names)
+    return list(chain.from_iterable(found))

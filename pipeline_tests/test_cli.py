@@ -24,7 +24,7 @@ from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.cli_common import file_ids_of, open_export
+from pipeline.cli_common import KnownFiles, open_export
 from pipeline.cli_output import print_awaiting_approval, print_hits
 from pipeline.errors import ConfigError
 from pipeline.home import Home
@@ -215,7 +215,7 @@ def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     assert "boats [/final].md, page 1" in invoke("search", "red boat", "-k", "1")
     assert "boats [/final].md" in invoke("records")
     opened = open_export("default")
-    (file_id,) = file_ids_of(opened, "boats [/final].md")
+    (file_id,) = KnownFiles(opened).ids_of("boats [/final].md")
     opened.record_failures({file_id: "[/poison]"}, "run")
     opened.ledger.record_sink_state(MODEL, error="[/quota]", backoff=lambda _: 60.0)
     opened.ledger.record_sink_state("lancedb", error="[/full]", backoff=lambda _: 60.0)
@@ -237,7 +237,7 @@ def test_nothing_that_a_terminal_obeys_is_shown_to_it(folder: Path) -> None:
     told = json.loads(run(*command, "--json").stdout)
     assert list(told["skipped"]) == ["\x1b[2Jbad.xyz"]
     opened = open_export("default")
-    (file_id,) = file_ids_of(opened, name)
+    (file_id,) = KnownFiles(opened).ids_of(name)
     texts = [synced.stdout, synced.stderr, invoke("history", name)]
     for command in (["search", "red boat", "-k", "1"], ["records"]):
         texts.append(invoke(*command))

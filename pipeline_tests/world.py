@@ -17,7 +17,6 @@ from unittest.mock import patch
 
 import dagster as dg
 import httpx
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.documents.arrow import chunks_to_table
 from pipeline.documents.chunking import chunk_document
@@ -175,7 +174,7 @@ class World:
         assert told is not None
         return told.passed
 
-    def partition_statuses(self, asset: str) -> Counter[AssetPartitionStatus | None]:
+    def partition_statuses(self, asset: str) -> Counter[dg.AssetPartitionStatus | None]:
         """What the UI shows of every known file's partition of an asset."""
         key, files = dg.AssetKey([self.settings.name, asset]), list(self.export.ledger.files())
         return Counter((self.instance.get_status_by_partition(key, files, files_partitions(self.settings.name)) or {}).values())
@@ -185,7 +184,7 @@ class World:
         rows = self.export.ledger.files()
         assert set(self.instance.get_dynamic_partitions(f"{self.settings.name}_files")) == set(rows)
         shown = {asset: self.partition_statuses(asset) for asset in (*DATASETS, *self.settings.sinks)}
-        assert shown == {asset: Counter({AssetPartitionStatus.MATERIALIZED: len(rows)}) for asset in shown}
+        assert shown == {asset: Counter({dg.AssetPartitionStatus.MATERIALIZED: len(rows)}) for asset in shown}
 
     def assert_settled(self, sink: str = "lancedb") -> None:
         """The invariant: the sink holds records(payload, chunker, model) of every live file and nothing else."""

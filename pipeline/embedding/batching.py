@@ -14,7 +14,6 @@ def plan_batches(token_counts: Sequence[int], *, token_budget: int, max_items: i
     Texts of like length share a batch, the longest first (so memory peaks at once, not at the end). A batch costs
     ``items x longest`` tokens, at most ``token_budget``; a text longer than the budget is a batch of its own.
     """
-    _check_caps(token_budget, max_items)
     by_length = sorted(range(len(token_counts)), key=lambda index: (-token_counts[index], index))
     batches: list[list[int]] = []
     room = 0
@@ -33,7 +32,6 @@ def plan_requests(token_counts: Sequence[int], *, max_tokens: int, max_items: in
 
     A text of more than ``max_tokens`` is a request of its own.
     """
-    _check_caps(max_tokens, max_items)
     requests: list[list[int]] = []
     used = 0
     for index, count in enumerate(token_counts):
@@ -58,8 +56,3 @@ def check_question(tokens: int, *, max_tokens: int) -> None:
     """Raise ValueError for a search query of more tokens than the model reads."""
     if tokens > max_tokens:
         raise ValueError(f"the question is too long: it has {tokens} tokens, and the model reads {max_tokens}; shorten it")
-
-
-def _check_caps(tokens: int, items: int) -> None:
-    if tokens < 1 or items < 1:
-        raise ValueError(f"a batch needs room for at least one token and one text, got {tokens} and {items}")

@@ -37,7 +37,6 @@ class BertConfig(BaseModel):
     hidden_size: int
     num_attention_heads: int
     num_hidden_layers: int
-    max_position_embeddings: int
     layer_norm_eps: float
 
     @property

@@ -171,19 +171,17 @@ class Ledger:
         """Mark those of these files that are missing still: no look has seen them again."""
         self._set(file_ids, schema.files.c.missing_since.is_not(None), status="removing")
 
-    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool] | None = None, **values: Any) -> int:
-        """Set columns of those of these files that ``where`` holds for; answers how many they are."""
+    def _set(self, file_ids: Sequence[str], where: sa.ColumnElement[bool], **values: Any) -> None:
+        """Set columns of those of these files that ``where`` holds for."""
         c = schema.files.c
-        found = 0
         with writing(self._engine, self.export) as connection:
             for batch in batches(file_ids):
-                these = sa.update(schema.files).where(c.export == self.export, c.file_id.in_(batch))
-                found += connection.execute((these if where is None else these.where(where)).values(**values)).rowcount
-        return found
+                these = sa.and_(c.export == self.export, c.file_id.in_(batch), where)
+                connection.execute(sa.update(schema.files).where(these).values(**values))
 
-    def release(self, file_ids: Sequence[str]) -> int:
-        """Give those of these files that are failed or parked a fresh start; answers how many."""
-        return self._set(file_ids, schema.files.c.status.in_(FAILING), status="new", attempts=0, next_retry_at=None)
+    def release(self, file_ids: Sequence[str]) -> None:
+        """Give those of these files that are failed or parked a fresh start."""
+        self._set(file_ids, schema.files.c.status.in_(FAILING), status="new", attempts=0, next_retry_at=None)
 
     def claim(
         self, file_ids: Sequence[str], run_id: str, *, seconds: float, dead_runs: Collection[str] = (), leaving: bool = False

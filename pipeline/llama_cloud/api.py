@@ -136,23 +136,14 @@ class CloudApi:
         except (ValueError, RecursionError):
             raise self._not_llama_cloud(doing, "something that is not JSON") from None
 
-    async def attempt(
-        self,
-        request: Awaitable[AsyncAPIResponse[Any]],
-        *,
-        refusals: frozenset[int],
-        doing: str,
-        setting: str | None = None,
-    ) -> bool:
+    async def attempt(self, request: Awaitable[AsyncAPIResponse[Any]], *, refusals: frozenset[int], doing: str) -> bool:
         """Send ``request``; ``False`` when the answer's status is one of ``refusals``. Errors as ``call``'s."""
         try:
             await self._in_time(request, doing)
-        except APIStatusError as error:
-            if error.status_code in refusals:
-                return False
-            raise self._translated(error, doing, setting) from None
         except LlamaCloudError as error:
-            raise self._translated(error, doing, setting) from None
+            if isinstance(error, APIStatusError) and error.status_code in refusals:
+                return False
+            raise self._translated(error, doing, None) from None
         return True
 
     async def pages(

@@ -96,25 +96,24 @@ class IndexClient:
         self._keys = list(dict.fromkeys([*self._keys[:1], state.index_id, state.export_config_id]))
 
     async def _with_key(self, send: Callable[[str], Awaitable[T]]) -> T:
-        """``send`` with the first identifier the API accepts; looks the index up in the list when none of the known is."""
-        tried = list(self._keys)
-        for key in tried:
+        """``send`` with the first identifier the API accepts."""
+        async for key in self._candidates():
             try:
-                return await self._sent(key, send)
+                answer = await send(key)
             except NotThere:
                 continue
-        for key in await self._look_up():
-            if key not in tried:
-                try:
-                    return await self._sent(key, send)
-                except NotThere:
-                    continue
+            self._keys = [key, *(other for other in self._keys if other != key)]
+            return answer
         raise ConfigError(f"LlamaCloud lists the index {self._wanted!r} and then does not know it: check project_id")
 
-    async def _sent(self, key: str, send: Callable[[str], Awaitable[T]]) -> T:
-        answer = await send(key)
-        self._keys = [key, *(other for other in self._keys if other != key)]
-        return answer
+    async def _candidates(self) -> AsyncIterator[str]:
+        """The known identifiers, and when none of them was it, those of the list."""
+        known = list(self._keys)
+        for key in known:
+            yield key
+        for key in await self._look_up():
+            if key not in known:
+                yield key
 
     async def _look_up(self) -> list[str]:
         """The identifiers of the index the settings name, or of the only one there is when they name none."""

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -43,7 +44,8 @@ DIRECTORY_FILES = "directory_files"
 RECORD_FIELDS = tuple(record_schema(1))
 VECTOR_FIELDS = (pa.field("embedding_digest", pa.binary(16)), record_schema(1).field("embedding"))
 
-Stage = Callable[[Export, list[str], str], Awaitable[StageReport]]
+Stage = Callable[..., Awaitable[StageReport]]
+"""Given an export, file ids and, by name, ``run_id``."""
 
 
 class FetchConfig(dg.Config):
@@ -105,10 +107,7 @@ def _file_asset(
 
 def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
     def compute(context: dg.AssetExecutionContext, indexport: Exports, config: FetchConfig) -> dg.MaterializeResult[Any]:
-        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
-            return await fetch(export, keys, run_id=run_id, refetch=config.refetch)
-
-        return _run(context, indexport, settings, stage, "parsed_payloads")
+        return _run(context, indexport, settings, partial(fetch, refetch=config.refetch), "parsed_payloads")
 
     return _file_asset(
         settings,
@@ -124,10 +123,7 @@ def _parsed_payloads(settings: ExportSettings) -> dg.AssetsDefinition:
 
 def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
     def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
-        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
-            return await chunk(export, keys, run_id=run_id)
-
-        return _run(context, indexport, settings, stage, "chunks")
+        return _run(context, indexport, settings, chunk, "chunks")
 
     return _file_asset(
         settings,
@@ -143,7 +139,7 @@ def _chunks(settings: ExportSettings) -> dg.AssetsDefinition:
 
 def _embeddings(settings: ExportSettings) -> dg.AssetsDefinition:
     def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
-        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
+        async def stage(export: Export, keys: list[str], *, run_id: str) -> StageReport:
             held = await asyncio.to_thread(of_former_use, export)
             for kind in _sinks_of_the_run(context, settings):  # while the model computes: LanceDB's takes half a second
                 asyncio.get_running_loop().run_in_executor(None, import_sdk, kind)
@@ -172,10 +168,7 @@ def _sinks_of_the_run(context: dg.AssetExecutionContext, settings: ExportSetting
 
 def _sink_asset(settings: ExportSettings, sink: str) -> dg.AssetsDefinition:
     def compute(context: dg.AssetExecutionContext, indexport: Exports) -> dg.MaterializeResult[Any]:
-        async def stage(export: Export, keys: list[str], run_id: str) -> StageReport:
-            return await load(export, sink, keys, run_id=run_id)
-
-        return _run(context, indexport, settings, stage)
+        return _run(context, indexport, settings, lambda export, keys, run_id: load(export, sink, keys, run_id=run_id))
 
     kind = pool_of(settings, sink)
     return _file_asset(
@@ -197,7 +190,7 @@ def _run(
     keys = _partition_keys(context)
     export = indexport.open(settings, context.instance)
     try:
-        report = run_work(while_kept(export, context.run.run_id, stage(export, keys, context.run.run_id)))
+        report = run_work(while_kept(export, context.run.run_id, stage(export, keys, run_id=context.run.run_id)))
     except (Unavailable, ConfigError, LakeError) as error:
         raise dg.Failure(str(error), allow_retries=isinstance(error, Unavailable)) from error
     left_out = report.left_out

@@ -15,8 +15,7 @@ from itertools import chain
 from typing import Any
 
 import dagster as dg
-from dagster._core.events import AssetMaterializationPlannedData, DagsterEventType, StepMaterializationData
-from dagster._core.events.log import EventLogEntry
+from dagster._core.events import AssetMaterializationPlannedData, StepMaterializationData
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from sqlalchemy import Connection
@@ -24,17 +23,17 @@ from sqlalchemy import Connection
 FILE = "file"
 """Under which the metadata of a materialization names the file of its partition."""
 
-_PLANNED = DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
-_TOGETHER = frozenset({DagsterEventType.ASSET_MATERIALIZATION.value, _PLANNED, DagsterEventType.ASSET_OBSERVATION.value})
+_PLANNED = dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED.value
+_TOGETHER = frozenset({dg.DagsterEventType.ASSET_MATERIALIZATION.value, _PLANNED, dg.DagsterEventType.ASSET_OBSERVATION.value})
 
 
-def split(events: Sequence[EventLogEntry]) -> tuple[list[EventLogEntry], list[EventLogEntry]]:
+def split(events: Sequence[dg.EventLogEntry]) -> tuple[list[dg.EventLogEntry], list[dg.EventLogEntry]]:
     """(events to write together, events to write one by one), each in order."""
     together = [event for event in events if _kind(event) in _TOGETHER]
     return together, [event for event in events if _kind(event) not in _TOGETHER]
 
 
-def event_rows(storage: SqlEventLogStorage, events: Sequence[EventLogEntry]) -> list[dict[str, Any]]:
+def event_rows(storage: SqlEventLogStorage, events: Sequence[dg.EventLogEntry]) -> list[dict[str, Any]]:
     """``storage._event_to_row`` of every event. Serializing takes most of its time, and the events of one asset in one run
     differ in nothing but partition, file and time: one of them is serialized, and what differs is exchanged in its text."""
     rows: list[dict[str, Any]] = []
@@ -52,7 +51,7 @@ def event_rows(storage: SqlEventLogStorage, events: Sequence[EventLogEntry]) -> 
     return rows
 
 
-def _shared_and_own(event: EventLogEntry) -> tuple[list[Any] | None, str | None, list[str]]:
+def _shared_and_own(event: dg.EventLogEntry) -> tuple[list[Any] | None, str | None, list[str]]:
     """All of an event but its partition, file and time, comparable; its partition; and how these stand in its JSON, in their
     order there. Nothing for events of other kinds."""
     happened = event.get_dagster_event()
@@ -70,7 +69,7 @@ def _shared_and_own(event: EventLogEntry) -> tuple[list[Any] | None, str | None,
     return None, None, []
 
 
-def _own(event: EventLogEntry, partition: str | None) -> list[str]:
+def _own(event: dg.EventLogEntry, partition: str | None) -> list[str]:
     return [f'"partition": {json.dumps(partition)}', f'"timestamp": {event.timestamp!r}']
 
 
@@ -98,20 +97,20 @@ def insert_events(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> 
     return list(connection.execute(ids, rows).scalars())
 
 
-def that_may_have_tags(events: Sequence[EventLogEntry], ids: Sequence[int]) -> tuple[list[EventLogEntry], list[int]]:
+def that_may_have_tags(events: Sequence[dg.EventLogEntry], ids: Sequence[int]) -> tuple[list[dg.EventLogEntry], list[int]]:
     """Events with their ids but for the planned ones, which never have tags."""
     kept = [(event, event_id) for event, event_id in zip(events, ids, strict=True) if _kind(event) != _PLANNED]
     return [event for event, _ in kept], [event_id for _, event_id in kept]
 
 
 def last_of_each_asset(
-    events: Sequence[EventLogEntry], rows: Sequence[Mapping[str, Any]], ids: Sequence[int]
-) -> list[tuple[EventLogEntry, int]]:
+    events: Sequence[dg.EventLogEntry], rows: Sequence[Mapping[str, Any]], ids: Sequence[int]
+) -> list[tuple[dg.EventLogEntry, int]]:
     """The event that decides an asset's own row: its last one, with its id."""
     last = {row["asset_key"]: (event, event_id) for event, row, event_id in zip(events, rows, ids, strict=True)}
     return list(last.values())
 
 
-def _kind(event: EventLogEntry) -> str:
+def _kind(event: dg.EventLogEntry) -> str:
     """The event's type as it is stored: asking for it as an enum takes longer than all else that is asked here."""
     return event.get_dagster_event().event_type_value

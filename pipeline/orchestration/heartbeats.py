@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import dagster as dg
-from dagster._core.errors import DagsterRunNotFoundError
 
 from pipeline.orchestration.instance import errors_of_storages
 from pipeline.orchestration.partitions import HEARD_TAG, told_by
@@ -30,7 +29,7 @@ def kept_heard_of(instance: dg.DagsterInstance, run_id: str) -> Iterator[Mapping
 
     def tell() -> None:
         while not ended.wait(_EVERY_SECONDS):
-            with suppress(DagsterRunNotFoundError, *errors_of_storages()):  # the next may be heard again
+            with suppress(dg.DagsterRunNotFoundError, *errors_of_storages()):  # the next may be heard again
                 instance.add_run_tags(run_id, _now())
 
     telling = threading.Thread(target=tell, name=f"heartbeat of {run_id}", daemon=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 import dagster as dg
 import sqlalchemy.exc
 import yaml
-from dagster._core.errors import DagsterInvalidConfigError
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster_shared.check import CheckError
 
@@ -62,7 +61,7 @@ def open_instance(home: Home) -> Iterator[dg.DagsterInstance]:
 def _instance(settings: Path) -> dg.DagsterInstance:
     try:
         return dg.DagsterInstance.get()
-    except (CheckError, DagsterInvalidConfigError, yaml.YAMLError, sqlalchemy.exc.ArgumentError) as error:
+    except (CheckError, dg.DagsterInvalidConfigError, yaml.YAMLError, sqlalchemy.exc.ArgumentError) as error:
         if not (reason := _what_is_wrong(error)):
             raise
         raise ConfigError(f"{settings}: {reason}") from error
@@ -80,7 +79,7 @@ def _what_is_wrong(error: Exception) -> str | None:
         return f"it names what is not installed: {missing}; for storage in PostgreSQL: pip install 'indexport[postgres]'"
     if unset := _UNSET.search(str(error)):
         return f"it names the environment variable {unset[1]}, which is not set"
-    if isinstance(error, DagsterInvalidConfigError):
+    if isinstance(error, dg.DagsterInvalidConfigError):
         return _BEFORE_VALUES.split(error.errors[0].message)[0]
     unloaded = _UNLOADED.search(str(error))
     return unloaded and unloaded[0]

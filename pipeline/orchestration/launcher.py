@@ -1,4 +1,4 @@
-"""One-shot syncs without daemon or webserver: the sensor's decisions, executed in this process.
+"""What the command line starts: syncs in this process, the decisions of the sensor, and Dagster's own webserver and daemon.
 
 The runs are real Dagster runs in the same instance, so the UI shows them beside the sensor's.
 """

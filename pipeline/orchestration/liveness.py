@@ -21,8 +21,7 @@ from dagster._core.execution.context.system import PlanOrchestrationContext
 from dagster._core.execution.plan.plan import ExecutionPlan
 from dagster._core.execution.retries import RetryMode
 from dagster._core.executor.in_process import InProcessExecutor
-from dagster._core.launcher import DefaultRunLauncher, LaunchRunContext
-from dagster._core.storage.dagster_run import RunRecord
+from dagster._core.launcher import LaunchRunContext
 
 from pipeline.clock import is_due
 from pipeline.files import hold
@@ -80,7 +79,7 @@ def run_is_live(instance: dg.DagsterInstance, run_id: str) -> bool:
     return run is not None and not run.is_finished
 
 
-class MarkingRunLauncher(DefaultRunLauncher):
+class MarkingRunLauncher(dg.DefaultRunLauncher):
     """Dagster's own launcher; until the run's process speaks for itself, the process that launched it answers for it."""
 
     def launch_run(self, context: LaunchRunContext) -> None:
@@ -132,7 +131,7 @@ def end_dead_runs(instance: dg.DagsterInstance, export: str) -> None:
         _end(instance, run, "this run was created and never queued or launched: a file it was for may have gone before")
 
 
-def _marked(instance: dg.DagsterInstance, mark: str) -> list[RunRecord]:
+def _marked(instance: dg.DagsterInstance, mark: str) -> list[dg.RunRecord]:
     """The unfinished runs whose process bears this mark."""
     filters = [dg.RunsFilter(statuses=_WITH_A_PROCESS, tags={tag: mark}) for tag in spellings(PROCESS_TAG)]
     records = [record for each in filters for record in instance.get_run_records(each)]
@@ -168,7 +167,7 @@ def _never_begun(instance: dg.DagsterInstance, export: str) -> list[dg.DagsterRu
     return [run for run in old if is_due(_last_word(instance, run), _UNBEGUN_SECONDS)]
 
 
-def _ours(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, export: str) -> list[RunRecord]:
+def _ours(instance: dg.DagsterInstance, status: dg.DagsterRunStatus, export: str) -> list[dg.RunRecord]:
     records = instance.get_run_records(dg.RunsFilter(statuses=[status]))
     return [record for record in records if _is_ours(record.dagster_run, export)]
 
@@ -182,7 +181,7 @@ def _last_word(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:
     return max((one.timestamp for one in instance.get_records_for_run(run.run_id, limit=1, ascending=False).records), default=0.0)
 
 
-def _is_dead(instance: dg.DagsterInstance, record: RunRecord, mark: str, export: str) -> bool:
+def _is_dead(instance: dg.DagsterInstance, record: dg.RunRecord, mark: str, export: str) -> bool:
     """Whether a run is over when the process of its mark is. While that is its launcher's it is over when it has not
     started, because Dagster ignores a process that comes later; one that has just started may be about to speak."""
     run = record.dagster_run

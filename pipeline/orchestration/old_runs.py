@@ -11,11 +11,9 @@ from datetime import datetime
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.events import DagsterEventType
 from dagster._core.storage.dagster_run import FINISHED_STATUSES
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.errors import ConfigError
 from pipeline.lake.lake import DATASETS
@@ -63,7 +61,7 @@ def _tell_anew(instance: dg.DagsterInstance, settings: ExportSettings, run_ids: 
         last = _last_runs(_sql_storage(instance), key)
         told_by_these = [file_id for file_id in file_ids if last.get(file_id) in run_ids]
         now = shown(instance, settings.name, key, told_by_these)
-        materialized = [file_id for file_id in told_by_these if now.get(file_id) == AssetPartitionStatus.MATERIALIZED]
+        materialized = [file_id for file_id in told_by_these if now.get(file_id) == dg.AssetPartitionStatus.MATERIALIZED]
         report_materialized(instance, key, materialized, made_by="a run that was deleted for its age")
 
 
@@ -79,7 +77,7 @@ def _last_runs(storage: SqlEventLogStorage, asset: dg.AssetKey) -> dict[str, str
     c = SqlEventLogStorageTable.c
     newest = (
         sa.select(sa.func.max(c.id))
-        .where(c.asset_key == asset.to_string(), c.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION.value)
+        .where(c.asset_key == asset.to_string(), c.dagster_event_type == dg.DagsterEventType.ASSET_MATERIALIZATION.value)
         .group_by(c.partition)
     )
     with storage.index_connection() as connection:

@@ -57,7 +57,11 @@ def spellings(tag: str) -> tuple[str, str]:
 
 def files_partitions(export: str) -> dg.DynamicPartitionsDefinition:
     """One partition a file of the export; the key is the parsed file's directory-file id."""
-    return dg.DynamicPartitionsDefinition(name=f"{export}_files")
+    return dg.DynamicPartitionsDefinition(name=_name(export))
+
+
+def _name(export: str) -> str:
+    return f"{export}_files"
 
 
 def contiguous_ranges(order: Sequence[str], wanted: Iterable[str], size: int) -> Iterator[list[str]]:
@@ -101,7 +105,7 @@ def _run_carries(instance: dg.DagsterInstance, run: dg.DagsterRun, export: str) 
         return False
     if is_of_export(run, export):
         return True
-    name = files_partitions(export).name or ""
+    name = _name(export)
     return run.asset_selection is None and any(instance.has_dynamic_partition(name, key) for key in carried)
 
 
@@ -118,7 +122,7 @@ def _names_assets_of(assets: Iterable[dg.AssetKey] | None, export: str) -> bool:
 
 def add_keys(instance: dg.DagsterInstance, export: str, keys: Sequence[str]) -> None:
     """Append keys in bulk, in order; known ones stay where they are."""
-    name = files_partitions(export).name or ""
+    name = _name(export)
     for start in range(0, len(keys), _AT_ONCE):
         again_when_refused(partial(instance.add_dynamic_partitions, name, list(keys[start : start + _AT_ONCE])))
 
@@ -126,7 +130,7 @@ def add_keys(instance: dg.DagsterInstance, export: str, keys: Sequence[str]) -> 
 def delete_keys(instance: dg.DagsterInstance, export: str, keys: Iterable[str]) -> None:
     """Remove keys; only in a quiet moment. Dagster's own method is a transaction a key: thousands of them outlast a look, and
     the one after it would hand out ranges of keys that the first still moves."""
-    name = files_partitions(export).name or ""
+    name = _name(export)
     storage = instance.event_log_storage
     keys = list(keys)
     if not isinstance(storage, SqlEventLogStorage):
@@ -142,4 +146,4 @@ def delete_keys(instance: dg.DagsterInstance, export: str, keys: Iterable[str]) 
 
 def key_order(instance: dg.DagsterInstance, export: str) -> list[str]:
     """Every key, in the order ranges are resolved in."""
-    return list(instance.get_dynamic_partitions(files_partitions(export).name or ""))
+    return list(instance.get_dynamic_partitions(_name(export)))

@@ -11,7 +11,6 @@ from functools import partial
 from typing import Final
 
 import dagster as dg
-from dagster._core.errors import raise_execution_interrupts
 from dagster._core.execution.plan.instance_concurrency_context import InstanceConcurrencyContext
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import ConcurrencyLimitsTable
@@ -55,7 +54,7 @@ def _seconds_to_next_claim(waiting: InstanceConcurrencyContext) -> float:
     Dagster's own takes the smaller of that and 0: the executor asks without a pause, a whole core of it, and hears no signal
     either, for Dagster captures them between steps and looks for them in the other executors alone.
     """
-    with raise_execution_interrupts():
+    with dg.raise_execution_interrupts():
         due = min(waiting._pending_timeouts.values(), default=0.0)
     return min(max(due - time.time(), 0.0), _DEAF_SECONDS)
 

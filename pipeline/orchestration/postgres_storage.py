@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import dagster as dg
 import sqlalchemy as sa
-from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.event_log.schema import DynamicPartitionsTable
 from dagster._serdes import ConfigurableClassData
 from dagster._utils.concurrency import ConcurrencyClaimStatus
@@ -84,7 +84,7 @@ class BatchingPostgresEventLogStorage(RememberedSchema, SharedPoolsStorage, Post
         with self.index_connection() as connection:
             connection.execute(statement.on_conflict_do_nothing())
 
-    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+    def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         together, alone = split(events)
         if together:
             rows = event_rows(self, together)

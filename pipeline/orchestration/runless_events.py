@@ -8,14 +8,13 @@ from functools import partial
 
 import dagster as dg
 import sqlalchemy as sa
-from dagster._core.events import DagsterEventType
 from dagster._core.instance import RUNLESS_RUN_ID
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from dagster._core.storage.event_log import SqlEventLogStorage
 from dagster._core.storage.event_log.schema import AssetCheckExecutionsTable, AssetEventTagsTable, SqlEventLogStorageTable
 from sqlalchemy import ColumnElement, Connection
 
-_TOLD = (DagsterEventType.ASSET_MATERIALIZATION.value, DagsterEventType.ASSET_OBSERVATION.value)
+_TOLD = (dg.DagsterEventType.ASSET_MATERIALIZATION.value, dg.DagsterEventType.ASSET_OBSERVATION.value)
 _AT_ONCE = 200
 """Evaluations of checks in one statement, kilobytes each."""
 
@@ -69,6 +68,6 @@ def _old_evaluations(connection: Connection, asset: str, moment: datetime) -> li
 
 def _delete_evaluations(connection: Connection, texts: list[str]) -> None:
     c = SqlEventLogStorageTable.c
-    kind = DagsterEventType.ASSET_CHECK_EVALUATION.value
+    kind = dg.DagsterEventType.ASSET_CHECK_EVALUATION.value
     these = SqlEventLogStorageTable.delete().where(c.run_id == RUNLESS_RUN_ID, c.dagster_event_type == kind, c.event.in_(texts))
     connection.execute(these)

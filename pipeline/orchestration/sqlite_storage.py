@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from dagster._core.events.log import EventLogEntry
+import dagster as dg
 from dagster._core.storage.event_log.schema import SqlEventLogStorageTable
 from dagster._core.storage.event_log.sqlite.sqlite_event_log import SqliteEventLogStorage
 from dagster._core.storage.runs import SqliteRunStorage
@@ -90,7 +90,7 @@ class BatchingSqliteEventLogStorage(RememberedSchema, SharedPoolsStorage, Sqlite
             Path(self.path_for_shard(run_id) + suffix).unlink(missing_ok=True)
         self._initialized_dbs.discard(run_id)
 
-    def store_event_batch(self, events: Sequence[EventLogEntry]) -> None:
+    def store_event_batch(self, events: Sequence[dg.EventLogEntry]) -> None:
         together, alone = split(events)
         rows = event_rows(self, together)
         runs: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -11,9 +11,8 @@ import uuid
 from collections.abc import Mapping, Sequence
 
 import dagster as dg
-from dagster._core.events import DagsterEvent, DagsterEventBatchMetadata, DagsterEventType, StepMaterializationData
+from dagster._core.events import DagsterEventBatchMetadata, StepMaterializationData
 from dagster._core.instance import RUNLESS_JOB_NAME, RUNLESS_RUN_ID
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.ledger.models import FileRow
 from pipeline.orchestration.assets import asset_key
@@ -47,13 +46,13 @@ def report_standing(
 
 def _not_materialized(instance: dg.DagsterInstance, export: str, asset: dg.AssetKey, file_ids: list[str]) -> list[str]:
     statuses = shown(instance, export, asset, file_ids)
-    settled = (AssetPartitionStatus.MATERIALIZED, AssetPartitionStatus.IN_PROGRESS)
+    settled = (dg.AssetPartitionStatus.MATERIALIZED, dg.AssetPartitionStatus.IN_PROGRESS)
     return [file_id for file_id in file_ids if statuses.get(file_id) not in settled]
 
 
 def shown(
     instance: dg.DagsterInstance, export: str, asset: dg.AssetKey, file_ids: list[str]
-) -> Mapping[str, AssetPartitionStatus | None]:
+) -> Mapping[str, dg.AssetPartitionStatus | None]:
     """What Dagster shows of the partitions of these files."""
     if not file_ids:
         return {}
@@ -75,8 +74,8 @@ def report_materialized(
     for position, partition in enumerate(partitions, start=1):
         file = {FILE: names[partition]} if names else {}
         materialization = dg.AssetMaterialization(asset, partition=partition, metadata={"made_by": made_by, **file})
-        event = DagsterEvent(
-            event_type_value=DagsterEventType.ASSET_MATERIALIZATION.value,
+        event = dg.DagsterEvent(
+            event_type_value=dg.DagsterEventType.ASSET_MATERIALIZATION.value,
             event_specific_data=StepMaterializationData(materialization),
             job_name=RUNLESS_JOB_NAME,
         )

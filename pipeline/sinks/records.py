@@ -20,7 +20,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.documents.arrow import ATTACHMENT_TYPE as ATTACHMENT_TYPE
 from pipeline.documents.arrow import CHUNK_FIELDS as CHUNK_FIELDS
 from pipeline.documents.models import Attachment, MetadataValue
 from pipeline.embedding.base import ModelIdentity

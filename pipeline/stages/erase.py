@@ -74,8 +74,7 @@ async def erase(export: Export, file_ids: Sequence[str], *, run_id: str) -> Eras
     async with borrowed(export, run_id):
         free = await asyncio.to_thread(_claim, export, report, run_id)
         await asyncio.to_thread(export.ledger.forget_content, free)
-        for file_id in free:
-            await asyncio.to_thread(export.lake.delete, file_id)
+        await asyncio.to_thread(export.lake.delete_many, free)
         await asyncio.to_thread(export.lake.sweep, free, older_than=LEASE_SECONDS)
         scopes = await export.scopes()
         for held in await asyncio.to_thread(_collections, export):
@@ -164,7 +163,7 @@ async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence
 
 
 def _prove_at_home(export: Export, report: ErasureReport) -> None:
-    left = sum(export.lake.metadata(dataset, file_id) is not None for dataset in DATASETS for file_id in report.file_ids)
+    left = sum(len(export.lake.read_many(dataset, report.file_ids, [])) for dataset in DATASETS)
     left += export.lake.unfinished(report.file_ids)
     report.proofs.append(Proof("lake", "partitions", left))
     report.proofs.append(Proof("vector index", "entries", export.ledger.vectors.count(report.file_ids)))

@@ -33,7 +33,7 @@ from pipeline.stages.settings import ExportSettings, described
 
 
 class Progress(Protocol):
-    """Told how far a stage has come, in files (fetch, chunk, load) or chunks (embed)."""
+    """Told how far a stage has come, in files."""
 
     def __call__(self, stage: str, done: int, total: int) -> None: ...
 

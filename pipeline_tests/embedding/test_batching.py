@@ -54,14 +54,6 @@ def test_requests_keep_the_order_and_the_sum_of_tokens(token_counts: list[int], 
         assert len(request) == 1 or sum(token_counts[index] for index in request) <= limit
 
 
-@pytest.mark.parametrize(("tokens", "max_items"), [(0, 1), (1, 0), (-5, 3)])
-def test_a_plan_without_room_is_refused(tokens: int, max_items: int) -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        plan_batches([1], token_budget=tokens, max_items=max_items)
-    with pytest.raises(ValueError, match="at least one"):
-        plan_requests([1], max_tokens=tokens, max_items=max_items)
-
-
 def test_a_text_longer_than_the_model_reads_is_named() -> None:
     check_inputs(["a", "b"], [3, 512], max_tokens=512)
     with pytest.raises(ValueError, match=r"text 1 has 513 tokens, the model reads 512"):

@@ -7,7 +7,6 @@ from typing import Any
 
 import dagster as dg
 import pytest
-from dagster._config import Shape
 from dagster._core.events import RunFailureReason
 from dagster._core.execution.retries import auto_reexecution_should_retry_run
 
@@ -41,7 +40,7 @@ def test_the_launchpad_explains_every_field_of_a_job() -> None:
     for job in ("ingest", "removal", "repair", "approve_removals"):
         for op in found.resolve_job_def(f"default_{job}").nodes:
             config = op.definition.config_schema
-            fields = config.config_type.fields if config and isinstance(config.config_type, Shape) else {}
+            fields = config.config_type.fields if config and isinstance(config.config_type, dg.Shape) else {}
             explained |= {name: field.description for name, field in fields.items()}
     assert set(explained) == {"refetch", "file_ids", "sink", "deep", "allow_deletes", "count"}
     assert all(explained.values()), explained

@@ -9,14 +9,7 @@ from unittest.mock import Mock
 
 import dagster as dg
 import pytest
-from dagster._core.events import (
-    AssetMaterializationPlannedData,
-    AssetObservationData,
-    DagsterEvent,
-    DagsterEventType,
-    StepMaterializationData,
-)
-from dagster._core.events.log import EventLogEntry
+from dagster._core.events import AssetMaterializationPlannedData, AssetObservationData, StepMaterializationData
 from dagster._core.storage.event_log import SqlEventLogStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -166,8 +159,8 @@ def test_the_events_of_all_files_of_a_step_are_written_at_once_where_nobody_says
     batches: list[int] = []
     real = BatchingSqliteEventLogStorage.store_event_batch
 
-    def noted(storage: BatchingSqliteEventLogStorage, events: Sequence[EventLogEntry]) -> None:
-        batches.append(sum(event.dagster_event_type == DagsterEventType.ASSET_MATERIALIZATION for event in events))
+    def noted(storage: BatchingSqliteEventLogStorage, events: Sequence[dg.EventLogEntry]) -> None:
+        batches.append(sum(event.dagster_event_type == dg.DagsterEventType.ASSET_MATERIALIZATION for event in events))
         real(storage, events)
 
     monkeypatch.setattr(BatchingSqliteEventLogStorage, "store_event_batch", noted)
@@ -232,16 +225,16 @@ materialized = st.builds(
     st.dictionaries(st.just("dagster/data_version"), st.sampled_from(["a", "b"]), max_size=1),
 )
 observed = st.builds(lambda key, partition: AssetObservationData(dg.AssetObservation(key, partition=partition)), keys, partitions)
-TYPES: dict[type, DagsterEventType] = {
-    AssetMaterializationPlannedData: DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
-    StepMaterializationData: DagsterEventType.ASSET_MATERIALIZATION,
-    AssetObservationData: DagsterEventType.ASSET_OBSERVATION,
+TYPES: dict[type, dg.DagsterEventType] = {
+    AssetMaterializationPlannedData: dg.DagsterEventType.ASSET_MATERIALIZATION_PLANNED,
+    StepMaterializationData: dg.DagsterEventType.ASSET_MATERIALIZATION,
+    AssetObservationData: dg.DagsterEventType.ASSET_OBSERVATION,
 }
 
 
-def entry(data: Any, run_id: str, message: str, timestamp: float) -> EventLogEntry:
-    event = DagsterEvent(TYPES[type(data)].value, "job", step_key="step", event_specific_data=data, message=message)
-    return EventLogEntry(None, 10, message, run_id, timestamp, "step", "job", event)  # type: ignore[no-untyped-call]  # Dagster leaves it without annotations
+def entry(data: Any, run_id: str, message: str, timestamp: float) -> dg.EventLogEntry:
+    event = dg.DagsterEvent(TYPES[type(data)].value, "job", step_key="step", event_specific_data=data, message=message)
+    return dg.EventLogEntry(None, 10, message, run_id, timestamp, "step", "job", event)  # type: ignore[no-untyped-call]  # Dagster leaves it without annotations
 
 
 entries = st.builds(entry, planned | materialized | observed, st.sampled_from(["r1", "r2"]), names, times)
@@ -256,7 +249,9 @@ def storage() -> Iterator[SqlEventLogStorage]:
 
 @settings(deadline=None)
 @given(events=st.lists(entries, max_size=12))
-def test_the_rows_of_a_batch_are_those_of_its_events_one_by_one(storage: SqlEventLogStorage, events: list[EventLogEntry]) -> None:
+def test_the_rows_of_a_batch_are_those_of_its_events_one_by_one(
+    storage: SqlEventLogStorage, events: list[dg.EventLogEntry]
+) -> None:
     assert event_rows(storage, events) == [storage._event_to_row(event) for event in events]
 
 

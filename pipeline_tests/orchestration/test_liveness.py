@@ -11,7 +11,6 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
-from dagster._core.errors import DagsterInvalidInvocationError
 from dagster._core.utils import make_new_run_id
 
 from pipeline.cli_common import opened_with_instance
@@ -159,7 +158,7 @@ def test_executing_a_range_again_whose_last_file_has_gone_holds_up_no_quiet_mome
         world.remove("b.md")
         world.sync()
         job = export_definitions(world.settings).resolve_job_def("default_ingest")
-        with pytest.raises(DagsterInvalidInvocationError):  # what Dagster does when someone asks for it
+        with pytest.raises(dg.DagsterInvalidInvocationError):  # what Dagster does when someone asks for it
             world.instance.create_run_for_job(
                 job,
                 tags=parent.tags,

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import dagster as dg
 import pytest
-from dagster._core.storage.partition_status_cache import AssetPartitionStatus
 
 from pipeline.errors import RecordRefused
 from pipeline.orchestration.launcher import sync
@@ -60,7 +60,7 @@ def test_a_sink_that_is_lost_gets_a_file_back_that_another_one_refuses(world: Wo
     assert report.needs.parked + report.needs.backing_off == [refused]
     row = world.export.ledger.files()[refused]
     assert (row.status, row.attempts, row.next_retry_at) == (status, 1, before.next_retry_at)
-    assert world.partition_statuses("second") == {AssetPartitionStatus.MATERIALIZED: 3}
+    assert world.partition_statuses("second") == {dg.AssetPartitionStatus.MATERIALIZED: 3}
     assert asyncio.run(verify(world.export, "second", deep=True)).ok
     assert [finding.file_id for finding in asyncio.run(verify(world.export, "strict")).findings] == [refused]
     assert sync(world.settings, world.instance).runs == 0

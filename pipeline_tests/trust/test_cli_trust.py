@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import dagster as dg
@@ -21,7 +21,9 @@ from pipeline.cli import app
 from pipeline.cli_common import defined_exports
 from pipeline.cli_output import print_repair
 from pipeline.errors import ConfigError
+from pipeline.ledger import Ledger
 from pipeline.ledger.asker import asker
+from pipeline.ledger.models import FileRow
 from pipeline.local_cloud.environment import local_cloud_environment
 from pipeline.orchestration.instance import open_instance
 from pipeline.orchestration.partitions import PARTITION, key_order
@@ -126,6 +128,21 @@ def test_a_name_is_known_whether_its_letters_are_composed_or_not_and_an_erasure_
 def test_an_erasure_says_nothing_but_its_proof(folder: Path) -> None:
     outcome = subprocess.run([*INDEXPORT, "erase", "boats.md"], capture_output=True, text=True)
     assert (outcome.returncode, outcome.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["erase", "release"])
+def test_however_many_files_are_named_the_ledger_is_read_once_for_their_names(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    files, asked = Ledger.files, []
+
+    def counted(ledger: Ledger, file_ids: Collection[str] | None = None, **how: bool) -> dict[str, FileRow]:
+        asked.append(file_ids)
+        return files(ledger, file_ids, **how)
+
+    monkeypatch.setattr(Ledger, "files", counted)
+    invoke(command, "boats.md", "gauges.md", "weirs.md")
+    assert asked.count(None) == 1
 
 
 def test_a_release_that_is_refused_lifts_no_tombstone(folder: Path) -> None:
