@@ -160,6 +160,13 @@ class LanceStore:
             told = f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}"
             raise (SinkDamaged(f"{told}; {_REMEDY}") if is_damage else SinkUnavailable(told)) from None
 
+    def unpurged(self, versions: int) -> SinkUnavailable:
+        """That the store has kept files of this many former versions."""
+        return SinkUnavailable(
+            f"LanceDB at {self._shown_uri} cannot drop {versions} former versions of the table: their files are still there; "
+            "check the store, and that its credentials may delete (S3: s3:DeleteObject)"
+        )
+
     def _unusable(self, error: ValueError) -> ConfigError | SinkUnavailable:
         if "scheme" in str(error):
             return ConfigError(f"LanceDB cannot use uri {self._shown_uri!r}: {self._shown(error)}")

@@ -10,6 +10,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from pipeline.errors import SinkUnavailable
+from pipeline_tests.buckets import forbid_deletes
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 
@@ -43,6 +44,19 @@ async def test_files_are_replaced_in_a_bucket_and_read_by_another_handle(bucket:
     await bench.exporter.optimize()
     other = bench.open()
     await bench.assert_holds(changed, bench.file("dfl-2"), exporter=other)
+    for exporter in bench.opened:
+        await exporter.close()
+
+
+async def test_a_bucket_that_refuses_deletes_is_told_and_nothing_is_claimed_to_be_gone(bucket: str) -> None:
+    bench = Bench(LanceDBUnderTest(bucket))
+    await bench.open().provision()
+    await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
+    await bench.delete("dfl-1")
+    forbid_deletes("records")
+    with pytest.raises(SinkUnavailable, match=r"s3://records/lance cannot drop \d+ former versions .*DeleteObject"):
+        await bench.exporter.purge_history()
+    await bench.assert_holds(bench.file("dfl-2"))
     for exporter in bench.opened:
         await exporter.close()
 
