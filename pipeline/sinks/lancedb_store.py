@@ -39,6 +39,9 @@ _DAMAGE: Final = re.compile(
 _REMEDY: Final = (
     "if that stays so, its files are damaged: `indexport rebuild sink lancedb`, or whatever it is called, renews them"
 )
+_ANSWER: Final = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
+"""An error of S3, and of what speaks its protocol, of Azure and of Google, as Lance quotes it."""
+
 _SOURCE_LOCATION: Final = re.compile(r",? ?\S+/(registry|src|rustc)/\S+\.rs(:\d+){0,2}")
 
 
@@ -173,7 +176,10 @@ class LanceStore:
         return SinkUnavailable(f"LanceDB at {self._shown_uri} cannot open the database: {self._shown(error)}")
 
     def _shown(self, error: Exception) -> str:
+        """What an object store answered, where it did, for the rest is how Lance asked it."""
         text = _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
+        if answered := _ANSWER.search(text):
+            text = f"{answered['code']}: {answered['message']}; check the store, its credentials and what they may do"
         return textwrap.shorten(masked(text, *store_secrets()), _LONGEST_REASON, placeholder=" ...")
 
     @property
