@@ -171,7 +171,7 @@ class LanceStore:
     def unpurged(self, versions: int) -> SinkUnavailable:
         """That the store has kept files of this many former versions."""
         return SinkUnavailable(
-            f"LanceDB at {self._shown_uri} cannot drop {versions} former versions of the table: their files are still there; "
+            f"LanceDB at {self._shown_uri} cannot drop the former versions of the table: {versions} of them still there; "
             "check the store, and that its credentials may delete (S3: s3:DeleteObject)"
         )
 
