@@ -32,6 +32,9 @@ is none: a file where a folder should be, a name too long, links in a circle."""
 DAMAGE = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 """What SQLite says of a file that is no database, or one with broken pages."""
 
+_NO_RIGHT = "42501"
+"""PostgreSQL's insufficient_privilege; its drivers have it among errors of wrong SQL."""
+
 _PRIMARY_CODE = 0xFF
 """What is above says more of the same error: https://www.sqlite.org/rescode.html"""
 
@@ -52,6 +55,11 @@ def disk_remedy(error: BaseException) -> str | None:
 def sqlite_says(error: BaseException | None, *codes: int) -> bool:
     """Whether this is SQLite's error, of one of these primary result codes."""
     return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", -1) & _PRIMARY_CODE in codes
+
+
+def lacks_right(error: BaseException | None) -> bool:
+    """Whether PostgreSQL says that a role may not do this, through whichever of its drivers."""
+    return _NO_RIGHT in (getattr(error, "sqlstate", None), getattr(error, "pgcode", None))
 
 
 def damaged(database: Path | str, error: BaseException | None, then: str) -> str | None:

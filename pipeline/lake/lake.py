@@ -23,6 +23,7 @@ from pipeline.errors import ConfigError, LakeError
 from pipeline.files import unfinished, write_whole
 from pipeline.lake.checksum import PLACE, is_damaged, put_checksum
 from pipeline.lake.recent import RecentTables
+from pipeline.object_stores import remove_folder
 from pipeline.quoting import quoted
 from pipeline.urls import DRIVER_REMEDY, without_secrets
 
@@ -157,7 +158,7 @@ class Lake:
         """Remove every partition of every dataset of files, and what killed writers have left. Tombstones stay."""
         for dataset in DATASETS:
             with self._errors(f"delete {dataset}"), suppress(FileNotFoundError):
-                self._fs.rm(f"{self._root}/{dataset}", recursive=True)
+                remove_folder(self._fs, f"{self._root}/{dataset}")
         if self._local:
             with suppress(OSError):  # not empty: there are tombstones
                 Path(self._root).rmdir()

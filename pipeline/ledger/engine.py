@@ -11,12 +11,14 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from pipeline.errors import ConfigError, LedgerUnavailable, damaged, disk_remedy, sqlite_says
+from pipeline.errors import ConfigError, LedgerUnavailable, damaged, disk_remedy, lacks_right, sqlite_says
 from pipeline.files import lack_of_locks
 from pipeline.quoting import masked
 
 _DATABASES = ("sqlite", "postgresql")
 _URL = "it reads postgresql+psycopg2://user@host/db (`pip install 'indexport[postgres]'`) or sqlite:////path/to/file"
+_UNUSABLE = (sa.exc.OperationalError, sa.exc.InternalError)
+"""The latter is also what PostgreSQL says when it takes no writes, as a standby after a failover."""
 _BUSY_SECONDS = 30
 """How long a statement waits for the database of another."""
 
@@ -30,7 +32,8 @@ def open_engine(url: str) -> sa.Engine:
         if (kind := sa.make_url(url).get_backend_name()) not in _DATABASES:
             raise ConfigError(f"INDEXPORT_LEDGER_URL: a ledger cannot be in {kind!r}; {_URL}")
         check_address(sa.make_url(url), "INDEXPORT_LEDGER_URL")
-        engine = sa.create_engine(url, pool_pre_ping=True, **_many_rows_at_once(url))
+        # Without the values of a statement, which are of documents, in what an error shows.
+        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, **_many_rows_at_once(url))
     except ImportError as error:
         raise ConfigError(f"INDEXPORT_LEDGER_URL: its driver {error.name!r} is not installed; {_URL}") from None
     except (sa.exc.ArgumentError, ValueError):  # their words may hold the password
@@ -57,7 +60,7 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
     database = context.engine.url.database if context.engine else None
     if told := damaged(f"the ledger {database}", error, "`indexport rebuild ledger`, for each export"):
         return LedgerUnavailable(told)
-    if not isinstance(context.sqlalchemy_exception, sa.exc.OperationalError):
+    if not (isinstance(context.sqlalchemy_exception, _UNUSABLE) or context.is_disconnect or lacks_right(error)):
         return None
     # Also without a query, which may hold the password.
     where = context.engine.url.set(password=None, query={}).render_as_string() if context.engine else "its URL"
@@ -65,7 +68,8 @@ def _explained(context: sa.engine.ExceptionContext) -> LedgerUnavailable | None:
     if database and sqlite_says(error, sqlite3.SQLITE_BUSY):
         error = lack_of_locks(Path(database).parent) or error
     remedy = disk_remedy(error) if error else None
-    told = f"{masked(str(error).strip(), *secrets)}; {remedy or 'check its space, its rights and that it runs'}"
+    said = " ".join(masked(str(error), *secrets).split())
+    told = f"{said}; {remedy or 'check its space, its rights, that it runs and takes writes'}"
     return LedgerUnavailable(f"the ledger at {where} cannot be used: {told}")
 
 

@@ -17,7 +17,7 @@ import yaml
 from dagster._core.storage.runs.sqlite import SqliteRunStorage
 from dagster_shared.check import CheckError
 
-from pipeline.errors import DAMAGE, DISK_ERRORS, ConfigError, InstanceUnavailable, damaged, disk_remedy, sqlite_says
+from pipeline.errors import DAMAGE, DISK_ERRORS, ConfigError, InstanceUnavailable, damaged, disk_remedy, lacks_right, sqlite_says
 from pipeline.files import write_whole
 from pipeline.home import Home, packaged
 
@@ -93,11 +93,12 @@ def _of_storage(folder: Path, error: Exception) -> str | None:
     if sqlite_says(reason, *DAMAGE):
         broken = next((path for path in sorted(folder.rglob("*.db")) if _is_damaged(path)), f"a database of {folder}")
         return damaged(broken, reason, "sync again: what stands is shown again, what else it held of past runs is gone")
-    if not isinstance(error, errors_of_storages()) or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
+    known = isinstance(error, errors_of_storages()) or lacks_right(reason)
+    if not known or (isinstance(error, OSError) and error.errno not in DISK_ERRORS):
         return None
-    remedy = disk_remedy(reason) or "check its space, its rights and that it runs"
+    remedy = disk_remedy(reason) or "check its space, its rights, that it runs and takes writes"
     return (
-        f"the storage of the Dagster instance in {folder} cannot be used: {reason}; {remedy}, "
+        f"the storage of the Dagster instance in {folder} cannot be used: {' '.join(str(reason).split())}; {remedy}, "
         "then sync again: what was not done is done then"
     )
 
@@ -112,7 +113,8 @@ def _is_damaged(database: Path) -> bool:
 
 
 def errors_of_storages() -> tuple[type[Exception], ...]:
-    """With what Dagster's storage in PostgreSQL, an extra, raises when it has tried often enough."""
+    """With what Dagster's storage in PostgreSQL, an extra, raises when it takes no writes, as a standby, and when it has tried
+    often enough."""
     postgres = sys.modules.get("dagster_postgres.utils")
     tried_enough = (postgres.DagsterPostgresException,) if postgres else ()
-    return (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, *tried_enough)
+    return (OSError, sqlite3.OperationalError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.InternalError, *tried_enough)

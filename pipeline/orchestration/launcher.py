@@ -46,6 +46,8 @@ _HEAPS = 2
 _LARGE_BYTES = 2**20
 _PLACE = re.compile(r'File "(.+)", line (\d+)')
 _OF_SETTINGS = {name for name, kind in vars(pipeline.errors).items() if isinstance(kind, type) and issubclass(kind, ConfigError)}
+_STORAGE_GONE = "DagsterPostgresException"
+"""What Dagster's storage in PostgreSQL raises when it has tried to connect often enough."""
 _QUIET: dict[str, Any] = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 
@@ -227,6 +229,8 @@ def _reason(step: str | None, given: SerializableErrorInfo) -> str:
     for error in causes:
         if error.cls_name and hasattr(pipeline.errors, error.cls_name):
             return _words(error)
+        if error.cls_name == _STORAGE_GONE:
+            return f"{step}: the storage of the Dagster instance went away; check that it runs, then sync again"
     place = _PLACE.search(innermost.stack[-1]) if innermost.stack else None
     where = f" in {place[1]}:{place[2]}" if place else ""
     return f"{step}: {innermost.cls_name}{where}; its words are in the run's log (`indexport dev`)"

@@ -31,6 +31,9 @@ _LONGEST_REASON: Final = 600
 _CONFLICT: Final = re.compile(r"conflict|concurrent|already exists", re.IGNORECASE)
 """How Lance says that another writer's commit came first, or made the same index; it has no error class for it."""
 
+_BROKEN: Final = re.compile("request or response body error")
+"""How it says that a connection ended in the middle of an answer. It asks again for the rest of an object, not of a listing."""
+
 _DAMAGE: Final = re.compile(
     r"file size is too small|fill whole buffer|Invalid range|invalid magic|unexpected EOF|failed to decode|panicked|Not found: "
 )
@@ -39,6 +42,9 @@ _DAMAGE: Final = re.compile(
 _REMEDY: Final = (
     "if that stays so, its files are damaged: `indexport rebuild sink lancedb`, or whatever it is called, renews them"
 )
+_ANSWER: Final = re.compile(r"<Code>(?P<code>[^<]*)</Code>\s*<Message>(?P<message>[^<]*)</Message>")
+"""An error of S3, and of what speaks its protocol, of Azure and of Google, as Lance quotes it."""
+
 _SOURCE_LOCATION: Final = re.compile(r",? ?\S+/(registry|src|rustc)/\S+\.rs(:\d+){0,2}")
 
 
@@ -109,13 +115,12 @@ class LanceStore:
 
     async def _open(self) -> AsyncTable:
         database = await self._database()
-        with self._errors("open the table"):
-            try:
-                return await database.open_table(self.table_name)
-            except ValueError:
-                raise SinkUnavailable(
-                    f"LanceDB at {self._shown_uri} has no table {self.table_name!r}; provision the sink first (a sync does)"
-                ) from None
+        try:
+            return await self.call("open the table", lambda: database.open_table(self.table_name))
+        except ValueError:
+            raise SinkUnavailable(
+                f"LanceDB at {self._shown_uri} has no table {self.table_name!r}; provision the sink first (a sync does)"
+            ) from None
 
     async def _database(self) -> AsyncConnection:
         if self._connection is None:
@@ -128,21 +133,24 @@ class LanceStore:
         return self._connection
 
     async def call(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """One request; its failure is SinkUnavailable."""
-        with self._errors(action):
-            return await attempt()
+        """A request that may be made twice; its failure is SinkUnavailable."""
+        return await self._tried(action, attempt)
 
     async def read(self, query: _Query) -> pa.Table:
         return await self.call("read", query.to_arrow)
 
     async def commit(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """One commit, tried again as long as another writer's came first, ten times in all."""
+        """One commit, which may be done twice, tried again as long as another writer's came first."""
+        return await self._tried(action, attempt, _CONFLICT)
+
+    async def _tried(self, action: str, attempt: Callable[[], Awaitable[T]], *passing: re.Pattern[str]) -> T:
+        """Again after a connection broke, or after an error that is ``passing``, ten times in all."""
         with self._errors(action):
             for number in range(_ATTEMPTS):
                 try:
                     return await attempt()
                 except (RuntimeError, OSError) as error:
-                    if number + 1 == _ATTEMPTS or not _CONFLICT.search(str(error)):
+                    if number + 1 == _ATTEMPTS or not any(one.search(str(error)) for one in (_BROKEN, *passing)):
                         raise
                     await asyncio.sleep(apart(number, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
         raise AssertionError("the last attempt returns or raises")
@@ -160,13 +168,23 @@ class LanceStore:
             told = f"LanceDB at {self._shown_uri} cannot {action}: {self._shown(error)}"
             raise (SinkDamaged(f"{told}; {_REMEDY}") if is_damage else SinkUnavailable(told)) from None
 
+    def unpurged(self, versions: int) -> SinkUnavailable:
+        """That the store has kept files of this many former versions."""
+        return SinkUnavailable(
+            f"LanceDB at {self._shown_uri} cannot drop the former versions of the table: {versions} of them still there; "
+            "check the store, and that its credentials may delete (S3: s3:DeleteObject)"
+        )
+
     def _unusable(self, error: ValueError) -> ConfigError | SinkUnavailable:
         if "scheme" in str(error):
             return ConfigError(f"LanceDB cannot use uri {self._shown_uri!r}: {self._shown(error)}")
         return SinkUnavailable(f"LanceDB at {self._shown_uri} cannot open the database: {self._shown(error)}")
 
     def _shown(self, error: Exception) -> str:
+        """What an object store answered, where it did, for the rest is how Lance asked it."""
         text = _SOURCE_LOCATION.sub("", str(error)).replace(self._uri, self._shown_uri)
+        if answered := _ANSWER.search(text):
+            text = f"{answered['code']}: {answered['message']}; check the store, its credentials and what they may do"
         return textwrap.shorten(masked(text, *store_secrets()), _LONGEST_REASON, placeholder=" ...")
 
     @property

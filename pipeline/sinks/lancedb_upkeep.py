@@ -80,8 +80,16 @@ class Upkeep:
         await self.store.commit("rewrite the table", partial(rewrite_rows, table))
         await self.store.commit("rebuild the indexes", partial(_create_indexes, table, replace=True))
         await self._tidy(table, timedelta(0))
+        without_them = await self.store.call("read its version", table.version)
         await self._tidy(table, timedelta(0))
         await self._sweep(table)
+        await self._check_that_none_is_older(table, without_them)
+
+    async def _check_that_none_is_older(self, table: AsyncTable, version: int) -> None:
+        """Lance says nothing of files that a store refuses to delete. Raises SinkUnavailable."""
+        versions = await self.store.call("list its versions", table.list_versions)
+        if former := sum(held["version"] < version for held in versions):
+            raise self.store.unpurged(former)
 
     async def _tidy(self, table: AsyncTable, keep: timedelta) -> None:
         await self.store.commit("optimize the table", partial(table.optimize, cleanup_older_than=keep))

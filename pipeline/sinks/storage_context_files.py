@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 
 from pipeline.api_keys import store_secrets
 from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.object_stores import remove_folder
 from pipeline.quoting import quoted
 from pipeline.urls import DRIVER_REMEDY, without_secrets
 
@@ -131,9 +132,14 @@ class FolderStore:
         return {}
 
     def remove(self, relative: str) -> None:
-        """A file, or a folder with all it holds; one that is not there is no error."""
+        """A folder with all it holds; one that is not there is no error."""
         with self._errors(f"remove {relative}"), suppress(FileNotFoundError):
-            self.filesystem.rm(self.path(relative), recursive=True)
+            remove_folder(self.filesystem, self.path(relative))
+
+    def remove_file(self, relative: str) -> None:
+        """One that is not there is no error."""
+        with self._errors(f"remove {relative}"), suppress(FileNotFoundError):
+            self.filesystem.rm_file(self.path(relative))
 
     @contextmanager
     def filling(self, relative: str) -> Iterator[Path]:
@@ -168,7 +174,8 @@ class FolderStore:
             raise
         except _store_errors() as error:
             reason = quoted(str(error).replace(self._uri, self.shown), *store_secrets())
-            raise SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}") from None
+            remedy = "its space and rights" if self.is_local else "the store, its credentials and what they may do"
+            raise SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}; check {remedy}") from None
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

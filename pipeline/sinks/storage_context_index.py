@@ -16,7 +16,7 @@ from typing import Final, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.errors import RecordRefused, SinkUnavailable
+from pipeline.errors import RecordRefused, SinkDamaged, SinkUnavailable
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import (
@@ -146,11 +146,11 @@ class ConfigIndex:
                 raise self._damaged(generation, f"{RECORDS} is missing") from None
             raise
 
-    def _damaged(self, generation: str, reason: str) -> SinkUnavailable:
+    def _damaged(self, generation: str, reason: str) -> SinkDamaged:
         return self._unusable(f"{self._folder}/{generation} is damaged ({reason})")
 
-    def _unusable(self, problem: str) -> SinkUnavailable:
-        return SinkUnavailable(
+    def _unusable(self, problem: str) -> SinkDamaged:
+        return SinkDamaged(
             f"storage_context at {self._store.shown}: {problem}; remove the folder {self._folder} and repair the sink, "
             f"or have {CURRENT} in it name another generation"
         )
@@ -213,9 +213,10 @@ class ConfigIndex:
             raise
 
     def _is_complete(self, generation: str) -> bool:
+        """Raises SinkUnavailable where the store cannot be asked: an older one in its stead would undo what has counted."""
         try:
             return self._state(generation).intact
-        except (FileNotFoundError, SinkUnavailable):
+        except (FileNotFoundError, SinkDamaged):
             return False
 
     def _generations(self) -> list[str]:

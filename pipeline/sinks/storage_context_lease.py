@@ -14,8 +14,9 @@ import random
 import socket
 import threading
 import time
+import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from pipeline.errors import SinkUnavailable
@@ -72,7 +73,8 @@ async def held_lease(store: FolderStore, folder: str, *, seconds: float, wait: f
     finally:
         renewing.cancel()
         await asyncio.gather(renewing, return_exceptions=True)
-        await asyncio.to_thread(lease.release)
+        with suppress(SinkUnavailable):  # it expires, and what was done is done
+            await asyncio.to_thread(lease.release)
 
 
 async def _keep(lease: Lease, pause: float) -> None:
@@ -117,15 +119,28 @@ def _try(store: FolderStore, folder: str, seconds: float) -> Lease | None:
     if latest and _holder(store, folder, latest)["expires_at"] > time.time():
         return None
     lease = Lease(store, folder, latest + 1, seconds)
-    if not store.create(_name(folder, lease.number), _content(time.time() + seconds)):
+    name, content = _name(folder, lease.number), _content(time.time() + seconds)
+    if not store.create(name, content) and store.read(name) != content:  # unless it is the answer that was lost, and asked again
         return None
+    try:
+        return _sole(store, folder, lease)
+    except SinkUnavailable:
+        with suppress(SinkUnavailable):
+            lease.release()
+        raise
+
+
+def _sole(store: FolderStore, folder: str, lease: Lease) -> Lease | None:
+    """The lease as the only one there is; ``None``, and it is gone, where it was not the next one."""
     numbers = _numbers(store, folder)
-    if max(numbers) != lease.number:  # the listing was old: others have come and gone, and removed the file of this number
-        store.remove(_name(folder, lease.number))
+    if (
+        max(numbers, default=0) != lease.number
+    ):  # a listing was old: others have come and gone, and removed the file of this number
+        store.remove_file(_name(folder, lease.number))
         return None
     for number in numbers:
         if number != lease.number:
-            store.remove(_name(folder, number))
+            store.remove_file(_name(folder, number))
     return lease
 
 
@@ -149,4 +164,6 @@ def _name(folder: str, number: int) -> str:
 
 
 def _content(expires_at: float) -> bytes:
-    return json.dumps({"owner": f"{socket.gethostname()} process {os.getpid()}", "expires_at": expires_at}).encode()
+    """Never the same twice, so that its writer knows it again."""
+    owner = f"{socket.gethostname()} process {os.getpid()}"
+    return json.dumps({"owner": owner, "expires_at": expires_at, "written": uuid.uuid4().hex}).encode()

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from s3fs import S3FileSystem
 from pipeline.errors import ConfigError, LakeError
 from pipeline.lake import Lake, recent
 from pipeline.lake.lake import _object_name
+from pipeline_tests.buckets import forbid_deletes
 
 TABLE = pa.table({"page_number": pa.array([1, 2], pa.int32()), "text": ["one", "two"]})
 
@@ -63,7 +64,9 @@ def test_deleting_a_partition_empties_every_dataset(lake: Lake) -> None:
     assert lake.partitions("chunks") == ["dfl-2"]
 
 
-def test_what_another_process_has_deleted_from_a_bucket_is_not_listed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """The client of another process, of the bucket ``lake``."""
     server = ThreadedMotoServer(port=0)
     server.start()
     host, port = server.get_host_and_port()
@@ -73,12 +76,28 @@ def test_what_another_process_has_deleted_from_a_bucket_is_not_listed(monkeypatc
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
     other = boto3.client("s3", endpoint_url=endpoint)
     other.create_bucket(Bucket="lake")
+    S3FileSystem.clear_instance_cache()
+    yield other
+    server.stop()
+
+
+def test_what_another_process_has_deleted_from_a_bucket_is_not_listed(bucket: Any) -> None:
     lake = Lake("s3://lake/files", "default")
     lake.write("tombstones", "a", TABLE, {})
     assert lake.partitions("tombstones") == ["a"]
-    other.delete_object(Bucket="lake", Key="files/default/tombstones/a.parquet")
+    bucket.delete_object(Bucket="lake", Key="files/default/tombstones/a.parquet")
     assert lake.partitions("tombstones") == []
-    server.stop()
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_bucket_that_refuses_deletes_is_told_and_the_lake_not_claimed_to_be_gone() -> None:
+    lake = Lake("s3://lake/files", "default")
+    lake.write("chunks", "a", TABLE, {})
+    forbid_deletes("lake")
+    for removing in (lake.drop, lambda: lake.delete("a", ["chunks"])):
+        with pytest.raises(LakeError, match=r"the lake at s3://lake/files cannot delete chunks.*: PermissionError; check"):
+            removing()
+    assert lake.partitions("chunks") == ["a"]
 
 
 def test_read_many_answers_what_is_there(lake: Lake) -> None:

@@ -3,14 +3,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import sqlite3
+import traceback
 from contextlib import closing
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
+import sqlalchemy as sa
 
 from pipeline.errors import ConfigError, LedgerUnavailable
-from pipeline.ledger import Ledger
+from pipeline.ledger import Ledger, schema
 from pipeline.ledger.engine import _tune_sqlite, _write_ahead, open_engine
+from pipeline_tests.postgres import fresh_database
 from pipeline_tests.security.echoes import refusing_postgres
 
 
@@ -103,6 +107,40 @@ def test_a_password_that_a_database_repeats_is_not_told(url: str) -> None:
     with refusing_postgres(words) as address, pytest.raises(LedgerUnavailable, match=r"no access for \*\*\* today") as told:
         open_engine(f"postgresql+psycopg2://{url.format(address)}").connect()
     assert "zq" not in str(told.value)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("default_transaction_read_only=on", "cannot execute UPDATE in a read-only transaction"),  # as a standby's
+        ("role=pg_monitor", "permission denied for table indexport_exports"),
+    ],
+)
+def test_a_database_that_takes_no_writes_is_told_in_one_line_without_what_was_to_be_written(
+    server: str, driver: str, setting: str, told: str
+) -> None:
+    url = fresh_database(server).replace("postgresql://", f"postgresql+{driver}://")
+    Ledger(url, "default").close()
+    update = sa.update(schema.exports).values(export="zq-canary")
+    engine = open_engine(f"{url}&options=-c{quote(setting, safe='')}")
+    with (
+        pytest.raises(LedgerUnavailable, match=f"cannot be used: {told}.*; check .* takes writes") as refused,
+        engine.begin() as used,
+    ):
+        used.execute(update)
+    engine.dispose()
+    assert "zq-canary" not in "".join(traceback.format_exception(refused.value))
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_a_connection_that_the_server_ends_is_told_in_one_line(server: str, driver: str) -> None:
+    engine = open_engine(fresh_database(server).replace("postgresql://", f"postgresql+{driver}://"))
+    with pytest.raises(LedgerUnavailable, match=r"cannot be used: .*terminat") as told, engine.begin() as used:
+        used.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    engine.dispose()
+    assert "\n" not in str(told.value)
 
 
 def test_a_password_that_would_be_taken_for_a_host_and_shown_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipeline.orchestration.postgres_storage import (
     BatchingPostgresStorage,
     KeepingPostgresRunStorage,
 )
+from pipeline_tests.postgres import fresh_database, postgres, sqlalchemy_url
 
 NOWHERE: dict[str, Any] = {"hostname": "127.0.0.1", "port": 9, "username": "user", "password": "canary", "db_name": "dagster"}
 
@@ -32,6 +34,23 @@ def test_a_server_that_is_down_is_named_without_its_password(tmp_path: Path, mon
     with pytest.raises(InstanceUnavailable, match="port 9 failed: Connection refused") as caught, open_instance(Home(tmp_path)):
         pass
     assert "canary" not in str(caught.value)
+
+
+def test_a_server_that_takes_no_writes_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+    with postgres() as server:
+        url = sqlalchemy_url(fresh_database(server))
+        for options in ("", "&options=-cdefault_transaction_read_only%3Don"):  # as a standby's
+            monkeypatch.setenv("DAGSTER_PG_URL", url + options)
+            (tmp_path / "dagster.yaml").write_text(
+                "storage:\n  custom:\n    module: pipeline.orchestration.postgres_storage\n    class: BatchingPostgresStorage\n"
+                "    config: {postgres_url: {env: DAGSTER_PG_URL}}\n"
+            )
+            told = "cannot be used: cannot execute INSERT in a read-only transaction; check"
+            expected = pytest.raises(InstanceUnavailable, match=told) if options else nullcontext()
+            with expected as caught, open_instance(Home(tmp_path)) as instance:
+                instance.add_dynamic_partitions("files", ["a"])
+        assert "\n" not in str(caught and caught.value)
 
 
 class _Asked(Exception):

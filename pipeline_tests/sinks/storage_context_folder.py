@@ -33,6 +33,13 @@ def fail_when(monkeypatch: pytest.MonkeyPatch, method: str, concerns: Callable[[
     monkeypatch.setattr(FolderStore, method, failing)
 
 
+def fail_once_when(monkeypatch: pytest.MonkeyPatch, method: str, concerns: Callable[[str], bool]) -> None:
+    def fail() -> None:
+        raise SinkUnavailable(f"no {method} this time")
+
+    before_first(monkeypatch, method, concerns, fail)
+
+
 def before_first(
     monkeypatch: pytest.MonkeyPatch, method: str, concerns: Callable[[str], bool], meanwhile: Callable[[], None]
 ) -> None:

@@ -16,7 +16,13 @@ from pipeline.sinks.base import SearchRequest
 from pipeline.sinks.records import FileRecords
 from pipeline_tests.conformance.harness import Bench, provisioned_bench, unit_vectors
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
-from pipeline_tests.sinks.storage_context_folder import before_first, config_folder, current_generation, fail_when
+from pipeline_tests.sinks.storage_context_folder import (
+    before_first,
+    config_folder,
+    current_generation,
+    fail_once_when,
+    fail_when,
+)
 
 
 @pytest.fixture
@@ -74,6 +80,21 @@ async def test_a_writer_stopped_before_it_moves_the_pointer_moves_it_back_and_fa
     await bench.assert_holds(old, successors)
     await bench.replace(mine)
     await bench.assert_holds(old, mine, successors)
+
+
+async def test_a_store_that_fails_once_the_pointer_is_moved_moves_it_back_to_no_older_generation(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither who holds the lease can be asked, nor then whether the newest generation is complete."""
+    old, new = bench.file("dfl-1"), bench.file("dfl-1", version="v2")
+    await bench.replace(old)
+    before = current_generation(tmp_path)
+    with monkeypatch.context() as patch:
+        fail_once_when(patch, "sizes", lambda relative: "leases" in relative and current_generation(tmp_path) != before)
+        fail_once_when(patch, "read", lambda relative: "manifest" in relative and current_generation(tmp_path) != before)
+        with pytest.raises(SinkUnavailable):
+            await bench.replace(new)
+    await bench.assert_holds(new)
 
 
 async def test_the_move_of_the_pointer_is_on_disk_when_a_replace_returns(

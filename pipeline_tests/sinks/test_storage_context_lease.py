@@ -13,6 +13,7 @@ import pytest
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_lease import held_lease
+from pipeline_tests.sinks.storage_context_folder import fail_when
 
 
 def lease_files(folder: Path) -> list[str]:
@@ -94,3 +95,58 @@ async def test_a_given_back_lease_is_free_at_once_and_worthless(tmp_path: Path) 
         lease.check()
     async with held_lease(store, "leases", seconds=30, wait=0.01) as following:
         assert following.number == lease.number + 1
+
+
+async def test_a_lease_whose_taking_was_done_and_not_answered_is_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver sends such a request again, and is told that the file is there."""
+    create = FolderStore.create
+
+    def create_and_lose_the_answer(self: FolderStore, relative: str, data: bytes) -> bool:
+        return create(self, relative, data) and create(self, relative, data)
+
+    monkeypatch.setattr(FolderStore, "create", create_and_lose_the_answer)
+    async with held_lease(FolderStore(str(tmp_path)), "leases", seconds=30, wait=0.01) as lease:
+        lease.check()
+
+
+async def test_of_two_that_take_it_at_once_the_one_that_is_told_no_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, create = FolderStore(str(tmp_path)), FolderStore.create
+
+    def create_as_second(self: FolderStore, relative: str, data: bytes) -> bool:
+        create(self, relative, json.dumps({"owner": "the first", "expires_at": time.time() + 30}).encode())
+        return create(self, relative, data)
+
+    monkeypatch.setattr(FolderStore, "create", create_as_second)
+    with pytest.raises(SinkUnavailable, match="the first has been writing"):
+        async with held_lease(store, "leases", seconds=30, wait=0.01):
+            pytest.fail("two holders")
+
+
+async def test_a_lease_that_is_no_sooner_taken_than_the_store_fails_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(str(tmp_path))
+    async with held_lease(store, "leases", seconds=30, wait=1):
+        pass
+    with monkeypatch.context() as patch:
+        fail_when(patch, "remove_file", lambda _: True)
+        with pytest.raises(SinkUnavailable):
+            async with held_lease(store, "leases", seconds=30, wait=1):
+                pytest.fail("the former holder's file is still there")
+    async with held_lease(store, "leases", seconds=30, wait=0.01):
+        pass
+
+
+async def test_what_was_done_is_done_when_its_lease_cannot_be_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with held_lease(FolderStore(str(tmp_path)), "leases", seconds=30, wait=1):
+        fail_when(monkeypatch, "put", lambda _: True)
+
+
+async def test_a_listing_that_lags_behind_gives_the_lease_to_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of an object store that is not strongly consistent: it shows nothing yet."""
+    monkeypatch.setattr(FolderStore, "sizes", lambda *_: {})
+    with pytest.raises(SinkUnavailable, match="nobody has been writing"):
+        async with held_lease(FolderStore(str(tmp_path)), "leases", seconds=30, wait=0.01):
+            pytest.fail("others may hold it")
