@@ -128,23 +128,35 @@ def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> l
 
 
 def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
-    """A draft of nothing but Markdown's marks (the rule at the end of a page) says nothing alone: it joins the one before where
-    it fits, the first of all the one behind it."""
+    """A draft of nothing but marks (the rule at the end of a page) says nothing alone: it joins the one before where it fits, and
+    takes the last line of it where it does not; the first of all joins the one behind it."""
     joined = list(counted[:1])
     for draft, count in counted[1:]:
         before = joined[-1][0]
-        longer = None
+        choices: list[list[Draft]] = []
         if MARKS_ALONE.fullmatch(text, draft.start, draft.end):
-            longer = before._replace(end=draft.end)
+            choices = [[before._replace(end=draft.end)], *_last_line_moved(text, before, draft)]
         elif len(joined) == 1 and MARKS_ALONE.fullmatch(text, before.start, before.end):
-            longer = draft._replace(start=before.start)
-        if longer and sizer.least(longer.end - longer.start) <= limit:
-            [(longer, together)] = _count(text, [longer], sizer)
-            if together <= limit:
-                joined[-1] = longer, together
-                continue
-        joined.append((draft, count))
+            choices = [[draft._replace(start=before.start)]]
+        joined[-1:] = _first_that_fits(text, choices, sizer, limit) or [joined[-1], (draft, count)]
     return joined
+
+
+def _last_line_moved(text: str, before: Draft, draft: Draft) -> list[list[Draft]]:
+    """Both drafts with the line end before the last line of the first one between them, if it has one."""
+    start = text.rfind("\n", before.start, before.end) + 1
+    return [list(_trim(text, [before._replace(end=start), draft._replace(start=start)]))] if start else []
+
+
+def _first_that_fits(
+    text: str, choices: Iterable[Sequence[Draft]], sizer: TextSizer, limit: int
+) -> list[tuple[Draft, int]] | None:
+    for drafts in choices:
+        if all(sizer.least(draft.end - draft.start) <= limit for draft in drafts):
+            counted = _count(text, drafts, sizer)
+            if all(count <= limit for _, count in counted):
+                return counted
+    return None
 
 
 def _fit(text: str, draft: Draft, size: int, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -105,9 +106,29 @@ def test_a_rule_at_the_start_goes_with_what_is_behind_it(chunk: Chunk_) -> None:
     assert all(c.chunk_token_count <= 256 for c in chunks)
 
 
+@pytest.mark.parametrize("unread", ["<!-- contributors -->", '<a id="next"></a>', "<br/>\n\n---", "</div>"])
+@pytest.mark.parametrize("words", range(230, 250, 4))
+def test_what_nobody_reads_is_no_chunk_of_its_own(chunk: Chunk_, unread: str, words: int) -> None:
+    lines = prose(words).replace(" ka", ".\nKa")
+    text = f"{unread}\n\n# Manual\n\nIntro.\n\n{lines}\n\n{unread}\n\n# Next\n\n{prose(100)}"
+    chunks = chunk(text)
+    assert all(c.content == text[c.chunk_start_char : c.chunk_end_char] for c in chunks)
+    assert all(c.chunk_token_count <= 256 for c in chunks)
+    assert all(re.search(r"\w{2}", re.sub("<[^<>]*>", "", c.content)) for c in chunks)
+    assert "".join("".join(c.content.split()) for c in chunks) == "".join(text.split())
+
+
+@pytest.mark.parametrize("lines", range(42, 68))
+def test_the_fence_that_closes_code_is_no_chunk_of_its_own(chunk: Chunk_, lines: int) -> None:
+    chunks = chunk("```\n" + "".join(f"load({line});\n" for line in range(lines)) + "```")
+    assert all("load" in c.content for c in chunks)
+
+
 def test_a_page_of_which_a_chunk_has_a_rule_alone_is_not_cited(minilm: HuggingFaceTokens) -> None:
     shots = [Attachment(f"page_{number}.png", "s", "screenshot") for number in (1, 2, 3, 4)]
-    document = build_document([Page(1, "---"), Page(2, f"---\n\n{prose(60)}"), Page(3, "***"), Page(4, "---")], shots)
+    document = build_document(
+        [Page(1, "---"), Page(2, f"---\n\n{prose(60)}"), Page(3, "***"), Page(4, "<!-- PageBreak -->")], shots
+    )
     [held] = chunk_document(document, ChunkingSettings(), minilm, 256)
     assert held.content == document.text
     assert (held.page_range_start, held.page_range_end, held.attachments) == (2, 2, (shots[1],))
