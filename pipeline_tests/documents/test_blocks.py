@@ -29,7 +29,7 @@ _H, _P, _C, _T = BlockKind.HEADING, BlockKind.PARAGRAPH, BlockKind.CODE, BlockKi
         ("    # Indented code", None),
         ("\t# Indented code", None),
         ("1. Numbered title\n---\n", (2, "1. Numbered title")),
-        ("*Title*\n---\n", (2, "*Title*")),
+        ("*Title*\n---\n", (2, "Title")),
         ("- item\n---\n", None),
         ("* item\n===\n", None),
         ("> quote\n---\n", None),
