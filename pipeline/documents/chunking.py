@@ -26,6 +26,8 @@ CHUNKER_VERSION = "8"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 _LEAST_TOKENS = 32
+_LINK_DEFINITIONS = re.compile(r"""(?:\[(?!\^)[^\]\n]+\]:[ \t]*+(?:<[^>\n]*>|\S++)[ \t]*+(?:["'(][^\n]*+)?(?:\s++|\Z))++""")
+"""``[1]: https://...``, of which a reader sees nothing; ``[^1]:`` is a footnote."""
 _WORD_START = re.compile(r"(?<!\S)\S")
 
 
@@ -80,7 +82,8 @@ def chunk_document(document: Document, settings: ChunkingSettings, tokens: Token
     markdown = settings.strategy == "markdown"
     blocks = scan_markdown(text, [span.start for span in document.page_spans]) if markdown else scan_paragraphs(text)
     drafter = Drafter(text, blocks, sizer, limit - sizer.special_tokens - settings.overlap, markdown=markdown)
-    counted = _joined(text, _mend(text, _trim(text, drafter.drafts()), sizer, limit), sizer, limit)
+    drafts = _without_section(text, _trim(text, drafter.drafts()))
+    counted = _joined(text, _mend(text, drafts, sizer, limit), sizer, limit)
     if settings.overlap:
         counted = _overlap(text, counted, sizer, settings.overlap, limit)
     pages = PageLookup(document)
@@ -111,6 +114,14 @@ def _trim(text: str, drafts: Iterable[Draft]) -> Iterator[Draft]:
         start = draft.end - len(content.lstrip())
         if start < draft.end:
             yield draft._replace(start=start, end=draft.start + len(content.rstrip()))
+
+
+def _without_section(text: str, drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """Addresses of links say nothing of the section they happen to stand in, mostly a document's last: without its titles they
+    are not found for it."""
+    for draft in drafts:
+        alone = draft.context and _LINK_DEFINITIONS.fullmatch(text, draft.start, draft.end)
+        yield draft._replace(context="") if alone else draft
 
 
 def _count(text: str, drafts: Sequence[Draft], sizer: TextSizer) -> list[tuple[Draft, int]]:

@@ -212,6 +212,15 @@ def test_a_table_header_that_leaves_no_room_for_rows_is_not_repeated(chunk: Chun
     assert {c.context for c in chunks[1:]} == {""}
 
 
+def test_addresses_of_links_at_the_end_are_not_said_to_be_of_the_last_section(chunk: Chunk_) -> None:
+    links = "\n".join(f"[#{number}]: https://example.org/issues/{number}" for number in range(100, 160))
+    notes = "\n".join(f"[^{number}]: {prose(12, number)}" for number in range(40))
+    talk = "\n".join(f"[Ada]: {prose(12, number)}" for number in range(40))
+    chunks = chunk(f"# Changes\n\n## 0.1\n\n{prose(200)}\n\n{links}\n\n# Notes\n\n{notes}\n\n{talk}")
+    assert {c.context for c in chunks if c.content.startswith("[#")} == {""}
+    assert {c.context for c in chunks if c.content.startswith(("[^", "[Ada"))} == {"Notes\n\n"}
+
+
 def test_strategy_text_knows_no_headings_or_tables(chunk: Chunk_) -> None:
     chunks = chunk("# Title\n\n" + corpus.table(100) + "\n\n" + prose(500), strategy="text")
     assert len(chunks) > 4
