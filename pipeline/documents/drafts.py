@@ -22,6 +22,8 @@ _MOST_PATH = 1 / 4
 _MOST_TABLE_HEADER = 2 / 3
 """Shares of a chunk's tokens that a heading path and a repeated table header may take; a larger one is left out."""
 _DASHES = re.compile("-{4,}")
+_TAG = re.compile("<[^<>]*>")
+_NAME = re.compile(r"[^\s|:*_-]")
 
 
 class Draft(NamedTuple):
@@ -158,8 +160,11 @@ class Drafter:
 
 
 def _repeated(header: str) -> str:
-    """A table's header as a context has it. A delimiter row as wide as its columns, of which many tokenizers make a token a dash,
-    would take more of each chunk than all names of the columns together: three dashes of each cell stay."""
+    """A table's header as a context has it: nothing where it names no column. A delimiter row as wide as its columns, of which
+    many tokenizers make a token a dash, would take more of each chunk than all names of the columns together: three dashes of
+    each cell stay."""
+    if not _NAME.search(_TAG.sub("", header)):
+        return ""
     names, newline, delimiter = header.rstrip().rpartition("\n")
     if is_delimiter_row(delimiter):
         delimiter = _DASHES.sub("---", " ".join(delimiter.split()))

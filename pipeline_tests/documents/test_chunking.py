@@ -200,6 +200,21 @@ def test_overlap_in_an_html_table_repeats_whole_rows(chunk: Chunk_) -> None:
     assert all(c.content.startswith("<tr>") for c in chunks[1:])
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("|   |  |\n|---|---|\n", "| part {} | ships from hall {} |\n"),
+        ("<table class='wide'>\n<tbody>\n", "<tr><td>part {}</td><td>ships from hall {}</td></tr>\n"),
+    ],
+    ids=["pipes", "html"],
+)
+def test_a_header_that_names_nothing_is_not_repeated(chunk: Chunk_, header: str, row: str) -> None:
+    rows = "".join(row.format(number, number) for number in range(90))
+    chunks = chunk(f"# Stock\n\n{header}{rows}" + "</tbody></table>" * header.startswith("<"))
+    assert len(chunks) > 3
+    assert {c.context for c in chunks[1:]} == {"Stock\n\n"}
+
+
 def test_a_row_over_the_limit_is_cut_but_keeps_its_header(chunk: Chunk_) -> None:
     table = f"| Name | Remark |\n|---|---|\n| a | short |\n| b | {prose(500)} |\n| c | short |\n"
     chunks = chunk(table)
