@@ -106,6 +106,35 @@ def test_a_rule_at_the_start_goes_with_what_is_behind_it(chunk: Chunk_) -> None:
     assert all(c.chunk_token_count <= 256 for c in chunks)
 
 
+@pytest.mark.parametrize(
+    ("lead_in", "block"),
+    [
+        ("Table 3. Stock by hall", corpus.table(60)),
+        ("Table 3. Stock by hall", corpus.html_table(60, "\n")),
+        ("**All options** go to the constructor:", "```\n" + "".join(f"option_{n} = {n},\n" for n in range(90)) + "```"),
+        ("Our pumps:", "\n".join(f"- {prose(9, n)}" for n in range(40))),
+        ("我们的泵：", "\n".join(f"- {prose(9, n)}" for n in range(40))),
+    ],
+    ids=["table", "html", "code", "list", "Chinese"],
+)
+@pytest.mark.parametrize("before", ["", "## Stock\n\n", f"{prose(70)}\n\n"], ids=["alone", "heading", "text"])
+def test_a_line_that_leads_in_stands_with_the_beginning_of_what_is_cut(
+    chunk: Chunk_, before: str, lead_in: str, block: str
+) -> None:
+    text = f"# Manual\n\n{before}{lead_in}\n\n{block}\n\n{prose(50)}"
+    chunks = chunk(text)
+    [leading] = [c for c in chunks if lead_in in c.content]
+    assert block[:60] in leading.content
+    assert all(c.content == text[c.chunk_start_char : c.chunk_end_char] for c in chunks)
+
+
+@pytest.mark.parametrize("before", ["A sentence.", "two\nlines:", "---", f"{prose(90)}:"])
+def test_what_does_not_lead_in_stays_where_it_is(chunk: Chunk_, before: str) -> None:
+    code = "```\n" + "".join(f"option_{n} = {n},\n" for n in range(90)) + "```"
+    chunks = chunk(f"# Manual\n\n{prose(40)}\n\n{before}\n\n{code}")
+    assert any(c.content.startswith("```") for c in chunks)
+
+
 @pytest.mark.parametrize("unread", ["<!-- contributors -->", '<a id="next"></a>', "<br/>\n\n---", "</div>"])
 @pytest.mark.parametrize("words", range(230, 250, 4))
 def test_what_nobody_reads_is_no_chunk_of_its_own(chunk: Chunk_, unread: str, words: int) -> None:
