@@ -154,8 +154,10 @@ def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, l
 
 
 def _last_line_moved(text: str, before: Draft, draft: Draft) -> list[list[Draft]]:
-    """Both drafts with the line end before the last line of the first one between them, if it has one."""
-    start = text.rfind("\n", before.start, before.end) + 1
+    """Both drafts with the beginning of the first one's last line that says something between them, if it has another one."""
+    start = before.end
+    while start and MARKS_ALONE.fullmatch(text, start, draft.end):
+        start = text.rfind("\n", before.start, start - 1) + 1
     return [list(_trim(text, [before._replace(end=start), draft._replace(start=start)]))] if start else []
 
 

@@ -147,9 +147,10 @@ def test_what_nobody_reads_is_no_chunk_of_its_own(chunk: Chunk_, unread: str, wo
     assert "".join("".join(c.content.split()) for c in chunks) == "".join(text.split())
 
 
+@pytest.mark.parametrize("last", ["", "====\n"])
 @pytest.mark.parametrize("lines", range(42, 68))
-def test_the_fence_that_closes_code_is_no_chunk_of_its_own(chunk: Chunk_, lines: int) -> None:
-    chunks = chunk("```\n" + "".join(f"load({line});\n" for line in range(lines)) + "```")
+def test_the_fence_that_closes_code_is_no_chunk_of_its_own(chunk: Chunk_, lines: int, last: str) -> None:
+    chunks = chunk("```\n" + "".join(f"load({line});\n" for line in range(lines)) + f"{last}```")
     assert all("load" in c.content for c in chunks)
 
 
