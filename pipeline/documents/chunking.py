@@ -26,6 +26,8 @@ CHUNKER_VERSION = "8"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 _LEAST_TOKENS = 32
+_LINK_DEFINITIONS = re.compile(r"""(?:\[(?!\^)[^\]\n]+\]:[ \t]*+(?:<[^>\n]*>|\S++)[ \t]*+(?:["'(][^\n]*+)?(?:\s++|\Z))++""")
+"""``[1]: https://...``, of which a reader sees nothing; ``[^1]:`` is a footnote."""
 _WORD_START = re.compile(r"(?<!\S)\S")
 
 
@@ -80,7 +82,8 @@ def chunk_document(document: Document, settings: ChunkingSettings, tokens: Token
     markdown = settings.strategy == "markdown"
     blocks = scan_markdown(text, [span.start for span in document.page_spans]) if markdown else scan_paragraphs(text)
     drafter = Drafter(text, blocks, sizer, limit - sizer.special_tokens - settings.overlap, markdown=markdown)
-    counted = _joined(text, _mend(text, _trim(text, drafter.drafts()), sizer, limit), sizer, limit)
+    drafts = _without_section(text, _trim(text, drafter.drafts()))
+    counted = _joined(text, _mend(text, drafts, sizer, limit), sizer, limit)
     if settings.overlap:
         counted = _overlap(text, counted, sizer, settings.overlap, limit)
     pages = PageLookup(document)
@@ -113,6 +116,14 @@ def _trim(text: str, drafts: Iterable[Draft]) -> Iterator[Draft]:
             yield draft._replace(start=start, end=draft.start + len(content.rstrip()))
 
 
+def _without_section(text: str, drafts: Iterable[Draft]) -> Iterator[Draft]:
+    """Addresses of links say nothing of the section they happen to stand in, mostly a document's last: without its titles they
+    are not found for it."""
+    for draft in drafts:
+        alone = draft.context and _LINK_DEFINITIONS.fullmatch(text, draft.start, draft.end)
+        yield draft._replace(context="") if alone else draft
+
+
 def _count(text: str, drafts: Sequence[Draft], sizer: TextSizer) -> list[tuple[Draft, int]]:
     """Drafts with the exact token count of what will be embedded."""
     counts = sizer.tokens.count([draft.context + text[draft.start : draft.end] for draft in drafts])
@@ -128,23 +139,37 @@ def _mend(text: str, drafts: Iterable[Draft], sizer: TextSizer, limit: int) -> l
 
 
 def _joined(text: str, counted: Sequence[tuple[Draft, int]], sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:
-    """A draft of nothing but Markdown's marks (the rule at the end of a page) says nothing alone: it joins the one before where
-    it fits, the first of all the one behind it."""
+    """A draft of nothing but marks (the rule at the end of a page) says nothing alone: it joins the one before where it fits, and
+    takes the last line of it where it does not; the first of all joins the one behind it."""
     joined = list(counted[:1])
     for draft, count in counted[1:]:
         before = joined[-1][0]
-        longer = None
+        choices: list[list[Draft]] = []
         if MARKS_ALONE.fullmatch(text, draft.start, draft.end):
-            longer = before._replace(end=draft.end)
+            choices = [[before._replace(end=draft.end)], *_last_line_moved(text, before, draft)]
         elif len(joined) == 1 and MARKS_ALONE.fullmatch(text, before.start, before.end):
-            longer = draft._replace(start=before.start)
-        if longer and sizer.least(longer.end - longer.start) <= limit:
-            [(longer, together)] = _count(text, [longer], sizer)
-            if together <= limit:
-                joined[-1] = longer, together
-                continue
-        joined.append((draft, count))
+            choices = [[draft._replace(start=before.start)]]
+        joined[-1:] = _first_that_fits(text, choices, sizer, limit) or [joined[-1], (draft, count)]
     return joined
+
+
+def _last_line_moved(text: str, before: Draft, draft: Draft) -> list[list[Draft]]:
+    """Both drafts with the beginning of the first one's last line that says something between them, if it has another one."""
+    start = before.end
+    while start and MARKS_ALONE.fullmatch(text, start, draft.end):
+        start = text.rfind("\n", before.start, start - 1) + 1
+    return [list(_trim(text, [before._replace(end=start), draft._replace(start=start)]))] if start else []
+
+
+def _first_that_fits(
+    text: str, choices: Iterable[Sequence[Draft]], sizer: TextSizer, limit: int
+) -> list[tuple[Draft, int]] | None:
+    for drafts in choices:
+        if all(sizer.least(draft.end - draft.start) <= limit for draft in drafts):
+            counted = _count(text, drafts, sizer)
+            if all(count <= limit for _, count in counted):
+                return counted
+    return None
 
 
 def _fit(text: str, draft: Draft, size: int, sizer: TextSizer, limit: int) -> list[tuple[Draft, int]]:

@@ -20,8 +20,12 @@ from pipeline.documents.splitting import TextSizer, split_long
 _REACH_IN_CHUNKS = 2
 _MOST_PATH = 1 / 4
 _MOST_TABLE_HEADER = 2 / 3
-"""Shares of a chunk's tokens that a heading path and a repeated table header may take; a larger one is left out."""
+_MOST_LEAD_IN = 1 / 4
+"""Shares of a chunk's tokens that a heading path and a repeated table header may take, and what leads into a block that is cut;
+a larger one is left out."""
 _DASHES = re.compile("-{4,}")
+_TAG = re.compile("<[^<>]*>")
+_NAME = re.compile(r"[^\s|:*_-]")
 
 
 class Draft(NamedTuple):
@@ -76,7 +80,7 @@ class Drafter:
         if self._size(first, last) <= self._room_at(first):
             yield self._draft(first, last)
             return
-        parts = self._outline.parts(first, last)
+        parts = self._with_lead_ins(self._outline.parts(first, last))
         if len(parts) == 1:
             yield from self._split_block(first, last)
         else:
@@ -92,13 +96,35 @@ class Drafter:
         for low, high in ranges:
             yield from self._divide(parts[low][0], parts[high - 1][1])
 
+    def _with_lead_ins(self, parts: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Parts that end in a line that leads into the next one, such as a table's caption, are one with it where that one has to
+        be cut: alone the line says nothing, and the beginning of what it introduces can make room for it."""
+        joined = [parts[0]]
+        for part in parts[1:]:
+            if self._leads_in(joined[-1], part):
+                joined[-1] = joined[-1][0], part[1]
+            else:
+                joined.append(part)
+        return joined
+
+    def _leads_in(self, part: tuple[int, int], following: tuple[int, int]) -> bool:
+        lead_in, block = self._blocks[part[1] - 1], self._blocks[following[0]]
+        if block.kind is BlockKind.HEADING or lead_in.kind is not BlockKind.PARAGRAPH or following[1] - following[0] > 1:
+            return False
+        if self._size(*following) <= self._room_at(following[0]) or self._size(*part) > self._room_at(part[0]) * _MOST_LEAD_IN:
+            return False
+        line = self._text[lead_in.start : lead_in.end].strip()
+        if "\n" in line or not any(map(str.isalnum, line)):
+            return False
+        return block.kind is BlockKind.TABLE or line.endswith((":", "："))
+
     def _draft(self, first: int, last: int) -> Draft:
         start, end = self._blocks[first].start, self._blocks[last - 1].end
         return Draft(start, end, self._context(first)[0], self._floors[first], markdown=self._markdown)
 
     def _split_block(self, first: int, last: int) -> Iterator[Draft]:
-        """One block that is too large, with the headings right before it."""
-        body = self._outline.body_start(first, last)
+        """One block that is too large, with the headings and the line right before it that lead into it."""
+        body = last if self._blocks[last - 1].kind is BlockKind.HEADING else last - 1
         if body < last and self._blocks[body].kind is BlockKind.TABLE:
             yield from self._split_table(first, body)
             return
@@ -158,8 +184,11 @@ class Drafter:
 
 
 def _repeated(header: str) -> str:
-    """A table's header as a context has it. A delimiter row as wide as its columns, of which many tokenizers make a token a dash,
-    would take more of each chunk than all names of the columns together: three dashes of each cell stay."""
+    """A table's header as a context has it: nothing where it names no column. A delimiter row as wide as its columns, of which
+    many tokenizers make a token a dash, would take more of each chunk than all names of the columns together: three dashes of
+    each cell stay."""
+    if not _NAME.search(_TAG.sub("", header)):
+        return ""
     names, newline, delimiter = header.rstrip().rpartition("\n")
     if is_delimiter_row(delimiter):
         delimiter = _DASHES.sub("---", " ".join(delimiter.split()))

@@ -7,9 +7,10 @@ cells): https://developers.llamaindex.ai/llamaparse/parse/features/tables/.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import NamedTuple
 
-_TAG = re.compile(r"<(?:(/table|/thead)\s*>|(table|tr|th)(?=[\s/>]))", re.IGNORECASE)
+_TAG = re.compile(r"<(?:(/table|/thead)\s*>|(table|tr|th|td)(?=[\s/>]))", re.IGNORECASE)
 
 
 class HtmlTable(NamedTuple):
@@ -39,11 +40,18 @@ def html_tables(text: str) -> dict[int, HtmlTable]:
 
 
 def _body_rows(tags: list[tuple[str, int]]) -> tuple[int, ...]:
-    """The rows below the header: what is behind ``</thead>``; without one, what is behind a first row that holds a ``<th``. A
-    table that has neither has no header."""
+    """The rows below the header: what is behind ``</thead>``; without one, what is behind the first rows of heading cells. A
+    table that has neither has no header, and of one that has nothing else the first row is it."""
     names = [name for name, _ in tags]
     if "/thead" in names:
-        tags = tags[names.index("/thead") :]
-    elif names[:2] == ["tr", "th"]:
-        tags = tags[2:]
-    return tuple(offset for name, offset in tags if name == "tr")
+        return tuple(offset for name, offset in tags[names.index("/thead") :] if name == "tr")
+    rows = [index for index, name in enumerate(names) if name == "tr"]
+    cells = [names[first + 1 : after] for first, after in pairwise([*rows, len(names)])]
+    headers = next((row for row, of_row in enumerate(cells) if not _is_header(of_row, first=row == 0)), min(len(rows), 1))
+    return tuple(tags[index][1] for index in rows[headers:])
+
+
+def _is_header(cells: list[str], *, first: bool) -> bool:
+    """A row that ends in a heading cell: in one that begins with it, it is the row's own name. Further down one such cell alone
+    is the name of a part of the table."""
+    return cells[-1:] == ["th"] and (first or len(cells) > 1)

@@ -12,8 +12,11 @@ from typing import Final
 
 from pipeline.documents.models import Attachment, Document
 
-MARKS_ALONE: Final = re.compile(r"[-*_=|:.+~#>`\s]{1,80}")
-"""Nothing but Markdown's marks, as the rule under a page's header: it says nothing alone."""
+MARKS_ALONE: Final = re.compile(
+    r"(?:[-*_=|:.+~#>`\s]|<!--(?:(?!-->).){0,200}-->|</?(?!img\b)[a-z][^<>]{0,100}>){1,80}+", re.IGNORECASE
+)
+"""Nothing but Markdown's marks and HTML's comments and tags, as the rule under a page's header: it says nothing alone. An image
+does, by its name."""
 
 
 class PageLookup:

@@ -15,6 +15,7 @@ from markdownify import MarkdownConverter
 
 from pipeline.local_cloud.blobs import read_compressed, write_compressed
 from pipeline.local_cloud.charsets import decode_html
+from pipeline.local_cloud.html_cells import spread_cells
 from pipeline.local_cloud.parsed import DocumentRefused, PageContent, ParsedDocument
 from pipeline.local_cloud.pdf import parse_pdf
 
@@ -45,6 +46,13 @@ class _HtmlConverter(MarkdownConverter):
         Tag(name="ol", attrs={"start": str(number)}).append(item)
         return item
 
+    def convert_td(self, cell: Tag, text: str, parent_tags: Set[str]) -> str:
+        converted: str = super().convert_td(cell, text.replace("|", "\\|"), parent_tags)  # type: ignore[misc]  # not in its stubs
+        return converted
+
+    def convert_th(self, cell: Tag, text: str, parent_tags: Set[str]) -> str:
+        return self.convert_td(cell, text, parent_tags)
+
     def convert_title(self, title: Tag, text: str, **_context: object) -> str:
         return "" if title.parent is not None and title.parent.name == "head" else text
 
@@ -59,7 +67,11 @@ def parse_html(content: bytes) -> ParsedDocument:
     """HTML as Markdown on one page, read as a browser reads it: end tags may be left out."""
     try:
         # Without huge_tree the parser ends, and says nothing, where elements are nested more than 256 deep or a text is long.
-        text: str = _HtmlConverter().convert_soup(BeautifulSoup(_EMPTY.sub("", decode_html(content)), "lxml", huge_tree=True))
+        soup = BeautifulSoup(_EMPTY.sub("", decode_html(content)), "lxml", huge_tree=True)
+        for block in soup.find_all(_BLOCKS):
+            block.name = "div"
+        spread_cells(soup)
+        text: str = _HtmlConverter().convert_soup(soup)
     except RecursionError as error:
         raise DocumentRefused("HTML is nested too deeply") from error
     return _pages([text.strip()])
@@ -68,11 +80,17 @@ def parse_html(content: bytes) -> ParsedDocument:
 _EMPTY = re.compile(r"<(?:wbr|source|track)\b[^<>]*>", re.IGNORECASE)
 """Elements that have neither text nor an end tag, which the parser does not know: it would put what follows inside them."""
 
+_BLOCKS = (
+    *("address", "aside", "center", "details", "dialog", "fieldset", "figure", "footer", "form", "header", "hgroup", "legend"),
+    *("main", "nav", "optgroup", "option", "search", "summary"),
+)
+"""What browsers begin a line for and the converter does not know: it would put their words together with those beside them."""
+
 _LONGEST_REASON = 300
 _Parser = Callable[[bytes], ParsedDocument]
 _PARSERS: dict[str, tuple[str, _Parser]] = {
     **dict.fromkeys((".md", ".markdown", ".txt", ".text"), ("text-1", parse_text)),
-    **dict.fromkeys((".html", ".htm"), (f"html-3-{version('lxml')}-{version('markdownify')}", parse_html)),
+    **dict.fromkeys((".html", ".htm"), (f"html-4-{version('lxml')}-{version('markdownify')}", parse_html)),
     ".pdf": (f"pdf-2-{version('liteparse')}", parse_pdf),
 }
 """Parser and its revision by suffix; a new revision parses documents again."""

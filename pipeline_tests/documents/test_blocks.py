@@ -29,7 +29,7 @@ _H, _P, _C, _T = BlockKind.HEADING, BlockKind.PARAGRAPH, BlockKind.CODE, BlockKi
         ("    # Indented code", None),
         ("\t# Indented code", None),
         ("1. Numbered title\n---\n", (2, "1. Numbered title")),
-        ("*Title*\n---\n", (2, "*Title*")),
+        ("*Title*\n---\n", (2, "Title")),
         ("- item\n---\n", None),
         ("* item\n===\n", None),
         ("> quote\n---\n", None),
@@ -136,7 +136,8 @@ def test_a_tables_rows_start_after_its_delimiter_row() -> None:
     assert [text[start : table.end] for start in table.row_starts] == ["| 1 |\n"]
 
 
-_ROW, _HEAD = "<tr><td>1</td></tr>", "<tr><th>a</th></tr>"
+_ROW, _HEAD, _NAMED = "<tr><td>1</td></tr>", "<tr><th>a</th></tr>", "<tr><th>a</th><td>1</td></tr>"
+_WIDE = "<tr><th>b</th><th>c</th></tr>"
 
 
 @pytest.mark.parametrize(
@@ -149,12 +150,31 @@ _ROW, _HEAD = "<tr><td>1</td></tr>", "<tr><th>a</th></tr>"
         (f"<table>{_HEAD}{_ROW}{_ROW}</table>", f"<table>{_HEAD}"),
         (f"<table><tr><th>a<tr><td>1{_ROW}</table>", "<table><tr><th>a"),
         (f"<table><caption>C</caption>{_ROW}{_ROW}</table>", "<table><caption>C</caption>"),
+        (f"<table>{_HEAD}{_WIDE}{_WIDE}{_ROW}{_ROW}</table>", f"<table>{_HEAD}{_WIDE}{_WIDE}"),
+        (f"<table>{_WIDE}{_HEAD}{_ROW}</table>", f"<table>{_WIDE}"),
+        (f"<table><tr><td></td><th>a</th><th>b</th></tr>{_ROW}{_ROW}</table>", "<table><tr><td></td><th>a</th><th>b</th></tr>"),
+        (f"<table>{_NAMED}{_NAMED}</table>", "<table>"),
+        (f"<table>{_HEAD}{_NAMED}{_NAMED}</table>", f"<table>{_HEAD}"),
+        (f"<table>{_HEAD}{_HEAD}{_HEAD}</table>", f"<table>{_HEAD}"),
         (f"<table>{_ROW}{_HEAD}</table>", "<table>"),
         (f"<table>{_ROW}<tr><td><table><thead>{_HEAD}</thead></table></td></tr></table>", "<table>"),
     ],
-    ids=["thead", "first row", "closing tags left out", "no header", "heading cells further down", "a nested table's own"],
+    ids=[
+        "thead",
+        "first row",
+        "closing tags left out",
+        "no header",
+        "a title and two rows",
+        "the name of a part of it",
+        "a corner",
+        "rows with names",
+        "names and header",
+        "heading cells alone",
+        "heading cells further down",
+        "a nested table's own",
+    ],
 )
-def test_an_html_tables_header_is_its_thead_or_a_first_row_of_heading_cells(table: str, header: str) -> None:
+def test_an_html_tables_header_is_its_thead_or_the_first_rows_of_heading_cells(table: str, header: str) -> None:
     [block] = scan_markdown(table)
     assert table[: block.row_starts[0]] == header
     assert len(block.row_starts) == 2

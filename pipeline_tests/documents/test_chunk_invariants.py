@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import random
-import re
 from collections.abc import Callable, Sequence
 
 import pytest
@@ -15,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from pipeline.documents.chunking import chunk_document
 from pipeline.documents.document import build_document
 from pipeline.documents.models import Attachment, Chunk, ChunkingSettings, Document, Page
+from pipeline.documents.pages import MARKS_ALONE
 from pipeline.documents.tokens import EstimatedTokens, HuggingFaceTokens, TokenCounter
 from pipeline_tests.documents import corpus
 from pipeline_tests.documents.strategies import file_attachments, page_lists
@@ -69,7 +69,7 @@ def touched_pages(document: Document, chunk: Chunk) -> list[int]:
         for span in document.page_spans
     ]
     parts = [(number, part) for number, part in parts if part.strip()]
-    saying = [index for index, (_, part) in enumerate(parts) if len(part) > 80 or re.search(r"[^-*_=|:.+~#>`\s]", part)]
+    saying = [index for index, (_, part) in enumerate(parts) if not MARKS_ALONE.fullmatch(part)]
     return [number for number, _ in (parts[saying[0] : saying[-1] + 1] if saying else parts)]
 
 

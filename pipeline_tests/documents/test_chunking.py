@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -105,9 +106,59 @@ def test_a_rule_at_the_start_goes_with_what_is_behind_it(chunk: Chunk_) -> None:
     assert all(c.chunk_token_count <= 256 for c in chunks)
 
 
+@pytest.mark.parametrize(
+    ("lead_in", "block"),
+    [
+        ("Table 3. Stock by hall", corpus.table(60)),
+        ("Table 3. Stock by hall", corpus.html_table(60, "\n")),
+        ("**All options** go to the constructor:", "```\n" + "".join(f"option_{n} = {n},\n" for n in range(90)) + "```"),
+        ("Our pumps:", "\n".join(f"- {prose(9, n)}" for n in range(40))),
+        ("我们的泵：", "\n".join(f"- {prose(9, n)}" for n in range(40))),
+    ],
+    ids=["table", "html", "code", "list", "Chinese"],
+)
+@pytest.mark.parametrize("before", ["", "## Stock\n\n", f"{prose(70)}\n\n"], ids=["alone", "heading", "text"])
+def test_a_line_that_leads_in_stands_with_the_beginning_of_what_is_cut(
+    chunk: Chunk_, before: str, lead_in: str, block: str
+) -> None:
+    text = f"# Manual\n\n{before}{lead_in}\n\n{block}\n\n{prose(50)}"
+    chunks = chunk(text)
+    [leading] = [c for c in chunks if lead_in in c.content]
+    assert block[:60] in leading.content
+    assert all(c.content == text[c.chunk_start_char : c.chunk_end_char] for c in chunks)
+
+
+@pytest.mark.parametrize("before", ["A sentence.", "two\nlines:", "---", f"{prose(90)}:"])
+def test_what_does_not_lead_in_stays_where_it_is(chunk: Chunk_, before: str) -> None:
+    code = "```\n" + "".join(f"option_{n} = {n},\n" for n in range(90)) + "```"
+    chunks = chunk(f"# Manual\n\n{prose(40)}\n\n{before}\n\n{code}")
+    assert any(c.content.startswith("```") for c in chunks)
+
+
+@pytest.mark.parametrize("unread", ["<!-- contributors -->", '<a id="next"></a>', "<br/>\n\n---", "</div>"])
+@pytest.mark.parametrize("words", range(230, 250, 4))
+def test_what_nobody_reads_is_no_chunk_of_its_own(chunk: Chunk_, unread: str, words: int) -> None:
+    lines = prose(words).replace(" ka", ".\nKa")
+    text = f"{unread}\n\n# Manual\n\nIntro.\n\n{lines}\n\n{unread}\n\n# Next\n\n{prose(100)}"
+    chunks = chunk(text)
+    assert all(c.content == text[c.chunk_start_char : c.chunk_end_char] for c in chunks)
+    assert all(c.chunk_token_count <= 256 for c in chunks)
+    assert all(re.search(r"\w{2}", re.sub("<[^<>]*>", "", c.content)) for c in chunks)
+    assert "".join("".join(c.content.split()) for c in chunks) == "".join(text.split())
+
+
+@pytest.mark.parametrize("last", ["", "====\n"])
+@pytest.mark.parametrize("lines", range(42, 68))
+def test_the_fence_that_closes_code_is_no_chunk_of_its_own(chunk: Chunk_, lines: int, last: str) -> None:
+    chunks = chunk("```\n" + "".join(f"load({line});\n" for line in range(lines)) + f"{last}```")
+    assert all("load" in c.content for c in chunks)
+
+
 def test_a_page_of_which_a_chunk_has_a_rule_alone_is_not_cited(minilm: HuggingFaceTokens) -> None:
     shots = [Attachment(f"page_{number}.png", "s", "screenshot") for number in (1, 2, 3, 4)]
-    document = build_document([Page(1, "---"), Page(2, f"---\n\n{prose(60)}"), Page(3, "***"), Page(4, "---")], shots)
+    document = build_document(
+        [Page(1, "---"), Page(2, f"---\n\n{prose(60)}"), Page(3, "***"), Page(4, "<!-- PageBreak -->")], shots
+    )
     [held] = chunk_document(document, ChunkingSettings(), minilm, 256)
     assert held.content == document.text
     assert (held.page_range_start, held.page_range_end, held.attachments) == (2, 2, (shots[1],))
@@ -179,6 +230,21 @@ def test_overlap_in_an_html_table_repeats_whole_rows(chunk: Chunk_) -> None:
     assert all(c.content.startswith("<tr>") for c in chunks[1:])
 
 
+@pytest.mark.parametrize(
+    ("header", "row"),
+    [
+        ("|   |  |\n|---|---|\n", "| part {} | ships from hall {} |\n"),
+        ("<table class='wide'>\n<tbody>\n", "<tr><td>part {}</td><td>ships from hall {}</td></tr>\n"),
+    ],
+    ids=["pipes", "html"],
+)
+def test_a_header_that_names_nothing_is_not_repeated(chunk: Chunk_, header: str, row: str) -> None:
+    rows = "".join(row.format(number, number) for number in range(90))
+    chunks = chunk(f"# Stock\n\n{header}{rows}" + "</tbody></table>" * header.startswith("<"))
+    assert len(chunks) > 3
+    assert {c.context for c in chunks[1:]} == {"Stock\n\n"}
+
+
 def test_a_row_over_the_limit_is_cut_but_keeps_its_header(chunk: Chunk_) -> None:
     table = f"| Name | Remark |\n|---|---|\n| a | short |\n| b | {prose(500)} |\n| c | short |\n"
     chunks = chunk(table)
@@ -189,6 +255,15 @@ def test_a_row_over_the_limit_is_cut_but_keeps_its_header(chunk: Chunk_) -> None
 def test_a_table_header_that_leaves_no_room_for_rows_is_not_repeated(chunk: Chunk_) -> None:
     chunks = chunk(f"| {prose(150)} |\n|---|\n" + f"| {prose(20)} |\n" * 30)
     assert {c.context for c in chunks[1:]} == {""}
+
+
+def test_addresses_of_links_at_the_end_are_not_said_to_be_of_the_last_section(chunk: Chunk_) -> None:
+    links = "\n".join(f"[#{number}]: https://example.org/issues/{number}" for number in range(100, 160))
+    notes = "\n".join(f"[^{number}]: {prose(12, number)}" for number in range(40))
+    talk = "\n".join(f"[Ada]: {prose(12, number)}" for number in range(40))
+    chunks = chunk(f"# Changes\n\n## 0.1\n\n{prose(200)}\n\n{links}\n\n# Notes\n\n{notes}\n\n{talk}")
+    assert {c.context for c in chunks if c.content.startswith("[#")} == {""}
+    assert {c.context for c in chunks if c.content.startswith(("[^", "[Ada"))} == {"Notes\n\n"}
 
 
 def test_strategy_text_knows_no_headings_or_tables(chunk: Chunk_) -> None:

@@ -26,8 +26,21 @@ from pipeline.documents.titles import plain_title
         ("[0.12.0] - 2020-02-28", "[0.12.0] - 2020-02-28"),
         ("std::vector<T> and `<b>`", "std::vector<T> and `<b>`"),
         ("a < b and b > a", "a < b and b > a"),
+        ("**1. Scope** of *this* ***policy***", "1. Scope of this policy"),
+        ("**Pumps (`2*3*4`)**", "Pumps (`2*3*4`)"),
+        ("int read(char *name, void **value, int * len)", "int read(char *name, void **value, int * len)"),
+        ("2*3*4 and ** and __init__", "2*3*4 and ** and __init__"),
+        (r"1\. Use of file\_name\* and `a\.b`", "1. Use of file_name* and `a\\.b`"),
+        (r"\*not slanted\*", "*not slanted*"),
+        ("R&amp;D, vector&lt;T&gt;, `&amp;`&nbsp;", "R&D, vector<T>, `&amp;`"),
+        ('Install[¶](#install "Permalink to this heading")', "Install"),
+        ("Install {#install}", "Install"),
+        ("Install {: .no_toc #install }", "Install"),
+        ("GET /files/{id}", "GET /files/{id}"),
         ("Page [1](", "Page [1]("),
         ("<a id='x'></a>", ""),
+        ("a \0 `b`", "a `b`"),
+        ("a <b `c`> d", "a <b `c`> d"),
         ("", ""),
     ],
 )
@@ -40,7 +53,30 @@ def test_a_title_without_marks_stays_as_it_is(line: str) -> None:
     assert plain_title(line) == " ".join(line.split())
 
 
-@pytest.mark.parametrize("hostile", ["[", "![", "[a](", "<a ", "`", "[a](b(", "<a href=[x](y)", "](", "(", ")"])
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "[",
+        "![",
+        "[a](",
+        "<a ",
+        "`",
+        "[a](b(",
+        "<a href=[x](y)",
+        "](",
+        "(",
+        ")",
+        "*",
+        "**a",
+        "*a* ",
+        "\\",
+        "&",
+        "&a",
+        "{#",
+        "{:",
+        " {#a",
+    ],
+)
 def test_a_long_line_of_marks_is_read_once(hostile: str) -> None:
     started = time.process_time()
     plain_title(hostile * 100_000)

@@ -86,6 +86,9 @@ def test_html_that_says_nothing_of_its_encoding_and_is_utf8_is_read_as_that() ->
         ("<!DOCTYPE html><title>T</title><h1>T</h1><p>text", "# T\n\ntext"),
         ("<p>a<wbr>b<p>c<p><picture><source srcset=x><img alt=i src=y></picture>", "ab\n\nc\n\n![i](y)"),
         ("<p>Hello</p><![ endif]><?xml x?>", "Hello"),
+        ("<header>One</header><nav>two<aside>three</aside></nav>four", "One\n\ntwo\n\nthree\n\nfour"),
+        ("<details><summary>More</summary>Body</details>after", "More\n\nBody\n\nafter"),
+        ("<p>a<select><option>b<option>c</select>d", "a\n\nb\n\nc\n\nd"),
     ],
 )
 def test_html_may_leave_out_tags(page: str, text: str) -> None:
@@ -324,7 +327,7 @@ def test_only_what_is_asked_for_is_kept(tmp_path: Path) -> None:
 
 def test_the_revision_names_the_parsers_version() -> None:
     assert parser_revision("a.pdf").startswith("pdf-2-")
-    assert parser_revision("a.html").startswith("html-3-")
+    assert parser_revision("a.html").startswith("html-4-")
     with pytest.raises(DocumentRefused, match=r"unsupported type \.docx"):
         parser_revision("a.docx")
 
