@@ -74,6 +74,19 @@ class Ledger:
         with self._engine.connect() as connection:
             return {row[0]: FileRow(*row) for row in rows_of(connection, query, c.file_id, named)}
 
+    def count_files(self) -> int:
+        """How many files are known."""
+        query = sa.select(sa.func.count()).select_from(schema.files).where(schema.files.c.export == self.export)
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar_one())
+
+    def missing_since(self) -> set[float]:
+        """When files went missing that nobody is removing yet."""
+        c = schema.files.c
+        query = sa.select(c.missing_since).where(c.export == self.export, c.missing_since.is_not(None), c.status.not_in(LEAVING))
+        with self._engine.connect() as connection:
+            return set(connection.execute(query).scalars())
+
     def begin_listing(self) -> int:
         """The number of a new listing, above those of all others, also of those still under way."""
         with writing(self._engine, self.export) as connection:

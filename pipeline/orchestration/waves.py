@@ -35,7 +35,7 @@ from pipeline.orchestration.partitions import (
 )
 from pipeline.orchestration.standing import report_standing
 from pipeline.stages.export import Export
-from pipeline.stages.needs import Needs, needs_of
+from pipeline.stages.needs import Needs, in_order_of_update, needs_of
 from pipeline.stages.settings import ExportSettings
 
 MAX_RANGES = 8
@@ -134,7 +134,7 @@ def dispatch(
 def _restored(instance: dg.DagsterInstance, export: Export, scope: tuple[str, str]) -> bool:
     """Give every known file its partition key, and Dagster what it lacks of what stands; answers whether that is all."""
     rows = {file_id: row for file_id, row in export.ledger.files().items() if not row.is_leaving}
-    _add_new_keys(instance, export.name, list(rows))
+    _add_new_keys(instance, export.name, in_order_of_update(rows, rows))
     return report_standing(instance, export, rows, scope, made_by="a run that a former instance knew")
 
 

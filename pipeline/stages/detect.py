@@ -19,7 +19,7 @@ from typing import Literal
 
 from pipeline.clock import is_due
 from pipeline.errors import ConfigError, IncompleteListing
-from pipeline.ledger.models import ExportState, FileRow
+from pipeline.ledger.models import ExportState
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.stages.export import LEASE_SECONDS, Export
@@ -112,18 +112,18 @@ async def detect(
         )
         if index.status != "ready":
             return Detection(index.status, index, unread=_unready(index))
-        rows = await asyncio.to_thread(export.ledger.files)
+        known = await asyncio.to_thread(export.ledger.files) if _reconcile_is_due(export, state) else {}
         listing = _resumed(cursor, index)
         if listing is None:
-            wanted = _wanted(export, index, state, rows, complete)
+            wanted = await asyncio.to_thread(_wanted, export, index, state, complete)
             if wanted is None:
                 return Detection("unchanged", index)
             await asyncio.to_thread(restore_tombstones, export)
             since = state.listed_at if wanted == "incremental" else None
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         found = await _list(export, source, index, listing, time.monotonic() + budget_seconds)
-        if found.look == "complete" and _reconcile_is_due(export, state):
-            await asyncio.to_thread(_refetch_some, export, state, rows)
+        if found.look == "complete" and known:
+            await asyncio.to_thread(_refetch_some, export, state, list(known))
         return found
 
 
@@ -167,37 +167,31 @@ def _resumed(cursor: str | None, index: IndexState) -> _Listing | None:
     return listing if listing.change_key == index.change_key else None
 
 
-def _wanted(
-    export: Export, index: IndexState, state: ExportState, rows: dict[str, FileRow], complete: bool
-) -> Literal["complete", "incremental"] | None:
-    now = time.time()
-    reconcile = _reconcile_is_due(export, state)
-    grace = export.grace_period(state)
-    evidence = any(_awaits_evidence(row, state, now, grace) for row in rows.values())
-    if complete or reconcile or evidence or (index.change_key != state.change_key and len(rows) <= _CHEAP_FILES):
+def _wanted(export: Export, index: IndexState, state: ExportState, complete: bool) -> Literal["complete", "incremental"] | None:
+    """Nearly every look finds nothing to list: rows of files, however many there are, are counted and not read."""
+    moved = index.change_key != state.change_key
+    if complete or _reconcile_is_due(export, state) or _awaits_evidence(export, state):
         return "complete"
-    return "incremental" if index.change_key != state.change_key else None
+    if moved and export.ledger.count_files() <= _CHEAP_FILES:
+        return "complete"
+    return "incremental" if moved else None
 
 
 def _reconcile_is_due(export: Export, state: ExportState) -> bool:
     return is_due(state.complete_at, export.settings.detection.reconcile_interval_seconds)
 
 
-def _awaits_evidence(row: FileRow, state: ExportState, now: float, grace: float) -> bool:
-    """The grace period is over, but no complete listing has been taken since."""
-    if row.missing_since is None or row.is_leaving:
-        return False
-    over = row.missing_since + grace
-    return over <= now and (state.complete_at or 0.0) < over
+def _awaits_evidence(export: Export, state: ExportState) -> bool:
+    """The grace period of a missing file is over, but no complete listing has been taken since."""
+    now, grace = time.time(), export.grace_period(state)
+    return any((state.complete_at or 0.0) < since + grace <= now for since in export.ledger.missing_since())
 
 
-def _refetch_some(export: Export, state: ExportState, rows: dict[str, FileRow]) -> None:
-    ids = list(rows)
+def _refetch_some(export: Export, state: ExportState, ids: list[str]) -> None:
     after = [file_id for file_id in ids if file_id > (state.refetch_cursor or "")]
     chosen = (after or ids)[: -(-len(ids) // _REFETCH_PART)]
-    if chosen:
-        export.ledger.update_files([{"file_id": file_id, "refetch": True} for file_id in chosen])
-        export.ledger.update_state(refetch_cursor=chosen[-1])
+    export.ledger.update_files([{"file_id": file_id, "refetch": True} for file_id in chosen])
+    export.ledger.update_state(refetch_cursor=chosen[-1])
 
 
 async def _list(export: Export, source: LlamaCloudSource, index: IndexState, listing: _Listing, deadline: float) -> Detection:

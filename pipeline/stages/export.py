@@ -27,7 +27,7 @@ from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.local_cloud.identity import PROJECT_ID as LOCAL_PROJECT
 from pipeline.sinks.base import Exporter, SinkContext
 from pipeline.sinks.plug_in import PlugInExporter, PlugInSettings, plug_in_class
-from pipeline.sinks.records import RECORD_VERSION, canonical_json
+from pipeline.sinks.records import RECORD_VERSION, json_string
 from pipeline.sinks.registry import LOCAL_SINKS, exporter_class
 from pipeline.stages.settings import ExportSettings, described
 
@@ -270,5 +270,7 @@ def _backoff(attempts: int, first: float, most: float) -> float:
 
 @lru_cache(maxsize=8192)
 def _digest(*parts: str) -> str:
-    """Kept for the files of a few runs: every stage asks for the keys of the stages before it."""
-    return hashlib.sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    """Kept for the files of a few runs: every stage asks for the keys of the stages before it. A look asks for those of all
+    files, so that their canonical JSON is put together here, in half the time."""
+    text = f"[{','.join(map(json_string, parts))}]"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -7,7 +7,7 @@ what the sync does.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from pipeline.clock import is_awaited
@@ -83,6 +83,7 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
         if row.missing_since is not None or row.is_leaving:
             continue
         _sort(export, row, scope, needs, hashes, refusals, live_waves)
+    needs.new, needs.changed, needs.stale = (in_order_of_update(rows, of) for of in (needs.new, needs.changed, needs.stale))
     _sort_missing(export, rows, needs)
     down = {name for name, state in export.ledger.sink_states().items() if is_awaited(state.down_until, LONGEST_SINK_WAIT)}
     needs.unreachable = {sink: files for sink, files in needs.lagging.items() if sink in down}
@@ -93,6 +94,12 @@ def needs_of(export: Export, scope: tuple[str, str], *, live_waves: Collection[s
         needs.unreachable[MODEL] = [*needs.ingest, *needs.alone]
         needs.new, needs.changed, needs.stale, needs.alone = [], [], [], []
     return needs
+
+
+def in_order_of_update(rows: Mapping[str, FileRow], file_ids: Iterable[str]) -> list[str]:
+    """Those that LlamaCloud has updated one after the other are neighbours: of them a run asks for the listing of a short span of
+    time, whose page has the URLs of all, while of files from all over the directory it would ask for most URLs one by one."""
+    return sorted(file_ids, key=lambda file_id: (rows[file_id].updated_at or 0.0, file_id))
 
 
 def awaiting_approval(export: Export, rows: Mapping[str, FileRow]) -> list[str]:

@@ -31,11 +31,11 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         yield opened
 
 
-def decide(world: World, *, waiting_since: float | None = None) -> Dispatch:
+def decide(world: World, *, waiting_since: float | None = None, restore: bool = False) -> Dispatch:
     world.refresh()
     detection = asyncio.run(look(world.export))
     scope = (detection.index.project_id, detection.index.export_config_id)
-    return dispatch(world.instance, world.export, scope, waiting_since=waiting_since)
+    return dispatch(world.instance, world.export, scope, waiting_since=waiting_since, restore=restore)
 
 
 def test_new_files_go_out_as_contiguous_ranges_of_bounded_size(world: World) -> None:
@@ -46,6 +46,17 @@ def test_new_files_go_out_as_contiguous_ranges_of_bounded_size(world: World) -> 
         tags = spec.tags("default")
         start, end = order.index(tags[RANGE_START]), order.index(tags[RANGE_END])
         assert tuple(order[start : end + 1]) == spec.keys
+
+
+@pytest.mark.parametrize("restore", [False, True], ids=["a look", "one that tells Dagster of all"])
+def test_new_files_go_out_in_the_order_in_which_llamacloud_has_updated_them(world: World, restore: bool) -> None:
+    world.refresh()
+    for n in range(0, FILES, 3):
+        world.write(f"doc-{n:02d}.md", f"# Document {n}\n\nEdited before it was ever exported.\n")
+    decided = decide(world, restore=restore)
+    rows = world.export.ledger.files()
+    carried = [rows[key] for spec in decided.runs for key in spec.keys]
+    assert carried == sorted(rows.values(), key=lambda row: (row.updated_at, row.file_id))
 
 
 @pytest.mark.parametrize("tag", [WAVE_TAG, "indexport/wave"], ids=["ours", "of the version before"])

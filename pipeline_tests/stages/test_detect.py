@@ -17,6 +17,7 @@ from unittest.mock import patch
 import pytest
 
 from pipeline.errors import SourceUnavailable
+from pipeline.ledger.ledger import Ledger
 from pipeline.llama_cloud.models import IndexState, ListingPage
 from pipeline.llama_cloud.source import LlamaCloudSource
 from pipeline.stages.detect import detect
@@ -245,6 +246,12 @@ def test_the_cursor_holds_a_token_and_digests_never_the_manifest(world: World) -
 
 
 @pytest.mark.usefixtures("impatient_sdk")
+def test_a_look_at_an_index_that_has_not_moved_reads_no_rows_of_files(world: World) -> None:
+    asyncio.run(detect(world.export))
+    with patch.object(Ledger, "files", side_effect=AssertionError("however many there are")):
+        assert asyncio.run(detect(world.export)).look == "unchanged"
+
+
 def test_an_unreachable_index_raises_and_changes_nothing(world: World) -> None:
     asyncio.run(detect(world.export))
     before = world.export.ledger.files()
