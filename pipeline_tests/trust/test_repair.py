@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,19 @@ def mend(world: World, **options: Any) -> RepairReport:
     return asyncio.run(repair(world.export, "lancedb", run_id="repair-test", **options))
 
 
-def test_a_sink_that_holds_its_source_is_not_touched(world: World, replaced: list[str]) -> None:
+def test_a_sink_that_holds_its_source_is_read_once_and_not_touched(
+    world: World, replaced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = LanceDBExporter.fetch_records
+
+    def fetch_records(self: LanceDBExporter, **asked: Any) -> AsyncIterator[pa.Table]:
+        read.append(asked["export_config_id"])
+        return real(self, **asked)
+
+    monkeypatch.setattr(LanceDBExporter, "fetch_records", fetch_records)
     report = mend(world)
-    assert (report.ok, report.replaced, replaced) == (True, set(), [])
+    assert (report.ok, report.replaced, replaced, len(read)) == (True, set(), [], 1)
 
 
 def test_only_the_differing_files_are_replaced_and_nothing_is_embedded(
