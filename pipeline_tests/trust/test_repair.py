@@ -86,6 +86,23 @@ def test_a_duplicate_under_a_strange_id_is_mended(world: World) -> None:
     world.assert_settled()
 
 
+def test_what_a_command_has_mended_is_not_counted_as_held_by_it_when_it_verifies_the_sink(world: World) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {})  # it takes a second round, which the first verification asks for
+    with command_run("repair") as run_id:
+        report = asyncio.run(repair(world.export, "lancedb", run_id=run_id))
+    assert (report.ok, report.after.unsettled) == (True, 0)
+    world.assert_settled()
+
+
+def test_a_file_that_has_failed_fails_no_more_once_a_repair_has_brought_it_there(world: World) -> None:
+    file_id = world.file_id("doc-0.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    world.export.record_failures({file_id: "over 40 KB"}, "a run")
+    assert mend(world).ok
+    row = world.export.ledger.files()[file_id]
+    assert (row.status, row.last_error) == ("done", None)
+
+
 def test_a_repair_that_dies_between_delete_and_write_is_made_good_by_a_sync(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
