@@ -87,7 +87,7 @@ def test_a_duplicate_under_a_strange_id_is_mended(world: World) -> None:
 
 
 def test_what_a_command_has_mended_is_not_counted_as_held_by_it_when_it_verifies_the_sink(world: World) -> None:
-    duplicate_rows(world, world.file_id("doc-0.md"), {})  # it takes a second round, which the first verification asks for
+    duplicate_rows(world, world.file_id("doc-0.md"), {})
     with command_run("repair") as run_id:
         report = asyncio.run(repair(world.export, "lancedb", run_id=run_id))
     assert (report.ok, report.after.unsettled) == (True, 0)
@@ -103,8 +103,9 @@ def test_a_file_that_has_failed_fails_no_more_once_a_repair_has_brought_it_there
     assert (row.status, row.last_error) == ("done", None)
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
 def test_a_repair_that_dies_between_delete_and_write_is_made_good_by_a_sync(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, is_answered: bool
 ) -> None:
     file_id = world.file_id("doc-0.md")
     duplicate_rows(world, file_id, {})
@@ -114,9 +115,16 @@ def test_a_repair_that_dies_between_delete_and_write_is_made_good_by_a_sync(
             return ReplaceReport(0, 0)
         raise SinkUnavailable("it went down after the delete")
 
+    async def unanswered(self: LanceDBExporter, **files: Any) -> None:
+        await delete_files(self, **files)
+        raise SinkUnavailable("it went down after the delete")
+
+    delete_files = LanceDBExporter.delete_files
     config = asyncio.run(world.export.scope())[1]
     with monkeypatch.context() as patched:
         patched.setattr(LanceDBExporter, "replace_files", goes_down)
+        if not is_answered:
+            patched.setattr(LanceDBExporter, "delete_files", unanswered)
         report = mend(world)
     assert not report.ok
     assert ("unreachable", "it went down after the delete") in {(f.kind, f.detail) for f in report.after.findings}
