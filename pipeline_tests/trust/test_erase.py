@@ -16,8 +16,9 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import SinkUnavailable
-from pipeline.lake.lake import DATASETS
+from pipeline.errors import LakeError, SinkUnavailable
+from pipeline.lake.lake import DATASETS, Lake
+from pipeline.ledger import Ledger
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.resources import _open
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -346,6 +347,26 @@ def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_eve
     world.ingest()
     world.assert_settled("lancedb")
     world.assert_settled("second")
+
+
+@pytest.mark.parametrize(
+    ("of", "step"), [(Ledger, "forget_content"), (Lake, "delete"), (Lake, "sweep"), (Ledger, "record_removed")]
+)
+def test_a_file_whose_erasure_breaks_off_does_not_come_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, of: type, step: str
+) -> None:
+    def breaks_off(*_: object, **__: object) -> None:
+        raise LakeError("it is read-only")
+
+    file_id = world.file_id("patient.md")
+    with monkeypatch.context() as patched:
+        patched.setattr(of, step, breaks_off)
+        with pytest.raises(LakeError):
+            wipe(world, file_id)
+    world.ingest()
+    assert world.names() == {"other.md"}
+    assert wipe(world, file_id).proved
+    assert files_with(world.root / "home", SECRET.encode()) == []
 
 
 def test_a_file_held_by_a_live_run_is_not_erased_under_its_feet(world: World) -> None:
