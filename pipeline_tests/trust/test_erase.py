@@ -28,7 +28,7 @@ from pipeline.stages.embed import embed
 from pipeline.stages.erase import ErasureReport, Retired, erase, retire
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
-from pipeline.stages.rebuild import rebuild_ledger
+from pipeline.stages.rebuild import rebuild_lake, rebuild_ledger
 from pipeline.stages.report import StageReport
 from pipeline.stages.tombstones import lift_tombstones
 from pipeline.stages.verify import verify
@@ -264,14 +264,18 @@ def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: W
     assert world.names() == {"other.md"}
 
 
-def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_ledger_after_it(world: World) -> None:
+@pytest.mark.parametrize("by", ["a listing", "rebuild lake"])
+def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_ledger_after_it(world: World, by: str) -> None:
     lake, file_id = world.root / "home" / "lake", world.file_id("patient.md")
     shutil.copytree(lake, world.root / "backup")
     assert wipe(world, file_id).proved
     shutil.rmtree(lake)
     (world.root / "backup").rename(lake)
     world.write("other.md", "# Other\n\nStill nothing personal.\n")
-    world.ingest()
+    if by == "rebuild lake":
+        asyncio.run(rebuild_lake(world.export, run_id="rebuild-test"))
+    else:
+        world.ingest()
     assert [world.export.lake.metadata(dataset, file_id) for dataset in DATASETS] == [None] * len(DATASETS)
     assert '{"lake": "had lost its tombstone"}' in [event.details for event in world.export.ledger.history(file_id)]
     lose_ledger(world)
