@@ -284,7 +284,7 @@ def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> N
     ledger.record_removed(["a", "b"], run_id="r")
     rows = ledger.files()
     assert (rows["a"].status, rows["a"].fetched_token) == ("new", None)
-    assert rows["b"].status == "removed"
+    assert (rows["b"].status, rows["b"].fetched_token, rows["b"].payload_digest) == ("removed", None, None)
 
 
 def test_a_file_that_is_being_removed_by_now_is_not_done(ledger: Ledger) -> None:
