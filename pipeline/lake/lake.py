@@ -121,9 +121,7 @@ class Lake:
         table = self.read(dataset, partition, columns=[])
         if table is None:
             return None
-        return {
-            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW:")
-        }
+        return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
     def delete(self, partition: str, datasets: Iterable[Dataset] = DATASETS) -> None:
         """Remove a partition from every dataset of files; a missing one is no error."""
