@@ -63,7 +63,7 @@ class Lake:
     def write(self, dataset: Dataset, partition: str, table: pa.Table, metadata: Mapping[str, str]) -> int:
         """Replace a partition atomically; answers its size in bytes. Raises LakeError (disk full, read-only, refused)."""
         buffer = pa.BufferOutputStream()
-        stamped = table.replace_schema_metadata({**(table.schema.metadata or {}), **metadata})
+        stamped = table.replace_schema_metadata(dict(metadata))
         long = _long_texts(stamped)
         with pq.ParquetWriter(
             buffer,
@@ -92,7 +92,7 @@ class Lake:
 
     def read(self, dataset: Dataset, partition: str, columns: Sequence[str] | None = None) -> pa.Table | None:
         """A partition's table with its metadata; ``None`` when there is none or it is damaged (it is then made again)."""
-        if self._local and (held := self._recent.take(self._path(dataset, partition))):
+        if held := self._recent.take(self._path(dataset, partition)):
             return held if columns is None else held.select(list(columns))
         data = self._bytes(dataset, partition)
         if data is None or is_damaged(memoryview(data)):
@@ -122,9 +122,7 @@ class Lake:
         table = self.read(dataset, partition, columns=[])
         if table is None:
             return None
-        return {
-            key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items() if not key.startswith(b"ARROW:")
-        }
+        return {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
 
     def delete(self, partition: str, datasets: Iterable[Dataset] = DATASETS) -> None:
         """Remove a partition from every dataset of files; a missing one is no error."""

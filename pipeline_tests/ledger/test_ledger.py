@@ -264,13 +264,16 @@ def test_failures_before_a_success_do_not_count_towards_parking(ledger: Ledger) 
     assert [fail(), fail(), fail()] == ["failed", "failed", "parked"]
 
 
-def test_a_sink_that_is_down_backs_off_and_recovers(ledger: Ledger, clock: Clock) -> None:
-    ledger.record_sink_state("qdrant", error="refused", backoff=lambda n: 5.0 * n)
-    ledger.record_sink_state("qdrant", error="refused", backoff=lambda n: 5.0 * n)
-    state = ledger.sink_states()["qdrant"]
-    assert (state.attempts, state.down_until, state.last_error) == (2, clock.now + 10.0, "refused")
-    ledger.record_sink_state("qdrant", error=None, backoff=lambda n: 5.0 * n)
-    assert ledger.sink_states()["qdrant"].down_until is None
+def test_a_sink_that_is_down_backs_off_and_starts_over_once_it_has_answered(ledger: Ledger, clock: Clock) -> None:
+    def told(*errors: str | None) -> tuple[int, float | None, str | None]:
+        for error in errors:
+            ledger.record_sink_state("qdrant", error=error, backoff=lambda n: 5.0 * n)
+        state = ledger.sink_states()["qdrant"]
+        return state.attempts, state.down_until, state.last_error
+
+    assert told("refused", "refused") == (2, clock.now + 10.0, "refused")
+    assert told(None, None) == (0, None, None)
+    assert told("refused") == (1, clock.now + 5.0, "refused")
 
 
 def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> None:
@@ -281,7 +284,7 @@ def test_a_file_listed_again_during_its_removal_starts_over(ledger: Ledger) -> N
     ledger.record_removed(["a", "b"], run_id="r")
     rows = ledger.files()
     assert (rows["a"].status, rows["a"].fetched_token) == ("new", None)
-    assert rows["b"].status == "removed"
+    assert (rows["b"].status, rows["b"].fetched_token, rows["b"].payload_digest) == ("removed", None, None)
 
 
 def test_a_file_that_is_being_removed_by_now_is_not_done(ledger: Ledger) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import dagster as dg
 import pytest
 
 from pipeline.components.index_export import export_definitions
-from pipeline.errors import ConfigError, SinkUnavailable
+from pipeline.errors import ConfigError, LakeError, SinkUnavailable
+from pipeline.lake.lake import DATASETS, Lake
 from pipeline.orchestration.launcher import SyncReport
 from pipeline.orchestration.liveness import command_run
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -146,6 +147,22 @@ def test_a_file_that_returns_when_some_sinks_have_let_it_go_stands_in_all_of_the
     assert world.sync().ok
     world.assert_settled("first")
     world.assert_settled("second")
+
+
+def test_what_the_lake_keeps_of_a_removed_file_goes_with_the_next_sync(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    lake, file_id = world.export.lake, world.file_id("doc-0.md")
+    world.remove("doc-0.md")
+
+    def refuse(self: Lake, partitions: Iterable[str]) -> None:
+        raise LakeError("it is read-only")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Lake, "delete_many", refuse)
+        with pytest.raises(LakeError):
+            world.ingest()
+    assert file_id in lake.partitions("embeddings")
+    world.ingest()
+    assert [dataset for dataset in DATASETS if file_id in lake.partitions(dataset)] == []
 
 
 def test_nothing_is_tried_while_every_sink_backs_off(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,6 +118,13 @@ async def test_requests_grow_with_records_not_with_files() -> None:
     assert (store.reads, store.changes) == (2, 5 + 1 + 2 + 1 + 1 + 1)
 
 
+async def test_no_upsert_has_more_bytes_than_the_store_takes() -> None:
+    files = [content(FileKey("prj", "cfg", f"dfl-{count}"), "new", count) for count in range(1, 6)]
+    store = ModelStore(max_records=500, max_bytes=30)
+    await replace_generations(store, files)
+    assert set(store.records) == {found for file in files for found in file.ids}
+
+
 async def test_every_upsert_carries_the_marked_head_of_what_it_writes() -> None:
     store = ModelStore(max_records=4, max_bytes=10**6)
     requests: list[Sequence[Write]] = []

@@ -192,16 +192,18 @@ def test_when_a_grace_period_is_over_one_complete_listing_is_taken_of_an_index_t
     assert looks() == ["complete", "unchanged"]
 
 
-def test_a_reconcile_marks_a_rotating_slice_for_another_fetch(world: World) -> None:
+def test_a_reconcile_marks_a_rotating_slice_for_another_fetch_and_begins_again_after_the_last(world: World) -> None:
     asyncio.run(detect(world.export))
     world.change(detection={"reconcile_interval_seconds": 0})
+    ledger = world.export.ledger
     marked: list[str] = []
-    for _ in range(3):
+    for _ in range(6):
         asyncio.run(detect(world.export))
-        chosen = [file_id for file_id, row in world.export.ledger.files().items() if row.refetch and file_id not in marked]
-        marked += chosen
-        assert len(chosen) == 1
-    assert marked == sorted(world.export.ledger.files())[:3]
+        [chosen] = [file_id for file_id, row in ledger.files().items() if row.refetch]
+        marked.append(chosen)
+        ledger.update_files([{"file_id": chosen, "refetch": False}])
+    files = sorted(ledger.files())
+    assert marked == [*files, files[0]]
 
 
 def test_a_reconcile_that_does_not_come_to_its_end_marks_nothing(world: World) -> None:

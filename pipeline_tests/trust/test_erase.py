@@ -16,8 +16,9 @@ import dagster as dg
 import pyarrow as pa
 import pytest
 
-from pipeline.errors import SinkUnavailable
-from pipeline.lake.lake import DATASETS
+from pipeline.errors import LakeError, SinkUnavailable
+from pipeline.lake.lake import DATASETS, Lake
+from pipeline.ledger import Ledger
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.resources import _open
 from pipeline.sinks.lancedb import LanceDBExporter
@@ -27,7 +28,7 @@ from pipeline.stages.embed import embed
 from pipeline.stages.erase import ErasureReport, Retired, erase, retire
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
-from pipeline.stages.rebuild import rebuild_ledger
+from pipeline.stages.rebuild import rebuild_lake, rebuild_ledger
 from pipeline.stages.report import StageReport
 from pipeline.stages.tombstones import lift_tombstones
 from pipeline.stages.verify import verify
@@ -263,14 +264,18 @@ def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: W
     assert world.names() == {"other.md"}
 
 
-def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_ledger_after_it(world: World) -> None:
+@pytest.mark.parametrize("by", ["a listing", "rebuild lake"])
+def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_ledger_after_it(world: World, by: str) -> None:
     lake, file_id = world.root / "home" / "lake", world.file_id("patient.md")
     shutil.copytree(lake, world.root / "backup")
     assert wipe(world, file_id).proved
     shutil.rmtree(lake)
     (world.root / "backup").rename(lake)
     world.write("other.md", "# Other\n\nStill nothing personal.\n")
-    world.ingest()
+    if by == "rebuild lake":
+        asyncio.run(rebuild_lake(world.export, run_id="rebuild-test"))
+    else:
+        world.ingest()
     assert [world.export.lake.metadata(dataset, file_id) for dataset in DATASETS] == [None] * len(DATASETS)
     assert '{"lake": "had lost its tombstone"}' in [event.details for event in world.export.ledger.history(file_id)]
     lose_ledger(world)
@@ -346,6 +351,26 @@ def test_a_file_that_returns_from_an_erasure_that_was_not_finished_stands_in_eve
     world.ingest()
     world.assert_settled("lancedb")
     world.assert_settled("second")
+
+
+@pytest.mark.parametrize(
+    ("of", "step"), [(Ledger, "forget_content"), (Lake, "delete"), (Lake, "sweep"), (Ledger, "record_removed")]
+)
+def test_a_file_whose_erasure_breaks_off_does_not_come_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, of: type, step: str
+) -> None:
+    def breaks_off(*_: object, **__: object) -> None:
+        raise LakeError("it is read-only")
+
+    file_id = world.file_id("patient.md")
+    with monkeypatch.context() as patched:
+        patched.setattr(of, step, breaks_off)
+        with pytest.raises(LakeError):
+            wipe(world, file_id)
+    world.ingest()
+    assert world.names() == {"other.md"}
+    assert wipe(world, file_id).proved
+    assert files_with(world.root / "home", SECRET.encode()) == []
 
 
 def test_a_file_held_by_a_live_run_is_not_erased_under_its_feet(world: World) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,19 @@ def mend(world: World, **options: Any) -> RepairReport:
     return asyncio.run(repair(world.export, "lancedb", run_id="repair-test", **options))
 
 
-def test_a_sink_that_holds_its_source_is_not_touched(world: World, replaced: list[str]) -> None:
+def test_a_sink_that_holds_its_source_is_read_once_and_not_touched(
+    world: World, replaced: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    real = LanceDBExporter.fetch_records
+
+    def fetch_records(self: LanceDBExporter, **asked: Any) -> AsyncIterator[pa.Table]:
+        read.append(asked["export_config_id"])
+        return real(self, **asked)
+
+    monkeypatch.setattr(LanceDBExporter, "fetch_records", fetch_records)
     report = mend(world)
-    assert (report.ok, report.replaced, replaced) == (True, set(), [])
+    assert (report.ok, report.replaced, replaced, len(read)) == (True, set(), [], 1)
 
 
 def test_only_the_differing_files_are_replaced_and_nothing_is_embedded(
@@ -76,8 +86,26 @@ def test_a_duplicate_under_a_strange_id_is_mended(world: World) -> None:
     world.assert_settled()
 
 
+def test_what_a_command_has_mended_is_not_counted_as_held_by_it_when_it_verifies_the_sink(world: World) -> None:
+    duplicate_rows(world, world.file_id("doc-0.md"), {})
+    with command_run("repair") as run_id:
+        report = asyncio.run(repair(world.export, "lancedb", run_id=run_id))
+    assert (report.ok, report.after.unsettled) == (True, 0)
+    world.assert_settled()
+
+
+def test_a_file_that_has_failed_fails_no_more_once_a_repair_has_brought_it_there(world: World) -> None:
+    file_id = world.file_id("doc-0.md")
+    drop_rows(world, f"parsed_directory_file_id = '{file_id}'")
+    world.export.record_failures({file_id: "over 40 KB"}, "a run")
+    assert mend(world).ok
+    row = world.export.ledger.files()[file_id]
+    assert (row.status, row.last_error) == ("done", None)
+
+
+@pytest.mark.parametrize("is_answered", [True, False])
 def test_a_repair_that_dies_between_delete_and_write_is_made_good_by_a_sync(
-    world: World, monkeypatch: pytest.MonkeyPatch
+    world: World, monkeypatch: pytest.MonkeyPatch, is_answered: bool
 ) -> None:
     file_id = world.file_id("doc-0.md")
     duplicate_rows(world, file_id, {})
@@ -87,9 +115,16 @@ def test_a_repair_that_dies_between_delete_and_write_is_made_good_by_a_sync(
             return ReplaceReport(0, 0)
         raise SinkUnavailable("it went down after the delete")
 
+    async def unanswered(self: LanceDBExporter, **files: Any) -> None:
+        await delete_files(self, **files)
+        raise SinkUnavailable("it went down after the delete")
+
+    delete_files = LanceDBExporter.delete_files
     config = asyncio.run(world.export.scope())[1]
     with monkeypatch.context() as patched:
         patched.setattr(LanceDBExporter, "replace_files", goes_down)
+        if not is_answered:
+            patched.setattr(LanceDBExporter, "delete_files", unanswered)
         report = mend(world)
     assert not report.ok
     assert ("unreachable", "it went down after the delete") in {(f.kind, f.detail) for f in report.after.findings}
