@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 from urllib.parse import quote, unquote
@@ -110,6 +111,11 @@ class Lake:
         names = list(partitions)
         tables = self._each(lambda name: self.read(dataset, name, columns), names)
         return {name: table for name, table in zip(names, tables, strict=True) if table is not None}
+
+    def standing(self, partitions: Iterable[str]) -> int:
+        """How many tables of these partitions are there, in all datasets of files together, readable or not."""
+        named = list(product(DATASETS, partitions))
+        return sum(self._each(lambda place: self._bytes(*place) is not None, named))
 
     def _each(self, work: Callable[[_Given], _Made], given: Iterable[_Given]) -> list[_Made]:
         if self._local:

@@ -14,7 +14,6 @@ from functools import partial
 from itertools import groupby
 
 from pipeline.errors import SINK_ERRORS, ConfigError, SinkConflict
-from pipeline.lake.lake import DATASETS
 from pipeline.ledger import Ledger
 from pipeline.ledger.models import SinkCollection
 from pipeline.sinks.base import Exporter
@@ -163,8 +162,7 @@ async def _proof(exporter: Exporter, place: str, config: str, file_ids: Sequence
 
 
 def _prove_at_home(export: Export, report: ErasureReport) -> None:
-    left = sum(len(export.lake.read_many(dataset, report.file_ids, [])) for dataset in DATASETS)
-    left += export.lake.unfinished(report.file_ids)
+    left = export.lake.standing(report.file_ids) + export.lake.unfinished(report.file_ids)
     report.proofs.append(Proof("lake", "partitions", left))
     report.proofs.append(Proof("vector index", "entries", export.ledger.vectors.count(report.file_ids)))
 

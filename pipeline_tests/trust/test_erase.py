@@ -95,6 +95,20 @@ def test_why_an_erased_file_failed_is_not_kept_and_that_it_did_is(world: World) 
     assert [event.event for event in history][-4:] == ["failed", "failed", "removed", "erased"]
 
 
+def test_what_is_left_of_a_file_in_the_lake_counts_though_nobody_can_read_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file_id = world.file_id("patient.md")
+    for partition in (world.root / "home" / "lake").rglob(f"{file_id}.parquet"):
+        partition.write_bytes(partition.read_bytes()[:-1])
+    with monkeypatch.context() as patch:
+        patch.setattr(Lake, "delete_many", lambda _self, _partitions: None)
+        kept = wipe(world, file_id)
+    assert [proof.records for proof in kept.proofs if proof.place == "lake"] == [3]
+    assert not kept.proved
+    assert wipe(world, file_id).proved
+
+
 def test_what_a_killed_writer_left_of_a_file_is_erased_and_proved_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     file_id = world.file_id("patient.md")
     lake = world.root / "home" / "lake"
