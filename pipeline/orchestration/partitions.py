@@ -23,12 +23,14 @@ PARTITION = "dagster/partition"
 EXPORT_TAG = "indexport/export"
 FILES_TAG = "indexport/files"
 LANE_TAG = "indexport/lane"
-# What only we read, under the prefix of tags that Dagster's UI hides; read with `told_by`.
-WAVE_TAG = f"{HIDDEN_TAG_PREFIX}indexport/wave"
-PROCESS_TAG = f"{HIDDEN_TAG_PREFIX}indexport/process"
-LAUNCHER_TAG = f"{HIDDEN_TAG_PREFIX}indexport/launcher"
-HEARD_TAG = f"{HIDDEN_TAG_PREFIX}indexport/heard_of"
-NOTED_TAG = f"{HIDDEN_TAG_PREFIX}indexport/noted"
+# What only we read, under the prefix of tags that Dagster's UI hides, with the one slash that Dagster allows in a tag; read with
+# `told_by`.
+_HIDDEN = f"{HIDDEN_TAG_PREFIX}indexport."
+WAVE_TAG = f"{_HIDDEN}wave"
+PROCESS_TAG = f"{_HIDDEN}process"
+LAUNCHER_TAG = f"{_HIDDEN}launcher"
+HEARD_TAG = f"{_HIDDEN}heard_of"
+NOTED_TAG = f"{_HIDDEN}noted"
 
 JOBS = ("ingest", "removal", "verification", "repair", "approve_removals")
 """What the jobs of an export are called, after its own name."""
@@ -50,9 +52,10 @@ def told_by(run: dg.DagsterRun, tag: str) -> str | None:
     return next((run.tags[spelling] for spelling in spellings(tag) if spelling in run.tags), None)
 
 
-def spellings(tag: str) -> tuple[str, str]:
-    """A hidden tag as it is written, and as versions of before 2026-11-28 wrote it, whose runs may be unfinished."""
-    return tag, tag.removeprefix(HIDDEN_TAG_PREFIX)
+def spellings(tag: str) -> tuple[str, ...]:
+    """A hidden tag as it is written, and as versions of 2026-11-28 and before wrote it, whose runs may be unfinished."""
+    former = f"indexport/{tag.removeprefix(_HIDDEN)}"
+    return tag, f"{HIDDEN_TAG_PREFIX}{former}", former
 
 
 def files_partitions(export: str) -> dg.DynamicPartitionsDefinition:

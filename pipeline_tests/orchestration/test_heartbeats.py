@@ -51,9 +51,10 @@ def unfinished(instance: dg.DagsterInstance) -> set[str]:
     return {run.run_id for run in instance.get_runs() if not run.is_finished}
 
 
-def test_one_that_the_version_before_carries_out_is_heard_of_too(instance: dg.DagsterInstance) -> None:
+@pytest.mark.parametrize("tag", [".dagster/indexport/heard_of", "indexport/heard_of"])
+def test_one_that_an_earlier_version_carries_out_is_heard_of_too(instance: dg.DagsterInstance, tag: str) -> None:
     for ago in (LEASE_SECONDS + 5, LEASE_SECONDS - 60):
-        kept = started(instance, ELSEWHERE, dg.DagsterRunStatus.STARTED, **{"indexport/heard_of": f"{time.time() - ago:.0f}"})
+        kept = started(instance, ELSEWHERE, dg.DagsterRunStatus.STARTED, **{tag: f"{time.time() - ago:.0f}"})
     end_dead_runs(instance, "default")
     assert unfinished(instance) == {kept}
 

@@ -83,8 +83,8 @@ def test_the_run_of_a_killed_process_is_failed_and_that_of_a_living_one_is_left(
         assert status(instance, ours) is dg.DagsterRunStatus.STARTED
 
 
-@pytest.mark.parametrize("tag", [PROCESS_TAG, "indexport/process"])
-def test_the_run_of_a_killed_process_is_failed_also_where_the_version_before_has_marked_it(tag: str) -> None:
+@pytest.mark.parametrize("tag", [PROCESS_TAG, ".dagster/indexport/process", "indexport/process"])
+def test_the_run_of_a_killed_process_is_failed_also_where_an_earlier_version_has_marked_it(tag: str) -> None:
     with dg.DagsterInstance.ephemeral() as instance, process_mark() as own:
         run = dg.DagsterRun(job_name="any", status=dg.DagsterRunStatus.STARTED, tags={tag: dead_mark(), EXPORT_TAG: "default"})
         again = run.with_tags({**run.tags, PROCESS_TAG: own})._replace(

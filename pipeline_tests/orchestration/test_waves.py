@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,19 @@ from dagster._core.storage.tags import HIDDEN_TAG_PREFIX
 from dagster._core.test_utils import create_run_for_test
 
 from pipeline.orchestration import waves
-from pipeline.orchestration.partitions import EXPORT_TAG, FILES_TAG, LANE_TAG, RANGE_END, RANGE_START, WAVE_TAG, key_order
+from pipeline.orchestration.partitions import (
+    EXPORT_TAG,
+    FILES_TAG,
+    HEARD_TAG,
+    LANE_TAG,
+    LAUNCHER_TAG,
+    NOTED_TAG,
+    PROCESS_TAG,
+    RANGE_END,
+    RANGE_START,
+    WAVE_TAG,
+    key_order,
+)
 from pipeline.orchestration.sensors import look
 from pipeline.orchestration.waves import Dispatch, dispatch
 from pipeline_tests.world import World, open_world
@@ -59,7 +72,9 @@ def test_new_files_go_out_in_the_order_in_which_llamacloud_has_updated_them(worl
     assert carried == sorted(rows.values(), key=lambda row: (row.updated_at, row.file_id))
 
 
-@pytest.mark.parametrize("tag", [WAVE_TAG, "indexport/wave"], ids=["ours", "of the version before"])
+@pytest.mark.parametrize(
+    "tag", [WAVE_TAG, ".dagster/indexport/wave", "indexport/wave"], ids=["ours", "of the version before", "of an older one"]
+)
 def test_a_file_is_not_asked_for_again_while_a_run_carries_its_wave(world: World, tag: str) -> None:
     first = decide(world)
     wave = first.runs[0].wave
@@ -79,6 +94,13 @@ def test_the_runs_page_shows_of_a_runs_tags_those_that_tell_people_something(wor
         shown = {tag for tag in ours if not tag.startswith(HIDDEN_TAG_PREFIX)}
         assert shown == {EXPORT_TAG, LANE_TAG, FILES_TAG}
         assert ours > shown
+
+
+def test_dagster_has_nothing_against_the_names_of_a_runs_tags(world: World) -> None:
+    tags = {**decide(world).runs[0].tags("default"), PROCESS_TAG: "", LAUNCHER_TAG: "", HEARD_TAG: "", f"{NOTED_TAG}.default": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dg.RunRequest(tags=tags)
 
 
 def test_a_file_that_stands_is_done_once_no_run_carries_its_wave_and_not_before(world: World) -> None:
