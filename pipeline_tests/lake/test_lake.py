@@ -18,7 +18,7 @@ from s3fs import S3FileSystem
 from pipeline.errors import ConfigError, LakeError
 from pipeline.lake import Lake, recent
 from pipeline.lake.lake import _object_name
-from pipeline_tests.buckets import forbid_deletes
+from pipeline_tests.buckets import deletes_forbidden
 
 TABLE = pa.table({"page_number": pa.array([1, 2], pa.int32()), "text": ["one", "two"]})
 
@@ -93,9 +93,9 @@ def test_what_another_process_has_deleted_from_a_bucket_is_not_listed(bucket: An
 def test_a_bucket_that_refuses_deletes_is_told_and_the_lake_not_claimed_to_be_gone() -> None:
     lake = Lake("s3://lake/files", "default")
     lake.write("chunks", "a", TABLE, {})
-    forbid_deletes("lake")
+    told = r"the lake at s3://lake/files cannot delete chunks.*: PermissionError; check"
     for removing in (lake.drop, lambda: lake.delete("a", ["chunks"])):
-        with pytest.raises(LakeError, match=r"the lake at s3://lake/files cannot delete chunks.*: PermissionError; check"):
+        with deletes_forbidden("lake"), pytest.raises(LakeError, match=told):
             removing()
     assert lake.partitions("chunks") == ["a"]
 

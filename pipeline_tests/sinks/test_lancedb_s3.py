@@ -11,7 +11,7 @@ from moto.server import ThreadedMotoServer
 
 from pipeline.errors import SinkUnavailable
 from pipeline.sinks.lancedb_store import LanceStore
-from pipeline_tests.buckets import forbid_deletes
+from pipeline_tests.buckets import deletes_forbidden
 from pipeline_tests.conformance.harness import Bench
 from pipeline_tests.conformance.lancedb_harness import LanceDBUnderTest
 
@@ -54,11 +54,8 @@ async def test_a_bucket_that_refuses_deletes_is_told_and_nothing_is_claimed_to_b
     await bench.open().provision()
     await bench.replace(bench.file("dfl-1"), bench.file("dfl-2"))
     await bench.delete("dfl-1")
-    forbid_deletes("records")
-    with pytest.raises(
-        SinkUnavailable,
-        match=r"s3://records/lance cannot drop the former versions of the table: \d+ of them still there; .*DeleteObject",
-    ):
+    told = r"s3://records/lance cannot drop the former versions of the table: \d+ of them still there; .*DeleteObject"
+    with deletes_forbidden("records"), pytest.raises(SinkUnavailable, match=told):
         await bench.exporter.purge_history()
     await bench.assert_holds(bench.file("dfl-2"))
     for exporter in bench.opened:
