@@ -24,11 +24,15 @@ _TAG = re.compile(
     re.IGNORECASE,
 )
 """HTML's inline elements by name: in ``vector<T>``, which parsers write as it stands, the T is text."""
+_MARKS = re.compile(r"[\[<{*\\&\0]")
+"""One of which stands in every title that is not what it says."""
 
 
 def plain_title(line: str) -> str:
     """``**What is** [tomli](https://...)?<a name="what"></a>`` as ``What is tomli?``; of images what stands for them where a
     title has nothing else."""
+    if not _MARKS.search(line):
+        return " ".join(line.split())
     line = line.replace(_CODE_PLACE, "")
     return _plain(_IMAGE.sub("", line)) or _plain(_IMAGE.sub(r"\1", line))
 
