@@ -46,7 +46,7 @@ class Outline:
                 self._levels.append(block.level)
             in_run = True
 
-    def body_start(self, first: int, last: int) -> int:
+    def _body_start(self, first: int, last: int) -> int:
         """The first block of ``[first, last)`` that is no heading; ``last`` when all are."""
         while first < last and self._blocks[first].kind is BlockKind.HEADING:
             first += 1
@@ -63,7 +63,7 @@ class Outline:
             top = min(self._levels[low:high])
             cuts = [self._runs[i] for i in range(low, high) if self._levels[i] == top]
         else:
-            cuts = list(range(self.body_start(first, last) + 1, last))
+            cuts = list(range(self._body_start(first, last) + 1, last))
         return list(pairwise([first, *cuts, last]))
 
 

@@ -51,23 +51,27 @@ def _spread_in(table: Tag, left: int) -> int:
 def _spread_in_row(row: Tag, carried: dict[int, _Spanning]) -> dict[int, _Spanning]:
     """Answers what goes on in the row below, by its column."""
     below: dict[int, _Spanning] = {}
-    column = 0
+    column = position = 0
     cells = row.find_all(["td", "th"], recursive=False)
-    for cell in [*cells, None]:
-        while column in carried:
-            spanning, rows = carried.pop(column)
-            stand_in = _stand_in(spanning)
-            if cell:
-                cell.insert_before(stand_in)
-            else:
-                row.append(stand_in)
-            below |= {column: _Spanning(spanning, rows - 1)} if rows > 1 else {}
-            column += _number(spanning, "colspan")
-        if cell:
-            rows = _number(cell, "rowspan")
-            below |= {column: _Spanning(cell, rows - 1)} if rows > 1 else {}
-            column += _number(cell, "colspan")
+    while column in carried or position < len(cells):
+        following = cells[position] if position < len(cells) else None
+        if column in carried:
+            cell, rows = carried[column]
+            _insert(row, _stand_in(cell), following)
+        else:
+            cell, rows = cells[position], _number(cells[position], "rowspan")
+            position += 1
+        if rows > 1:
+            below[column] = _Spanning(cell, rows - 1)
+        column += _number(cell, "colspan")
     return below
+
+
+def _insert(row: Tag, cell: Tag, following: Tag | None) -> None:
+    if following is None:
+        row.append(cell)
+    else:
+        following.insert_before(cell)
 
 
 def _stand_in(cell: Tag) -> Tag:

@@ -2,8 +2,8 @@
 
 What belongs here: talking to LanceDB. How the table lies on disk is ``lancedb_table``'s, what keeps it quick and small
 ``lancedb_upkeep``'s. Credentials of an object store are read from the environment by LanceDB itself (``AWS_ACCESS_KEY_ID`` and
-its kin, documented by the vendor). ``lancedb`` takes seconds to import, so it is imported where it is used: first in a thread,
-when the database is opened.
+its kin, documented by the vendor). ``lancedb`` takes long to import, so it is imported where it is used, in a thread: when
+the database is opened, or by a run while its model computes.
 
 Text search finds words as they are, in any language, with or without spaces between them: nothing is stemmed, no word is too
 common. A table that an earlier version indexed for English, or its vectors coarsely, gets that index anew at the end of its next

@@ -28,8 +28,8 @@ LOCAL_SINKS = ("lancedb", "storage_context")
 _EXTRAS: dict[str, str] = {"azure_ai_search": "azure", "llama_docstore": "llama-index", "llama_index": "llama-index"}
 """The extras that are not called as their sink."""
 
-_SLOW_SDKS: dict[str, str] = {"lancedb": "lancedb"}
-"""SDKs that take long to import, so that the sink's module does so at its first request alone."""
+_SLOW_SDKS = frozenset({"lancedb"})
+"""SDKs, called as their sink, that take long to import, so that the sink's module does so at its first request alone."""
 
 
 def exporter_class(name: str) -> type[Exporter]:
@@ -53,8 +53,8 @@ def import_sdk(name: str) -> None:
     what cannot be imported: whoever uses the sink is told."""
     with suppress(ConfigError, ImportError):
         exporter_class(name)
-        if sdk := _SLOW_SDKS.get(name):
-            importlib.import_module(sdk)
+        if name in _SLOW_SDKS:
+            importlib.import_module(name)
 
 
 def settings_type(name: str) -> type[SinkSettings] | None:

@@ -133,9 +133,8 @@ def _try(store: FolderStore, folder: str, seconds: float) -> Lease | None:
 def _sole(store: FolderStore, folder: str, lease: Lease) -> Lease | None:
     """The lease as the only one there is; ``None``, and it is gone, where it was not the next one."""
     numbers = _numbers(store, folder)
-    if (
-        max(numbers, default=0) != lease.number
-    ):  # a listing was old: others have come and gone, and removed the file of this number
+    if max(numbers, default=0) != lease.number:
+        # A listing was old: others have come and gone, and removed the file of this number.
         store.remove_file(_name(folder, lease.number))
         return None
     for number in numbers:

@@ -112,7 +112,7 @@ async def detect(
         )
         if index.status != "ready":
             return Detection(index.status, index, unread=_unready(index))
-        known = await asyncio.to_thread(export.ledger.files) if _reconcile_is_due(export, state) else {}
+        known = list(await asyncio.to_thread(export.ledger.files)) if _reconcile_is_due(export, state) else []
         listing = _resumed(cursor, index)
         if listing is None:
             wanted = await asyncio.to_thread(_wanted, export, index, state, complete)
@@ -123,7 +123,7 @@ async def detect(
             listing = _Listing(await asyncio.to_thread(export.ledger.begin_listing), index.change_key, since=since)
         found = await _list(export, source, index, listing, time.monotonic() + budget_seconds)
         if found.look == "complete" and known:
-            await asyncio.to_thread(_refetch_some, export, state, list(known))
+            await asyncio.to_thread(_refetch_some, export, state, known)
         return found
 
 
