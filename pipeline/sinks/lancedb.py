@@ -62,7 +62,11 @@ _LEAST_CANDIDATES: Final = 400
 """Of 300,000 vectors in 400 clusters so many held the ten nearest, or 97 % of them where a cluster's were all but the same."""
 
 _ALL_IF_NEEDED: Final = 0
-"""No upper limit: Lance searches the nearest 20 partitions first, and further ones only while it has too few results."""
+"""No upper limit: Lance searches the nearest partitions first, and further ones only while it has too few results."""
+
+_RESULTS_PER_HIT: Final = 4
+"""Where a filter leaves few records in the nearest partitions, Lance is content with the first ``limit`` it finds of them,
+though nearer ones lie in others: so it is asked for more than are answered."""
 
 
 def refine_factor(k: int) -> int:
@@ -263,7 +267,8 @@ class LanceDBExporter(Exporter):
 
     async def _by_vector(self, table: AsyncTable, request: SearchRequest, where: str, k: int) -> list[SearchHit]:
         query = table.query().where(where).nearest_to(request.vector).column("vector").distance_type("cosine")
-        rows = await self._nearest(query.refine_factor(refine_factor(k)).maximum_nprobes(_ALL_IF_NEEDED), "_distance", k)
+        query = query.refine_factor(-(-refine_factor(k) // _RESULTS_PER_HIT)).maximum_nprobes(_ALL_IF_NEEDED)
+        rows = (await self._nearest(query, "_distance", k * _RESULTS_PER_HIT)).slice(0, k)
         similarity = np.clip(1.0 - rows["_distance"].to_numpy(), -1.0, 1.0).tolist()
         return self._hits(rows, similarity)
 
