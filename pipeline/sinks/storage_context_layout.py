@@ -13,6 +13,7 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.sinks.decimals import json_vectors
 from pipeline.sinks.llama_node import flat_metadata, node_contents, ref_doc_ids
 from pipeline.sinks.records import canonical_json, json_string
 
@@ -115,13 +116,8 @@ def _nodes_of_ref_docs(read: Read) -> Iterator[str]:
 
 
 def _embeddings(read: Read) -> Iterator[str]:
-    """The shortest numbers that are the same float32 again."""
     for table in read(("id", "embedding")):
-        vectors = table["embedding"].combine_chunks()
-        numbers = pc.cast(vectors.flatten(), pa.string())
-        size = vectors.type.list_size
-        offsets = pa.array(range(0, len(numbers) + 1, size), pa.int64())
-        yield _joined('"', table["id"], '":[', pc.binary_join(pa.LargeListArray.from_arrays(offsets, numbers), ","), "]")
+        yield _joined('"', table["id"], '":[', json_vectors(table["embedding"]), "]")
 
 
 def _ref_docs_of_nodes(read: Read) -> Iterator[str]:
