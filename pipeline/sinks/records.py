@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import accumulate, pairwise
 from typing import Any
@@ -343,9 +343,7 @@ def from_records(records: Sequence[ChunkRecord], embeddings: Sequence[Sequence[f
     rows = [
         {
             **{name: getattr(record, name) for name in ("id", *HASHED_FIELDS, "record_set_hash")},
-            "attachments": [
-                {"attachment_name": a.attachment_name, "source_id": a.source_id, "type": a.type} for a in record.attachments
-            ],
+            "attachments": [asdict(attachment) for attachment in record.attachments],
             "metadata": canonical_json(dict(record.metadata)),
         }
         for record in records
