@@ -30,6 +30,7 @@ from pipeline.sinks.records import (
     chunk_ids,
     in_order,
     json_string,
+    json_values,
     record_schema,
     ref_doc_id,
     with_ids,
@@ -149,13 +150,9 @@ def _members(pairs: Iterable[tuple[str, str]], *, after: bool = False) -> bytes:
 
 
 def _json_values(column: pa.ChunkedArray) -> Sequence[str]:
-    if pa.types.is_list(column.type):
-        return [json_string(canonical_json(value)) for value in column.to_pylist()]
-    if pa.types.is_string(column.type):
-        return ["null" if value is None else json_string(value) for value in column.to_pylist()]
-    if pa.types.is_integer(column.type):
-        return ["null" if value is None else str(value) for value in column.to_pylist()]
-    return [canonical_json(value) for value in column.to_pylist()]
+    """``json_values``, lists as the text of their JSON."""
+    values = json_values(column)
+    return list(map(json_string, values)) if pa.types.is_list(column.type) else values
 
 
 def _file_number(key: FileKey) -> int:
