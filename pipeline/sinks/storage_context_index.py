@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RecordRefused, SinkDamaged, SinkUnavailable
-from pipeline.sinks.base import ReplaceReport
+from pipeline.sinks.base import ReplaceReport, Snapshot
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import (
@@ -26,7 +26,6 @@ from pipeline.sinks.storage_context_generation import (
     HeldFile,
     Manifest,
     Scope,
-    held_file,
     row_groups,
     without_files,
     write_generation,
@@ -179,7 +178,7 @@ class ConfigIndex:
         """Have the generation count in which ``new`` is all there is of the ``replaced`` files; answers its size in bytes."""
         before = state.manifest.held if state else {}
         kept = {file_id: item for file_id, item in before.items() if file_id not in replaced}
-        held = kept | {file.file_id: held_file(file) for file in new}
+        held = kept | {file.file_id: HeldFile(Snapshot.of(file), file.table.nbytes) for file in new}
         self._tidy(keep, lease)  # what never counted must not count as kept once a later generation does
         generation = _generation(_name(lease))
         base = self._records(state.generation) if state and kept else nullcontext()
