@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import sys
+from collections import Counter
 from contextlib import aclosing
 from dataclasses import asdict
 from enum import StrEnum
@@ -165,11 +166,9 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
 
     opened = open_export(export)
     state, rows = opened.ledger.state(), opened.ledger.files()
-    hashes, sinks = opened.ledger.sink_hashes(), opened.ledger.sink_states()
-    model = sinks.get(MODEL)
-    by_status: dict[str, int] = {}
-    for row in rows.values():
-        by_status[row.status] = by_status.get(row.status, 0) + 1
+    hashes = opened.ledger.sink_hashes()
+    down = {name: known.last_error for name, known in opened.ledger.sink_states().items()}
+    by_status = Counter(row.status for row in rows.values())
     current = {
         sink: sum(hashes.get(sink, {}).get(f) == row.record_set_hash is not None for f, row in rows.items())
         for sink in opened.settings.sinks
@@ -181,8 +180,8 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
             data={
                 "index": asdict(state),
                 "files": by_status,
-                "model": {"down": model.last_error if model else None},
-                "sinks": {s: {"files": n, "down": sinks[s].last_error if s in sinks else None} for s, n in current.items()},
+                "model": {"down": down.get(MODEL)},
+                "sinks": {sink: {"files": count, "down": down.get(sink)} for sink, count in current.items()},
                 "left_behind": behind,
                 "awaiting_approval": waiting,
             }
@@ -192,11 +191,11 @@ def status(export: ExportOption = "default", as_json: JsonOption = False) -> Non
     table = Table("files", "count")
     for name, count in sorted(by_status.items()):
         table.add_row(name, str(count))
-    if model and model.last_error:
-        table.add_row("embedded", f"[red](down: {escape(model.last_error)})[/red]")
+    if reason := down.get(MODEL):
+        table.add_row("embedded", f"[red](down: {escape(reason)})[/red]")
     for sink, count in current.items():
-        down = sinks[sink].last_error if sink in sinks else None
-        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(down)})[/red]" if down else ""))
+        reason = down.get(sink)
+        table.add_row(f"in {sink}", f"{count}" + (f" [red](down: {escape(reason)})[/red]" if reason else ""))
     out.print(table, soft_wrap=False)
     print_awaiting_approval(out, len(waiting))
     for file_id, reason in behind.items():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated
@@ -94,8 +95,6 @@ def repair(
 @rebuild_app.command("ledger")
 def rebuild_ledger(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """From a complete listing, the lake and the sinks' snapshots; embeds nothing and writes to no sink."""
-    from dataclasses import asdict
-
     from pipeline.cli_output import print_ledger_rebuild
     from pipeline.stages.rebuild import rebuild_ledger as run_rebuild
 
@@ -150,8 +149,6 @@ def rebuild_sink(name: str, export: ExportOption = "default", as_json: JsonOptio
 @trust_app.command()
 def removals(export: ExportOption = "default", as_json: JsonOption = False) -> None:
     """Which files would be deleted from the sinks, and what each waits for."""
-    from dataclasses import asdict
-
     from pipeline.cli_output import print_removals
     from pipeline.stages.remove import pending_removals
 
@@ -173,8 +170,6 @@ def erase(
 
     `indexport release FILE_ID` lifts the tombstone.
     """
-    from dataclasses import asdict
-
     from pipeline.cli_output import print_erasure
     from pipeline.orchestration.liveness import command_run
     from pipeline.stages.erase import erase as run_erase

@@ -36,6 +36,7 @@ _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
 _SUFFIX = ".parquet"
+_STORE_REMEDY = "check INDEXPORT_LAKE_URI, the store and its credentials"
 _LONGEST_NAME = 200
 _COMPRESSED_FROM = 2_048
 _REMOTE_THREADS = 16
@@ -45,19 +46,20 @@ _REMOTE_THREADS = 16
 class Lake:
     """The datasets of one export. Safe to use from several threads and processes: objects are replaced, never edited.
 
-    Raises ConfigError for an address that no installed driver can open.
+    Raises ConfigError for an address that no installed driver can open, LakeError for a server that does not answer.
     """
 
     def __init__(self, uri: str, export: str) -> None:
         self._fs: Any
+        self._shown = without_secrets(uri)
         try:
             self._fs, root = fsspec.core.url_to_fs(uri, use_listings_cache=False)  # other processes write and delete, too
         except (ImportError, ValueError) as error:
-            shown = without_secrets(uri)
-            told = f"INDEXPORT_LAKE_URI: {shown} cannot be opened: {quoted(str(error))}; {DRIVER_REMEDY}"
+            told = f"INDEXPORT_LAKE_URI: {self._shown} cannot be opened: {quoted(str(error))}; {DRIVER_REMEDY}"
             raise ConfigError(told) from None
+        except Exception as error:  # noqa: BLE001 - as in _errors; some drivers connect at once
+            raise LakeError(f"the lake at {self._shown} cannot be opened: {type(error).__name__}; {_STORE_REMEDY}") from None
         self._root = f"{root.rstrip('/')}/{_object_name(export)}"
-        self._shown = without_secrets(uri)
         self._recent = RecentTables()
         self._local = "file" in (self._fs.protocol if isinstance(self._fs.protocol, tuple) else (self._fs.protocol,))
 
@@ -196,7 +198,7 @@ class Lake:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - each driver raises what it likes
-            reason, remedy = type(error).__name__, "check INDEXPORT_LAKE_URI, the store and its credentials"
+            reason, remedy = type(error).__name__, _STORE_REMEDY
             if self._local and isinstance(error, OSError):
                 reason, remedy = error.strerror or reason, "check its space and rights"
             raise LakeError(f"the lake at {self._shown} cannot {action}: {reason}; {remedy}") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from ipaddress import ip_address
 
@@ -25,7 +25,6 @@ from pipeline.local_cloud import (
 from pipeline.local_cloud.cloud import Cloud
 from pipeline.local_cloud.indexes import ensure_first_index
 from pipeline.local_cloud.middleware import BearerAuth, RequestFaults
-from pipeline.local_cloud.settings import LocalCloudSettings
 from pipeline.local_cloud.state import unusable
 from pipeline.local_cloud.sync_runner import SyncRunner
 
@@ -33,15 +32,11 @@ _log = logging.getLogger(__name__)
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
-def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings, address: str) -> FastAPI:
-    """A LlamaCloud-compatible application over parts that ``open_parts`` gives at start-up; it closes them when it stops.
-
-    ``address`` is the IP address it is reached at.
-    """
+def app_over(cloud: Cloud, address: str) -> FastAPI:
+    """A LlamaCloud-compatible application over these parts, which it closes when it stops; it is reached at this IP address."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        cloud = await asyncio.to_thread(open_parts)
         syncs = SyncRunner(cloud)
         app.state.cloud, app.state.syncs = cloud, syncs
         try:
@@ -51,6 +46,7 @@ def app_over(open_parts: Callable[[], Cloud], settings: LocalCloudSettings, addr
             await asyncio.to_thread(syncs.close)
             cloud.state.close()
 
+    settings = cloud.settings
     app = FastAPI(title="Indexport local cloud", lifespan=lifespan, openapi_url=None)
     app.add_exception_handler(sqlite3.DatabaseError, _of_the_database)
     app.add_middleware(RequestFaults)

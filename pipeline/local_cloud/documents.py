@@ -153,7 +153,7 @@ class DocumentFolder:
             return [self._read_or_error(path) for path in paths]
         # cat() would take brackets and stars in names for patterns; whole "ranges" are fetched in parallel and as they are.
         found = self._fs.cat_ranges([f"{self._root}/{path}" for path in paths], None, None, on_error="return")
-        return [_content_or_error(outcome) for outcome in found]
+        return [_unreadable(outcome) if isinstance(outcome, Exception) else outcome for outcome in found]
 
     def _read_or_error(self, path: str) -> bytes | UnreadableDocument:
         try:
@@ -221,10 +221,6 @@ def _sidecar(path: str, content: bytes | UnreadableDocument) -> Sidecar:
         return Sidecar(parse_metadata(content))
     except ValueError as error:
         return Sidecar(problem=f"{path}: {error}")
-
-
-def _content_or_error(outcome: bytes | Exception) -> bytes | UnreadableDocument:
-    return _unreadable(outcome) if isinstance(outcome, Exception) else outcome
 
 
 def _unreadable(error: Exception) -> UnreadableDocument:

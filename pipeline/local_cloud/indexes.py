@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pipeline.local_cloud.cloud import Cloud
 from pipeline.local_cloud.identity import random_uuid, stable_uuid
@@ -102,18 +102,13 @@ def _insert(write: sqlite3.Connection, new: NewIndex, now: str) -> None:
     )
     write.execute(
         'INSERT INTO "index" (id, export_config_id, sync_config_id, name, description, source_directory_id,'
-        " output_directory_id, store_attachments, metadata, created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            new.id,
-            new.export_config_id,
-            new.sync_config_id,
-            new.name,
-            new.description,
-            new.source_directory_id,
-            new.output_directory_id,
-            json.dumps(sorted(new.store_attachments)),
-            json.dumps({"status": "building"}),
-            now,
-            now,
-        ),
+        " output_directory_id, store_attachments, metadata, created_at, updated_at)"
+        " VALUES (:id, :export_config_id, :sync_config_id, :name, :description, :source_directory_id,"
+        " :output_directory_id, :store_attachments, :metadata, :now, :now)",
+        {
+            **asdict(new),
+            "store_attachments": json.dumps(sorted(new.store_attachments)),
+            "metadata": json.dumps({"status": "building"}),
+            "now": now,
+        },
     )

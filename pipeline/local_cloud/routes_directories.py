@@ -89,7 +89,6 @@ async def delete_directory(cloud: CloudPart, directory_id: str) -> None:
 
 
 def _insert(cloud: Cloud, directory_id: str, body: DirectoryCreate) -> None:
-    now = cloud.now
     with cloud.state.transaction() as write:
         if body.connector_subscription_id is not None:
             fed = write.execute(
@@ -101,17 +100,14 @@ def _insert(cloud: Cloud, directory_id: str, body: DirectoryCreate) -> None:
         write.execute(
             "INSERT INTO directory"
             " (id, name, type, description, system_metadata, connector_subscription_id, created_at, updated_at)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                directory_id,
-                body.name,
-                body.type or "user",
-                body.description,
-                json.dumps(body.system_metadata) if body.system_metadata is not None else None,
-                body.connector_subscription_id,
-                now,
-                now,
-            ),
+            " VALUES (:id, :name, :type, :description, :system_metadata, :connector_subscription_id, :now, :now)",
+            {
+                **body.model_dump(),
+                "id": directory_id,
+                "type": body.type or "user",
+                "system_metadata": json.dumps(body.system_metadata) if body.system_metadata is not None else None,
+                "now": cloud.now,
+            },
         )
 
 

@@ -31,7 +31,7 @@ def serve(settings: LocalCloudSettings, *, announce: Callable[[str], None]) -> N
         cloud = open_cloud(settings)
         announce(_url(listener))
         _log.info("serving %s at %s", cloud.folder.shown, _url(listener))
-        _Server(app_over(lambda: cloud, settings, _address(listener))).run(sockets=[listener])
+        _Server(app_over(cloud, _address(listener))).run(sockets=[listener])
 
 
 class RunningLocalCloud:
@@ -68,11 +68,11 @@ class RunningLocalCloud:
     def __enter__(self) -> RunningLocalCloud:
         listener = _listen(self._settings)
         try:
-            self._cloud = cloud = open_cloud(self._settings, self._clock, self._faults)
+            self._cloud = open_cloud(self._settings, self._clock, self._faults)
         except BaseException:
             listener.close()
             raise
-        self._running = _Running(_Server(app_over(lambda: cloud, self._settings, _address(listener))), listener)
+        self._running = _Running(_Server(app_over(self._cloud, _address(listener))), listener)
         self._running.start()
         return self
 

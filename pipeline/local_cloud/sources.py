@@ -95,7 +95,7 @@ class SourceReader:
                     yield self._source(document, sidecar, row, problem=reason)
             elif row is not None and document.stamp is not None and row["stamp"] == document.stamp:
                 if self._record(document, row["digest"], sidecar, row):
-                    load = self._reread(document.path, row["digest"])
+                    load = partial(self._reread, document.path, row["digest"])
                     yield self._source(document, sidecar, row, digest=row["digest"], load=load)
             else:
                 fresh.append(document)
@@ -124,7 +124,7 @@ class SourceReader:
                 metadata=metadata,
                 digest=file["digest"],
                 modified_at=datetime.fromisoformat(file["last_modified_at"]),
-                load=self._stored(file),
+                load=partial(self._stored, file),
             )
 
     def _rows(self, condition: str) -> list[Row]:
@@ -186,40 +186,27 @@ class SourceReader:
             problem=problem,
         )
 
-    def _reread(self, path: str, digest: str) -> Callable[[], bytes]:
-        def load() -> bytes:
-            content = self._cloud.folder.read(path)
-            if content_digest(content) != digest:
-                raise UnreadableDocument("changed while it was read; the next sync takes it")
-            return content
+    def _reread(self, path: str, digest: str) -> bytes:
+        content = self._cloud.folder.read(path)
+        if content_digest(content) != digest:
+            raise UnreadableDocument("changed while it was read; the next sync takes it")
+        return content
 
-        return load
-
-    def _stored(self, file: Row) -> Callable[[], bytes]:
-        def load() -> bytes:
-            if file["document_path"] is not None:
-                return self._reread(file["document_path"], file["digest"])()
-            try:
-                return self._cloud.blobs.read(file["id"])
-            except FileNotFoundError as error:
-                raise UnreadableDocument("its file was deleted") from error
-
-        return load
+    def _stored(self, file: Row) -> bytes:
+        if file["document_path"] is not None:
+            return self._reread(file["document_path"], file["digest"])
+        try:
+            return self._cloud.blobs.read(file["id"])
+        except FileNotFoundError as error:
+            raise UnreadableDocument("its file was deleted") from error
 
 
 def merged_metadata(row: Row) -> dict[str, MetadataValue]:
     """Metadata as clients see it: what a user set overrides what came with the document."""
-    source, user = row["source_metadata"], row["user_metadata"]
-    merged: dict[str, MetadataValue] = json.loads(source) if source != "{}" else {}
-    if user != "{}":
-        merged.update(json.loads(user))
-    return merged
+    return {**json.loads(row["source_metadata"]), **json.loads(row["user_metadata"])}
 
 
 def _metadata_of(sidecar: Sidecar, row: Row | None) -> dict[str, MetadataValue]:
     if row is None:
         return sidecar.metadata
-    if sidecar.problem:
-        return merged_metadata(row)
-    user: dict[str, MetadataValue] = json.loads(row["user_metadata"])
-    return {**sidecar.metadata, **user}
+    return merged_metadata(row) if sidecar.problem else {**sidecar.metadata, **json.loads(row["user_metadata"])}

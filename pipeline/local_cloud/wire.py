@@ -98,70 +98,48 @@ def wire_moment(moment: datetime) -> str:
 
 def directory_json(row: Row) -> dict[str, Any]:
     return {
-        "id": row["id"],
-        "name": row["name"],
+        **_values(row, "id", "name", "type", "description", "connector_subscription_id", "created_at", "updated_at"),
         "project_id": PROJECT_ID,
-        "type": row["type"],
-        "description": row["description"],
         "system_metadata": json.loads(row["system_metadata"]) if row["system_metadata"] else None,
-        "connector_subscription_id": row["connector_subscription_id"],
-        "created_at": row["created_at"],
-        "updated_at": row["updated_at"],
         "deleted_at": None,
         "expires_at": None,
     }
 
 
 def directory_file_json(row: Row, download_url: dict[str, Any] | None = None) -> dict[str, Any]:
+    names = ("id", "directory_id", "display_name", "unique_id", "file_id", "created_at", "updated_at", "deleted_at")
     return {
-        "id": row["id"],
-        "directory_id": row["directory_id"],
-        "display_name": row["display_name"],
+        **_values(row, *names),
         "project_id": PROJECT_ID,
-        "unique_id": row["unique_id"],
-        "file_id": row["file_id"],
         "metadata": merged_metadata(row),
-        "created_at": row["created_at"],
-        "updated_at": row["updated_at"],
-        "deleted_at": row["deleted_at"],
         "download_url": download_url,
     }
 
 
 def file_json(row: Row, download_url: dict[str, Any] | None = None) -> dict[str, Any]:
-    suffix = row["name"].rpartition(".")[2] if "." in row["name"] else None
     return {
-        "id": row["id"],
-        "name": row["name"],
+        **_values(row, "id", "name", "external_file_id", "last_modified_at", "purpose"),
         "project_id": PROJECT_ID,
         "download_url": download_url,
         "expires_at": None,
-        "external_file_id": row["external_file_id"],
-        "file_type": suffix,
-        "last_modified_at": row["last_modified_at"],
-        "purpose": row["purpose"],
+        "file_type": row["name"].rpartition(".")[2] if "." in row["name"] else None,
     }
 
 
 def index_json(row: Row | Mapping[str, Any], *, with_progress: bool) -> dict[str, Any]:
+    ids = ("id", "export_config_id", "source_directory_id", "output_directory_id", "sync_config_id")
+    times = ("created_at", "updated_at", "last_synced_at", "last_exported_at")
     value = {
-        "id": row["id"],
-        "export_config_id": row["export_config_id"],
-        "name": row["name"],
+        **_values(row, *ids, "name", "description", *times),
         "project_id": PROJECT_ID,
-        "source_directory_id": row["source_directory_id"],
-        "output_directory_id": row["output_directory_id"],
-        "sync_config_id": row["sync_config_id"],
-        "created_at": row["created_at"],
-        "updated_at": row["updated_at"],
-        "last_synced_at": row["last_synced_at"],
-        "last_exported_at": row["last_exported_at"],
         "metadata": json.loads(row["metadata"]),
-        "description": row["description"],
     }
-    if with_progress:
-        value["sync_in_progress"] = bool(row["sync_in_progress"])
-    return value
+    return value | ({"sync_in_progress": bool(row["sync_in_progress"])} if with_progress else {})
+
+
+def _values(row: Row | Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Columns that clients see as they are."""
+    return {name: row[name] for name in names}
 
 
 def read_cursor(token: str | None) -> Cursor:

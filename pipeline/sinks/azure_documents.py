@@ -12,12 +12,12 @@ from hashlib import sha256
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.errors import RecordRefused
 from pipeline.sinks.azure_layout import FILTER_FIELDS, PENDING, SORT_KEY, attribute_name, field_name, record_attributes
 from pipeline.sinks.base import SNAPSHOT_FIELDS, MetadataType
 from pipeline.sinks.copies import compare, filled_fields, readable
+from pipeline.sinks.decimals import json_vectors
 from pipeline.sinks.file_keys import FileKey
 from pipeline.sinks.filters import FieldValue, fields_of_file
 from pipeline.sinks.generations import FileWrites, Head, read_head
@@ -30,6 +30,7 @@ from pipeline.sinks.records import (
     chunk_ids,
     in_order,
     json_string,
+    json_values,
     record_schema,
     ref_doc_id,
     with_ids,
@@ -120,7 +121,7 @@ def _documents(file: FileRecords, key: FileKey, values: Mapping[str, FieldValue]
     }
     columns[SORT_KEY] = [str(number | index) for index in indices]
     columns["metadata"] = list(map(json_string, _node_jsons(table)))
-    columns["embedding"] = _json_vectors(table["embedding"])
+    columns["embedding"] = [f"[{numbers}]" for numbers in json_vectors(table["embedding"]).to_pylist()]
     shared = _members(_shared(table, key, values), after=True)
     names = list(columns)
     rows = zip(*columns.values(), strict=True)
@@ -149,22 +150,9 @@ def _members(pairs: Iterable[tuple[str, str]], *, after: bool = False) -> bytes:
 
 
 def _json_values(column: pa.ChunkedArray) -> Sequence[str]:
-    if pa.types.is_list(column.type):
-        return [json_string(canonical_json(value)) for value in column.to_pylist()]
-    if pa.types.is_string(column.type):
-        return ["null" if value is None else json_string(value) for value in column.to_pylist()]
-    if pa.types.is_integer(column.type):
-        return ["null" if value is None else str(value) for value in column.to_pylist()]
-    return [canonical_json(value) for value in column.to_pylist()]
-
-
-def _json_vectors(column: pa.ChunkedArray) -> list[str]:
-    """Arrays of the shortest decimals that read back as the same float32."""
-    vectors = column.combine_chunks()
-    numbers = pc.cast(vectors.flatten(), pa.string())
-    lists = pa.FixedSizeListArray.from_arrays(numbers, vectors.type.list_size)
-    joined = pc.binary_join(lists.cast(pa.list_(pa.string())), ",")
-    return [f"[{text}]" for text in joined.to_pylist()]
+    """``json_values``, lists as the text of their JSON."""
+    values = json_values(column)
+    return list(map(json_string, values)) if pa.types.is_list(column.type) else values
 
 
 def _file_number(key: FileKey) -> int:

@@ -1,7 +1,8 @@
 """Vectors as the decimals that travel in JSON.
 
 What belongs here: how a float32 is written so that it reads back as the same number in as few digits as can be had at once
-for a whole matrix. The float64 of a float32 takes up to 17 digits; 8 mostly suffice and 9 always do.
+for a whole matrix. The float64 of a float32 takes up to 17 digits; 8 mostly suffice and 9 always do. What we write ourselves is
+text; an SDK that writes its own JSON is given numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.sinks.records import matrix
 
@@ -24,6 +26,16 @@ _MOST_ZEROS: Final = 4
 
 _ANY_NUMBER: Final = 26
 """The longest float64 as JSON, with its comma."""
+
+
+def json_vectors(column: pa.ChunkedArray) -> pa.StringArray:
+    """The vectors of a fixed_size_list<float32> column as the insides of JSON arrays: the shortest decimals that read back as the
+    same float32."""
+    vectors = column.combine_chunks()
+    size = vectors.type.list_size
+    offsets = pa.array(range(0, len(vectors) * size + 1, size), pa.int64())
+    numbers = pc.cast(vectors.flatten(), pa.string())
+    return pc.binary_join(pa.LargeListArray.from_arrays(offsets, numbers), ",")
 
 
 def short_decimals(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

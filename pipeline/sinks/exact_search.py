@@ -5,7 +5,9 @@ What belongs here: scores, and what the conditions of ``pipeline.sinks.filters``
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,8 @@ import pyarrow as pa
 from pipeline.sinks.base import MetadataType, SearchHit
 from pipeline.sinks.filters import Condition, FieldValue, fitting_values
 from pipeline.sinks.records import matrix, to_records
+
+_COMPARISONS: Final = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 
 
 class ExactIndex:
@@ -58,12 +62,6 @@ def hold(conditions: Sequence[Condition], fields: Mapping[str, FieldValue]) -> b
 
 def _holds(condition: Condition, value: FieldValue) -> bool:
     if condition.is_order:
-        return isinstance(value, (int, float)) and _compares(condition, value)
+        return isinstance(value, (int, float)) and bool(_COMPARISONS[condition.operator](value, condition.values[0]))
     present = value if isinstance(value, list) else [value]
     return any(item in condition.values for item in present) != condition.negated
-
-
-def _compares(condition: Condition, value: float) -> bool:
-    operand = condition.values[0]
-    assert isinstance(operand, (int, float))  # noqa: S101 - parse_filters allows order for numbers alone
-    return {"gt": value > operand, "gte": value >= operand, "lt": value < operand, "lte": value <= operand}[condition.operator]

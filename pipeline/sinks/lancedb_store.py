@@ -132,28 +132,25 @@ class LanceStore:
                     raise self._unusable(error) from None
         return self._connection
 
-    async def call(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """A request that may be made twice; its failure is SinkUnavailable."""
-        return await self._tried(action, attempt)
+    async def call(self, action: str, attempt: Callable[[], Awaitable[T]], *passing: re.Pattern[str]) -> T:
+        """A request that may be made twice: again after a connection broke, or after an error that is ``passing``, ten times in
+        all. Its failure is SinkUnavailable."""
+        with self._errors(action):
+            for number in range(_ATTEMPTS - 1):
+                try:
+                    return await attempt()
+                except (RuntimeError, OSError) as error:
+                    if not any(one.search(str(error)) for one in (_BROKEN, *passing)):
+                        raise
+                await asyncio.sleep(apart(number, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
+            return await attempt()
 
     async def read(self, query: _Query) -> pa.Table:
         return await self.call("read", query.to_arrow)
 
     async def commit(self, action: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """One commit, which may be done twice, tried again as long as another writer's came first."""
-        return await self._tried(action, attempt, _CONFLICT)
-
-    async def _tried(self, action: str, attempt: Callable[[], Awaitable[T]], *passing: re.Pattern[str]) -> T:
-        """Again after a connection broke, or after an error that is ``passing``, ten times in all."""
-        with self._errors(action):
-            for number in range(_ATTEMPTS):
-                try:
-                    return await attempt()
-                except (RuntimeError, OSError) as error:
-                    if number + 1 == _ATTEMPTS or not any(one.search(str(error)) for one in (_BROKEN, *passing)):
-                        raise
-                    await asyncio.sleep(apart(number, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
-        raise AssertionError("the last attempt returns or raises")
+        return await self.call(action, attempt, _CONFLICT)
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:

@@ -82,7 +82,12 @@ class PineconeWriter:
         await self.store.upsert(self.namespace, writes)
 
     async def mark(self, ids: Sequence[str], marker: str) -> None:
-        await self._set_pending(ids, marker)
+        """Record by record: an update leaves alone what is gone, where an upsert would bring it back without its body."""
+
+        async def update(record_id: str) -> None:
+            await self.store.update(self.namespace, record_id, {PENDING: marker})
+
+        await each(ids, update, concurrency=_UPDATES_AT_ONCE)
 
     async def count_present(self, ids: Sequence[str]) -> int:
         """All of them, once they can be read: to look would cost as much as it did to write them."""
@@ -101,7 +106,7 @@ class PineconeWriter:
 
     async def _clear(self, ids: Sequence[str]) -> int:
         """The answer to an update does not say whether the record exists. What is waited for here, the next read finds done."""
-        await self._set_pending(ids, "")
+        await self.mark(ids, "")
         await self.store.see_own_writes(self.namespace)
         return sum([len(await self.store.fetch(self.namespace, some)) for some in slices(ids, count=IDS_IN_A_URL)])
 
@@ -110,14 +115,6 @@ class PineconeWriter:
         named = {name: [head.metadata[name] for head in heads] for name in ("parsed_directory_file_id", "record_set_hash")}
         where = scope(self.tenant_id, self.export_config_id, chunk_index=0, **named)
         return await self.store.update_where(self.namespace, where, {PENDING: ""})
-
-    async def _set_pending(self, ids: Sequence[str], marker: str) -> None:
-        """Record by record: an update leaves alone what is gone, where an upsert would bring it back without its body."""
-
-        async def update(record_id: str) -> None:
-            await self.store.update(self.namespace, record_id, {PENDING: marker})
-
-        await each(ids, update, concurrency=_UPDATES_AT_ONCE)
 
     async def delete(self, ids: Sequence[str]) -> None:
         await self.store.delete(self.namespace, ids)

@@ -28,24 +28,17 @@ class QdrantWriter:
     concurrency: Final = 4
 
     def __init__(self, store: QdrantStore, limits: Limits) -> None:
+        self.max_records = limits.upsert
         self.max_bytes = MAX_REQUEST_BYTES
+        self.max_ids = limits.names
         self._store = store
-        self._limits = limits
         self._collection = store.collection
-
-    @property
-    def max_records(self) -> int:
-        return self._limits.upsert
-
-    @property
-    def max_ids(self) -> int:
-        return self._limits.names
 
     async def read_heads(self, keys: Sequence[FileKey]) -> Sequence[Head]:
         """One request for every 1,000 heads found, and at least one for every 500 files."""
         heads = []
         for (tenant_id, export_config_id), file_ids in by_config(keys).items():
-            for some in slices(file_ids, count=self._limits.names):
+            for some in slices(file_ids, count=self.max_ids):
                 where = layout.scope(tenant_id, export_config_id, some)
                 heads += [head async for found in read_heads(self._store, tenant_id, where) for head in found]
         return heads
@@ -75,7 +68,7 @@ class QdrantWriter:
         await self._store.call("delete old records", lambda client: client.delete(self._collection, points, wait=True))
 
     async def sweep(self, files: Sequence[FileWrites[PointWrite]]) -> None:
-        for some in slices(files, count=self._limits.names):
+        for some in slices(files, count=self.max_ids):
             kept = models.Filter(must_not=[layout.one_of("record_set_hash", [file.record_set_hash for file in some])])
             for (tenant_id, export_config_id), file_ids in by_config([file.key for file in some]).items():
                 where = models.Filter(must=[*layout.scope(tenant_id, export_config_id, file_ids), kept])

@@ -15,7 +15,7 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, TypeVar, cast
+from typing import Any, ClassVar, Final, TypeVar, cast
 
 import httpx
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
@@ -56,22 +56,6 @@ class Limits:
             upsert=max(2, min(most.upsert, strict.upsert_max_batchsize or most.upsert)),
             names=max(2, min(most.names, strict.condition_max_size or most.names)),
         )
-
-
-class Connection(Protocol):
-    """Where the collections are. ``client`` opens it once; ``shown`` is its address without what may be a secret."""
-
-    shown: str
-    is_local: bool
-
-    async def client(self) -> AsyncQdrantClient: ...
-
-    async def close(self) -> None: ...
-
-
-def connection(*, url: str | None, path: str | None, timeout_seconds: int) -> Connection:
-    """A directory where ``path`` is given, else the server at ``url`` or ``QDRANT_URL``; nothing is opened yet."""
-    return _Directory(path) if path else _Server(url or os.environ.get(URL), timeout_seconds)
 
 
 class _Server:
@@ -128,7 +112,7 @@ class _Directory:
 
     def _acquire(self) -> _InThread:
         with self._opening:
-            client, users = self._open.get(self._path) or (_local_client(self._path), 0)
+            client, users = self._open.get(self._path) or (QdrantClient(path=self._path, force_disable_check_same_thread=True), 0)
             self._open[self._path] = (client, users + 1)
             return _InThread(client, self._opening)
 
@@ -144,10 +128,6 @@ class _Directory:
                 self._open[self._path] = (client, users - 1)
             else:
                 client.close()
-
-
-def _local_client(path: str) -> QdrantClient:
-    return QdrantClient(path=path, force_disable_check_same_thread=True)
 
 
 class _InThread:
@@ -174,6 +154,15 @@ class _InThread:
             return await asyncio.to_thread(locked, *args, **kwargs)
 
         return call
+
+
+Connection = _Server | _Directory
+"""Where the collections are. ``client`` opens it once; ``shown`` is its address without what may be a secret."""
+
+
+def connection(*, url: str | None, path: str | None, timeout_seconds: int) -> Connection:
+    """A directory where ``path`` is given, else the server at ``url`` or ``QDRANT_URL``; nothing is opened yet."""
+    return _Directory(path) if path else _Server(url or os.environ.get(URL), timeout_seconds)
 
 
 class QdrantStore(HttpStore):

@@ -10,7 +10,7 @@ import hashlib
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import accumulate, pairwise
 from typing import Any
@@ -179,7 +179,7 @@ def record_set_hash(table: pa.Table) -> str:
     ordered = table.select(HASHED_FIELDS)
     if table.num_rows > 1 and not _is_ascending(table["chunk_index"].to_numpy()):
         ordered = ordered.sort_by("chunk_index")
-    return _digest(zip(*(_json_values(column) for column in ordered.columns), strict=True))
+    return _digest(zip(*(json_values(column) for column in ordered.columns), strict=True))
 
 
 def _digest(rows: Iterable[Iterable[str]]) -> str:
@@ -190,7 +190,7 @@ def _digest(rows: Iterable[Iterable[str]]) -> str:
     return digest.hexdigest()
 
 
-def _json_values(column: pa.ChunkedArray) -> Sequence[str]:
+def json_values(column: pa.ChunkedArray) -> Sequence[str]:
     """Canonical JSON of every value; a column of one value, as most are, is encoded once."""
     values = column.to_pylist()
     if pa.types.is_integer(column.type):
@@ -233,8 +233,8 @@ def build_record_sets(
     spans = list(pairwise(accumulate(counts, initial=0)))
     of_chunks = pa.concat_tables([chunks.select(_CHUNK_NAMES) for _, chunks, _ in files])
     of_files = _file_values([provenance for provenance, _, _ in files], counts, model)
-    rows = [",".join(row) for row in zip(*map(_json_values, of_chunks.columns), strict=True)]
-    tails = [",".join(tail) for tail in zip(*map(_json_values, of_files.columns), strict=True)]
+    rows = [",".join(row) for row in zip(*map(json_values, of_chunks.columns), strict=True)]
+    tails = [",".join(tail) for tail in zip(*map(json_values, of_files.columns), strict=True)]
     digests = [_digest((row, tail) for row in rows[start:end]) for tail, (start, end) in zip(tails, spans, strict=True)]
     indices = of_chunks["chunk_index"].to_pylist()
     ids: list[str] = []
@@ -343,9 +343,7 @@ def from_records(records: Sequence[ChunkRecord], embeddings: Sequence[Sequence[f
     rows = [
         {
             **{name: getattr(record, name) for name in ("id", *HASHED_FIELDS, "record_set_hash")},
-            "attachments": [
-                {"attachment_name": a.attachment_name, "source_id": a.source_id, "type": a.type} for a in record.attachments
-            ],
+            "attachments": [asdict(attachment) for attachment in record.attachments],
             "metadata": canonical_json(dict(record.metadata)),
         }
         for record in records

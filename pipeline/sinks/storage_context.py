@@ -34,7 +34,7 @@ from pipeline.sinks.records import FileRecords, canonical_json, record_schema
 from pipeline.sinks.refusals import check_vectors, sift
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import altered
-from pipeline.sinks.storage_context_index import ConfigIndex, Limits, Written
+from pipeline.sinks.storage_context_index import ConfigIndex, Limits
 from pipeline.sinks.storage_context_lease import Lease, held_lease
 from pipeline.urls import one_spelling
 
@@ -142,24 +142,17 @@ class StorageContextExporter(Exporter):
         configs: dict[str, list[FileRecords]] = {}
         for file in accepted:
             configs.setdefault(file.provenance.export_config_id, []).append(file)
-        records, size = 0, 0
+        total = ReplaceReport(0, 0, tuple(refused))
         for export_config_id, group in configs.items():
-            written = await self._replace(self._index(export_config_id), group)
-            refused += written.refused
-            records += written.records
-            size += written.size
-        return ReplaceReport(records, size, tuple(refused))
-
-    async def _replace(self, index: ConfigIndex, files: Sequence[FileRecords]) -> Written:
-        keep = self.settings.keep_generations
-        return await self._change(index, lambda lease: index.replace(files, self._limits, keep, lease))
+            index = self._index(export_config_id)
+            total += await self._change(index, partial(index.replace, group, self._limits, self.settings.keep_generations))
+        return total
 
     async def delete_files(self, *, parsed_directory_file_ids: Sequence[str], export_config_id: str) -> None:
         index = self._index(export_config_id)
         state = await self._read(index.state)
         if state is not None and any(file_id in state.manifest.held for file_id in parsed_directory_file_ids):
-            keep = self.settings.keep_generations
-            await self._change(index, lambda lease: index.remove(parsed_directory_file_ids, keep, lease))
+            await self._change(index, partial(index.remove, parsed_directory_file_ids, self.settings.keep_generations))
 
     async def list_snapshots(
         self, *, export_config_id: str, parsed_directory_file_ids: Sequence[str] | None = None

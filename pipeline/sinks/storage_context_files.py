@@ -44,6 +44,7 @@ which MinIO's and Versity's do not."""
 _CONFLICT: Final = ("ConditionalRequestConflict", "409")
 """How AWS says that it cannot tell yet (documented: try again)."""
 
+_STORE_REMEDY: Final = "check the store, its credentials and what they may do"
 _CREATE_ATTEMPTS: Final = 5
 _CONFLICT_PAUSE: Final = 0.1
 
@@ -62,6 +63,9 @@ class FolderStore:
         except (ValueError, ImportError) as error:
             told = f"storage_context cannot use uri {self.shown!r}: {quoted(str(error))}; {DRIVER_REMEDY}"
             raise ConfigError(told) from None
+        except _store_errors() as error:  # some drivers connect at once
+            reason = quoted(str(error), *store_secrets())
+            raise SinkUnavailable(f"storage_context at {self.shown} cannot be opened: {reason}; {_STORE_REMEDY}") from None
         return filesystem, root.rstrip("/")
 
     @property
@@ -174,8 +178,8 @@ class FolderStore:
             raise
         except _store_errors() as error:
             reason = quoted(str(error).replace(self._uri, self.shown), *store_secrets())
-            remedy = "its space and rights" if self.is_local else "the store, its credentials and what they may do"
-            raise SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}; check {remedy}") from None
+            remedy = "check its space and rights" if self.is_local else _STORE_REMEDY
+            raise SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}; {remedy}") from None
 
 
 def _store_errors() -> tuple[type[Exception], ...]:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from pipeline.sinks.base import Snapshot
 from pipeline.sinks.generations import PENDING_PREFIX
-from pipeline.sinks.records import FileRecords, canonical_json
+from pipeline.sinks.records import canonical_json
 from pipeline.sinks.storage_context_layout import storage_files
 
 RECORDS: Final = "records.parquet"
@@ -57,10 +57,6 @@ class Manifest:
         held = (HeldFile(Snapshot.from_json(item), item["size"]) for item in found["held"])
         tenant_id, export_config_id = found["scope"]
         return cls((tenant_id, export_config_id), found["sizes"], {item.snapshot.parsed_directory_file_id: item for item in held})
-
-
-def held_file(file: FileRecords) -> HeldFile:
-    return HeldFile(Snapshot.of(file), file.table.nbytes)
 
 
 def altered(snapshot: Snapshot) -> Snapshot:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.errors import RecordRefused, SinkDamaged, SinkUnavailable
+from pipeline.sinks.base import ReplaceReport, Snapshot
 from pipeline.sinks.records import FileRecords
 from pipeline.sinks.storage_context_files import FolderStore
 from pipeline.sinks.storage_context_generation import (
@@ -25,7 +26,6 @@ from pipeline.sinks.storage_context_generation import (
     HeldFile,
     Manifest,
     Scope,
-    held_file,
     row_groups,
     without_files,
     write_generation,
@@ -43,15 +43,6 @@ _READS: Final = 5
 class Limits:
     """The largest index a generation is written of: records, and bytes of records in memory."""
 
-    records: int
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What became of a replace; ``size`` is the bytes of the generation written, 0 when there was nothing to write."""
-
-    refused: list[RecordRefused]
     records: int
     size: int
 
@@ -155,18 +146,20 @@ class ConfigIndex:
             f"or have {CURRENT} in it name another generation"
         )
 
-    def replace(self, files: Sequence[FileRecords], limits: Limits, keep: int, lease: Lease) -> Written:
-        """Write the next generation with these files, at least one, in place of what it had of them, and have it count."""
+    def replace(self, files: Sequence[FileRecords], limits: Limits, keep: int, lease: Lease) -> ReplaceReport:
+        """Write the next generation with these files, at least one, in place of what it had of them, and have it count.
+
+        The bytes reported are the generation's; none is written where nothing would be other than before."""
         state = self.state()
         held = state.manifest.held if state else {}
         accepted, refused = _admit(files, held, limits)
         replaced = {file.file_id for file in accepted}
         new = [file for file in accepted if file.table.num_rows]
         if not new and replaced.isdisjoint(held):
-            return Written(refused, 0, 0)
+            return ReplaceReport(0, 0, tuple(refused))
         scope = (files[0].provenance.tenant_id, files[0].provenance.export_config_id)
         size = self._advance(state, scope, replaced, new, keep, lease)
-        return Written(refused, sum(file.table.num_rows for file in new), size)
+        return ReplaceReport(sum(file.table.num_rows for file in new), size, tuple(refused))
 
     def remove(self, file_ids: Sequence[str], keep: int, lease: Lease) -> None:
         """The same for files of which nothing shall be left."""
@@ -185,7 +178,7 @@ class ConfigIndex:
         """Have the generation count in which ``new`` is all there is of the ``replaced`` files; answers its size in bytes."""
         before = state.manifest.held if state else {}
         kept = {file_id: item for file_id, item in before.items() if file_id not in replaced}
-        held = kept | {file.file_id: held_file(file) for file in new}
+        held = kept | {file.file_id: HeldFile(Snapshot.of(file), file.table.nbytes) for file in new}
         self._tidy(keep, lease)  # what never counted must not count as kept once a later generation does
         generation = _generation(_name(lease))
         base = self._records(state.generation) if state and kept else nullcontext()

@@ -6,13 +6,13 @@ from record tables that are read once a section, so that an index of any size ta
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.sinks.decimals import json_vectors
 from pipeline.sinks.llama_node import flat_metadata, node_contents, ref_doc_ids
 from pipeline.sinks.records import canonical_json, json_string
 
@@ -43,7 +43,7 @@ def storage_files(index_id: str) -> dict[str, Callable[[Read], Iterator[str]]]:
         "docstore.json": lambda read: _file(documents, read),
         "index_store.json": lambda read: _index_store(index_id, read),
         "default__vector_store.json": lambda read: _file(vectors, read),
-        "image__vector_store.json": lambda _: _file(dict.fromkeys(vectors, _nothing), _no_rows),
+        "image__vector_store.json": lambda _: _file(vectors, lambda _: ()),
         "graph_store.json": lambda _: iter(['{"graph_dict":{}}']),
     }
 
@@ -63,14 +63,6 @@ def _separated(pieces: Iterable[str]) -> Iterator[str]:
     for piece in pieces:
         yield f"{separator}{piece}"
         separator = ","
-
-
-def _nothing(_: Read) -> Iterator[str]:
-    return iter(())
-
-
-def _no_rows(_: Sequence[str]) -> Iterable[pa.Table]:
-    return ()
 
 
 def _joined(*parts: pa.Array | pa.ChunkedArray | str) -> str:
@@ -115,13 +107,8 @@ def _nodes_of_ref_docs(read: Read) -> Iterator[str]:
 
 
 def _embeddings(read: Read) -> Iterator[str]:
-    """The shortest numbers that are the same float32 again."""
     for table in read(("id", "embedding")):
-        vectors = table["embedding"].combine_chunks()
-        numbers = pc.cast(vectors.flatten(), pa.string())
-        size = vectors.type.list_size
-        offsets = pa.array(range(0, len(numbers) + 1, size), pa.int64())
-        yield _joined('"', table["id"], '":[', pc.binary_join(pa.LargeListArray.from_arrays(offsets, numbers), ","), "]")
+        yield _joined('"', table["id"], '":[', json_vectors(table["embedding"]), "]")
 
 
 def _ref_docs_of_nodes(read: Read) -> Iterator[str]:
@@ -140,10 +127,6 @@ def _index_store(index_id: str, read: Read) -> Iterator[str]:
     """One vector index over all nodes; the store keeps an index as a string of JSON."""
     yield f'{{"index_store/data":{{{json_string(index_id)}:{{"__data__":"'
     struct = canonical_json({"doc_id_dict": {}, "embeddings_dict": {}, "index_id": index_id, "summary": None})
-    yield _inside_string(f'{struct[:-1]},"nodes_dict":{{')
+    yield json_string(f'{struct[:-1]},"nodes_dict":{{')[1:-1]
     yield from _separated(_joined('\\"', t["id"], '\\":\\"', t["id"], '\\"') for t in read(("id",)))
     yield '}}","__type__":"vector_store"}}}'
-
-
-def _inside_string(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)[1:-1]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import random
 import socket
 import threading
 import time
@@ -20,6 +19,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 from pipeline.errors import SinkUnavailable
+from pipeline.sinks.backoff import backoff
 from pipeline.sinks.storage_context_files import FolderStore
 
 _FIRST_WAIT: Final = 0.05
@@ -89,7 +89,7 @@ async def _keep(lease: Lease, pause: float) -> None:
 
 async def _acquire(store: FolderStore, folder: str, seconds: float, wait: float) -> Lease:
     deadline = time.monotonic() + wait
-    pause = _FIRST_WAIT
+    attempts = 0
     while (taken := await _attempt(store, folder, seconds)) is None:
         if time.monotonic() >= deadline:
             owner = await asyncio.to_thread(_owner, store, folder)
@@ -97,8 +97,8 @@ async def _acquire(store: FolderStore, folder: str, seconds: float, wait: float)
                 f"storage_context at {store.shown}: {owner} has been writing for more than {wait:g} s; "
                 "wait for it to end, or raise lease_wait_seconds"
             )
-        await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311 - jitter, no secret
-        pause = min(pause * 1.5, _LONGEST_WAIT)
+        attempts += 1
+        await asyncio.sleep(backoff(attempts, first=_FIRST_WAIT, longest=_LONGEST_WAIT))
     return taken
 
 

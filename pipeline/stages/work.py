@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline.errors import LedgerUnavailable
 from pipeline.ledger.models import FileRow
 from pipeline.sinks.base import Exporter
+from pipeline.sinks.slicing import slices
 from pipeline.stages.export import LEASE_SECONDS, Export
 from pipeline.stages.report import StageReport
 
@@ -78,18 +79,7 @@ async def borrowed(export: Export, run_id: str) -> AsyncIterator[None]:
 
 def groups_of(rows: Sequence[FileRow], at_once: int | None = None) -> Iterator[list[FileRow]]:
     """Consecutive files of at most ``at_once`` chunks together, GROUP_CHUNKS by default; a larger file is a group alone."""
-    most = at_once or GROUP_CHUNKS
-    group: list[FileRow] = []
-    chunks = 0
-    for row in rows:
-        count = row.chunk_count or 0
-        if group and chunks + count > most:
-            yield group
-            group, chunks = [], 0
-        group.append(row)
-        chunks += count
-    if group:
-        yield group
+    return slices(rows, count=len(rows), size=at_once or GROUP_CHUNKS, size_of=lambda row: row.chunk_count or 0)
 
 
 def opened_sink(export: Export, sink: str, tenant_id: str) -> AbstractAsyncContextManager[Exporter]:

@@ -1,14 +1,20 @@
-"""The offline model's own tokenizer, loaded once."""
+"""The offline model's own tokenizer, loaded once, and texts cut by it."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+from pipeline.documents.chunking import chunk_document
+from pipeline.documents.document import build_document
+from pipeline.documents.models import Chunk, ChunkingSettings, Page
 from pipeline.documents.tokens import HuggingFaceTokens
+
+Chunk_ = Callable[..., list[Chunk]]
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +28,11 @@ def minilm_tokenizer() -> Tokenizer:
 @pytest.fixture(scope="session")
 def minilm(minilm_tokenizer: Tokenizer) -> HuggingFaceTokens:
     return HuggingFaceTokens(minilm_tokenizer, "minilm")
+
+
+@pytest.fixture
+def chunk(minilm: HuggingFaceTokens) -> Chunk_:
+    def chunk_text(text: str, **chosen: object) -> list[Chunk]:
+        return chunk_document(build_document([Page(1, text)]), ChunkingSettings.model_validate(chosen), minilm, 256)
+
+    return chunk_text

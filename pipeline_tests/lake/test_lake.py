@@ -19,6 +19,7 @@ from pipeline.errors import ConfigError, LakeError
 from pipeline.lake import Lake, recent
 from pipeline.lake.lake import _object_name
 from pipeline_tests.buckets import deletes_forbidden
+from pipeline_tests.ports import free_port
 
 TABLE = pa.table({"page_number": pa.array([1, 2], pa.int32()), "text": ["one", "two"]})
 
@@ -214,6 +215,15 @@ def test_a_bucket_that_cannot_be_reached_is_named_with_a_remedy_and_no_secret(
 def test_an_address_without_a_driver_is_a_wrong_setting(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"INDEXPORT_LAKE_URI: .* cannot be opened: .*indexport\[s3\]") as caught:
         Lake(uri, "default")
+    assert "canary" not in str(caught.value)
+
+
+def test_a_server_that_does_not_answer_when_its_driver_connects_is_named_without_its_secrets() -> None:
+    address = f"ftp://user:canary@127.0.0.1:{free_port()}/lake"
+    with pytest.raises(
+        LakeError, match=r"the lake at ftp://127\.0\.0\.1:\d+/lake cannot be opened: ConnectionRefusedError"
+    ) as caught:
+        Lake(address, "default")
     assert "canary" not in str(caught.value)
 
 

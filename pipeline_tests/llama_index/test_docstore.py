@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -31,62 +29,7 @@ from pipeline.sinks.llama_index_natives import native_store
 from pipeline.sinks.open_index import open_index
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, SinkUnderTest, load_harness
 from pipeline_tests.conformance.llama_docstore_harness import LlamaDocstoreUnderTest
-from pipeline_tests.conformance.mongodb_harness import NO_ENGINE
-from pipeline_tests.llama_index import stacks
-
-_URI = "DOCSTORE_URI"
-
-NATIVE = ("pgvector", "pinecone")
-"""Vector sinks LlamaIndex deletes documents from through its own store; from LanceDB it cannot, so it does through the sink."""
-
-
-def _mongodb(resources: ExitStack, patch: pytest.MonkeyPatch, _: Path) -> dict[str, Any]:
-    pytest.importorskip("secantus", reason=NO_ENGINE)
-    from pipeline_tests.emulators.mongodb import mongo_server
-
-    patch.setenv(_URI, resources.enter_context(mongo_server(search=None)).uri)
-    return stacks.mongodb_kvstore(_URI)
-
-
-def _redis(resources: ExitStack, patch: pytest.MonkeyPatch, directory: Path) -> dict[str, Any]:
-    patch.setenv(_URI, f"redis://127.0.0.1:{resources.enter_context(stacks.redis_server(directory))}")
-    return stacks.redis_kvstore(_URI)
-
-
-STACKS = {
-    "lancedb and mongodb": ("lancedb", _mongodb),
-    "pgvector and mongodb": ("pgvector", _mongodb),
-    "pinecone and mongodb": ("pinecone", _mongodb),
-    "pinecone and redis": ("pinecone", _redis),
-}
-
-
-@dataclass
-class Stack:
-    """A vector sink and the docstore beside it: one tenant, one config."""
-
-    name: str
-    vectors: Bench
-    docstore: Bench
-
-    @property
-    def exporter(self) -> LlamaDocstoreExporter:
-        found = self.docstore.exporter
-        assert isinstance(found, LlamaDocstoreExporter)
-        return found
-
-    async def replace(self, *files: Any) -> None:
-        await self.vectors.replace(*files)
-        await self.docstore.replace(*files)
-        await self.docstore.exporter.optimize()
-
-    def document(self, file_id: str, config: str | None = None) -> str:
-        return f"{config or self.vectors.config}:{file_id}"
-
-    async def ids(self, file_id: str) -> list[str]:
-        """Of the records in the vector sink."""
-        held = (await self.vectors.held()).get(file_id)
-        return [] if held is None else held["id"].to_pylist()
+from pipeline_tests.llama_index.docstore_stacks import NATIVE, STACKS, URI, Stack
 
 
 @pytest.fixture(scope="module", params=sorted(STACKS))
@@ -344,7 +287,7 @@ async def test_llama_indexs_own_classes_open_the_namespaces(stack: Stack) -> Non
     if "redis" in stack.name:
         pytest.skip("shown on MongoDB")
     await stack.replace(stack.vectors.file("dfl-1", 3))
-    uri, name = os.environ[_URI], stack.exporter.namespace(stack.vectors.config)
+    uri, name = os.environ[URI], stack.exporter.namespace(stack.vectors.config)
     docstore = MongoDocumentStore.from_uri(uri, "documents", namespace=f"{name}/docstore")
     index_store = MongoIndexStore.from_uri(uri, "documents", namespace=f"{name}/index_store")
     assert docstore.get_ref_doc_info(stack.document("dfl-1")).node_ids == await stack.ids("dfl-1")

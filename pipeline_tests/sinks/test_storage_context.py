@@ -28,6 +28,7 @@ from pipeline.sinks.storage_context_index import ConfigIndex
 from pipeline_tests.buckets import deletes_forbidden
 from pipeline_tests.conformance.harness import FIELDS, MODEL, Bench, provisioned_bench
 from pipeline_tests.conformance.storage_context_harness import StorageContextUnderTest
+from pipeline_tests.ports import free_port
 from pipeline_tests.sinks.storage_context_folder import config_folder, current_generation, fail_when
 
 
@@ -301,3 +302,11 @@ async def test_an_object_store_that_does_not_answer_is_unavailable(bucket: str, 
     with pytest.raises(SinkUnavailable, match="s3://records/indexes") as caught:
         await Bench(StorageContextUnderTest(bucket)).open().list_snapshots(export_config_id="cfg")
     assert "the-secret" not in str(caught.value)
+
+
+async def test_a_server_that_does_not_answer_when_its_driver_connects_is_unavailable() -> None:
+    """Drivers of file servers connect as soon as they are made, those of object stores with their first request."""
+    address = f"ftp://user:secret-word@127.0.0.1:{free_port()}/indexes"
+    with pytest.raises(SinkUnavailable, match=r"storage_context at ftp://127\.0\.0\.1:\d+/indexes cannot be opened") as caught:
+        await Bench(StorageContextUnderTest(address)).open().provision()
+    assert "secret-word" not in str(caught.value)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,9 @@ import pyarrow as pa
 import pytest
 
 from pipeline.errors import LakeError, SinkUnavailable
-from pipeline.lake.lake import DATASETS, Lake
+from pipeline.lake.lake import Lake
 from pipeline.ledger import Ledger
 from pipeline.orchestration.liveness import command_run
-from pipeline.orchestration.resources import _open
 from pipeline.sinks.lancedb import LanceDBExporter
 from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
@@ -28,26 +27,29 @@ from pipeline.stages.embed import embed
 from pipeline.stages.erase import ErasureReport, Retired, erase, retire
 from pipeline.stages.fetch import fetch
 from pipeline.stages.load import load
-from pipeline.stages.rebuild import rebuild_lake, rebuild_ledger
 from pipeline.stages.report import StageReport
-from pipeline.stages.tombstones import lift_tombstones
 from pipeline.stages.verify import verify
 from pipeline_tests.lake.test_lake import killed_writer
 from pipeline_tests.orchestration.test_removals import take_down
 from pipeline_tests.trust.conftest import LONG
 from pipeline_tests.trust.damage import drop_rows
-from pipeline_tests.trust.test_rebuild import lose_ledger
 from pipeline_tests.world import World, open_world
 
 SECRET = "The patient is called Quirinus Zwiebelfisch."
 
 
-@pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    with open_world(tmp_path) as opened:
+@contextmanager
+def opened_with_a_patient(root: Path) -> Iterator[World]:
+    with open_world(root) as opened:
         opened.write("patient.md", f"# Patient\n\n{SECRET}\n")
         opened.write("other.md", "# Other\n\nNothing personal.\n")
         opened.ingest()
+        yield opened
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with opened_with_a_patient(tmp_path) as opened:
         yield opened
 
 
@@ -250,60 +252,6 @@ def test_a_file_that_was_removed_before_is_erased_from_an_old_models_collection_
     assert files_with(world.root / "home" / "lancedb", b"Quirinus") == []
 
 
-def test_a_tombstone_outlives_the_ledger(world: World) -> None:
-    assert world.sync().ok
-    file_id = world.file_id("patient.md")
-    wipe(world, file_id)
-    lose_ledger(world)
-    assert asyncio.run(rebuild_ledger(world.export)).tombstones == 1
-    assert world.sync().ok
-    assert world.names() == {"other.md"}
-    world.assert_no_partition_is_behind()
-
-
-def test_a_tombstone_outlives_a_move_to_another_ledger(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    wipe(world, world.file_id("patient.md"))
-    monkeypatch.setenv("INDEXPORT_LEDGER_URL", f"sqlite:///{world.root / 'shared.sqlite'}")
-    _open.cache_clear()
-    world.ingest()
-    assert world.names() == {"other.md"}
-
-
-def test_a_tombstone_outlives_a_ledger_put_back_from_before_the_erasure(world: World) -> None:
-    file_id = world.file_id("patient.md")
-    wipe(world, file_id)
-    world.export.ledger.register.lift([file_id])
-    world.export.ledger.update_files([{"file_id": file_id, "status": "done"}])
-    world.ingest()
-    assert world.names() == {"other.md"}
-
-
-@pytest.mark.parametrize("by", ["a listing", "rebuild lake"])
-def test_a_tombstone_outlives_a_lake_put_back_from_before_the_erasure_and_the_ledger_after_it(world: World, by: str) -> None:
-    lake, file_id = world.root / "home" / "lake", world.file_id("patient.md")
-    shutil.copytree(lake, world.root / "backup")
-    assert wipe(world, file_id).proved
-    shutil.rmtree(lake)
-    (world.root / "backup").rename(lake)
-    world.write("other.md", "# Other\n\nStill nothing personal.\n")
-    if by == "rebuild lake":
-        asyncio.run(rebuild_lake(world.export, run_id="rebuild-test"))
-    else:
-        world.ingest()
-    assert [world.export.lake.metadata(dataset, file_id) for dataset in DATASETS] == [None] * len(DATASETS)
-    assert '{"lake": "had lost its tombstone"}' in [event.details for event in world.export.ledger.history(file_id)]
-    lose_ledger(world)
-    world.ingest()
-    assert world.names() == {"other.md"}
-
-
-def test_a_name_that_is_released_frees_no_erased_file(world: World) -> None:
-    file_id = world.file_id("patient.md")
-    wipe(world, file_id)
-    world.export.ledger.release([file_id])
-    assert world.export.ledger.files()[file_id].status == "removed"
-
-
 def add_second_sink(world: World) -> None:
     world.change(sinks={"lancedb": {}, "second": {"type": "lancedb", "uri": str(world.root / "second")}})
     world.ingest()
@@ -398,12 +346,3 @@ def test_a_file_held_by_a_live_run_is_not_erased_under_its_feet(world: World) ->
     assert "worked on by a run" in report.problems[0]
     world.instance.delete_run(holder.run_id)
     assert wipe(world, file_id).proved
-
-
-def test_a_lifted_tombstone_lets_the_file_return(world: World) -> None:
-    file_id = world.file_id("patient.md")
-    wipe(world, file_id)
-    world.ingest()
-    lift_tombstones(world.export, [file_id])
-    world.ingest()
-    assert world.names() == {"patient.md", "other.md"}
