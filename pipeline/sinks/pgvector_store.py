@@ -21,7 +21,7 @@ from psycopg.pq import TransactionStatus
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.quoting import quoted
 from pipeline.sinks.backoff import apart
-from pipeline.sinks.pgvector_sql import READ_ONE_VERSION
+from pipeline.sinks.pgvector_sql import READ_ONE_VERSION, WITHOUT_TIME_LIMIT
 
 T = TypeVar("T")
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -76,6 +76,7 @@ class PostgresStore:
         connection = await self._connect()
         with self._errors(action):
             async with connection, connection.transaction():
+                await connection.execute(WITHOUT_TIME_LIMIT)
                 await work(connection)
 
     async def run_outside_transaction(self, action: str, statement: sql.Composed) -> list[str]:

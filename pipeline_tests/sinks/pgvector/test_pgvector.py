@@ -119,31 +119,6 @@ async def test_writers_that_share_files_never_deadlock(bench: PgVectorBench, dat
     assert database.query("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()") == [(0,)]
 
 
-@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-async def test_a_delete_takes_what_was_written_while_it_waited_whatever_the_database_isolates(
-    database: Database, level: LiteralString
-) -> None:
-    database.configure(f"default_transaction_isolation = '{level}'")
-    bench = await PgVectorBench(database).provisioned()
-    keys = statements.lock_keys(bench.exporter.layout, [(bench.tenant, bench.config, "dfl-1")])
-    with psycopg.connect(database.uri) as holder:
-        holder.execute(statements.LOCK_FILES, [keys])
-        writing = asyncio.create_task(bench.replace(bench.file("dfl-1")))
-        await asyncio.to_thread(wait_for_waiters, database, 1)
-        deleting = asyncio.create_task(bench.delete("dfl-1"))
-        await asyncio.to_thread(wait_for_waiters, database, 2)
-    await asyncio.gather(writing, deleting)
-    await bench.assert_holds()
-    await bench.close()
-
-
-def wait_for_waiters(database: Database, count: int) -> None:
-    """Until so many wait for a lock; whoever comes first gets it first."""
-    deadline = time.monotonic() + 10
-    while database.query("SELECT count(*) FROM pg_locks WHERE NOT granted") != [(count,)]:
-        assert time.monotonic() < deadline, "nobody waits"
-
-
 async def test_readers_see_one_version_of_a_file(bench: PgVectorBench) -> None:
     versions = [bench.file("dfl-1", 2 + 3 * n, version=f"v{n}") for n in range(4)]
     await bench.replace(versions[0])
