@@ -33,7 +33,7 @@ def open_engine(url: str) -> sa.Engine:
             raise ConfigError(f"INDEXPORT_LEDGER_URL: a ledger cannot be in {kind!r}; {_URL}")
         check_address(sa.make_url(url), "INDEXPORT_LEDGER_URL")
         # Without the values of a statement, which are of documents, in what an error shows.
-        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, **_many_rows_at_once(url))
+        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, **_of_postgresql(sa.make_url(url)))
     except ImportError as error:
         raise ConfigError(f"INDEXPORT_LEDGER_URL: its driver {error.name!r} is not installed; {_URL}") from None
     except (sa.exc.ArgumentError, ValueError):  # their words may hold the password
@@ -77,9 +77,19 @@ def _passwords(url: sa.URL) -> list[str]:
     return [str(url.password or ""), str(url.query.get("password", "")), os.environ.get("PGPASSWORD", "")]
 
 
-def _many_rows_at_once(url: str) -> dict[str, str]:
-    """psycopg2 sends the rows of an ``executemany`` one round trip each unless asked to batch them; psycopg pipelines."""
-    return {"executemany_mode": "values_plus_batch"} if sa.make_url(url).get_dialect().driver == "psycopg2" else {}
+def _of_postgresql(url: sa.URL) -> dict[str, Any]:
+    """Whoever waits for its turn must see what was written meanwhile, whatever isolation the database has by default.
+
+    psycopg2 sends the rows of an ``executemany`` one round trip each unless asked to batch them; psycopg pipelines them. It
+    prepares statements too, which are lost behind a connection pooler that gives every transaction another connection.
+    """
+    if url.get_backend_name() != "postgresql":
+        return {}
+    of_drivers: dict[str, dict[str, Any]] = {
+        "psycopg2": {"executemany_mode": "values_plus_batch"},
+        "psycopg": {"connect_args": {"prepare_threshold": None}},
+    }
+    return {"isolation_level": "READ COMMITTED", **of_drivers.get(url.get_dialect().driver, {})}
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

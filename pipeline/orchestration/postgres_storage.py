@@ -31,7 +31,15 @@ from pipeline.orchestration.remembered_schema import RememberedSchema
 def _keeping_engine(postgres_url: str, token_provider: PgTokenProvider | None) -> sa.Engine:
     """As in the webserver: one connection is kept, more are made and dropped as they are needed."""
     kept = {"isolation_level": "AUTOCOMMIT", "pool_size": 1, "max_overflow": -1, "pool_pre_ping": True}
-    return create_pg_engine(postgres_url, token_provider, **kept)
+    engine = create_pg_engine(postgres_url, token_provider, hide_parameters=True, **kept)
+    sa.event.listen(engine, "handle_error", _leave_out_statement)
+    return engine
+
+
+def _leave_out_statement(context: sa.engine.ExceptionContext) -> None:
+    """Dagster prints the errors of batches, which would come with up to a thousand events."""
+    if context.sqlalchemy_exception:
+        context.sqlalchemy_exception.statement = None
 
 
 class KeepingPostgresRunStorage(PostgresRunStorage):

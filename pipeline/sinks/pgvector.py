@@ -8,6 +8,8 @@ pg_cjk_parser for Chinese, Japanese and Korean. (pg_bigm and PGroonga are indexe
 Text search counts a word the more, the fewer of the records searched have it. Words that more than 1,000 and more than a
 twentieth of these have are left out beside rarer ones; records with none but such words are found by asking for these alone.
 
+A limit on the time of statements (``statement_timeout``) ends searches and reads, not what writes records or builds indexes.
+
 What belongs here: the exporter. How the table lies in the database is ``pgvector_table``'s, SQL is ``pgvector_sql``'s,
 connections are ``pgvector_store``'s. The connection string, which holds the password, is read from the environment.
 """
@@ -160,7 +162,7 @@ class PgVectorExporter(Exporter):
         await self._store.run("replace files", work)
 
     async def _stage(self, connection: Connection, rows: Sequence[codec.Row]) -> None:
-        await connection.execute(statements.create_staging(self.layout))
+        await connection.execute(statements.begin_replace(self.layout))
         async with connection.cursor() as cursor, cursor.copy(statements.copy_staging()) as copy:
             copy.set_types([column.staged for column in written_columns(self.context.model.dimension)])
             for row in rows:

@@ -31,6 +31,9 @@ from pipeline.sinks.pgvector_table import (
 from pipeline.sinks.pgvector_words import Term
 from pipeline.sinks.reading import ALTERED_INSTANT
 
+WITHOUT_TIME_LIMIT: Final = "SET LOCAL statement_timeout = 0"
+"""For a transaction: what it writes or builds takes as long as there is much of it, and would be begun again and again."""
+
 READ_ONE_VERSION: Final = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 STAGING: Final = sql.Identifier("pg_temp", "indexport_staging")
 _COMPARISONS: Final[dict[str, LiteralString]] = {"gt": ">", "gte": ">=", "lt": "<", "lte": "<="}
@@ -150,12 +153,14 @@ def lock_keys(layout: TableLayout, addresses: Iterable[tuple[str, str, str]]) ->
 LOCK_FILES: Final = "SELECT count(pg_advisory_xact_lock(key)) FROM unnest(%s::bigint[]) AS key"
 
 
-def create_staging(layout: TableLayout) -> sql.Composed:
+def begin_replace(layout: TableLayout) -> sql.Composed:
+    """How one transaction replaces files: with a staging table of its own."""
     columns = [
         sql.SQL("{} {}").format(sql.Identifier(column.name), sql.Identifier(column.staged))
         for column in written_columns(layout.model.dimension)
     ]
-    return sql.SQL("CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP").format(STAGING, sql.SQL(", ").join(columns))
+    template = "{}; CREATE TEMPORARY TABLE {} ({}) ON COMMIT DROP"
+    return sql.SQL(template).format(sql.SQL(WITHOUT_TIME_LIMIT), STAGING, sql.SQL(", ").join(columns))
 
 
 def copy_staging() -> sql.Composed:

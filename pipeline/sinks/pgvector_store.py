@@ -14,14 +14,14 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import psycopg
 from pgvector.psycopg import register_vector_async
-from psycopg import AsyncConnection, errors, sql
+from psycopg import AsyncConnection, IsolationLevel, errors, sql
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.pq import TransactionStatus
 
 from pipeline.errors import ConfigError, SinkUnavailable
 from pipeline.quoting import quoted
 from pipeline.sinks.backoff import apart
-from pipeline.sinks.pgvector_sql import READ_ONE_VERSION
+from pipeline.sinks.pgvector_sql import READ_ONE_VERSION, WITHOUT_TIME_LIMIT
 
 T = TypeVar("T")
 Connection: TypeAlias = AsyncConnection[tuple[Any, ...]]
@@ -76,6 +76,7 @@ class PostgresStore:
         connection = await self._connect()
         with self._errors(action):
             async with connection, connection.transaction():
+                await connection.execute(WITHOUT_TIME_LIMIT)
                 await work(connection)
 
     async def run_outside_transaction(self, action: str, statement: sql.Composed) -> list[str]:
@@ -132,10 +133,13 @@ class PostgresStore:
         except psycopg.ProgrammingError:
             raise ConfigError(f"the environment variable {self._dsn_env} does not hold {wanted}") from None
         try:
-            return await AsyncConnection.connect(conninfo, prepare_threshold=None)
+            connection = await AsyncConnection.connect(conninfo, prepare_threshold=None)
         except psycopg.Error as error:
             reason = "its host name cannot be resolved" if _NOT_RESOLVED in str(error) else self._shown(error)
             raise SinkUnavailable(f"PostgreSQL ({self._dsn_env}) cannot be reached: {reason}") from None
+        # Whoever waited for a lock must see what was written meanwhile, whatever isolation the database has by default.
+        await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
+        return connection
 
     @contextmanager
     def _errors(self, action: str) -> Iterator[None]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import sqlite3
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
@@ -141,6 +142,30 @@ def test_a_connection_that_the_server_ends_is_told_in_one_line(server: str, driv
         used.execute(sa.text("SELECT pg_terminate_backend(pg_backend_pid())"))
     engine.dispose()
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+def test_nothing_is_prepared_which_a_pooler_would_lose_between_two_transactions(server: str, driver: str) -> None:
+    engine = open_engine(fresh_database(server).replace("postgresql://", f"postgresql+{driver}://"))
+    prepared = sa.text("SELECT count(*) FROM pg_prepared_statements")
+    with engine.connect() as connection:
+        assert [connection.execute(prepared).scalar_one() for _ in range(10)] == [0] * 10
+    engine.dispose()
+
+
+@pytest.mark.parametrize("driver", ["psycopg2", "psycopg"])
+@pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+def test_who_waits_for_its_turn_sees_what_was_written_meanwhile_whatever_the_database_isolates(
+    server: str, driver: str, level: str
+) -> None:
+    url = fresh_database(server).replace("postgresql://", f"postgresql+{driver}://")
+    url += f"&options={quote(f'-cdefault_transaction_isolation={level}'.replace(' ', chr(92) + ' '))}"
+    ledgers = [Ledger(url, "default") for _ in range(4)]
+    with ThreadPoolExecutor(4) as threads:
+        begun = list(threads.map(lambda number: ledgers[number % 4].begin_listing(), range(40)))
+    assert sorted(begun) == list(range(1, 41))
+    for ledger in ledgers:
+        ledger.close()
 
 
 def test_a_password_that_would_be_taken_for_a_host_and_shown_is_refused() -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from dagster_postgres.auth import PgTokenProvider
 from dagster_postgres.schedule_storage import PostgresScheduleStorage
 
@@ -51,6 +52,18 @@ def test_a_server_that_takes_no_writes_is_told_in_one_line(tmp_path: Path, monke
             with expected as caught, open_instance(Home(tmp_path)) as instance:
                 instance.add_dynamic_partitions("files", ["a"])
         assert "\n" not in str(caught and caught.value)
+
+
+def test_what_dagster_prints_of_an_error_holds_no_statement_and_none_of_its_values() -> None:
+    with postgres() as server:
+        url = sqlalchemy_url(fresh_database(server))
+        BatchingPostgresStorage(url)
+        storage = BatchingPostgresStorage(f"{url}&options=-cdefault_transaction_read_only%3Don", should_autocreate_tables=False)
+        with pytest.raises(sa.exc.InternalError) as refused:
+            storage.event_log_storage.add_dynamic_partitions("files", ["zq-canary"] * 1000)
+    assert "cannot execute INSERT in a read-only transaction" in str(refused.value)
+    assert "zq-canary" not in str(refused.value)
+    assert "dynamic_partitions" not in str(refused.value)
 
 
 class _Asked(Exception):
