@@ -22,6 +22,9 @@ ListWithUrls = Callable[[datetime | None, datetime | None], AsyncGenerator[list[
 FILES_WORTH_A_LISTING = 25
 """A listed page of a thousand files costs about as much as this many single requests (25 ms against 1 ms of work)."""
 _CLOCK_MARGIN = timedelta(seconds=1)
+_IN_STOCK = 500
+"""Entries whose turn comes within seconds. With more at hand no page is asked for: presigned URLs expire, and one that has costs
+a request of its own."""
 
 
 async def batches_with_urls(files: Sequence[DirectoryFile], list_with_urls: ListWithUrls) -> AsyncGenerator[list[FileEntry]]:
@@ -63,24 +66,28 @@ def _window(files: Sequence[DirectoryFile]) -> tuple[datetime | None, datetime |
 async def in_completion_order(
     batches: AsyncGenerator[list[FileEntry]], fetch: Callable[[FileEntry], Coroutine[Any, Any, T]], *, limit: int
 ) -> AsyncGenerator[T]:
-    """``fetch`` of every entry, at most ``limit`` at a time, results as they come; the next batch is asked for meanwhile.
+    """``fetch`` of every entry, at most ``limit`` at a time, results as they come; the next batch is asked for before the entries
+    run out.
 
     In random order: neighbours in a listing may lie in one place that is broken, and the first results speak for all.
     The first exception ends it; what is still in flight is cancelled, as it is when the caller stops early.
     """
     backlog: list[FileEntry] = []
     running: set[asyncio.Task[T]] = set()
-    upcoming: asyncio.Task[list[FileEntry] | None] | None = asyncio.create_task(_next_batch(batches))
+    upcoming: asyncio.Task[list[FileEntry] | None] | None = None
+    is_more = True
     try:
-        while backlog or running or upcoming:
+        while backlog or running or is_more:
             while backlog and len(running) < limit:
                 running.add(asyncio.create_task(fetch(backlog.pop())))
+            if is_more and upcoming is None and len(backlog) < _IN_STOCK:
+                upcoming = asyncio.create_task(_next_batch(batches))
             await asyncio.wait(_tasks(running, upcoming), return_when=asyncio.FIRST_COMPLETED)
             if upcoming and upcoming.done():
                 batch = upcoming.result()
                 backlog.extend(batch or ())
                 random.shuffle(backlog)
-                upcoming = None if batch is None else asyncio.create_task(_next_batch(batches))
+                upcoming, is_more = None, batch is not None
             finished = {task for task in running if task.done()}
             for task in finished:
                 running.discard(task)

@@ -24,6 +24,7 @@ from sqlalchemy.dialects import postgresql
 
 from pipeline.ledger.engine import check_address
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
+from pipeline.orchestration.partition_keys import PlainPartitionKeys
 from pipeline.orchestration.pools import SharedPoolsStorage
 from pipeline.orchestration.remembered_schema import RememberedSchema
 
@@ -54,7 +55,7 @@ class KeepingPostgresRunStorage(PostgresRunStorage):
         self._engine.dispose()
 
 
-class BatchingPostgresEventLogStorage(RememberedSchema, SharedPoolsStorage, PostgresEventLogStorage):
+class BatchingPostgresEventLogStorage(RememberedSchema, PlainPartitionKeys, SharedPoolsStorage, PostgresEventLogStorage):
     """One INSERT a batch, where the stock class takes one for every planned event."""
 
     def __init__(

@@ -30,6 +30,7 @@ from sqlalchemy.pool import NullPool
 from pipeline.errors import ConfigError
 from pipeline.files import hold
 from pipeline.orchestration.event_batches import event_rows, insert_events, last_of_each_asset, split, that_may_have_tags
+from pipeline.orchestration.partition_keys import PlainPartitionKeys
 from pipeline.orchestration.pools import SharedPoolsStorage
 from pipeline.orchestration.remembered_schema import RememberedSchema
 
@@ -62,7 +63,7 @@ class KeepingSqliteRunStorage(SqliteRunStorage):
             yield connection
 
 
-class BatchingSqliteEventLogStorage(RememberedSchema, SharedPoolsStorage, SqliteEventLogStorage):
+class BatchingSqliteEventLogStorage(RememberedSchema, PlainPartitionKeys, SharedPoolsStorage, SqliteEventLogStorage):
     """Two transactions a batch (the run's shard and the index), where the stock class takes two an event."""
 
     def __init__(self, base_dir: str, inst_data: ConfigurableClassData | None = None) -> None:

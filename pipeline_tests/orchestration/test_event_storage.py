@@ -13,6 +13,7 @@ from dagster._core.events import AssetMaterializationPlannedData, AssetObservati
 from dagster._core.storage.event_log import SqlEventLogStorage
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import Connection
 from sqlalchemy.sql.compiler import SQLCompiler
 
 from pipeline.home import Home
@@ -129,6 +130,24 @@ def test_what_one_run_has_asked_is_not_compiled_again_for_the_next(
     assert run(instance, KEYS[2], KEYS[3]).success
     assert of_first
     assert of_first & set(compiled) == set()
+
+
+def test_the_keys_of_a_directory_are_read_in_their_order_and_without_its_name_beside_each(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    instance.add_dynamic_partitions("files", [*KEYS[3:], *KEYS[:3]])
+    instance.add_dynamic_partitions("others", ["another"])
+    asked: list[str] = []
+    execute = Connection.execute
+
+    def noted(connection: Connection, statement: Any, *given: Any, **told: Any) -> Any:
+        asked.append(str(statement))
+        return execute(connection, statement, *given, **told)
+
+    monkeypatch.setattr(Connection, "execute", noted)
+    assert instance.get_dynamic_partitions("files") == [*KEYS[3:], *KEYS[:3]]
+    [statement] = [statement for statement in asked if "FROM dynamic_partitions" in statement]
+    assert statement.split("FROM")[0].split() == ["SELECT", "dynamic_partitions.partition"]
 
 
 def test_every_file_of_a_run_is_materialized_with_its_metadata_and_data_version(instance: dg.DagsterInstance) -> None:
