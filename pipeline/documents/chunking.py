@@ -22,7 +22,7 @@ from pipeline.documents.splitting import TextSizer, split_long
 from pipeline.documents.tokens import TokenCounter
 from pipeline.errors import ConfigError
 
-CHUNKER_VERSION = "8"
+CHUNKER_VERSION = "9"
 """Goes up with every change to this package that may move a cut or change a context."""
 
 _LEAST_TOKENS = 32

@@ -128,7 +128,7 @@ class Drafter:
         if body < last and self._blocks[body].kind is BlockKind.TABLE:
             yield from self._split_table(first, body)
             return
-        room = min(self._room_at(first) - self._size(first, body), self._room_at(body)) if first < body < last else 0
+        room = self._room_behind(first, body) if first < body < last else 0
         if room >= self._room // 2:
             opening, *rest = self._text_pieces(body, room)
             yield opening._replace(start=self._blocks[first].start, context=self._context(first)[0])
@@ -137,6 +137,11 @@ class Drafter:
             yield from self._divide_parts([(block, block + 1) for block in range(first, last)])
         else:
             yield from self._text_pieces(first, self._room_at(first))
+
+    def _room_behind(self, first: int, body: int) -> int:
+        """What the blocks that lead into ``body``, and the white space between it and them, leave for its beginning."""
+        [leading] = self._sizer.sizes([self._text[self._blocks[first].start : self._blocks[body].start]])
+        return min(self._room_at(first) - leading, self._room_at(body))
 
     def _text_pieces(self, block: int, room: int) -> list[Draft]:
         """The block in pieces of at most ``room`` tokens."""

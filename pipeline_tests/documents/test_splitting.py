@@ -53,6 +53,13 @@ def test_a_long_paragraph_is_cut_between_sentences_whatever_marks_they_hold(chun
     }
 
 
+@pytest.mark.parametrize("title", ["I", "In", "Ins"])
+def test_a_heading_stays_with_text_that_fills_the_chunk_to_the_last_byte(chunk: Chunk_, title: str) -> None:
+    opening, *rest = chunk(f"## {title}\n\n{'ab ' * 400}")
+    assert opening.content.startswith(f"## {title}\n\nab ab")
+    assert {c.context for c in rest} == {f"{title}\n\n"}
+
+
 def test_prose_that_was_wrapped_is_cut_between_sentences_and_not_where_lines_end(chunk: Chunk_) -> None:
     rng = random.Random(8)
     words = " ".join(corpus.sentence(rng) for _ in range(150)).split()

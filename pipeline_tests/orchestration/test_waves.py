@@ -190,14 +190,17 @@ def test_a_sink_that_lacks_nearly_all_files_gets_them_as_they_lie(world: World, 
     assert key_order(world.instance, "default") == before
 
 
-def test_scattered_changes_wait_while_a_range_is_under_way_and_the_order_is_left_alone(world: World) -> None:
-    scatter(world)
+@pytest.mark.parametrize("full", [0, 1])
+def test_while_a_range_is_under_way_only_full_ranges_go_out_and_the_order_is_left_alone(world: World, full: int) -> None:
+    world.sync()
+    before = key_order(world.instance, "default")
+    world.change(detection={"files_per_run": 3})
+    edit(world, [*before[0:8:2], *before[10 : 12 + full]])
     create_run_for_test(
         world.instance, job_name="default_ingest", status=dg.DagsterRunStatus.STARTED, tags={RANGE_START: "x", RANGE_END: "y"}
     )
-    before = key_order(world.instance, "default")
     decided = decide(world)
-    assert decided.runs == ()
+    assert [spec.keys for spec in decided.runs] == [tuple(before[10:13])] * full
     assert decided.waiting_since is not None
     assert key_order(world.instance, "default") == before
 

@@ -30,6 +30,7 @@ from pipeline.stages.chunk import chunk
 from pipeline.stages.detect import detect
 from pipeline.stages.embed import embed
 from pipeline.stages.fetch import fetch
+from pipeline.stages.load import load
 from pipeline.stages.rebuild import forget_lost
 from pipeline.stages.repair import repair
 from pipeline.stages.report import StageReport
@@ -235,24 +236,52 @@ def test_a_repair_makes_again_what_a_dead_run_left_in_the_lake(world: World) -> 
     assert forget_lost(world.export, list(world.export.ledger.files().values())) == [world.file_id("doc-0.md")]
 
 
-def test_a_sink_is_given_as_many_chunks_at_once_as_it_asks_for_by_a_load_as_by_a_repair(
+def test_a_sink_is_given_as_many_chunks_at_once_as_it_asks_for_and_then_tended_by_a_load_as_by_a_repair(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[int] = []
-    real = LanceDBExporter.replace_files
+    done: list[int | str] = []
+    replace_files, optimize = LanceDBExporter.replace_files, LanceDBExporter.optimize
 
     async def counted(self: LanceDBExporter, files: Sequence[FileRecords]) -> ReplaceReport:
-        given.append(sum(file.table.num_rows for file in files))
-        return await real(self, files)
+        done.append(sum(file.table.num_rows for file in files))
+        return await replace_files(self, files)
+
+    async def tended(self: LanceDBExporter) -> None:
+        done.append("tended")
+        await optimize(self)
 
     monkeypatch.setattr(LanceDBExporter, "replace_files", counted)
+    monkeypatch.setattr(LanceDBExporter, "optimize", tended)
     monkeypatch.setattr(LanceDBExporter, "chunks_at_once", 3)
     world.ingest()
-    assert given == [3, 1]
-    given.clear()
+    assert done == [3, 1, "tended"]
+    done.clear()
     drop_rows(world, "chunk_index = 0")
     assert asyncio.run(repair(world.export, "lancedb", run_id="r")).ok
-    assert given == [3, 1]
+    assert done == [3, 1, "tended"]
+
+
+def test_a_load_of_what_stands_reads_and_writes_nothing_and_of_one_that_is_lost_that_one(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.ingest()
+    read: list[str] = []
+    real = Lake.read_many
+
+    def counted(self: Lake, dataset: Dataset, partitions: Iterable[str], *columns: Any) -> dict[str, pa.Table]:
+        names = list(partitions)
+        read.extend(names if dataset == "embeddings" else [])
+        return real(self, dataset, names, *columns)
+
+    monkeypatch.setattr(Lake, "read_many", counted)
+    files = list(world.export.ledger.files())
+    again = asyncio.run(load(world.export, "lancedb", files, run_id="again"))
+    assert (again.worked, again.skipped, again.rows, read) == (0, 4, [], [])
+    lost = world.file_id("doc-2.md")
+    drop_rows(world, f"parsed_directory_file_id = '{lost}'")
+    once = asyncio.run(load(world.export, "lancedb", files, run_id="once"))
+    told = {"file": "doc-2.md", "file_id": lost, "records": 1}
+    assert (once.worked, once.skipped, once.rows, read) == (1, 3, [told], [lost])
 
 
 def test_a_text_embedded_anywhere_in_the_export_is_not_embedded_again(world: World) -> None:
