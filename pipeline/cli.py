@@ -157,7 +157,7 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
 
 @app.command()
 def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
-    """What is known of the index, its files and its sinks."""
+    """What is known of the index, its files and its sinks since the last sync or run; `indexport plan` tells what has changed."""
     from pipeline.cli_output import print_awaiting_approval
     from pipeline.clock import when
     from pipeline.ledger.models import MODEL
@@ -231,9 +231,12 @@ def search(
         return
     print_hits(out, hits)
     if not hits:
-        lacking = not_loaded(opened, searched)
-        told = f"; files that are not in {searched} yet: {lacking} (`indexport sync` loads them)" if lacking else ""
-        err.print(f"nothing found{escape(told)}", soft_wrap=True)
+        told = "nothing found"
+        if lacking := not_loaded(opened, searched):
+            told += f"; files that are not in {searched} yet: {lacking} (`indexport sync` loads them)"
+        elif not opened.ledger.files():
+            told += f"; {opened.nothing_exported}"
+        err.print(escape(told), soft_wrap=True, highlight=False)
 
 
 @app.command()

@@ -208,6 +208,12 @@ def test_a_search_that_finds_nothing_says_how_many_files_it_could_not_look_throu
     assert outcome.stderr == "nothing found; files that are not in lancedb yet: 2 (`indexport sync` loads them)\n"
 
 
+def test_a_search_in_a_home_that_knows_no_file_says_so(folder: Path) -> None:
+    outcome = CliRunner().invoke(app, ["search", "boat"])
+    nothing = f"nothing was exported in {folder.parent}/home yet: `indexport sync` does, or INDEXPORT_HOME names another home"
+    assert (outcome.exit_code, outcome.stderr) == (0, f"nothing found; {nothing}\n")
+
+
 def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:
     (folder / "boats [").mkdir()
     (folder / "boats.md").rename(folder / "boats [" / "final].md")
