@@ -23,7 +23,6 @@ from rich.table import Table
 from pipeline.cli_common import (
     ExportOption,
     JsonOption,
-    KnownFiles,
     SinkOption,
     err,
     escape_what_the_output_cannot_show,
@@ -38,6 +37,7 @@ from pipeline.cli_local import DocumentsOption, cloud_over, local_app
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError, disk_remedy
 from pipeline.interpreter import look_for_garbage_less
+from pipeline.stages.known_files import KnownFiles
 
 if TYPE_CHECKING:
     from llama_cloud.types.index_create_params import Product
@@ -283,19 +283,16 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 def release(files: list[str], export: ExportOption = "default") -> None:
     """Give failed or parked files a fresh start at the next look; an erased file, by its id, may return."""
     from pipeline.ledger.asker import asker
+    from pipeline.stages.release import release as run_release
     from pipeline.stages.tombstones import lift_tombstones
 
     opened = open_export(export)
-    known, tombstones = KnownFiles(opened), opened.ledger.register.tombstones()
-    erased = [name for name in files if name in tombstones]
-    found = [file_id for name in files if name not in erased for file_id in known.unerased_ids_of(name, tombstones)]
-    # Only when every name is known: a command that is refused has lifted nothing.
+    erased = [name for name in files if name in opened.ledger.register.tombstones()]
+    # First, for it refuses what is not known: a command that is refused has lifted nothing.
+    released = run_release(opened, [name for name in files if name not in erased])
     lift_tombstones(opened, erased)
-    failing = [file_id for file_id, row in opened.ledger.files(found).items() if row.is_failing]
-    opened.ledger.release(failing)
-    released = [*failing, *erased]
-    opened.ledger.log([(file_id, "released", {"by": asker()}) for file_id in released], run_id=None)
-    out.print(f"{len(released)} files released")
+    opened.ledger.log([(file_id, "released", {"by": asker()}) for file_id in erased], run_id=None)
+    out.print(f"{len(released) + len(erased)} files released")
 
 
 @index_app.command("create")

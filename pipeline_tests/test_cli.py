@@ -24,12 +24,13 @@ from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.cli_common import KnownFiles, open_export
+from pipeline.cli_common import open_export
 from pipeline.cli_output import print_awaiting_approval, print_hits
 from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline.stages.known_files import KnownFiles
 from pipeline.stages.search import search
 from pipeline_tests.command_line import INDEXPORT, invoke, run
 
