@@ -24,7 +24,6 @@ from rich.table import Table
 from pipeline.cli_common import (
     ExportOption,
     JsonOption,
-    KnownFiles,
     SinkOption,
     err,
     escape_what_the_output_cannot_show,
@@ -39,6 +38,7 @@ from pipeline.cli_local import DocumentsOption, cloud_over, local_app
 from pipeline.cli_trust import trust_app
 from pipeline.errors import DISK_ERRORS, ConfigError, IndexportError, disk_remedy
 from pipeline.interpreter import look_for_garbage_less
+from pipeline.stages.known_files import KnownFiles
 
 if TYPE_CHECKING:
     from llama_cloud.types.index_create_params import Product
@@ -158,7 +158,7 @@ def plan(export: ExportOption = "default", documents: DocumentsOption = None, as
 
 @app.command()
 def status(export: ExportOption = "default", as_json: JsonOption = False) -> None:
-    """What is known of the index, its files and its sinks."""
+    """What is known of the index, its files and its sinks since the last sync or run; `indexport plan` tells what has changed."""
     from pipeline.cli_output import print_awaiting_approval
     from pipeline.clock import when
     from pipeline.ledger.models import MODEL
@@ -230,9 +230,12 @@ def search(
         return
     print_hits(out, hits)
     if not hits:
-        lacking = not_loaded(opened, searched)
-        told = f"; files that are not in {searched} yet: {lacking} (`indexport sync` loads them)" if lacking else ""
-        err.print(f"nothing found{escape(told)}", soft_wrap=True)
+        told = "nothing found"
+        if lacking := not_loaded(opened, searched):
+            told += f"; files that are not in {searched} yet: {lacking} (`indexport sync` loads them)"
+        elif not opened.ledger.files():
+            told += f"; {opened.nothing_exported}"
+        err.print(escape(told), soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -279,19 +282,16 @@ def history(file: str, export: ExportOption = "default", as_json: JsonOption = F
 def release(files: list[str], export: ExportOption = "default") -> None:
     """Give failed or parked files a fresh start at the next look; an erased file, by its id, may return."""
     from pipeline.ledger.asker import asker
+    from pipeline.stages.release import release as run_release
     from pipeline.stages.tombstones import lift_tombstones
 
     opened = open_export(export)
-    known, tombstones = KnownFiles(opened), opened.ledger.register.tombstones()
-    erased = [name for name in files if name in tombstones]
-    found = [file_id for name in files if name not in erased for file_id in known.unerased_ids_of(name, tombstones)]
-    # Only when every name is known: a command that is refused has lifted nothing.
+    erased = [name for name in files if name in opened.ledger.register.tombstones()]
+    # First, for it refuses what is not known: a command that is refused has lifted nothing.
+    released = run_release(opened, [name for name in files if name not in erased])
     lift_tombstones(opened, erased)
-    failing = [file_id for file_id, row in opened.ledger.files(found).items() if row.is_failing]
-    opened.ledger.release(failing)
-    released = [*failing, *erased]
-    opened.ledger.log([(file_id, "released", {"by": asker()}) for file_id in released], run_id=None)
-    out.print(f"{len(released)} files released")
+    opened.ledger.log([(file_id, "released", {"by": asker()}) for file_id in erased], run_id=None)
+    out.print(f"{len(released) + len(erased)} files released")
 
 
 @index_app.command("create")

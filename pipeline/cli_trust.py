@@ -19,7 +19,6 @@ from pipeline.cli_common import (
     EverySinkOption,
     ExportOption,
     JsonOption,
-    KnownFiles,
     defined_exports,
     err,
     opened_with_instance,
@@ -27,6 +26,7 @@ from pipeline.cli_common import (
     sinks_of,
 )
 from pipeline.errors import ConfigError
+from pipeline.stages.known_files import KnownFiles
 
 if TYPE_CHECKING:
     from pipeline.stages.erase import Retired

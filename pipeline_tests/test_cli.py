@@ -24,12 +24,13 @@ from sqlalchemy import URL
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-from pipeline.cli_common import KnownFiles, open_export
+from pipeline.cli_common import open_export
 from pipeline.cli_output import print_awaiting_approval, print_hits
 from pipeline.errors import ConfigError
 from pipeline.home import Home
 from pipeline.ledger.models import MODEL
 from pipeline.local_cloud.environment import local_cloud_environment
+from pipeline.stages.known_files import KnownFiles
 from pipeline.stages.search import search
 from pipeline_tests.command_line import INDEXPORT, invoke, run
 
@@ -206,6 +207,12 @@ def test_a_search_that_finds_nothing_says_how_many_files_it_could_not_look_throu
     with patch("pipeline.stages.search.not_loaded", return_value=2):
         outcome = CliRunner().invoke(app, ["search", "zeppelin", "--mode", "text"])
     assert outcome.stderr == "nothing found; files that are not in lancedb yet: 2 (`indexport sync` loads them)\n"
+
+
+def test_a_search_in_a_home_that_knows_no_file_says_so(folder: Path) -> None:
+    outcome = CliRunner().invoke(app, ["search", "boat"])
+    nothing = f"nothing was exported in {folder.parent}/home yet: `indexport sync` does, or INDEXPORT_HOME names another home"
+    assert (outcome.exit_code, outcome.stderr) == (0, f"nothing found; {nothing}\n")
 
 
 def test_what_looks_like_markup_is_shown_as_it_is(folder: Path) -> None:

@@ -46,6 +46,17 @@ def test_wrong_questions_end_with_two_and_one_line() -> None:
             assert message in outcome.stderr
 
 
+@pytest.mark.parametrize("command", [("search", "x"), ("records",), ("verify",)])
+def test_a_home_without_an_export_is_named_where_an_index_cannot_be_asked_instead(
+    tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    """As of who reads from another directory than the one that was synced in."""
+    outcome = run(*command, INDEXPORT_HOME=str(tmp_path / "home"), DAGSTER_HOME="", LLAMA_CLOUD_API_KEY="")
+    nothing = f"nothing was exported in {tmp_path}/home yet: `indexport sync` does, or INDEXPORT_HOME names another home"
+    told = f"no LlamaCloud API key: set the environment variable LLAMA_CLOUD_API_KEY; {nothing}"
+    assert (outcome.returncode, outcome.stderr) == (2, f"configuration: {told}\n")
+
+
 def test_exports_are_those_of_the_folder_that_the_environment_names(tmp_path: Path) -> None:
     folder = tmp_path / "defs" / "x"
     folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ModelWrapValidatorHandler, ValidationError, mode
 from pipeline.errors import ConfigError
 from pipeline.orchestration.assets import export_assets
 from pipeline.orchestration.checks import export_checks
-from pipeline.orchestration.jobs import approval_job, ingest_job, removal_job, repair_job, verification_job
+from pipeline.orchestration.jobs import approval_job, ingest_job, release_job, removal_job, repair_job, verification_job
 from pipeline.orchestration.resources import EXPORTS
 from pipeline.orchestration.sensors import directory_changes
 from pipeline.stages.loaded_file import LoadedFile
@@ -66,7 +66,7 @@ def export_definitions(settings: ExportSettings, file: LoadedFile | None = None)
     return dg.Definitions(
         assets=export_assets(settings),
         asset_checks=export_checks(settings),
-        jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings)],
+        jobs=[ingest, removal, verification, repair_job(settings), approval_job(settings), release_job(settings)],
         sensors=[directory_changes(settings, file, ingest, removal, verification)],
         resources={"indexport": EXPORTS},
     )

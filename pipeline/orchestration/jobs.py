@@ -1,5 +1,5 @@
 """Jobs of an export: the ingest of any partitions, the verification of its sinks, the removal of files that are gone, the repair
-of its sinks, and the approval of removals that the fuse has stopped."""
+of its sinks, the approval of removals that the fuse has stopped, and another try of files that a person names."""
 
 from dataclasses import asdict
 from typing import Any
@@ -19,6 +19,7 @@ from pipeline.orchestration.liveness import marking_executor
 from pipeline.orchestration.metadata import report_metadata, table
 from pipeline.orchestration.partitions import EXPORT_TAG, LANE_TAG
 from pipeline.orchestration.resources import Exports
+from pipeline.stages.release import release
 from pipeline.stages.remove import pending_removals, remove
 from pipeline.stages.repair import repair
 from pipeline.stages.settings import ExportSettings
@@ -72,6 +73,19 @@ class ApprovalConfig(dg.Config):
         ge=0,
         description="How many files may be deleted at the next look, beyond the fuse (max_delete_fraction): as many as wait, or "
         "none goes. 0 is a dry run: it lists what waits, and takes back an approval given before.",
+    )
+
+
+class ReleaseConfig(dg.Config):
+    """Which files to try again."""
+
+    files: list[str] = Field(
+        description="Names of files, or their ids (dfl-..., the partition keys), which may lie anywhere among the others. "
+        "Those that have failed or are parked get a fresh start."
+    )
+    refetch: bool = Field(
+        default=False,
+        description="Have the payloads of all of them fetched again, also where nothing has failed or the listing has not moved.",
     )
 
 
@@ -181,6 +195,31 @@ def approval_job(settings: ExportSettings) -> dg.JobDefinition:
         "of 0 does nothing else."
     )
     return _job_of(approve, f"{settings.name}_approve_removals", description)
+
+
+def release_job(settings: ExportSettings) -> dg.JobDefinition:
+    """Has files tried again that people choose."""
+
+    @dg.op(name=f"{settings.name}_release_files")
+    def release_files(context: dg.OpExecutionContext, indexport: Exports, config: ReleaseConfig) -> None:
+        """Note for the next look which files to ask for, and log them in one observation; fails where there are none."""
+        export = indexport.open(settings, context.instance)
+        try:
+            released = release(export, config.files, refetch=config.refetch, run_id=context.run_id)
+        except ConfigError as error:
+            raise dg.Failure(str(error), allow_retries=False) from error
+        if not released:
+            told = "none of these files has failed; `refetch: true` has them fetched again all the same"
+            raise dg.Failure(told, allow_retries=False)
+        rows = [{"file": name, "file_id": file_id} for file_id, name in released.items()]
+        metadata: dict[str, Any] = {"released": len(released), "files": table(rows)}
+        context.log_event(dg.AssetObservation(asset_key(settings, DIRECTORY_FILES), metadata=metadata))
+
+    description = (
+        "Gives failed and parked files a fresh start, as `indexport release` does: the sensor's next look asks for them, in few "
+        "runs wherever they lie."
+    )
+    return _job_of(release_files, f"{settings.name}_release", description)
 
 
 def _job_of(op: dg.OpDefinition, name: str, description: str) -> dg.JobDefinition:

@@ -32,7 +32,7 @@ LAUNCHER_TAG = f"{_HIDDEN}launcher"
 HEARD_TAG = f"{_HIDDEN}heard_of"
 NOTED_TAG = f"{_HIDDEN}noted"
 
-JOBS = ("ingest", "removal", "verification", "repair", "approve_removals")
+JOBS = ("ingest", "removal", "verification", "repair", "approve_removals", "release")
 """What the jobs of an export are called, after its own name."""
 
 UNFINISHED = [

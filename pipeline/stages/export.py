@@ -104,14 +104,23 @@ class Export:
         return 0 if state.tenant_id == LOCAL_PROJECT else 3600
 
     async def scope(self) -> tuple[str, str]:
-        """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud."""
+        """(tenant_id, export_config_id) of the index, from the ledger or, the first time, from LlamaCloud. Raises ConfigError and
+        SourceUnavailable."""
         state = self.ledger.state()
         if state.tenant_id and state.export_config_id:
             return state.tenant_id, state.export_config_id
-        async with self.source() as source:
-            index = await source.get_index()
+        try:
+            async with self.source() as source:
+                index = await source.get_index()
+        except ConfigError as error:  # who wants to read what a sync has written may only stand in another directory
+            raise ConfigError(f"{error}; {self.nothing_exported}") from error
         self.ledger.update_state(tenant_id=index.project_id, export_config_id=index.export_config_id)
         return index.scope
+
+    @property
+    def nothing_exported(self) -> str:
+        """What is said where the ledger knows no file."""
+        return f"nothing was exported in {self.home.root} yet: `indexport sync` does, or INDEXPORT_HOME names another home"
 
     async def scopes(self) -> list[tuple[str, str]]:
         """The scope, and those of former indexes of the export, under which records may still stand. A former scope that another

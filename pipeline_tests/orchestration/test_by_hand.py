@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.components.index_export import export_definitions
 from pipeline.orchestration.jobs import removal_config, removal_tags
-from pipeline.orchestration.launcher import failures
+from pipeline.orchestration.launcher import failures, sync
 from pipeline.orchestration.liveness import command_run
 from pipeline.orchestration.partitions import RANGE_END, RANGE_START, add_keys
 from pipeline.stages.detect import detect
@@ -219,3 +219,40 @@ def test_a_removal_of_the_sensors_whose_files_have_come_back_is_no_failure(world
     result = launch(world, "removal", run_config=config, tags=removal_tags(world.settings))
     assert observed(result)["removed"] == 0
     world.assert_settled()
+
+
+def release(world: World, *files: str, refetch: bool = False) -> dg.ExecuteInProcessResult:
+    config = {"files": list(files), "refetch": refetch}
+    return launch(world, "release", run_config={"ops": {"default_release_files": {"config": config}}})
+
+
+def test_failed_files_that_are_released_by_name_or_id_are_tried_again_at_the_next_look(world: World) -> None:
+    ids = [listed(world, name) for name in ("b.md", "c.md")]
+    world.export.record_failures(dict.fromkeys(ids, "refused"), "a run")
+    assert sorted(sync(world.settings, world.instance).needs.backing_off) == sorted(ids)
+    result = release(world, "b.md", ids[1], world.file_id("a.md"))
+    assert result.success
+    records, _ = observed(result)["files"]
+    assert [record.data["file"] for record in records] == ["b.md", "c.md"], "the other has not failed"
+    report = sync(world.settings, world.instance)
+    assert (report.ok, report.runs, sorted(report.ingested)) == (True, 1, sorted(ids))
+    assert [event.run_id for event in world.export.ledger.history(ids[0]) if event.event == "released"] == [result.run_id]
+
+
+def test_the_payload_of_a_file_that_stands_is_fetched_again_where_a_person_says_so(world: World) -> None:
+    assert failures(release(world, "a.md")) == [
+        "none of these files has failed; `refetch: true` has them fetched again all the same"
+    ]
+    assert release(world, "a.md", refetch=True).success
+    report = sync(world.settings, world.instance)
+    assert (report.ok, report.runs, report.ingested) == (True, 1, [world.file_id("a.md")])
+    assert (world.numbers("parsed_payloads")["files_worked_on"], world.numbers("lancedb")["files_worked_on"]) == (1, 0)
+    world.assert_settled()
+
+
+def test_a_release_of_what_is_no_file_changes_nothing(world: World) -> None:
+    file_id = listed(world, "b.md")
+    world.export.record_failures({file_id: "refused"}, "a run")
+    [told] = failures(release(world, "b.md", "typo.md"))
+    assert "no file of 'default' has the id or name 'typo.md'" in told
+    assert world.export.ledger.files([file_id])[file_id].status == "failed"
