@@ -50,13 +50,9 @@ class _StoredBlob:
 
 @dataclass(frozen=True, slots=True)
 class _Output:
-    """A parsed file to write. ``encoding`` and ``attachments`` matter only with a new payload.
-
-    ``at``: when it was made. A client asks for some of a large folder by it, and the moment of the commit is one for all of it.
-    """
+    """A parsed file to write. ``encoding`` and ``attachments`` matter only with a new payload."""
 
     id: str
-    at: str
     unique_id: str
     display_name: str
     metadata: str
@@ -119,7 +115,7 @@ class IndexSync:
             if row is None or row["deleted_at"] is not None or row["build_key"] != build_key:
                 self._plan.outputs.append(self._build(source, output_id, build_key, row))
             elif json.loads(row["source_metadata"]) != source.metadata:
-                self._plan.outputs.append(_with_metadata(row, source, self._cloud.now))
+                self._plan.outputs.append(_with_metadata(row, source))
             elif row["warning"] is not None:
                 self._warn(source, row["warning"])
         except (DocumentRefused, UnreadableDocument) as problem:
@@ -140,7 +136,6 @@ class IndexSync:
         self._cloud.blobs.write(file_id, compress(payload.body) if compressed else payload.body)
         return _Output(
             id=output_id,
-            at=self._cloud.now,
             unique_id=source.unique_id,
             display_name=source.display_name,
             metadata=_dumped(source),
@@ -215,7 +210,7 @@ class IndexSync:
             " source_metadata = excluded.source_metadata, updated_at = excluded.updated_at, deleted_at = NULL,"
             " build_key = excluded.build_key, warning = excluded.warning",
             [
-                (o.id, directory, o.display_name, o.unique_id, o.file_id, o.metadata, o.at, o.at, o.build_key, o.warning)
+                (o.id, directory, o.display_name, o.unique_id, o.file_id, o.metadata, now, now, o.build_key, o.warning)
                 for o in self._plan.outputs
             ],
         )
@@ -302,10 +297,9 @@ def _dumped(source: SourceFile) -> str:
     return json.dumps(source.metadata, sort_keys=True)
 
 
-def _with_metadata(row: Row, source: SourceFile, at: str) -> _Output:
+def _with_metadata(row: Row, source: SourceFile) -> _Output:
     return _Output(
         id=row["id"],
-        at=at,
         unique_id=row["unique_id"],
         display_name=row["display_name"],
         metadata=_dumped(source),

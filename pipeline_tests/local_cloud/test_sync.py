@@ -32,15 +32,6 @@ def test_text_is_paged_at_form_feeds_and_named_by_relative_path(cloud: Harness) 
     assert payload["source_modified_at"].endswith("Z")
 
 
-def test_each_file_of_a_sync_has_a_moment_of_its_own_in_the_order_they_are_listed(cloud: Harness, documents: Path) -> None:
-    for number in range(20):
-        (documents / f"{number:02}.md").write_text(f"# {number}")
-    cloud.sync()
-    listed = [_updated(file) for name, file in cloud.output().items() if name[0].isdecimal()]
-    assert sorted(set(listed)) == listed
-    assert len(listed) == 20
-
-
 def test_a_changed_document_keeps_its_id_and_gets_another_file(cloud: Harness, documents: Path) -> None:
     before, old = cloud.output(), cloud.payload(cloud.output()["hello.md"])
     (documents / "hello.md").write_text("# Hello again")
