@@ -29,11 +29,12 @@ def open_engine(url: str) -> sa.Engine:
     Raises ConfigError for a URL of another database, or whose driver is not installed.
     """
     try:
-        if (kind := sa.make_url(url).get_backend_name()) not in _DATABASES:
+        address = sa.make_url(url)
+        if (kind := address.get_backend_name()) not in _DATABASES:
             raise ConfigError(f"INDEXPORT_LEDGER_URL: a ledger cannot be in {kind!r}; {_URL}")
-        check_address(sa.make_url(url), "INDEXPORT_LEDGER_URL")
+        check_address(address, "INDEXPORT_LEDGER_URL")
         # Without the values of a statement, which are of documents, in what an error shows.
-        engine = sa.create_engine(url, pool_pre_ping=True, hide_parameters=True, **_of_postgresql(sa.make_url(url)))
+        engine = sa.create_engine(address, pool_pre_ping=True, hide_parameters=True, **_of_postgresql(address))
     except ImportError as error:
         raise ConfigError(f"INDEXPORT_LEDGER_URL: its driver {error.name!r} is not installed; {_URL}") from None
     except (sa.exc.ArgumentError, ValueError):  # their words may hold the password

@@ -64,8 +64,7 @@ class FolderStore:
             told = f"storage_context cannot use uri {self.shown!r}: {quoted(str(error))}; {DRIVER_REMEDY}"
             raise ConfigError(told) from None
         except _store_errors() as error:  # some drivers connect at once
-            reason = quoted(str(error), *store_secrets())
-            raise SinkUnavailable(f"storage_context at {self.shown} cannot be opened: {reason}; {_STORE_REMEDY}") from None
+            raise self._unavailable("be opened", error, _STORE_REMEDY) from None
         return filesystem, root.rstrip("/")
 
     @property
@@ -177,9 +176,12 @@ class FolderStore:
         except passed:
             raise
         except _store_errors() as error:
-            reason = quoted(str(error).replace(self._uri, self.shown), *store_secrets())
             remedy = "check its space and rights" if self.is_local else _STORE_REMEDY
-            raise SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}; {remedy}") from None
+            raise self._unavailable(action, error, remedy) from None
+
+    def _unavailable(self, action: str, error: Exception, remedy: str) -> SinkUnavailable:
+        reason = quoted(str(error).replace(self._uri, self.shown), *store_secrets())
+        return SinkUnavailable(f"storage_context at {self.shown} cannot {action}: {reason}; {remedy}")
 
 
 def _store_errors() -> tuple[type[Exception], ...]:
